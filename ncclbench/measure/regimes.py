@@ -1,0 +1,156 @@
+"""What is timed: the loops themselves, as bare as Python allows.
+
+Each loop returns durations in seconds, shape (samples, columns). The first column is the whole iteration; where a
+schedule has more than one phase, one column a phase follows. The start barrier and refills are outside the timed
+stretch, and garbage collection is off inside it.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ncclbench.measure.statistics import Floats
+from ncclbench.schedule.case import Timing
+from ncclbench.transports.base import Program
+
+Clock = Callable[[], float]
+
+# nccl-tests' own default for -n.
+LAUNCHES_PER_BLOCK = 20
+
+
+class Progress:
+    """How far this rank has come; written by the measuring thread, read by the watchdog's.
+
+    Plain attributes, since storing one costs tens of nanoseconds: it must not be seen in what is measured.
+    """
+
+    __slots__ = ("case", "iteration", "stage", "ticks")
+
+    def __init__(self) -> None:
+        """Nothing has happened yet."""
+        self.case = -1
+        self.stage = "start"
+        self.iteration = -1
+        self.ticks = 0
+
+    def enter(self, stage: str) -> None:
+        """A new stage of the case begins: ``compile``, ``check``, ``warmup``, ``timed``, ..."""
+        self.stage = stage
+        self.iteration = -1
+        self.ticks += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Everything a timing loop touches.
+
+    Attributes:
+        program: what is launched.
+        barrier: lets all ranks start together.
+        clock: seconds, monotonic.
+        refill: restores in-place buffers.
+        refill_every: after how many launches they would overflow.
+        progress: where to say how far it is.
+        launches_per_block: N of the pipelined regime.
+    """
+
+    program: Program
+    barrier: Callable[[], None]
+    clock: Clock
+    refill: Callable[[], None]
+    refill_every: int
+    progress: Progress
+    launches_per_block: int = LAUNCHES_PER_BLOCK
+
+    @property
+    def columns(self) -> list[str]:
+        """The phase label of each column of a loop's samples in the isolated regime."""
+        labels = [step.label for step in self.program.steps]
+        return ["total", *labels] if len(labels) > 1 else ["total"]
+
+
+def isolated(loop: Loop, samples: int) -> Floats:
+    """Every iteration on its own: host clock between barriers, the barrier outside."""
+    launches = [step.launch for step in loop.program.steps]
+    measure = _single_phase if len(launches) == 1 else _many_phases
+    with quiet_gc():
+        return measure(loop, launches, samples)
+
+
+def _single_phase(loop: Loop, launches: list[Callable[[], object]], samples: int) -> Floats:
+    (launch,), finish, barrier, clock, progress = launches, loop.program.finish, loop.barrier, loop.clock, loop.progress
+    seconds = np.empty((samples, 1))
+    for i in range(samples):
+        if i % loop.refill_every == 0:
+            loop.refill()
+        progress.iteration = i
+        progress.ticks += 1
+        barrier()
+        start = clock()
+        launch()
+        finish()
+        end = clock()
+        progress.ticks += 1
+        seconds[i, 0] = end - start
+    return seconds
+
+
+def _many_phases(loop: Loop, launches: list[Callable[[], object]], samples: int) -> Floats:
+    finish, barrier, clock, progress = loop.program.finish, loop.barrier, loop.clock, loop.progress
+    seconds = np.empty((samples, len(launches) + 1))
+    marks = [0.0] * (len(launches) + 1)
+    for i in range(samples):
+        if i % loop.refill_every == 0:
+            loop.refill()
+        progress.iteration = i
+        progress.ticks += 1
+        barrier()
+        marks[0] = clock()
+        for k, launch in enumerate(launches, 1):
+            launch()
+            finish()
+            marks[k] = clock()
+        progress.ticks += 1
+        seconds[i, 0] = marks[-1] - marks[0]
+        seconds[i, 1:] = np.diff(marks)
+    return seconds
+
+
+def pipelined(loop: Loop, samples: int) -> Floats:
+    """Blocks of N back-to-back launches, wall / N: the classic nccl-tests number. One sample is one block."""
+    launches, finish, clock = [step.launch for step in loop.program.steps], loop.program.finish, loop.clock
+    seconds = np.empty((samples, 1))
+    with quiet_gc():
+        for i in range(samples):
+            loop.refill()
+            loop.progress.iteration = i * loop.launches_per_block
+            loop.progress.ticks += 1
+            loop.barrier()
+            start = clock()
+            for _ in range(loop.launches_per_block):
+                for launch in launches:
+                    launch()
+            finish()
+            end = clock()
+            loop.progress.ticks += 1
+            seconds[i, 0] = (end - start) / loop.launches_per_block
+    return seconds
+
+
+REGIMES: dict[Timing, Callable[[Loop, int], Floats]] = {Timing.ISOLATED: isolated, Timing.PIPELINED: pipelined}
+
+
+@contextmanager
+def quiet_gc() -> Iterator[None]:
+    """Keep the garbage collector out of a timed stretch."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -1,0 +1,131 @@
+"""How many iterations: until the median's interval is narrow enough, or the time is spent.
+
+Samples are gathered in batches. After each, rank 0 alone decides how many more there will be and tells the others, so
+that no two ranks ever disagree.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ncclbench.measure.statistics import Floats, relative_width, summarise
+from ncclbench.transports.base import Control
+
+MIN_SAMPLES = 20
+# The fewest that a 95% interval of the median can be made of.
+FEWEST_SAMPLES = 6
+MAX_SAMPLES = 10_000
+_LARGEST_BATCH = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a case is measured.
+
+    Attributes:
+        iterations: a fixed number of iterations; None to go on until `precision` or `max_seconds`. In the pipelined
+            regime it is the number of launches in a block.
+        warmup: iterations before anything is timed, for every size.
+        precision: stop when half the median's 95% interval is narrower than this share of the median.
+        max_seconds: stop after this long.
+        check: validate the data before and after timing.
+        seed: of the fill values.
+        timeout: seconds without progress after which a rank counts as hung; grows with the size of a case.
+    """
+
+    iterations: int | None = None
+    warmup: int = 5
+    precision: float = 0.02
+    max_seconds: float = 2.0
+    check: bool = True
+    seed: int = 0
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When to stop, apart from anything that is measured.
+
+    Attributes:
+        fixed: a number of samples declared beforehand, or None.
+        precision: see `Settings`.
+        max_seconds: see `Settings`.
+    """
+
+    fixed: int | None
+    precision: float
+    max_seconds: float
+
+    def first(self, seconds_each: float) -> int:
+        """Size of the first batch, knowing roughly how long a sample takes."""
+        if self.fixed is not None:
+            return self.fixed
+        affordable = self.max_seconds / max(seconds_each, 1e-9)
+        return int(min(MIN_SAMPLES, max(FEWEST_SAMPLES, affordable)))
+
+    def next(self, slowest_N: Floats, elapsed: float) -> tuple[int, str]:
+        """Size of the next batch and, if it is 0, what stopped: ``iterations``, ``precision`` or ``time``.
+
+        Args:
+            slowest_N: the duration of the slowest rank in each iteration so far.
+            elapsed: seconds since the first batch began, with everything around the samples.
+        """
+        n = len(slowest_N)
+        if self.fixed is not None:
+            return 0, "iterations"
+        if n >= MIN_SAMPLES and relative_width(summarise(slowest_N)) <= self.precision:
+            return 0, "precision"
+        if n >= MAX_SAMPLES:
+            return 0, "iterations"
+        affordable = int((self.max_seconds - elapsed) / (elapsed / n)) if elapsed > 0 else n
+        batch = min(n, affordable, _LARGEST_BATCH, MAX_SAMPLES - n)
+        return (batch, "") if batch > 0 else (0, "time")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Durations in seconds of all ranks, shape (R, N, columns), and what stopped the sampling. Rank 0 only."""
+
+    labels: list[str]
+    seconds_RNK: Floats = field(repr=False)
+    stopped: str
+
+    @property
+    def slowest_N(self) -> Floats:
+        """t_i, the slowest rank's duration of each iteration."""
+        return np.asarray(self.seconds_RNK[:, :, 0].max(axis=0))
+
+
+def collect(
+    measure: Callable[[int], Floats],
+    labels: list[str],
+    rule: Rule,
+    control: Control,
+    clock: Callable[[], float],
+    seconds_each: float,
+) -> Samples | None:
+    """Measure in batches until `rule` says stop; the samples on rank 0, None elsewhere.
+
+    Args:
+        measure: times a batch of the given size on this rank; shape (batch, columns).
+        labels: one a column.
+        rule: when to stop.
+        control: how ranks agree.
+        clock: seconds, monotonic.
+        seconds_each: a first guess, from the warm-up.
+    """
+    batches: list[Floats] = []
+    batch = int(control.broadcast(np.array([rule.first(seconds_each)], np.int64))[0])
+    stopped = "iterations"
+    began = clock()
+    while batch:
+        gathered = control.gather(measure(batch))
+        if gathered is not None:
+            batches.append(gathered)
+            slowest = np.concatenate([b[:, :, 0].max(axis=0) for b in batches])
+            batch, stopped = rule.next(slowest, clock() - began)
+        batch = int(control.broadcast(np.array([batch], np.int64))[0])
+    if not batches:
+        return None
+    return Samples(labels, np.concatenate(batches, axis=1), stopped)

@@ -1,0 +1,78 @@
+"""What there is of each kind: patterns, transports and report formats, found by module name.
+
+A file in `ncclbench_patterns`, `ncclbench_reports` or `ncclbench.transports` *is* its registration. Other
+distributions add theirs through an entry point in the group `ncclbench.patterns`, `ncclbench.reports` or
+`ncclbench.transports`; its value is a module (or, for a transport, a module with `open_transport`).
+Nothing is imported to list the names.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+
+from ncclbench.errors import UsageError
+
+# kind -> the package whose modules are the built-in ones.
+_PACKAGES = {
+    "patterns": "ncclbench_patterns",
+    "reports": "ncclbench_reports",
+    "transports": "ncclbench.transports",
+}
+# One file may serve several names: torch.distributed has one backend a name.
+_SERVED_BY = {("transports", "torch_dist"): ("gloo", "nccl")}
+# What every transport is written against is not itself a transport.
+_NOT_PLUGINS = {("transports", "base")}
+
+
+@cache
+def _builtin(kind: str) -> dict[str, str]:
+    package = _PACKAGES[kind]
+    found: dict[str, str] = {}
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if info.ispkg or info.name.startswith("_") or (kind, info.name) in _NOT_PLUGINS:
+            continue
+        for name in _SERVED_BY.get((kind, info.name), (info.name,)):
+            found[name] = f"{package}.{info.name}"
+    return found
+
+
+@cache
+def _third_party(kind: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=f"ncclbench.{kind}")}
+
+
+def names(kind: str) -> list[str]:
+    """Names of `kind` (``patterns``, ``reports``, ``transports``), sorted; a third party cannot hide a built-in."""
+    return sorted({*_builtin(kind), *_third_party(kind)})
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """The module behind `name`.
+
+    Raises:
+        UsageError: if there is none, naming the nearest and all there are; or if a third party's does not import.
+    """
+    if name in _builtin(kind):
+        return importlib.import_module(_builtin(kind)[name])
+    point = _third_party(kind).get(name)
+    if point is None:
+        raise UsageError(unknown(kind.removesuffix("s"), name, names(kind)))
+    try:
+        module = point.load()
+    except Exception as error:
+        raise UsageError(f"{kind.removesuffix('s')} {name!r} ({point.value}) does not load: {error}") from error
+    if not isinstance(module, ModuleType):
+        raise UsageError(f"{kind.removesuffix('s')} {name!r} ({point.value}) must name a module")
+    return module
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a failed look-up: the nearest name first, then all of them."""
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"no {what} {name!r}; {hint}there are: {', '.join(choices) or 'none'}"

@@ -1,0 +1,33 @@
+"""What moves: phases over groups, and the four uses of them that need no rank: build, count, trace, check.
+
+This is what a pattern imports.
+"""
+
+from ncclbench.errors import Unable
+from ncclbench.schedule.builders import collective, shard_count
+from ncclbench.schedule.case import Case, GroupParams, Params, Timing
+from ncclbench.schedule.dtypes import DTYPES, Dtype, Redop
+from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Kernel, Local, Op, Phase
+from ncclbench.schedule.schedule import Schedule
+
+__all__ = [
+    "DTYPES",
+    "AllToAllV",
+    "Case",
+    "Collective",
+    "Concurrent",
+    "Dtype",
+    "Exchange",
+    "GroupParams",
+    "Kernel",
+    "Local",
+    "Op",
+    "Params",
+    "Phase",
+    "Redop",
+    "Schedule",
+    "Timing",
+    "Unable",
+    "collective",
+    "shard_count",
+]

@@ -1,0 +1,96 @@
+"""A case: pattern + parameters + bytes + dtype + timing regime."""
+
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import msgspec
+
+from ncclbench.errors import UsageError
+from ncclbench.schedule.dtypes import Dtype, dtype_of
+
+
+class Timing(StrEnum):
+    """What is timed; ``docs/architecture.md`` defines each."""
+
+    PIPELINED = "pipelined"
+    ISOLATED = "isolated"
+    GRAPH = "graph"
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of a pattern's own parameters: a field a parameter, with its type and default.
+
+    A field's values arrive from a plan or from ``--param NAME=VALUE``, so text is converted where it can be.
+    """
+
+
+P = TypeVar("P", bound=Params)
+
+
+class GroupParams(Params, frozen=True, kw_only=True):
+    """The parameter every collective has."""
+
+    group: str = "world"
+    """world; node, domain, rail or site for the ranks that share one; or N for blocks of N ranks."""
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing to measure.
+
+    Attributes:
+        pattern: name of a pattern.
+        nbytes: S as asked for; what a schedule really moves is in its `size_bytes`.
+        dtype: name of the element type.
+        timing: the regime.
+        params: the pattern's parameters that differ from their defaults.
+    """
+
+    pattern: str
+    nbytes: int
+    dtype: str = "float32"
+    timing: Timing = Timing.ISOLATED
+    params: dict[str, Any] = {}
+
+    @property
+    def element(self) -> Dtype:
+        """The element type."""
+        return dtype_of(self.dtype)
+
+    @property
+    def id(self) -> str:
+        """Unique in a plan: ``all_reduce/float32/1048576/isolated``, and the parameters where there are any."""
+        stem = f"{self.pattern}/{self.dtype}/{self.nbytes}/{self.timing}"
+        return stem + "".join(f"/{name}={value}" for name, value in sorted(self.params.items()))
+
+    def read(self, kind: type[P]) -> P:
+        """The parameters as the pattern's own type.
+
+        Raises:
+            UsageError: if a name is unknown or a value has the wrong type.
+        """
+        return convert_params(self.pattern, self.params, kind)
+
+
+def convert_params(pattern: str, params: dict[str, Any], kind: type[P]) -> P:
+    """`params` checked against `kind`; numbers may arrive as text.
+
+    Raises:
+        UsageError: naming the pattern, the parameter, and what there is.
+    """
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    for name in params:
+        if name not in known:
+            raise UsageError(f"{pattern} has no parameter {name!r}; there are: {', '.join(known) or 'none'}")
+    # A plan may say group = 4 where the type is text: TOML's numbers are as good as the command line's text here.
+    texts = {name: str(value) if type(value) in (int, float) else value for name, value in params.items()}
+    try:
+        return msgspec.convert(texts, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{pattern}: parameter {error}") from None
+
+
+def non_default(pattern: str, params: dict[str, Any], kind: type[Params]) -> dict[str, Any]:
+    """The parameters of `params` that differ from their defaults, as plain data; this is what names a case."""
+    converted: dict[str, Any] = msgspec.to_builtins(convert_params(pattern, params, kind))
+    defaults = {f.name: msgspec.to_builtins(f.default) for f in msgspec.structs.fields(kind)}
+    return {name: value for name, value in converted.items() if defaults[name] != value}

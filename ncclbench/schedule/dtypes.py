@@ -1,0 +1,103 @@
+"""Element types and reductions, and how large an integer each type holds without rounding."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.errors import UsageError
+
+Array = NDArray[Any]
+
+
+class Redop(StrEnum):
+    """Element-wise reductions, with nccl-tests' names."""
+
+    SUM = "sum"
+    PROD = "prod"
+    MIN = "min"
+    MAX = "max"
+    AVG = "avg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dtype:
+    """An element type.
+
+    Attributes:
+        name: as in plans and records.
+        numpy: the NumPy type; bfloat16 comes from ml_dtypes.
+        exact: every integer from 0 to this one is represented exactly.
+        doublings: 2 ** this is representable, so a product of that many twos is exact.
+        epsilon: spacing of the type at 1.0; 0 for integers.
+    """
+
+    name: str
+    numpy: np.dtype[Any]
+    exact: int
+    doublings: int
+    epsilon: float
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes an element."""
+        return self.numpy.itemsize
+
+    @property
+    def is_float(self) -> bool:
+        """Whether arithmetic on it can round."""
+        return self.epsilon > 0
+
+    @property
+    def bits(self) -> np.dtype[Any]:
+        """The unsigned integer of the same width: comparing bits does not stumble over NaN or -0."""
+        return np.dtype(f"u{self.itemsize}")
+
+
+DTYPES: dict[str, Dtype] = {
+    dtype.name: dtype
+    for dtype in (
+        Dtype(name="float32", numpy=np.dtype("f4"), exact=1 << 24, doublings=127, epsilon=2.0**-23),
+        Dtype(name="float16", numpy=np.dtype("f2"), exact=1 << 11, doublings=15, epsilon=2.0**-10),
+        Dtype(name="bfloat16", numpy=np.dtype(ml_dtypes.bfloat16), exact=1 << 8, doublings=127, epsilon=2.0**-7),
+        Dtype(name="float64", numpy=np.dtype("f8"), exact=1 << 53, doublings=1023, epsilon=2.0**-52),
+        Dtype(name="int32", numpy=np.dtype("i4"), exact=(1 << 31) - 1, doublings=30, epsilon=0.0),
+        Dtype(name="uint8", numpy=np.dtype("u1"), exact=(1 << 8) - 1, doublings=7, epsilon=0.0),
+    )
+}
+
+
+def dtype_of(name: str) -> Dtype:
+    """The element type called `name`.
+
+    Raises:
+        UsageError: if there is none, naming all there are.
+    """
+    if name not in DTYPES:
+        raise UsageError(f"no dtype {name!r}; there are: {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+@cache
+def reducer(redop: Redop) -> Callable[[Array, Array], Array]:
+    """The ufunc that folds two buffers; `Redop.AVG` folds like a sum and is divided once, at the end."""
+    table: dict[Redop, Callable[[Array, Array], Array]] = {
+        Redop.SUM: np.add,
+        Redop.AVG: np.add,
+        Redop.PROD: np.multiply,
+        Redop.MIN: np.minimum,
+        Redop.MAX: np.maximum,
+    }
+    return table[redop]
+
+
+def finish_average(total: Array, members: int) -> Array:
+    """`total` / `members`: true division for floats, floor division for integers, as NCCL's ncclAvg has it."""
+    if np.issubdtype(total.dtype, np.integer):
+        return np.asarray(total // members)
+    return np.asarray(total / members)

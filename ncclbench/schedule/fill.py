@@ -1,0 +1,144 @@
+"""Fill values: small integers that depend on rank and position, chosen so that no reduction ever rounds.
+
+A buffer repeats a vector of P values, and P is a prime larger than the world that divides no shard: so neighbouring
+shards of one rank differ, and a rank's expected buffer is described by P numbers however large it is. Another
+`salt` gives other values, which is how data left over from an earlier iteration is found out.
+
+Exactness. Let F be the fan-in: how many inputs can meet in one element. Sums stay exact in any order if
+F x (largest value) is at most the largest integer the type holds without a gap (256 for bfloat16). Where F itself is
+larger than that, only one rank has a value at each position and the others have 0 (1 for products). Averages are
+exact for integers, which floor, and where the group is a power of two; otherwise the expectation carries a tolerance.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.schedule.dtypes import Dtype, Redop
+from ncclbench.schedule.phases import REDUCING, Collective, Kernel, Local, SimplePhase, flatten
+from ncclbench.schedule.schedule import Schedule
+
+Floats = NDArray[np.float64]
+
+# Primes; the first that is larger than the world and divides no shard is the period.
+_PERIODS = (8191, 8179, 65537, 65539, 1048583, 1048589)
+_LARGEST_VALUE = 65535
+
+
+class Spread(Enum):
+    """How the values are spread over the ranks."""
+
+    MOVED = "moved"  # nothing is reduced: any value the type holds
+    ADDED = "added"  # every rank has a value, small enough for the sum of all
+    OWNED = "owned"  # one rank has a value at each position, the others the neutral element
+    DOUBLED = "doubled"  # ones and twos, for products
+
+
+def reductions(phases: tuple[SimplePhase, ...]) -> list[tuple[Redop, int]]:
+    """The reductions of a schedule and how many inputs each joins."""
+    found = []
+    for phase in phases:
+        if isinstance(phase, Collective) and phase.op in REDUCING:
+            found.append((phase.redop, phase.members))
+        elif isinstance(phase, Local) and phase.kernel is Kernel.REDUCE_CHUNKS:
+            found.append((Redop.SUM, phase.chunks))
+    return found
+
+
+@dataclass(frozen=True)
+class Fill:
+    """The values of one validation pass.
+
+    Attributes:
+        dtype: element type.
+        world_size: R.
+        period: P.
+        spread: how values are spread over ranks.
+        limit: the largest value.
+        neutral: what a rank holds where it has no value of its own.
+        salt: which set of values.
+    """
+
+    dtype: Dtype
+    world_size: int
+    period: int
+    spread: Spread
+    limit: int
+    neutral: int
+    salt: int
+
+    @classmethod
+    def of(cls, schedule: Schedule, salt: int) -> "Fill":
+        """The fill that makes `schedule` exact.
+
+        Raises:
+            ValueError: if it mixes products with other reductions, for which no exact fill is known.
+        """
+        found = reductions(flatten(schedule.phases))
+        spread, limit = _choose(schedule.dtype, found, schedule.world_size)
+        neutral = 1 if any(redop is Redop.PROD for redop, _ in found) else 0
+        period = _period(schedule)
+        return cls(schedule.dtype, schedule.world_size, period, spread, limit, neutral, salt)
+
+    def values(self, rank: int, buffer: int = 0) -> Floats:
+        """One period of what `rank` is filled with, as exact integers, shape (P,)."""
+        return _values(self, rank, buffer)
+
+
+def _choose(dtype: Dtype, found: list[tuple[Redop, int]], world_size: int) -> tuple[Spread, int]:
+    if not found or all(redop in (Redop.MIN, Redop.MAX) for redop, _ in found):
+        return Spread.MOVED, min(dtype.exact, _LARGEST_VALUE)
+    kinds = {redop for redop, _ in found}
+    fan_in = int(np.prod([members for _, members in found], dtype=object))
+    if Redop.PROD in kinds:
+        if len(kinds) > 1:
+            raise ValueError("no exact fill for a schedule that mixes products with other reductions")
+        if fan_in <= dtype.doublings:
+            return Spread.DOUBLED, 2
+        return Spread.OWNED, 2
+    if fan_in <= dtype.exact:
+        return Spread.ADDED, min(dtype.exact // fan_in, _LARGEST_VALUE)
+    # A value may still meet itself: an all_reduce of an all_reduce counts it once a member.
+    repeats = -(-fan_in // world_size)
+    return Spread.OWNED, max(1, min(dtype.exact // repeats, _LARGEST_VALUE))
+
+
+def _period(schedule: Schedule) -> int:
+    shards = [phase.count for phase in flatten(schedule.phases) if isinstance(phase, Collective | Local)]
+    for prime in _PERIODS:
+        if prime > schedule.world_size and all(count % prime or not count for count in shards):
+            return prime
+    raise ValueError(f"no period for a world of {schedule.world_size} and shards of {shards}")
+
+
+def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: a fixed, well-mixed number for each number, the same on every machine."""
+    z = numbers.copy()
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+@lru_cache(maxsize=512)
+def _values(fill: Fill, rank: int, buffer: int) -> Floats:
+    position = np.arange(fill.period, dtype=np.uint64)
+    stream = np.uint64((fill.salt * 0x9E3779B97F4A7C15 + buffer * 0xD1342543DE82EF95 + 1) % (1 << 64))
+    # One draw of a position that all ranks share, one of their own.
+    shared = _mix(position * np.uint64(0x2545F4914F6CDD1D) + stream)
+    own = _mix(shared + np.uint64((rank + 1) * 0x9E3779B97F4A7C15 % (1 << 64)))
+    if fill.spread is Spread.DOUBLED:
+        drawn = 1 + own % np.uint64(2)
+    else:
+        drawn = own % np.uint64(fill.limit + 1)
+    values = drawn.astype(np.float64)
+    if fill.spread is Spread.OWNED:
+        owner = (shared % np.uint64(fill.world_size)).astype(np.int64)
+        values = np.where(owner == rank, np.maximum(values, 1.0), float(fill.neutral))
+    values.setflags(write=False)
+    return values

@@ -1,0 +1,158 @@
+"""The ledger: exact bytes sent and received per rank and link class, counted from the schedule.
+
+For ops whose pairs are given (all_to_all, gather, scatter, exchanges, uneven all-to-alls) the pairs are counted as
+they are, the part a rank sends to itself apart (`self`). For ops whose route the library chooses (all_reduce,
+all_gather, reduce_scatter, broadcast, reduce) the ledger counts the ring, or the chain, in group order: the
+bandwidth-optimal volume that bus bandwidth assumes as well. `basis` says which of the two it was.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ncclbench.schedule.phases import (
+    AllToAllV,
+    Collective,
+    Concurrent,
+    Exchange,
+    Ints,
+    Local,
+    Op,
+    Phase,
+    SimplePhase,
+)
+from ncclbench.schedule.rates import GIGA
+from ncclbench.schedule.schedule import Schedule
+from ncclbench.topology import Link, Topology
+
+# src, dst, bytes: three arrays of one length.
+Flows = tuple[Ints, Ints, Ints]
+
+# Pairs held at once while counting: an all_to_all of 8,192 ranks has 67 million.
+_BLOCK_PAIRS = 1 << 22
+
+_RING = frozenset({Op.ALL_REDUCE, Op.ALL_GATHER, Op.REDUCE_SCATTER, Op.BROADCAST, Op.REDUCE})
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """Bytes of one phase, or of several added up.
+
+    Attributes:
+        sent: bytes sent, shape (R, number of link classes).
+        received: bytes received, same shape.
+        basis: ``pairs`` as given, ``ring`` in group order, or both joined by a plus.
+    """
+
+    sent: Ints
+    received: Ints
+    basis: str
+
+    @property
+    def bottleneck_bytes(self) -> int:
+        """The most that any one rank sends or receives over links; what it keeps for itself does not count."""
+        wire = slice(Link.SELF + 1, None)
+        return int(max(self.sent[:, wire].sum(axis=1).max(), self.received[:, wire].sum(axis=1).max()))
+
+    def __add__(self, other: "Ledger") -> "Ledger":
+        """Both, one after the other."""
+        basis = "+".join(sorted({*self.basis.split("+"), *other.basis.split("+")} - {"none"})) or "none"
+        return Ledger(self.sent + other.sent, self.received + other.received, basis)
+
+    def as_record(self, seconds: float | None = None) -> dict[str, Any]:
+        """Plain data: bytes sent per link class over all ranks, and the bottleneck with its rate over `seconds`."""
+        bottleneck = self.bottleneck_bytes
+        return {
+            "sent_bytes": {link.label: int(total) for link, total in zip(Link, self.sent.sum(axis=0), strict=True)},
+            "bottleneck_bytes": bottleneck,
+            "bottleneck_gb_per_s": bottleneck / seconds / GIGA if seconds else None,
+            "basis": self.basis,
+        }
+
+
+def phase_ledger(phase: Phase, topology: Topology, itemsize: int) -> Ledger:
+    """The bytes of one phase; of a concurrent one, those of all its branches."""
+    if isinstance(phase, Concurrent):
+        steps = [step for branch in phase.branches for step in branch]
+        total = phase_ledger(steps[0], topology, itemsize)
+        for step in steps[1:]:
+            total = total + phase_ledger(step, topology, itemsize)
+        return total
+    shape = (topology.world_size, len(Link))
+    sent, received = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for src, dst, nbytes in flows(phase, itemsize):
+        link = topology.link_classes(src, dst)
+        np.add.at(sent, (src, link), nbytes)
+        np.add.at(received, (dst, link), nbytes)
+    return Ledger(sent, received, _basis(phase))
+
+
+def schedule_ledger(schedule: Schedule, topology: Topology) -> Ledger:
+    """The bytes of all phases of one iteration."""
+    ledgers = [phase_ledger(phase, topology, schedule.dtype.itemsize) for phase in schedule.phases]
+    total = ledgers[0]
+    for ledger in ledgers[1:]:
+        total = total + ledger
+    return total
+
+
+def _basis(phase: SimplePhase) -> str:
+    if isinstance(phase, Local) or (isinstance(phase, Collective) and phase.op is Op.BARRIER):
+        return "none"
+    return "ring" if isinstance(phase, Collective) and phase.op in _RING else "pairs"
+
+
+def flows(phase: SimplePhase, itemsize: int) -> Iterator[Flows]:
+    """The phase as point-to-point flows, in blocks of bounded size."""
+    if isinstance(phase, Exchange):
+        yield phase.src, phase.dst, phase.nbytes
+    elif isinstance(phase, AllToAllV):
+        for ranks, rows in zip(phase.groups, phase.rows, strict=True):
+            yield from _matrix_flows(ranks, rows * phase.row_bytes)
+    elif isinstance(phase, Collective) and phase.op is not Op.BARRIER:
+        for ranks in phase.groups:
+            yield from _collective_flows(phase, ranks, itemsize)
+
+
+def _matrix_flows(ranks_N: Ints, bytes_NN: Ints) -> Iterator[Flows]:
+    members = len(ranks_N)
+    rows = max(1, _BLOCK_PAIRS // members)
+    for first in range(0, members, rows):
+        block = bytes_NN[first : first + rows]
+        src = np.repeat(ranks_N[first : first + rows], members)
+        dst = np.tile(ranks_N, len(block))
+        yield src, dst, block.ravel()
+
+
+def _collective_flows(phase: Collective, ranks_N: Ints, itemsize: int) -> Iterator[Flows]:
+    members, shard = len(ranks_N), phase.count * itemsize
+    root = np.full(members, ranks_N[phase.root])
+    shards = np.full(members, shard, np.int64)
+    if phase.op is Op.ALL_TO_ALL:
+        yield from _matrix_flows(ranks_N, np.broadcast_to(shards, (members, members)))
+    elif phase.op is Op.GATHER:
+        yield ranks_N, root, shards
+    elif phase.op is Op.SCATTER:
+        yield root, ranks_N, shards
+    elif members > 1:
+        yield ranks_N, np.roll(ranks_N, -1), _ring_bytes(phase, members, itemsize)
+
+
+def _ring_bytes(phase: Collective, members: int, itemsize: int) -> Ints:
+    """Bytes that each member sends to the next one in its group, shape (N,)."""
+    place = np.arange(members)
+    if phase.op is Op.ALL_REDUCE:
+        # Reduce-scatter then all-gather around the ring. In the first, member i passes on every chunk but the one
+        # it ends up owning, i + 1; in the second every chunk but the one its neighbour owns, i + 2.
+        base, extra = divmod(phase.count, members)
+        chunks = base + (place < extra)
+        elements = 2 * phase.count - np.roll(chunks, -1) - np.roll(chunks, -2)
+    elif phase.op in (Op.ALL_GATHER, Op.REDUCE_SCATTER):
+        elements = np.full(members, (members - 1) * phase.count)
+    elif phase.op is Op.BROADCAST:
+        elements = np.where(place == (phase.root - 1) % members, 0, phase.count)  # the chain ends before the root
+    else:
+        elements = np.where(place == phase.root, 0, phase.count)  # a reduce's chain ends in the root
+    return np.asarray(elements * itemsize, dtype=np.int64)

@@ -1,0 +1,158 @@
+"""The oracle: fills a rank's buffers, and knows what they must hold after the schedule has run.
+
+Every element of every buffer is checked: what was written, what must not have been written (the canary), and inputs
+that no phase may touch. Bits are compared, except where an average cannot be exact; then `tolerance` is above zero
+and `why` says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import log2
+
+import numpy as np
+
+from ncclbench.schedule.dtypes import Array, Redop, finish_average, reducer
+from ncclbench.schedule.fill import Fill, Floats, Spread, reductions
+from ncclbench.schedule.phases import flatten
+from ncclbench.schedule.schedule import Schedule
+from ncclbench.schedule.trace import Given, Mark, Reduced, Segment, Term, trace
+
+CANARY_BYTE = 0xA5
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """What one rank's buffers hold before and after a schedule.
+
+    Attributes:
+        schedule: what is run.
+        rank: whose buffers.
+        salt: which set of values; a pass with another salt exposes data left from the pass before.
+    """
+
+    schedule: Schedule
+    rank: int
+    salt: int
+
+    @cached_property
+    def fill(self) -> Fill:
+        """The values that make this schedule exact."""
+        return Fill.of(self.schedule, self.salt)
+
+    @cached_property
+    def tolerance(self) -> float:
+        """Allowed error relative to the expected value; 0 where the comparison is of bits.
+
+        A library may average by scaling each input by 1/n first: n products, n - 1 sums and 1/n itself are rounded,
+        and so is the expectation: n + 2 roundings of half an epsilon each, per averaging phase.
+        """
+        rounded = [members for members in self._averaged if members & (members - 1)]
+        return sum((members + 2) * self.schedule.dtype.epsilon / 2 for members in rounded)
+
+    @cached_property
+    def why(self) -> str | None:
+        """Why the tolerance is not zero."""
+        if not self.tolerance:
+            return None
+        return f"an average over {max(self._averaged)} ranks, not a power of two, rounds in {self.schedule.dtype.name}"
+
+    @cached_property
+    def _averaged(self) -> list[int]:
+        found = reductions(flatten(self.schedule.phases))
+        averaged = [members for redop, members in found if redop is Redop.AVG]
+        return averaged if self.schedule.dtype.is_float else []
+
+    @cached_property
+    def expected(self) -> Mapping[str, list[Segment]]:
+        """For every buffer, what it holds after the last phase."""
+        return {name: trace(self.schedule, self.rank, name) for name in self.schedule.buffers}
+
+    def prepare(self, buffers: Mapping[str, Array]) -> None:
+        """Fill the inputs and poison everything else; `buffers` are typed, one-dimensional arrays."""
+        for index, name in enumerate(self.schedule.buffers):
+            if name in self.schedule.inputs:
+                tile(buffers[name], self._as_dtype(self.fill.values(self.rank, index)))
+            else:
+                buffers[name].view(np.uint8)[:] = CANARY_BYTE
+
+    def count_wrong(self, buffers: Mapping[str, Array]) -> int:
+        """How many elements of this rank's buffers are not what they must be."""
+        return sum(
+            self._wrong_in(buffers[name][segment.start : segment.stop], segment.term)
+            for name, segments in self.expected.items()
+            for segment in segments
+        )
+
+    def _wrong_in(self, actual: Array, term: Term) -> int:
+        if term is Mark.UNSPECIFIED:
+            return 0
+        if term is Mark.CANARY:
+            return int(np.count_nonzero(np.any(actual.view(np.uint8).reshape(len(actual), -1) != CANARY_BYTE, axis=1)))
+        expected = self._as_dtype(self._period(term))
+        return count_unequal(actual, expected, self.tolerance)
+
+    def _as_dtype(self, values: Floats) -> Array:
+        return values.astype(self.schedule.dtype.numpy)
+
+    def _period(self, term: Term) -> Floats:
+        """One period of a term, as the exact values of a float64."""
+        if isinstance(term, Given):
+            values = self.fill.values(term.rank, list(self.schedule.buffers).index(term.buffer))
+            return np.roll(values, -(term.start % self.fill.period))
+        assert isinstance(term, Reduced)
+        fold = reducer(term.redop)
+        total = self._period(term.terms[0])
+        for inner in term.terms[1:]:
+            total = fold(total, self._period(inner))
+        if term.redop is Redop.AVG:
+            whole = not self.schedule.dtype.is_float
+            total = np.floor(total / len(term.terms)) if whole else finish_average(total, len(term.terms))
+        return total
+
+
+def tile(target: Array, period: Array) -> None:
+    """Repeat `period` over the one-dimensional `target`."""
+    whole = len(target) // len(period)
+    if whole:
+        target[: whole * len(period)].reshape(whole, len(period))[:] = period
+    rest = target[whole * len(period) :]
+    rest[:] = period[: len(rest)]
+
+
+def count_unequal(actual: Array, period: Array, tolerance: float) -> int:
+    """Elements of `actual` that differ from `period` repeated: in their bits, or by more than `tolerance`."""
+    whole = len(actual) // len(period)
+    body = actual[: whole * len(period)].reshape(whole, len(period))
+    rest = actual[whole * len(period) :]
+    return _unequal(body, period, tolerance) + _unequal(rest, period[: len(rest)], tolerance)
+
+
+def _unequal(actual: Array, expected: Array, tolerance: float) -> int:
+    if not tolerance:
+        bits = np.dtype(f"u{actual.dtype.itemsize}")
+        return int(np.count_nonzero(actual.view(bits) != expected.view(bits)))
+    want = expected.astype(np.float64)
+    close = np.abs(actual.astype(np.float64) - want) <= tolerance * np.abs(want)
+    return int(np.count_nonzero(~close))  # NaN is close to nothing
+
+
+def repeats_before_overflow(schedule: Schedule) -> int:
+    """How often an in-place schedule can run on its own results before they leave the type's range; at least 1.
+
+    An in-place sum over n ranks multiplies its data by n each time. Timing loops refill after this many iterations,
+    outside the timed stretch. A schedule that does not feed on its own output has no such limit.
+    """
+    unlimited = 1 << 30
+    steps = flatten(schedule.phases)
+    grown = {phase.write for phase in steps} & set(schedule.inputs)
+    growing = [n for redop, n in reductions(steps) if redop in (Redop.SUM, Redop.PROD) and n > 1]
+    if not grown or not growing:
+        return unlimited
+    fill = Fill.of(schedule, 0)
+    dtype = schedule.dtype
+    headroom = dtype.doublings - log2(max(2, fill.limit))
+    if fill.spread is Spread.DOUBLED or Redop.PROD in {redop for redop, _ in reductions(steps)}:
+        # A product over n ranks takes the logarithm times n.
+        return max(1, int(log2(max(2, dtype.doublings)) / log2(max(growing))))
+    return max(1, int(headroom / sum(log2(n) for n in growing)))

@@ -1,0 +1,117 @@
+"""A schedule: the phases of a case, the buffers they use, and what its size and rate mean."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ncclbench.schedule.dtypes import Dtype
+from ncclbench.schedule.phases import (
+    AllToAllV,
+    Collective,
+    Exchange,
+    Ints,
+    Kernel,
+    Local,
+    Phase,
+    SimplePhase,
+    flatten,
+    frozen_ints,
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Schedule:
+    """Who sends what to whom, in which phases; made by a pattern, used by transports, ledger and oracle alike.
+
+    Attributes:
+        world_size: R.
+        dtype: element type of every buffer.
+        buffers: bytes of each buffer on every rank; a multiple of the element size.
+        inputs: the buffers that are filled before the first phase; the others start as canaries.
+        phases: run in order.
+        op: the name whose bus-bandwidth factor applies (see `rates`), or None where there is no single rate.
+        size_bytes: S, the bytes that rates are computed from: the whole buffer, as nccl-tests counts it.
+        count: elements a rank contributes, the `count` column.
+        groups: shape (G, N), the groups that the rates are reported for; one group of all ranks by default.
+        redop: the reduction for the `redop` column, or None.
+        root: the root's position in its group for the `root` column, or None.
+    """
+
+    world_size: int
+    dtype: Dtype
+    buffers: Mapping[str, int]
+    inputs: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    op: str | None
+    size_bytes: int
+    count: int
+    groups: Ints | None = None
+    redop: str | None = None
+    root: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse phases that leave their buffers, name ranks or buffers that do not exist, or share a label."""
+        if not self.phases:
+            raise ValueError("a schedule needs at least one phase")
+        if self.groups is not None:
+            object.__setattr__(self, "groups", frozen_ints(self.groups, 2, "groups"))
+        labels = [phase.label for phase in self.phases]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"phase labels must differ: {labels}")
+        for name, nbytes in self.buffers.items():
+            if nbytes < 1 or nbytes % self.dtype.itemsize:
+                raise ValueError(f"buffer {name!r}: {nbytes} bytes is not a positive multiple of {self.dtype.name}")
+        if not set(self.inputs) <= set(self.buffers):
+            raise ValueError(f"inputs {self.inputs} are not among the buffers {tuple(self.buffers)}")
+        for phase in flatten(self.phases):
+            self._check_phase(phase)
+
+    def _check_phase(self, phase: SimplePhase) -> None:
+        for name, needed in zip((phase.read, phase.write), extents(phase, self.dtype.itemsize), strict=True):
+            if name not in self.buffers:
+                raise ValueError(f"{phase.label}: no buffer {name!r}; there are: {', '.join(self.buffers)}")
+            if needed > self.buffers[name]:
+                raise ValueError(f"{phase.label}: needs {needed} bytes of {name!r}, which has {self.buffers[name]}")
+        if highest_rank(phase) >= self.world_size:
+            raise ValueError(f"{phase.label}: rank {highest_rank(phase)} of a world of {self.world_size}")
+        if isinstance(phase, Local) and phase.kernel is Kernel.GATHER_ROWS and len(phase.rows) != self.world_size:
+            raise ValueError(f"{phase.label}: gather_rows needs the rows of all {self.world_size} ranks")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of buffers on every rank."""
+        return sum(self.buffers.values())
+
+    @cached_property
+    def rate_groups(self) -> Ints:
+        """The groups that rates are reported for, shape (G, N)."""
+        if self.groups is not None:
+            return self.groups
+        return frozen_ints(np.arange(self.world_size)[None], 2, "groups")
+
+
+def highest_rank(phase: SimplePhase) -> int:
+    """The largest rank that a phase names; -1 for a local one."""
+    if isinstance(phase, Exchange):
+        return int(max(phase.src.max(), phase.dst.max()))
+    return -1 if isinstance(phase, Local) else int(phase.groups.max())
+
+
+def extents(phase: SimplePhase, itemsize: int) -> tuple[int, int]:
+    """Bytes of the read and of the write buffer that a phase touches, on the rank that touches most."""
+    if isinstance(phase, Exchange):
+        sent, received = phase.send_offset + phase.nbytes, phase.recv_offset + phase.nbytes
+        if np.any((phase.send_offset | phase.recv_offset | phase.nbytes) % itemsize):
+            raise ValueError(f"{phase.label}: flows must start and end on whole elements of {itemsize} bytes")
+        return int(sent.max()), int(received.max())
+    if isinstance(phase, AllToAllV):
+        if phase.row_bytes % itemsize:
+            raise ValueError(f"{phase.label}: a row of {phase.row_bytes} bytes is not whole elements")
+        return (
+            int(phase.rows.sum(axis=2).max()) * phase.row_bytes,
+            int(phase.rows.sum(axis=1).max()) * phase.row_bytes,
+        )
+    assert isinstance(phase, Collective | Local)
+    return phase.read_count * itemsize, phase.write_count * itemsize

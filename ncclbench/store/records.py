@@ -1,0 +1,105 @@
+"""The records of a run: one object a case, frozen, as they stand in ``results.jsonl``.
+
+Schema history:
+    1  first version.
+
+A reader takes fields that it does not know for granted (it ignores them) and refuses a higher schema.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA = 1
+
+Status = Literal["ok", "wrong", "skipped", "failed", "timeout"]
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations of n iterations, in microseconds.
+
+    Attributes:
+        n: how many.
+        min: the shortest.
+        p50: median.
+        p50_lo: lower end of the median's 95% non-parametric interval; None below 6 samples.
+        p50_hi: upper end.
+        p95: None below 20 samples.
+        p99: None below 100 samples.
+        max: the longest.
+        mean: arithmetic mean.
+        cv: standard deviation over mean; None for one sample.
+    """
+
+    n: int
+    min: float
+    p50: float
+    p50_lo: float | None
+    p50_hi: float | None
+    p95: float | None
+    p99: float | None
+    max: float
+    mean: float
+    cv: float | None
+
+
+class Skew(msgspec.Struct, frozen=True, kw_only=True):
+    """max - min over ranks of one iteration's duration, in microseconds: median and largest."""
+
+    p50: float
+    max: float
+
+
+class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One phase of a case: its durations (slowest rank of each iteration), and its bytes."""
+
+    label: str
+    ledger: dict[str, Any]
+    time_us: Summary | None = None
+
+
+class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several groups that ran side by side."""
+
+    ranks: list[int]
+    time_us: Summary
+    bus_gb_per_s: float | None = None
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One case of a run; ``docs/formats.md`` says what each field means."""
+
+    case: str
+    pattern: str
+    transport: str
+    timing: str
+    dtype: str
+    bytes: int
+    world_size: int
+    status: Status
+    started: str
+    schema: int = SCHEMA
+    params: dict[str, Any] = {}
+    reason: str | None = None
+    wrong: int | None = None
+    wrong_ranks: list[int] = []
+    tolerance: float = 0.0
+    notes: list[str] = []
+    warmup: int = 0
+    stopped: str | None = None
+    launches_per_sample: int = 1
+    count: int | None = None
+    size_bytes: int | None = None
+    redop: str | None = None
+    root: int | None = None
+    group_size: int | None = None
+    time_us: Summary | None = None
+    skew_us: Skew | None = None
+    alg_gb_per_s: float | None = None
+    bus_gb_per_s: float | None = None
+    phases: list[PhaseResult] = []
+    groups: list[GroupResult] = []
+    ledger: dict[str, Any] | None = None
+    samples: str | None = None
+    ranks: list[int] = []
+    """The ranks at fault, for `failed` and `timeout`."""

@@ -1,0 +1,147 @@
+"""The one seam to everything that moves data: what a transport must offer, and nothing about how.
+
+A transport *compiles* a schedule into a program of ready calls before anything is timed; the timed loop does nothing
+but call them. Control traffic (decisions, samples) goes through `Control`, over a CPU group or MPI, never over the
+fabric that is measured and never as pickle.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ncclbench.buffers import Buffers, Device
+from ncclbench.schedule.dtypes import Array
+from ncclbench.schedule.schedule import Schedule
+
+Call = Callable[[], object]
+
+
+def nothing() -> None:
+    """Do nothing: the step of a rank that has no part in a phase."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One phase of a program: its label, and the call that launches it."""
+
+    label: str
+    launch: Call
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled schedule.
+
+    Attributes:
+        steps: one a phase, in order.
+        finish: waits until everything launched is complete; `nothing` where launching blocks.
+        notes: what a reader of the result must know about how it was run.
+    """
+
+    steps: tuple[Step, ...]
+    finish: Call = nothing
+    notes: tuple[str, ...] = ()
+
+    def run(self) -> None:
+        """One whole iteration, untimed."""
+        for step in self.steps:
+            step.launch()
+        self.finish()
+
+
+class Control(Protocol):
+    """A few collectives for the suite's own small messages; arrays have the same shape and type on all ranks."""
+
+    def gather(self, array: Array) -> Array | None:
+        """All ranks' arrays stacked in rank order, on rank 0; None elsewhere."""
+
+    def all_gather(self, array: Array) -> Array:
+        """All ranks' arrays stacked in rank order, on every rank."""
+
+    def broadcast(self, array: Array) -> Array:
+        """Rank 0's array, on every rank."""
+
+
+class Transport(Protocol):
+    """Moves data for one rank.
+
+    Attributes:
+        name: as on the command line and in records.
+        rank: this rank.
+        world_size: how many there are.
+        device: where the buffers of `compile` must live.
+        control: for the suite's own messages.
+    """
+
+    name: str
+    rank: int
+    world_size: int
+    device: Device
+    control: Control
+
+    def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
+        """Ready calls for this rank's part of `schedule` on these buffers.
+
+        Communicators are created here, once a group, in the same order on all ranks.
+
+        Raises:
+            Unable: if this library cannot do it; the case is skipped with that reason.
+            TransportError: if the library fails.
+        """
+
+    def barrier(self) -> None:
+        """Return when all ranks have called it."""
+
+    def translating(self, what: str) -> AbstractContextManager[None]:
+        """Inside, the library's own errors become a `TransportError` that names `what` and this rank."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Versions and settings for the manifest."""
+
+    def close(self) -> None:
+        """Give everything back; all ranks call it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Which rank this process is, and how it meets the others.
+
+    Attributes:
+        rank: 0 to world_size - 1.
+        world_size: how many ranks there are.
+        local_rank: place among the ranks of this node.
+        local_size: ranks on this node.
+        launcher: who started it: ``local``, ``torchrun``, ``openmpi``, ...
+        address: host and port of rank 0's store, where the launcher's environment does not say it itself.
+        listen_fd: on rank 0, a socket that already listens on that port, so that nobody can take it meanwhile.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    launcher: str
+    address: tuple[str, int] | None = None
+    listen_fd: int | None = None
+
+
+def all_gather_text(control: Control, text: str) -> list[str]:
+    """Every rank's text, in rank order."""
+    raw = np.frombuffer(text.encode(), dtype=np.uint8)
+    lengths = control.all_gather(np.array([len(raw)], np.int64)).ravel()
+    padded = np.zeros(max(1, int(lengths.max())), np.uint8)
+    padded[: len(raw)] = raw
+    rows = control.all_gather(padded)
+    return [bytes(row[:length]).decode() for row, length in zip(rows, lengths.tolist(), strict=True)]
+
+
+def broadcast_text(control: Control, text: str) -> str:
+    """Rank 0's text."""
+    raw = np.frombuffer(text.encode(), dtype=np.uint8)
+    length = int(control.broadcast(np.array([len(raw)], np.int64))[0])
+    padded = np.zeros(max(1, length), np.uint8)
+    padded[: min(length, len(raw))] = raw[:length]
+    return bytes(control.broadcast(padded)[:length]).decode()

@@ -1,0 +1,276 @@
+"""torch.distributed: gloo on CPUs, NCCL on GPUs, one implementation.
+
+Differences between torch versions are dealt with here: 2.13 deprecates ``reduce_scatter_tensor`` and
+``all_gather_into_tensor`` for ``*_single`` names.
+"""
+
+import datetime
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ncclbench.buffers import Buffers, Device
+from ncclbench.errors import EnvironmentFault, TransportError, Unable
+from ncclbench.schedule.dtypes import Array, Dtype, Redop
+from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.schedule import Schedule
+from ncclbench.transports._local import branches_call, local_call
+from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
+
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+_REDOPS = {
+    Redop.SUM: dist.ReduceOp.SUM,
+    Redop.PROD: dist.ReduceOp.PRODUCT,
+    Redop.MIN: dist.ReduceOp.MIN,
+    Redop.MAX: dist.ReduceOp.MAX,
+    Redop.AVG: dist.ReduceOp.AVG,
+}
+
+
+def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
+    """Join the job as `seat` with the backend `name`, ``gloo`` or ``nccl``.
+
+    Raises:
+        EnvironmentFault: if the backend is not in this torch, there is no GPU for this rank, or the ranks do not meet.
+    """
+    limit = datetime.timedelta(seconds=timeout)
+    available = dist.is_nccl_available() if name == "nccl" else dist.is_gloo_available()
+    if not available:
+        raise EnvironmentFault(f"this torch ({torch.__version__}) was built without {name}; use --transport gloo")
+    device = _claim_gpu(seat) if name == "nccl" else None
+    try:
+        if seat.address is None:
+            dist.init_process_group(name, timeout=limit, device_id=device)
+        else:
+            host, port = seat.address
+            store = dist.TCPStore(
+                host,
+                port,
+                seat.world_size,
+                is_master=seat.rank == 0,
+                timeout=limit,
+                master_listen_fd=seat.listen_fd,
+            )
+            dist.init_process_group(
+                name, store=store, rank=seat.rank, world_size=seat.world_size, timeout=limit, device_id=device
+            )
+        return TorchTransport(name, seat)
+    except (RuntimeError, ValueError) as error:
+        raise TransportError(f"rank {seat.rank} could not join the {name} job: {first_line(error)}") from error
+
+
+def _claim_gpu(seat: Seat) -> torch.device:
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise EnvironmentFault("the nccl transport needs a CUDA GPU, and torch sees none; use --transport gloo")
+    if seat.local_rank >= count:
+        raise EnvironmentFault(
+            f"rank {seat.rank} is number {seat.local_rank} on its node, which has {count} GPUs: start at most one a GPU"
+        )
+    torch.cuda.set_device(seat.local_rank)
+    return torch.device("cuda", seat.local_rank)
+
+
+class TorchControl:
+    """Control messages over a gloo group of their own, whatever backend is measured."""
+
+    def __init__(self, group: dist.ProcessGroup, rank: int, world_size: int) -> None:
+        """Use `group`, which holds all ranks."""
+        self._group, self._rank, self._world_size = group, rank, world_size
+
+    def gather(self, array: Array) -> Array | None:
+        """All ranks' arrays, on rank 0."""
+        mine = torch.from_numpy(np.ascontiguousarray(array))
+        everyone = [torch.empty_like(mine) for _ in range(self._world_size)] if self._rank == 0 else None
+        dist.gather(mine, everyone, dst=0, group=self._group)
+        return torch.stack(everyone).numpy() if everyone else None
+
+    def all_gather(self, array: Array) -> Array:
+        """All ranks' arrays, on every rank."""
+        mine = torch.from_numpy(np.array(array))
+        everyone = [torch.empty_like(mine) for _ in range(self._world_size)]
+        dist.all_gather(everyone, mine, group=self._group)
+        stacked: Array = torch.stack(everyone).numpy()
+        return stacked
+
+    def broadcast(self, array: Array) -> Array:
+        """Rank 0's array, on every rank."""
+        mine = torch.from_numpy(np.array(array))
+        dist.broadcast(mine, src=0, group=self._group)
+        return np.asarray(mine.numpy())
+
+
+class TorchTransport:
+    """One rank of a torch.distributed job."""
+
+    def __init__(self, name: str, seat: Seat) -> None:
+        """Wrap the default process group, and make a gloo group for control messages."""
+        self.name = name
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device: Device = "cuda" if name == "nccl" else "cpu"
+        self._seat = seat
+        control_group = dist.new_group(backend="gloo")
+        self._control_group = control_group
+        self.control: Control = TorchControl(control_group, self.rank, self.world_size)
+        self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
+
+    def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
+        """Ready calls on tensors that share the buffers' memory."""
+        steps = []
+        for phase in schedule.phases:
+            if isinstance(phase, Concurrent):
+                branches = [
+                    [self._call(step, schedule.dtype, buffers, branch=(b,)) for step in branch]
+                    for b, branch in enumerate(phase.branches)
+                ]
+                steps.append(Step(phase.label, branches_call(branches)))
+            else:
+                steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers)))
+        return Program(tuple(steps), finish=torch.cuda.synchronize if self.device == "cuda" else nothing)
+
+    def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...] = ()) -> Call:
+        if isinstance(phase, Local):
+            return local_call(phase, self.rank, buffers)
+        if isinstance(phase, Exchange):
+            return self._exchange_call(phase, buffers, branch)
+        group, index, member = self._join(phase, branch)
+        if isinstance(phase, AllToAllV):
+            return self._uneven_call(phase, index, member, group, buffers) if member >= 0 else nothing
+        self._refuse_impossible(phase, dtype)
+        return self._collective_call(phase, index, member, group, dtype, buffers) if member >= 0 else nothing
+
+    def _refuse_impossible(self, phase: Collective, dtype: Dtype) -> None:
+        if phase.op in (Op.ALL_REDUCE, Op.BROADCAST, Op.REDUCE) and phase.read != phase.write:
+            raise Unable(f"torch.distributed has {phase.op} in place only")
+        averages = phase.op in REDUCING and phase.redop is Redop.AVG
+        if averages and self.name == "gloo" and not dtype.is_float:
+            raise Unable(f"gloo has no avg of {dtype.name}")
+
+    def _group(self, ranks: tuple[int, ...], branch: tuple[int, ...]) -> Any:
+        """The process group of `ranks`, made at first need; all ranks of the job ask in the same order."""
+        if ranks == tuple(range(self.world_size)) and not branch:
+            return dist.group.WORLD
+        if (ranks, branch) not in self._groups:
+            self._groups[ranks, branch] = dist.new_group(list(ranks), backend=self.name)
+        return self._groups[ranks, branch]
+
+    def _join(self, phase: Collective | AllToAllV, branch: tuple[int, ...]) -> tuple[Any, int, int]:
+        """This rank's process group in a phase, the group's index, and this rank's place in it (-1: in none)."""
+        mine, index, member = None, -1, -1
+        for g, ranks in enumerate(phase.groups.tolist()):
+            group = self._group(tuple(sorted(ranks)), branch)
+            if ranks != sorted(ranks):
+                raise Unable("torch.distributed orders the ranks of a group; this schedule has another order")
+            if self.rank in ranks:
+                mine, index, member = group, g, ranks.index(self.rank)
+        return mine, index, member
+
+    def _collective_call(
+        self, phase: Collective, index: int, member: int, group: Any, dtype: Dtype, buffers: Buffers
+    ) -> Call:
+        send = tensor_of(buffers[phase.read], dtype)[: phase.read_count]
+        recv = tensor_of(buffers[phase.write], dtype)[: phase.write_count]
+        root, is_root = int(phase.groups[index, phase.root]), member == phase.root
+        redop = _REDOPS[phase.redop]
+        match phase.op:
+            case Op.ALL_REDUCE:
+                return partial(dist.all_reduce, recv, op=redop, group=group)
+            case Op.REDUCE:
+                return partial(dist.reduce, recv, dst=root, op=redop, group=group)
+            case Op.BROADCAST:
+                return partial(dist.broadcast, recv, src=root, group=group)
+            case Op.ALL_GATHER:
+                return partial(_all_gather, recv, send, group=group)
+            case Op.REDUCE_SCATTER:
+                return partial(_reduce_scatter, recv, send, op=redop, group=group)
+            case Op.ALL_TO_ALL:
+                return partial(dist.all_to_all_single, recv, send, group=group)
+            case Op.GATHER:
+                return partial(dist.gather, send, _shards(recv, phase) if is_root else None, dst=root, group=group)
+            case Op.SCATTER:
+                return partial(dist.scatter, recv, _shards(send, phase) if is_root else None, src=root, group=group)
+            case Op.BARRIER:
+                return partial(dist.barrier, group=group)
+
+    def _uneven_call(self, phase: AllToAllV, index: int, member: int, group: Any, buffers: Buffers) -> Call:
+        sent, received = (split // phase.row_bytes for split in phase.splits(index, member))
+        send = tensor_of(buffers[phase.read].view(np.uint8), None)[: int(sent.sum()) * phase.row_bytes]
+        recv = tensor_of(buffers[phase.write].view(np.uint8), None)[: int(received.sum()) * phase.row_bytes]
+        return partial(
+            dist.all_to_all_single,
+            recv.view(-1, phase.row_bytes),
+            send.view(-1, phase.row_bytes),
+            received.tolist(),
+            sent.tolist(),
+            group=group,
+        )
+
+    def _exchange_call(self, phase: Exchange, buffers: Buffers, branch: tuple[int, ...]) -> Call:
+        group = self._group(tuple(range(self.world_size)), branch)
+        send, recv = (tensor_of(buffers[name].view(np.uint8), None) for name in (phase.read, phase.write))
+        remote, copies = [], []
+        for k in np.flatnonzero((phase.src == self.rank) | (phase.dst == self.rank)):
+            src, dst, nbytes = int(phase.src[k]), int(phase.dst[k]), int(phase.nbytes[k])
+            out = send[int(phase.send_offset[k]) :][:nbytes]
+            into = recv[int(phase.recv_offset[k]) :][:nbytes]
+            if src == dst:
+                copies.append(partial(into.copy_, out))
+            elif src == self.rank:
+                remote.append(dist.P2POp(dist.isend, out, dst, group))
+            else:
+                remote.append(dist.P2POp(dist.irecv, into, src, group))
+        if not remote and not copies:
+            return nothing
+        return partial(_run_flows, remote, copies)
+
+    def barrier(self) -> None:
+        """Wait for all ranks, on the CPU."""
+        dist.barrier(group=self._control_group)
+
+    @contextmanager
+    def translating(self, what: str) -> Iterator[None]:
+        """torch's RuntimeErrors become a `TransportError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise TransportError(f"{what} on rank {self.rank}: {first_line(error)}") from error
+
+    def describe(self) -> Mapping[str, Any]:
+        """Versions for the manifest."""
+        return {"transport": self.name, "torch": torch.__version__, "numpy": np.__version__}
+
+    def close(self) -> None:
+        """Leave the job."""
+        dist.destroy_process_group()
+
+
+def _shards(tensor: torch.Tensor, phase: Collective) -> list[torch.Tensor]:
+    return list(tensor.view(phase.members, phase.count))
+
+
+def _run_flows(remote: list[Any], copies: list[Call]) -> None:
+    pending = dist.batch_isend_irecv(remote) if remote else []
+    for copy in copies:
+        copy()
+    for work in pending:
+        work.wait()
+
+
+def tensor_of(array: Array, dtype: Dtype | None) -> torch.Tensor:
+    """A tensor on the memory of `array`: NumPy's by address, CuPy's by DLPack; bytes if `dtype` is None."""
+    raw = array.view(np.uint8)
+    flat = torch.from_numpy(raw) if isinstance(raw, np.ndarray) else torch.from_dlpack(raw)
+    return flat if dtype is None else flat.view(getattr(torch, dtype.name))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error; torch's carry whole stacks behind it."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,71 @@
+"""Sizes, rates and durations as people write and read them.
+
+Sizes given as 1K, 1M, 1G are powers of two, as in nccl-tests; GB in a rate is 1e9 bytes.
+"""
+
+import re
+
+from ncclbench.errors import UsageError
+
+_SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str | int, name: str = "size") -> int:
+    """Bytes in `text`, such as ``8``, ``"1K"``, ``"1.5M"``, ``"64MiB"``.
+
+    Args:
+        text: a whole number of bytes, or a number with one of the suffixes K, M, G, T (powers of two).
+        name: what to call it in an error, for example ``--min-bytes``.
+
+    Raises:
+        UsageError: if it is not a size, is not positive, or is not a whole number of bytes.
+    """
+    match = _SIZE.fullmatch(str(text).strip())
+    if isinstance(text, bool) or match is None:
+        raise UsageError(f"{name} must be a positive size such as 8, 1K or 64M; got {text!r}")
+    number, suffix = match.groups()
+    scale = _SUFFIX[suffix.upper()]
+    exact = float(number) * scale if "." in number else int(number) * scale
+    if exact != int(exact):
+        raise UsageError(f"{name} must be a whole number of bytes; {text!r} is {exact} bytes")
+    if exact <= 0:
+        raise UsageError(f"{name} must be a positive size such as 8, 1K or 64M; got {text!r}")
+    if exact >= 1 << 62:
+        raise UsageError(f"{name} is beyond any memory: {text!r}")
+    return int(exact)
+
+
+def format_size(nbytes: float) -> str:
+    """`nbytes` for a reader: ``1K``, ``64M``, and the plain number where no suffix is exact.
+
+    >>> format_size(1024), format_size(1000), format_size(3 << 20)
+    ('1K', '1000', '3M')
+    """
+    whole = int(nbytes)
+    for suffix in "TGMK":
+        if whole and whole % _SUFFIX[suffix] == 0:
+            return f"{whole // _SUFFIX[suffix]}{suffix}"
+    return str(whole)
+
+
+def format_bytes(nbytes: float) -> str:
+    """`nbytes` rounded for a reader: ``1.5 MiB``."""
+    value = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for a reader: ``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,19 @@
+"""The root ends with the shards of all ranks, in rank order.
+
+All n-1 shards arrive over the root's own link, which is the bottleneck.
+"""
+
+from ncclbench.schedule import Case, GroupParams, Op, Schedule, collective
+from ncclbench.topology import Topology
+
+
+class Params(GroupParams):
+    """Parameters of gather; `root` is a place in its group."""
+
+    root: int = 0
+
+
+def schedule(case: Case, topology: Topology) -> Schedule:
+    """One gather in every group; the root's buffer is n shards."""
+    params = case.read(Params)
+    return collective(case, topology, Op.GATHER, group=params.group, root=params.root)

@@ -1,0 +1,20 @@
+"""The root ends with the element-wise reduction of all ranks' buffers.
+
+A pipelined chain or tree passes the whole buffer over every link once, so busbw equals algbw.
+"""
+
+from ncclbench.schedule import Case, GroupParams, Op, Redop, Schedule, collective
+from ncclbench.topology import Topology
+
+
+class Params(GroupParams):
+    """Parameters of reduce; `root` is a place in its group."""
+
+    redop: Redop = Redop.SUM
+    root: int = 0
+
+
+def schedule(case: Case, topology: Topology) -> Schedule:
+    """One in-place reduce in every group."""
+    params = case.read(Params)
+    return collective(case, topology, Op.REDUCE, group=params.group, redop=params.redop, root=params.root)

@@ -1,0 +1,19 @@
+"""Every rank ends with its own shard of the element-wise reduction of all ranks' buffers.
+
+Half of an all_reduce: (n-1)/n of the buffer over every link of a ring.
+"""
+
+from ncclbench.schedule import Case, GroupParams, Op, Redop, Schedule, collective
+from ncclbench.topology import Topology
+
+
+class Params(GroupParams):
+    """Parameters of reduce_scatter."""
+
+    redop: Redop = Redop.SUM
+
+
+def schedule(case: Case, topology: Topology) -> Schedule:
+    """One reduce_scatter in every group; the buffer is n shards."""
+    params = case.read(Params)
+    return collective(case, topology, Op.REDUCE_SCATTER, group=params.group, redop=params.redop)

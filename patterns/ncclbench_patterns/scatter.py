@@ -1,0 +1,19 @@
+"""Every rank ends with its own shard of the root's buffer.
+
+All n-1 shards leave over the root's own link, which is the bottleneck.
+"""
+
+from ncclbench.schedule import Case, GroupParams, Op, Schedule, collective
+from ncclbench.topology import Topology
+
+
+class Params(GroupParams):
+    """Parameters of scatter; `root` is a place in its group."""
+
+    root: int = 0
+
+
+def schedule(case: Case, topology: Topology) -> Schedule:
+    """One scatter in every group; the root's buffer is n shards."""
+    params = case.read(Params)
+    return collective(case, topology, Op.SCATTER, group=params.group, root=params.root)
