@@ -13,8 +13,9 @@ import numpy as np
 from ncclbench.buffers import allocate
 from ncclbench.errors import Unable
 from ncclbench.measure.regimes import LAUNCHES_PER_BLOCK, REGIMES, Clock, Loop, Progress
-from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, Settings, collect
+from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, collect
 from ncclbench.measure.statistics import MICRO, Floats, skew, summarise
+from ncclbench.plan import Settings
 from ncclbench.registry import load
 from ncclbench.schedule.case import Case, Timing
 from ncclbench.schedule.dtypes import Array
@@ -128,7 +129,9 @@ def _measure(
     )
     rule, columns, scale = _rule(case, settings, loop)
     progress.enter("timed")
-    samples = collect(partial(REGIMES[case.timing], loop), columns, rule, transport.control, clock, scale * seconds_each)
+    samples = collect(
+        partial(REGIMES[case.timing], loop), columns, rule, transport.control, clock, scale * seconds_each
+    )
     if not settings.check:
         return samples, None
     progress.enter("check after")

@@ -20,30 +20,6 @@ _LARGEST_BATCH = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a case is measured.
-
-    Attributes:
-        iterations: a fixed number of iterations; None to go on until `precision` or `max_seconds`. In the pipelined
-            regime it is the number of launches in a block.
-        warmup: iterations before anything is timed, for every size.
-        precision: stop when half the median's 95% interval is narrower than this share of the median.
-        max_seconds: stop after this long.
-        check: validate the data before and after timing.
-        seed: of the fill values.
-        timeout: seconds without progress after which a rank counts as hung; grows with the size of a case.
-    """
-
-    iterations: int | None = None
-    warmup: int = 5
-    precision: float = 0.02
-    max_seconds: float = 2.0
-    check: bool = True
-    seed: int = 0
-    timeout: float = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Rule:
     """When to stop, apart from anything that is measured.
 

@@ -60,6 +60,6 @@ def relative_width(summary: Summary) -> float:
 
 
 def skew(seconds_RN: Floats) -> Skew:
-    """max - min over the ranks of each iteration, in microseconds."""
+    """Max - min over the ranks of each iteration, in microseconds."""
     spread = (seconds_RN.max(axis=0) - seconds_RN.min(axis=0)) * MICRO
     return Skew(p50=float(np.median(spread)), max=float(spread.max()))

@@ -132,10 +132,8 @@ def _values(fill: Fill, rank: int, buffer: int) -> Floats:
     # One draw of a position that all ranks share, one of their own.
     shared = _mix(position * np.uint64(0x2545F4914F6CDD1D) + stream)
     own = _mix(shared + np.uint64((rank + 1) * 0x9E3779B97F4A7C15 % (1 << 64)))
-    if fill.spread is Spread.DOUBLED:
-        drawn = 1 + own % np.uint64(2)
-    else:
-        drawn = own % np.uint64(fill.limit + 1)
+    ones_and_twos = fill.spread is Spread.DOUBLED
+    drawn = own % np.uint64(2) + np.uint64(1) if ones_and_twos else own % np.uint64(fill.limit + 1)
     values = drawn.astype(np.float64)
     if fill.spread is Spread.OWNED:
         owner = (shared % np.uint64(fill.world_size)).astype(np.int64)

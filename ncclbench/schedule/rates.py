@@ -36,7 +36,7 @@ _FACTORS: dict[str, Callable[[int], float]] = {
 
 
 def bus_factor(op: str, n: int) -> float:
-    """busbw / algbw of `op` in a group of `n`.
+    """Busbw / algbw of `op` in a group of `n`.
 
     Raises:
         ValueError: for an op that has none; an unknown op is an error, never an uncorrected number.

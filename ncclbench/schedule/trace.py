@@ -8,12 +8,16 @@ schedule, so it works for 8,192 ranks as for 2.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
 
 from ncclbench.schedule.dtypes import Redop
 from ncclbench.schedule.phases import (
+    READS_ALL_SHARDS,
+    REDUCING,
+    WRITES_ALL_SHARDS,
     AllToAllV,
     Collective,
     Exchange,
@@ -115,9 +119,7 @@ def _trace(
     return sorted(done, key=lambda segment: segment.start)
 
 
-def _split(
-    pending: list[tuple[int, int]], piece: Piece
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def _split(pending: list[tuple[int, int]], piece: Piece) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """What of `pending` the piece leaves untouched, and what it hits."""
     rest, hits = [], []
     for low, high in pending:
@@ -151,7 +153,7 @@ def _reduce(traced: list[list[Segment]], redop: Redop) -> list[Segment]:
     cuts = sorted({edge for segments in traced for seg in segments for edge in (seg.start, seg.stop)})
     cursors = [0] * len(traced)
     joined = []
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         terms = []
         for k, segments in enumerate(traced):
             while segments[cursors[k]].stop <= low:
@@ -188,25 +190,19 @@ def _membership(phase: Collective | AllToAllV, rank: int) -> tuple[int, int]:
 
 
 def _collective_pieces(phase: Collective, group: int, member: int) -> Iterator[Piece]:
-    ranks = [int(r) for r in phase.groups[group]]
-    count, mine, is_root = phase.count, member * phase.count, member == phase.root
-    everyone = tuple((r, 0) for r in ranks)
-    if phase.op is Op.ALL_REDUCE:
-        yield Piece(0, count, everyone, phase.redop)
-    elif phase.op is Op.REDUCE:
-        yield Piece(0, count, everyone if is_root else (), phase.redop)
-    elif phase.op is Op.REDUCE_SCATTER:
-        yield Piece(0, count, tuple((r, mine) for r in ranks), phase.redop)
-    elif phase.op is Op.BROADCAST:
-        yield Piece(0, count, ((ranks[phase.root], 0),))
-    elif phase.op is Op.SCATTER:
-        yield Piece(0, count, ((ranks[phase.root], mine),))
-    elif phase.op is Op.ALL_GATHER or (phase.op is Op.GATHER and is_root):
+    ranks, count, is_root = phase.groups[group].tolist(), phase.count, member == phase.root
+    if phase.op is Op.BARRIER or (phase.op is Op.GATHER and not is_root):
+        return
+    # Each op takes either the first shard of what it reads, or the one that is meant for this member.
+    first = member * count if phase.op in READS_ALL_SHARDS else 0
+    if phase.op in REDUCING:
+        specified = is_root or phase.op is not Op.REDUCE
+        yield Piece(0, count, tuple((r, first) for r in ranks) if specified else (), phase.redop)
+    elif phase.op in WRITES_ALL_SHARDS:
         for j, r in enumerate(ranks):
-            yield Piece(j * count, (j + 1) * count, ((r, 0),))
-    elif phase.op is Op.ALL_TO_ALL:
-        for j, r in enumerate(ranks):
-            yield Piece(j * count, (j + 1) * count, ((r, mine),))
+            yield Piece(j * count, (j + 1) * count, ((r, first),))
+    else:
+        yield Piece(0, count, ((ranks[phase.root], first),))
 
 
 def _uneven_pieces(phase: AllToAllV, group: int, member: int, itemsize: int) -> Iterator[Piece]:

@@ -153,4 +153,3 @@ class Topology:
             "node_names": list(self.node_names),
             "sources": dict(self.sources),
         }
-

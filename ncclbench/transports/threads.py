@@ -16,7 +16,19 @@ import numpy as np
 from ncclbench.buffers import Buffers, Device
 from ncclbench.errors import TransportError
 from ncclbench.schedule.dtypes import Array, Redop, finish_average, reducer
-from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Ints, Local, Op, SimplePhase
+from ncclbench.schedule.phases import (
+    READS_ALL_SHARDS,
+    REDUCING,
+    WRITES_ALL_SHARDS,
+    AllToAllV,
+    Collective,
+    Concurrent,
+    Exchange,
+    Ints,
+    Local,
+    Op,
+    SimplePhase,
+)
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._local import branches_call, local_call
 from ncclbench.transports.base import Call, Control, Program, Step, nothing
@@ -198,27 +210,19 @@ def received(
 
 def _collective(phase: Collective, me: int, arrays: list[Array]) -> Array | None:
     """What member `me` holds after a collective over `arrays`, or None where it receives nothing."""
-    count, mine = phase.count, slice(me * phase.count, (me + 1) * phase.count)
     is_root = me == phase.root
-    match phase.op:
-        case Op.ALL_REDUCE:
-            return _fold([a[:count] for a in arrays], phase.redop)
-        case Op.REDUCE:
-            return _fold([a[:count] for a in arrays], phase.redop) if is_root else None
-        case Op.REDUCE_SCATTER:
-            return _fold([a[mine] for a in arrays], phase.redop)
-        case Op.ALL_GATHER:
-            return np.concatenate([a[:count] for a in arrays])
-        case Op.GATHER:
-            return np.concatenate([a[:count] for a in arrays]) if is_root else None
-        case Op.ALL_TO_ALL:
-            return np.concatenate([a[mine] for a in arrays])
-        case Op.BROADCAST:
-            return None if is_root and phase.read == phase.write else arrays[phase.root][:count].copy()
-        case Op.SCATTER:
-            return arrays[phase.root][mine].copy()
-        case Op.BARRIER:
-            return None
+    if phase.op is Op.BARRIER or (phase.op in (Op.REDUCE, Op.GATHER) and not is_root):
+        return None
+    if phase.op is Op.BROADCAST and is_root and phase.read == phase.write:
+        return None
+    # Each op takes either the first shard of what it reads, or the one that is meant for `me`.
+    first = me * phase.count if phase.op in READS_ALL_SHARDS else 0
+    shard = slice(first, first + phase.count)
+    if phase.op in REDUCING:
+        return _fold([array[shard] for array in arrays], phase.redop)
+    if phase.op in WRITES_ALL_SHARDS:
+        return np.concatenate([array[shard] for array in arrays])
+    return arrays[phase.root][shard].copy()
 
 
 def _fold(arrays: list[Array], redop: Redop) -> Array:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from ncclbench.buffers import Buffers, Device
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
@@ -50,7 +51,7 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
             dist.init_process_group(name, timeout=limit, device_id=device)
         else:
             host, port = seat.address
-            store = dist.TCPStore(
+            store = TCPStore(
                 host,
                 port,
                 seat.world_size,
@@ -177,27 +178,22 @@ class TorchTransport:
     ) -> Call:
         send = tensor_of(buffers[phase.read], dtype)[: phase.read_count]
         recv = tensor_of(buffers[phase.write], dtype)[: phase.write_count]
-        root, is_root = int(phase.groups[index, phase.root]), member == phase.root
         redop = _REDOPS[phase.redop]
         match phase.op:
             case Op.ALL_REDUCE:
                 return partial(dist.all_reduce, recv, op=redop, group=group)
-            case Op.REDUCE:
-                return partial(dist.reduce, recv, dst=root, op=redop, group=group)
-            case Op.BROADCAST:
-                return partial(dist.broadcast, recv, src=root, group=group)
             case Op.ALL_GATHER:
                 return partial(_all_gather, recv, send, group=group)
             case Op.REDUCE_SCATTER:
                 return partial(_reduce_scatter, recv, send, op=redop, group=group)
             case Op.ALL_TO_ALL:
                 return partial(dist.all_to_all_single, recv, send, group=group)
-            case Op.GATHER:
-                return partial(dist.gather, send, _shards(recv, phase) if is_root else None, dst=root, group=group)
-            case Op.SCATTER:
-                return partial(dist.scatter, recv, _shards(send, phase) if is_root else None, src=root, group=group)
             case Op.BARRIER:
                 return partial(dist.barrier, group=group)
+            case _:
+                return _rooted_call(
+                    phase, int(phase.groups[index, phase.root]), member == phase.root, group, send, recv
+                )
 
     def _uneven_call(self, phase: AllToAllV, index: int, member: int, group: Any, buffers: Buffers) -> Call:
         sent, received = (split // phase.row_bytes for split in phase.splits(index, member))
@@ -215,7 +211,8 @@ class TorchTransport:
     def _exchange_call(self, phase: Exchange, buffers: Buffers, branch: tuple[int, ...]) -> Call:
         group = self._group(tuple(range(self.world_size)), branch)
         send, recv = (tensor_of(buffers[name].view(np.uint8), None) for name in (phase.read, phase.write))
-        remote, copies = [], []
+        remote: list[Any] = []
+        copies: list[Call] = []
         for k in np.flatnonzero((phase.src == self.rank) | (phase.dst == self.rank)):
             src, dst, nbytes = int(phase.src[k]), int(phase.dst[k]), int(phase.nbytes[k])
             out = send[int(phase.send_offset[k]) :][:nbytes]
@@ -236,7 +233,7 @@ class TorchTransport:
 
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
-        """torch's RuntimeErrors become a `TransportError`."""
+        """Torch's RuntimeErrors become a `TransportError`."""
         try:
             yield
         except RuntimeError as error:
@@ -244,11 +241,27 @@ class TorchTransport:
 
     def describe(self) -> Mapping[str, Any]:
         """Versions for the manifest."""
-        return {"transport": self.name, "torch": torch.__version__, "numpy": np.__version__}
+        return {"transport": self.name, "torch": str(torch.__version__), "numpy": np.__version__}
 
     def close(self) -> None:
         """Leave the job."""
         dist.destroy_process_group()
+
+
+def _rooted_call(
+    phase: Collective, root: int, is_root: bool, group: Any, send: torch.Tensor, recv: torch.Tensor
+) -> Call:
+    match phase.op:
+        case Op.REDUCE:
+            return partial(dist.reduce, recv, dst=root, op=_REDOPS[phase.redop], group=group)
+        case Op.BROADCAST:
+            return partial(dist.broadcast, recv, src=root, group=group)
+        case Op.GATHER:
+            return partial(dist.gather, send, _shards(recv, phase) if is_root else None, dst=root, group=group)
+        case Op.SCATTER:
+            return partial(dist.scatter, recv, _shards(send, phase) if is_root else None, src=root, group=group)
+        case _:
+            raise AssertionError(f"{phase.op} has no root")
 
 
 def _shards(tensor: torch.Tensor, phase: Collective) -> list[torch.Tensor]:

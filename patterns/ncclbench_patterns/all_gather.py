@@ -7,7 +7,7 @@ from ncclbench.schedule import Case, GroupParams, Op, Schedule, collective
 from ncclbench.topology import Topology
 
 
-class Params(GroupParams):
+class Params(GroupParams, frozen=True):
     """Parameters of all_gather."""
 
 

@@ -7,7 +7,7 @@ from ncclbench.schedule import Case, GroupParams, Op, Redop, Schedule, collectiv
 from ncclbench.topology import Topology
 
 
-class Params(GroupParams):
+class Params(GroupParams, frozen=True):
     """Parameters of all_reduce."""
 
     redop: Redop = Redop.SUM

@@ -10,7 +10,7 @@ from ncclbench.schedule import Case, Exchange, GroupParams, Schedule, Unable, sh
 from ncclbench.topology import Topology
 
 
-class Params(GroupParams):
+class Params(GroupParams, frozen=True):
     """Parameters of hypercube."""
 
 

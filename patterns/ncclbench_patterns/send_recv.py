@@ -9,7 +9,7 @@ from ncclbench.schedule import Case, Exchange, GroupParams, Schedule, shard_coun
 from ncclbench.topology import Topology
 
 
-class Params(GroupParams):
+class Params(GroupParams, frozen=True):
     """Parameters of send_recv."""
 
 

@@ -1,0 +1,96 @@
+"""The command line: one file a command, loaded when it is called, so that ``--help`` costs next to nothing."""
+
+import os
+import sys
+import traceback
+from importlib import import_module
+
+import click
+
+from ncclbench import __version__
+from ncclbench.errors import Exit, NcclbenchError
+
+# Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name.
+_COMMANDS = {
+    "run": "Measure patterns or a plan, and store a run directory.",
+    "report": "Show one or more run directories.",
+    "list": "List patterns, plans, transports and report formats.",
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module only to run it or to print its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order in which people need them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(f"ncclbench.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """An unknown command names the nearest one."""
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from ncclbench.registry import unknown
+
+            raise click.UsageError(unknown("command", args[0], _COMMANDS))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ncclbench")
+def cli() -> None:
+    """Measure collectives, MoE dispatch and cross-rail traffic on a GPU cluster, or on a laptop's CPU.
+
+    \b
+    Examples:
+      ncclbench run all_reduce -b 1K -e 16M --nproc 4
+      ncclbench run --plan quick --nproc 4 -o runs/first
+      torchrun --nproc-per-node 8 -m ncclbench run all_reduce -b 8 -e 4G -f 4
+      ncclbench report runs/first
+
+    \b
+    Exit codes: 0 good, 5 inconclusive, 1 FAIL or regression,
+    3 environment (could not start, lost rank, timeout), 4 wrong data,
+    2 usage error.
+    """
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one line, and every exit code is one of ours."""
+    try:
+        code = cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = _complain("interrupted", Exit.ENVIRONMENT)
+    except click.ClickException as error:
+        code = _complain(error.format_message().replace("\n", " "), Exit.USAGE)
+    except NcclbenchError as error:
+        code = _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = _complain("interrupted", Exit.ENVIRONMENT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone, as with `| head`
+        code = Exit.GOOD
+    except Exception:
+        traceback.print_exc()  # a defect of ours, and 1 would mean that a rack has failed
+        code = _complain("this is a defect in ncclbench; please report it with the lines above", Exit.ENVIRONMENT)
+    sys.exit(int(code or 0))
+
+
+def _complain(message: str, code: Exit) -> Exit:
+    """One line on stderr, from one rank only: in a job of 8,192 a usage error would otherwise be said as often."""
+    if os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0"))) in ("0", ""):
+        click.echo(f"ncclbench: error: {message}", err=True)
+    return code

@@ -1,0 +1,36 @@
+"""``ncclbench list``: what there is."""
+
+import inspect
+
+import click
+
+from ncclbench.errors import NcclbenchError
+
+_KINDS = ("patterns", "plans", "transports", "reports")
+
+
+@click.command("list", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("kind", type=click.Choice(_KINDS))
+def command(kind: str) -> None:
+    """List what there is, with one line each.
+
+    \b
+    Examples:
+      ncclbench list patterns
+      ncclbench list plans
+    """
+    from ncclbench.plan import shipped_plans
+    from ncclbench.registry import load, names
+
+    if kind == "plans":
+        rows = list(shipped_plans().items())
+    else:
+        rows = []
+        for name in names(kind):
+            try:
+                rows.append((name, (inspect.getdoc(load(kind, name)) or "").partition("\n")[0]))
+            except (NcclbenchError, ImportError) as error:
+                rows.append((name, f"not usable here: {error}"))
+    width = max(len(name) for name, _ in rows)
+    for name, line in rows:
+        click.echo(f"{name:<{width}}  {line}".rstrip())

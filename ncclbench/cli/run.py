@@ -1,0 +1,259 @@
+"""``ncclbench run``: measure patterns or a plan."""
+
+import datetime
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ncclbench.errors import EnvironmentFault, Exit, UsageError
+
+_DEFAULT_TIMEOUT = 60.0
+
+
+def _complete(kind: str) -> Any:
+    """Shell completion for the names of `kind`."""
+
+    def names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+        from ncclbench import registry
+        from ncclbench.plan import shipped_plans
+
+        known = list(shipped_plans()) if kind == "plans" else registry.names(kind)
+        return [name for name in known if name.startswith(incomplete)]
+
+    return names
+
+
+@click.command("run", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("patterns", nargs=-1, shell_complete=_complete("patterns"))
+@click.option("--plan", "plan_name", metavar="FILE|NAME", shell_complete=_complete("plans"), help="A plan to run.")
+@click.option("-b", "--min-bytes", metavar="SIZE", help="Smallest size.  [default: 8]")
+@click.option("-e", "--max-bytes", metavar="SIZE", help="Largest size.  [default: 64M]")
+@click.option("-f", "--factor", type=float, help="Each size is this times the one before.  [default: 2]")
+@click.option(
+    "--dtype", "dtypes", multiple=True, metavar="NAME", help="Element type, may be repeated.  [default: float32]"
+)
+@click.option(
+    "--timing",
+    "timings",
+    multiple=True,
+    metavar="REGIME",
+    help="isolated, pipelined or graph; may be repeated.  [default: isolated]",
+)
+@click.option(
+    "--param", "params", multiple=True, metavar="NAME=VALUE", help="A pattern's own parameter, may be repeated."
+)
+@click.option(
+    "--transport",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    shell_complete=_complete("transports"),
+    help="Who moves the data; see `ncclbench list transports`.",
+)
+@click.option(
+    "--nproc",
+    type=int,
+    help="Ranks to start here, when no launcher has.  [default: one a GPU; on CPUs one a core, 2 to 8]",
+)
+@click.option("-n", "--iterations", type=int, help="Exactly this many iterations, instead of until --precision.")
+@click.option("-w", "--warmup", type=int, help="Iterations before timing, for every size.  [default: 5]")
+@click.option(
+    "--precision",
+    type=float,
+    help="Stop when half the median's 95% interval is narrower than this share of it.  [default: 0.02]",
+)
+@click.option("--max-seconds", type=float, help="Stop a case after this long.  [default: 2]")
+@click.option(
+    "--timeout",
+    type=float,
+    help="Seconds without progress after which a rank counts as hung; grows with the size.  [default: 60]",
+)
+@click.option("--check/--no-check", default=None, help="Validate the data before and after timing.  [default: check]")
+@click.option("--seed", type=int, help="Of the values that are sent.  [default: 0]")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="RUN", help="The run directory.  [default: runs/PLAN-TIME]"
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in -o: finished cases are kept.")
+@click.option("--dry-run", is_flag=True, help="Show the cases, their memory and a guess of the time; start nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one compact JSON object.")
+def command(**options: Any) -> None:
+    """Measure PATTERNS, or a plan, and store every sample.
+
+    Under torchrun this joins the job; started alone it starts --nproc ranks here. Sizes are bytes, with K, M and G as
+    powers of two. Results go to stdout, progress to stderr.
+
+    \b
+    Examples:
+      ncclbench run all_reduce -b 1K -e 16M --nproc 4
+      ncclbench run all_reduce all_to_all -b 1M -e 1M --dtype bfloat16 --timing pipelined
+      ncclbench run all_reduce --param redop=max --param group=2 --nproc 4
+      ncclbench run --plan quick --nproc 4 -o runs/first
+      ncclbench run --plan quick --nproc 4 -o runs/first --resume
+      torchrun --nproc-per-node 8 -m ncclbench run all_reduce -b 8 -e 4G -f 4
+    """
+    click.get_current_context().exit(int(_run(options)))
+
+
+def _run(options: dict[str, Any]) -> Exit:
+    from ncclbench.launch.detect import detect
+    from ncclbench.plan import Plan
+
+    plan: Plan = _plan(options)
+    seat = detect(os.environ)
+    transport = _choose_transport(options["transport"])
+    if options["dry_run"]:
+        return _dry_run(plan, transport, seat.world_size if seat else _nproc(options), seat is None or seat.rank == 0)
+    out = options["out"] or Path("runs") / f"{plan.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if options["resume"] and options["out"] is None:
+        raise UsageError("--resume needs -o RUN, the run to go on with")
+    if seat is None:
+        return _start_alone(plan, transport, out, options)
+    if options["nproc"] is not None and seat.launcher != "local":
+        raise UsageError(f"--nproc is for a start without a launcher; {seat.launcher} has started this job")
+    from ncclbench.launch.session import join_and_run
+
+    return join_and_run(_job(plan, transport, out, options), seat, options["timeout"] or _DEFAULT_TIMEOUT)
+
+
+def _plan(options: dict[str, Any]) -> Any:
+    """The plan: a file's, or one made of the command line."""
+    from ncclbench.plan import Entry, make_plan, read_plan
+
+    names = ("iterations", "warmup", "precision", "max_seconds", "check", "timeout", "seed")
+    overrides = {name: options[name] for name in names if options[name] is not None}
+    if options["plan_name"] is not None:
+        own = {
+            "min_bytes": "-b",
+            "max_bytes": "-e",
+            "factor": "-f",
+            "dtypes": "--dtype",
+            "timings": "--timing",
+            "params": "--param",
+        }
+        for name, flag in own.items():
+            if options[name] not in (None, ()):
+                raise UsageError(f"{flag} does not go with --plan, which has its own; edit a copy of the plan")
+        return read_plan(options["plan_name"], overrides, only=options["patterns"])
+    if not options["patterns"]:
+        raise UsageError("name a pattern (see `ncclbench list patterns`) or a plan with --plan")
+    shared = Entry(
+        min_bytes=options["min_bytes"] or 8,
+        max_bytes=options["max_bytes"] or "64M",
+        factor=options["factor"],
+        dtype=list(options["dtypes"]) or "float32",
+        timing=list(options["timings"]) or "isolated",
+        params=_params(options["params"]),
+    )
+    entries = [Entry(pattern=pattern) for pattern in options["patterns"]]
+    return make_plan("-".join(options["patterns"])[:60], entries, shared, "command line", overrides=overrides)
+
+
+def _params(pairs: tuple[str, ...]) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise UsageError(f"--param must be NAME=VALUE, got {pair!r}")
+        if name in params:
+            raise UsageError(f"--param {name} is given twice")
+        params[name] = value
+    return params
+
+
+def _choose_transport(name: str) -> str:
+    """The transport to use; its libraries are looked for, not imported."""
+    from importlib.util import find_spec
+
+    from ncclbench.registry import names, unknown
+
+    if name == "auto":
+        name = "nccl" if Path("/dev/nvidia0").exists() else "gloo"
+    if name not in names("transports"):
+        raise UsageError(unknown("transport", name, ["auto", *names("transports")]))
+    if name in ("gloo", "nccl") and find_spec("torch") is None:
+        raise EnvironmentFault(
+            f"the {name} transport needs torch, which is not installed: pip install 'ncclbench[cpu]' "
+            "(or [gpu]); --transport threads needs nothing"
+        )
+    return name
+
+
+def _nproc(options: dict[str, Any]) -> int:
+    nproc: int | None = options["nproc"]
+    if nproc is None:
+        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+        return gpus or max(2, min(8, os.cpu_count() or 2))
+    if nproc < 1:
+        raise UsageError(f"--nproc must be at least 1, got {nproc}")
+    return nproc
+
+
+def _job(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Any:
+    from ncclbench.cli.live import listener_for
+    from ncclbench.launch.session import Job
+
+    listener = listener_for(as_json=options["as_json"])
+    return Job(
+        plan=plan, transport=transport, out=out, resume=options["resume"], command=sys.argv[1:], listener=listener
+    )
+
+
+def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
+    from ncclbench.launch.local import start_ranks
+    from ncclbench.store.directory import check_target
+
+    nproc = _nproc(options)
+    check_target(out, resume=options["resume"])
+    _refuse_too_large(plan, nproc)
+    if transport == "threads":
+        from ncclbench.launch.session import play_ranks
+
+        return play_ranks(_job(plan, transport, out, options), nproc)
+    # The ranks are told what was decided here: a directory named after the time must be the same for all.
+    return start_ranks(nproc, [*sys.argv[1:], "--transport", transport, "--out", str(out)])
+
+
+def _refuse_too_large(plan: Any, nproc: int) -> None:
+    """Before any rank starts; each checks again for itself."""
+    from ncclbench.buffers import available_memory, refuse_too_large
+
+    available = available_memory()
+    for planned, memory, _reason in _sizes(plan, nproc):
+        refuse_too_large(planned.case.id, memory, nproc, available)
+
+
+def _sizes(plan: Any, nproc: int) -> list[tuple[Any, int, str]]:
+    """Each planned case with the bytes of buffers a rank needs, or why it would be skipped."""
+    from ncclbench.errors import Unable
+    from ncclbench.measure.case import build_schedule
+    from ncclbench.topology import Topology
+
+    topology = Topology.single_node(nproc)
+    found = []
+    for planned in plan.cases:
+        try:
+            found.append((planned, build_schedule(planned.case, topology).memory_bytes, ""))
+        except Unable as unable:
+            found.append((planned, 0, str(unable)))
+    return found
+
+
+def _dry_run(plan: Any, transport: str, nproc: int, speaks: bool) -> Exit:
+    from ncclbench.measure.estimate import estimate_seconds
+    from ncclbench.units import format_bytes, format_seconds
+
+    if not speaks:
+        return Exit.GOOD
+    click.echo(f"plan {plan.name}: {len(plan.cases)} cases on {nproc} ranks over {transport}; nothing is started\n")
+    click.echo(f"{'memory/rank':>12}  {'about':>8}  case")
+    total = 0.0
+    for planned, memory, reason in _sizes(plan, nproc):
+        seconds = 0.0 if reason else estimate_seconds(planned, memory)
+        total += seconds
+        note = f"  (would be skipped: {reason})" if reason else ""
+        click.echo(f"{format_bytes(memory):>12}  {format_seconds(seconds):>8}  {planned.case.id}{note}")
+    click.echo(f"\nabout {format_seconds(total)} in all: a guess from 100 us and 1 GB/s an iteration")
+    return Exit.GOOD

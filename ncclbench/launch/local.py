@@ -1,0 +1,108 @@
+"""Started alone: start the ranks here, pass signals on, and leave none behind.
+
+The store's port cannot be taken by somebody else meanwhile: the parent listens on it and hands the socket to rank 0.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from ncclbench.errors import Exit, worst
+from ncclbench.launch.detect import LOCAL_STORE, LOCAL_STORE_FD
+
+# Ranks end by themselves when one is lost, since rank 0 must first write down why; after that they are ended.
+_GRACE_SECONDS = 8.0
+_KILL_SECONDS = 2.0
+_POLL_SECONDS = 0.05
+
+
+def start_ranks(nproc: int, arguments: Sequence[str]) -> Exit:
+    """Run ``ncclbench ARGUMENTS`` as `nproc` ranks of one job; returns the most severe of their exit codes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        ranks = [_start(rank, nproc, arguments, port, listener if rank == 0 else None) for rank in range(nproc)]
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return _watch(ranks)
+    finally:
+        _end(ranks)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _start(
+    rank: int, nproc: int, arguments: Sequence[str], port: int, listener: socket.socket | None
+) -> "subprocess.Popen[bytes]":
+    environ = {**os.environ, **_rank_variables(rank, nproc, port)}
+    handed_over: tuple[int, ...] = ()
+    if listener is not None:
+        environ[LOCAL_STORE_FD] = str(listener.fileno())
+        handed_over = (listener.fileno(),)
+    return subprocess.Popen(
+        [sys.executable, "-m", "ncclbench", *arguments],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        pass_fds=handed_over,
+        start_new_session=True,  # a Ctrl-C on the terminal reaches the ranks once, through us
+    )
+
+
+def _rank_variables(rank: int, nproc: int, port: int) -> Mapping[str, str]:
+    variables = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        LOCAL_STORE: f"127.0.0.1:{port}",
+    }
+    # As torchrun does: one compute thread a rank unless told otherwise, since all ranks share these cores.
+    if "OMP_NUM_THREADS" not in os.environ:
+        variables["OMP_NUM_THREADS"] = "1"
+    # All ranks are here, so the host's own name need not resolve to anything.
+    if "GLOO_SOCKET_IFNAME" not in os.environ and any(name == "lo" for _, name in socket.if_nameindex()):
+        variables["GLOO_SOCKET_IFNAME"] = "lo"
+    return variables
+
+
+def _watch(ranks: "list[subprocess.Popen[bytes]]") -> Exit:
+    deadline: float | None = None
+    while any(rank.poll() is None for rank in ranks):
+        failed = any(rank.returncode not in (None, 0) for rank in ranks)
+        if failed and deadline is None:
+            deadline = time.monotonic() + _GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_SECONDS)
+    killed = [k for k, rank in enumerate(ranks) if (rank.poll() or 0) < 0]
+    if killed and ranks[0].returncode != Exit.ENVIRONMENT:  # otherwise rank 0 has said so itself
+        names = ", ".join(f"rank {k} ({signal.Signals(-ranks[k].returncode).name})" for k in killed)
+        print(f"ncclbench: error: killed: {names}; finished cases are kept, go on with --resume", file=sys.stderr)
+    _end(ranks)
+    return worst(rank.returncode for rank in ranks)
+
+
+def _end(ranks: "list[subprocess.Popen[bytes]]") -> None:
+    """No rank outlives us: first asked, then killed."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    deadline = time.monotonic() + _KILL_SECONDS
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()

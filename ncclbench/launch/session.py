@@ -1,0 +1,324 @@
+"""One run on one rank, from meeting the others to the last record; rank 0 keeps the book.
+
+meet -> agree on plan and versions -> check memory -> open the run directory -> watch -> case after case -> end
+"""
+
+import hashlib
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from ncclbench import __version__
+from ncclbench.buffers import available_memory, refuse_too_large
+from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
+from ncclbench.launch.watchdog import Fault, Watchdog
+from ncclbench.measure.case import Measurement, base_record, build_schedule, run_case
+from ncclbench.measure.regimes import Progress
+from ncclbench.plan import Plan, PlannedCase
+from ncclbench.registry import load
+from ncclbench.store.directory import FINISHED, RunWriter, read_run
+from ncclbench.store.events import utc_now
+from ncclbench.store.provenance import provenance
+from ncclbench.store.records import SCHEMA, Record
+from ncclbench.topology import Topology
+from ncclbench.transports.base import Seat, Transport, all_gather_text, broadcast_text
+
+_GIB = float(1 << 30)
+
+_EXIT_OF_STATUS = {"wrong": Exit.WRONG_DATA, "failed": Exit.ENVIRONMENT, "timeout": Exit.ENVIRONMENT}
+
+
+class Listener(Protocol):
+    """Is told what happens, on rank 0, and shows it."""
+
+    def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None:
+        """The run directory is open."""
+
+    def began(self, number: int, case: str) -> None:
+        """A case begins; `number` counts from 0."""
+
+    def finished(self, record: Record) -> None:
+        """A case has ended, one way or another."""
+
+    def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
+        """Nothing more will happen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be run.
+
+    Attributes:
+        plan: the cases.
+        transport: name of the transport.
+        out: the run directory.
+        resume: go on with the run that is there.
+        command: the command line, for the manifest.
+        listener: told what happens, on rank 0.
+    """
+
+    plan: Plan
+    transport: str
+    out: Path
+    resume: bool
+    command: list[str]
+    listener: Listener
+
+
+class Book:
+    """What rank 0 keeps: the run directory, the records, and which case is being measured."""
+
+    def __init__(self, job: Job) -> None:
+        """Nothing is open yet."""
+        self.job = job
+        self.out = job.out
+        self.writer: RunWriter | None = None
+        self.records: list[Record] = []
+        self.world_size = 0
+        self._current: PlannedCase | None = None
+        self._started = utc_now()
+        self._over = False
+
+    def open(self, manifest: Mapping[str, Any]) -> set[str]:
+        """Open the run directory; the ids of the cases that are already finished."""
+        job, self.world_size = self.job, manifest["world_size"]
+        if job.resume:
+            self.writer = RunWriter.resume(self.out, manifest)
+            self.records = [r for r in read_run(self.out).records if r.status in FINISHED]
+            self.writer.event("resume", finished=len(self.records))
+        else:
+            self.writer = RunWriter.create(self.out, manifest)
+            self.writer.event("start", command=job.command)
+        job.listener.started(self.out, len(job.plan.cases), len(self.records), manifest)
+        return {record.case for record in self.records}
+
+    def begin(self, number: int, planned: PlannedCase) -> None:
+        """A case begins."""
+        assert self.writer is not None
+        self._current, self._started = planned, utc_now()
+        self.writer.event("case", case=planned.case.id)
+        self.job.listener.began(number, planned.case.id)
+
+    def finish(self, measured: Measurement) -> None:
+        """A case has ended: store its samples, then its record."""
+        assert self.writer is not None
+        samples = measured.samples
+        labels, seconds = (samples.labels, samples.seconds_RNK) if samples else (None, None)
+        record = self.writer.append(measured.record, labels, seconds)
+        self.writer.event("result", case=record.case, status=record.status)
+        self._current = None
+        self.records.append(record)
+        self.job.listener.finished(record)
+
+    def end(self) -> Exit:
+        """All cases are done."""
+        assert self.writer is not None
+        code = worst(_EXIT_OF_STATUS.get(record.status, Exit.GOOD) for record in self.records)
+        self.writer.event("end", exit_code=int(code))
+        self._over = True
+        self.job.listener.ended(self.out, self.records, code, None)
+        return code
+
+    def fault(self, fault: Fault) -> None:
+        """The run is over before its end: mark the case in progress, keep all that was finished."""
+        if self._over:
+            return
+        self._over = True
+        case = f"{self._current.case.id}: " if self._current else ""
+        if self.writer is not None and self._current is not None:
+            record = msgspec.structs.replace(
+                base_record(
+                    self._current.case, self.job.transport, self.world_size, self._started, fault.status, fault.reason
+                ),
+                ranks=list(fault.ranks),
+            )
+            self.writer.append(record)
+            self.records.append(record)
+        if self.writer is not None:
+            self.writer.event("lost", ranks=list(fault.ranks), reason=fault.reason)
+            self.writer.event("end", exit_code=int(Exit.ENVIRONMENT))
+        out = self.out if self.writer else None
+        message = f"{case}{fault.reason}; finished cases are kept, go on with --resume"
+        self.job.listener.ended(out, self.records, Exit.ENVIRONMENT, message)
+
+    def take_over(self, number: int) -> None:
+        """Rank 1, once rank 0 is gone: open what is there, if this rank can see it."""
+        if not (self.out / "manifest.json").exists():
+            return
+        self.writer = RunWriter(self.out)
+        self.records = list(read_run(self.out).records)
+        if 0 <= number < len(self.job.plan.cases):
+            self._current = self.job.plan.cases[number]
+
+
+def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host: str | None) -> Exit:
+    """Run the job's plan as one rank of it.
+
+    Args:
+        job: what to run; the same on all ranks.
+        seat: this rank's place.
+        transport: this rank's, joined.
+        book: rank 0's is written to.
+        watch_host: where rank 0 can be reached for the watchdog; None where ranks share a process.
+
+    Raises:
+        UsageError, EnvironmentFault: before the first case; afterwards faults end in the book.
+    """
+    control, progress = transport.control, Progress()
+    with transport.translating("start"):
+        hosts = all_gather_text(control, socket.gethostname() if seat.launcher != "threads" else "local")
+        topology = Topology.from_hosts(hosts)
+        _refuse_disagreement(job, transport)
+        _refuse_too_large(job, seat, topology, transport)
+        finished = _open_book(job, seat, topology, transport, book)
+        watchdog = _start_watchdog(seat, transport, book, progress, watch_host) if watch_host else None
+    try:
+        for number, planned in enumerate(job.plan.cases):
+            if planned.case.id not in finished:
+                _run_one(number, planned, transport, topology, book, progress, watchdog)
+        transport.barrier()
+    except (Exception, KeyboardInterrupt) as error:
+        _give_up(watchdog, error)
+        raise
+    if watchdog:
+        watchdog.close()
+    code = book.end() if transport.rank == 0 else Exit.GOOD
+    transport.close()
+    return code
+
+
+def _run_one(
+    number: int,
+    planned: PlannedCase,
+    transport: Transport,
+    topology: Topology,
+    book: Book,
+    progress: Progress,
+    watchdog: Watchdog | None,
+) -> None:
+    if transport.rank == 0:
+        book.begin(number, planned)
+    progress.case = number
+    if watchdog:
+        watchdog.limit = planned.settings.timeout * (1.0 + planned.case.nbytes / _GIB)
+    measured = run_case(planned.case, transport, topology, planned.settings, progress=progress)
+    if measured is not None:
+        book.finish(measured)
+
+
+def _give_up(watchdog: Watchdog | None, error: BaseException) -> None:
+    """Tell the watchdog, which ends this process; without one, the error goes on to the caller."""
+    message = str(error) if isinstance(error, NcclbenchError) else f"{type(error).__name__}: {error}"
+    if watchdog:
+        watchdog.fail("transport" if isinstance(error, TransportError) else "raised", message)
+
+
+def _refuse_disagreement(job: Job, transport: Transport) -> None:
+    """All ranks must run the same plan with the same version; a stale install on one node would go unnoticed."""
+    plan = hashlib.sha256(msgspec.json.encode(job.plan.as_record())).hexdigest()[:16]
+    mine = {"ncclbench": __version__, "plan": plan, "world size": transport.world_size}
+    views = [msgspec.json.decode(text) for text in all_gather_text(transport.control, _text(mine))]
+    for rank, view in enumerate(views):
+        for key, value in view.items():
+            if value != views[0][key]:
+                raise EnvironmentFault(f"rank {rank} has {key} {value}, rank 0 has {views[0][key]}: start all alike")
+
+
+def _text(data: Any) -> str:
+    return msgspec.json.encode(data).decode()
+
+
+def _refuse_too_large(job: Job, seat: Seat, topology: Topology, transport: Transport) -> None:
+    """Every rank checks its own node; the first refusal is everybody's."""
+    available = available_memory()
+    message = ""
+    try:
+        for planned in job.plan.cases:
+            try:
+                needed = build_schedule(planned.case, topology).memory_bytes
+            except Unable:
+                continue
+            refuse_too_large(planned.case.id, needed, seat.local_size, available)
+    except UsageError as error:
+        message = str(error)
+    refusals = [text for text in all_gather_text(transport.control, message) if text]
+    if refusals:
+        raise UsageError(refusals[0])
+
+
+def _open_book(job: Job, seat: Seat, topology: Topology, transport: Transport, book: Book) -> set[str]:
+    """Rank 0 opens the run directory; all learn which cases are finished, or why it could not be opened."""
+    answer: dict[str, Any] = {}
+    if transport.rank == 0:
+        manifest = {
+            "schema": SCHEMA,
+            "plan": job.plan.as_record(),
+            "transport": job.transport,
+            "device": transport.device,
+            "world_size": transport.world_size,
+            "topology": topology.as_record(),
+            "provenance": {**provenance(seat.launcher, job.command), "transport": dict(transport.describe())},
+            "started": utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
+        }
+        try:
+            answer = {"finished": sorted(book.open(manifest)), "out": str(book.out.absolute())}
+        except NcclbenchError as error:
+            answer = {"error": str(error), "usage": isinstance(error, UsageError)}
+    answer = msgspec.json.decode(broadcast_text(transport.control, _text(answer)))
+    if "error" in answer:
+        raise (UsageError if answer["usage"] else EnvironmentFault)(answer["error"])
+    if transport.rank:  # a directory named after the time has another name on every rank; rank 0's is the one
+        book.out = Path(answer["out"])
+    return set(answer["finished"])
+
+
+def _start_watchdog(seat: Seat, transport: Transport, book: Book, progress: Progress, host: str) -> Watchdog:
+    def on_fault(fault: Fault) -> None:
+        if transport.rank != 0:
+            book.world_size = transport.world_size
+            book.take_over(fault.case)
+        book.fault(fault)
+
+    parent = os.getppid() if seat.launcher == "local" else 0
+    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, parent)
+    watchdog.join(broadcast_text(transport.control, watchdog.open(host) if transport.rank == 0 else ""))
+    # Nobody measures before everybody is watched.
+    transport.control.all_gather(np.zeros(1, np.int64))
+    return watchdog
+
+
+def join_and_run(job: Job, seat: Seat, timeout: float) -> Exit:
+    """Join the job that a launcher has started, and run the plan."""
+    transport: Transport = load("transports", job.transport).open_transport(job.transport, seat, timeout)
+    host = seat.address[0] if seat.address else os.environ.get("MASTER_ADDR", socket.gethostname())
+    return run_rank(job, seat, transport, Book(job), host)
+
+
+def play_ranks(job: Job, nproc: int) -> Exit:
+    """Run the plan on ranks that are threads of this process."""
+    from ncclbench.transports.threads import ThreadTransport, play
+
+    book = Book(job)
+
+    def main(transport: ThreadTransport) -> Exit:
+        seat = Seat(
+            rank=transport.rank, world_size=nproc, local_rank=transport.rank, local_size=nproc, launcher="threads"
+        )
+        return run_rank(job, seat, transport, book, None)
+
+    timeout = max(planned.settings.timeout for planned in job.plan.cases)
+    try:
+        return worst(play(nproc, main, timeout))
+    except (UsageError, EnvironmentFault) as error:
+        if book.writer is None:
+            raise
+        book.fault(Fault("failed", (), str(error), -1))
+    except KeyboardInterrupt:
+        book.fault(Fault("failed", (), "interrupted by SIGINT", -1))
+    return Exit.ENVIRONMENT

@@ -1,0 +1,424 @@
+"""The watchdog: no rank hangs, and whoever is missing is named.
+
+Every rank runs one small thread beside the measurement. The threads speak over TCP connections of their own, a star
+around rank 0, so they work also while all main threads sit inside a collective that will never return. A rank sends a
+heartbeat with how far it is; a connection that closes without a goodbye is a rank that died; one that stays silent,
+or whose progress stands still for longer than the case's limit, is a rank that hangs. Rank 0 collects signs for a
+moment (a dead rank makes its peers fail too), names the culprit, stores the record, and frees everybody. If rank 0
+itself dies, rank 1 writes the record.
+"""
+
+import contextlib
+import os
+import secrets
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ncclbench.errors import Exit
+from ncclbench.measure.regimes import Progress
+from ncclbench.store.records import Status
+
+# Magic, kind, rank, case, iteration, ticks, length of the text that follows.
+_HEADER = struct.Struct("!4sBiiqqI")
+_MAGIC = b"ncb1"
+_TOKEN_BYTES = 16
+_HELLO, _BEAT, _FAIL, _BYE, _ABORT = range(5)
+
+_BEAT_SECONDS = 0.5
+# Signs of one fault arrive one after the other: the culprit's connection closes, then its peers fail.
+_COLLECT_SECONDS = 0.7
+# How long a rank with bad news waits for rank 0 to settle the matter.
+_SETTLE_SECONDS = 10.0
+
+Ending = Literal["raised", "transport", "signal"]
+
+
+@dataclass
+class Sighting:
+    """What is known of one rank.
+
+    Attributes:
+        case: index of the case it was last seen in; -1 before the first.
+        stage: ``compile``, ``check before``, ``warmup``, ``timed``, ``check after``.
+        iteration: the iteration in that stage; -1 if it counts none.
+        ticks: how many steps it has taken in all.
+        moved: when `ticks` last changed.
+        heard: when it was last heard.
+        lost: its connection closed without a goodbye.
+        left: it said goodbye.
+        failure: what it says went wrong, and how.
+    """
+
+    case: int = -1
+    stage: str = "start"
+    iteration: int = -1
+    ticks: int = 0
+    moved: float = 0.0
+    heard: float = 0.0
+    lost: bool = False
+    left: bool = False
+    failure: tuple[Ending, str] | None = None
+
+    def update(self, case: int, stage: str, iteration: int, ticks: int, now: float) -> None:
+        """A heartbeat."""
+        if ticks != self.ticks or case != self.case:
+            self.moved = now
+        self.case, self.stage, self.iteration, self.ticks, self.heard = case, stage, iteration, ticks, now
+
+    def where(self) -> str:
+        """Where the rank was last seen, in words."""
+        return self.stage + (f", iteration {self.iteration}" if self.iteration >= 0 else "")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a run ended early.
+
+    Attributes:
+        status: of the record that was being made.
+        ranks: who is to blame, as far as can be told.
+        reason: one line.
+        case: index of the case in which it happened, -1 before the first.
+    """
+
+    status: Status
+    ranks: tuple[int, ...]
+    reason: str
+    case: int
+
+
+def judge(sightings: dict[int, Sighting], now: float, limit: float) -> Fault | None:
+    """What the sightings add up to; None if all is well.
+
+    In this order: ranks that died, ranks that raised, an interruption, ranks that went silent or stand still, and
+    last the errors of a library that merely noticed that somebody else was gone.
+    """
+    case = max((s.case for s in sightings.values()), default=-1)
+    lost = {r: s for r, s in sightings.items() if s.lost}
+    if lost:
+        seen = "; ".join(f"rank {r} died (last seen in {s.where()})" for r, s in lost.items())
+        return Fault("failed", tuple(lost), seen, case)
+    for kind in ("raised", "signal"):
+        named = {r: s.failure[1] for r, s in sightings.items() if s.failure and s.failure[0] == kind}
+        if named:
+            first = next(iter(named.items()))
+            culprits = tuple(named) if kind == "raised" else ()
+            return Fault("failed", culprits, f"rank {first[0]}: {first[1]}" if culprits else first[1], case)
+    hung = _hung(sightings, now, limit)
+    if hung:
+        return Fault("timeout", hung, _describe_hung(sightings, hung, now, limit), case)
+    failed = {r: s.failure[1] for r, s in sightings.items() if s.failure}
+    if failed:
+        return Fault("failed", tuple(failed), "; ".join(dict.fromkeys(failed.values())), case)
+    return None
+
+
+def _hung(sightings: dict[int, Sighting], now: float, limit: float) -> tuple[int, ...]:
+    """The ranks that keep the others waiting, if anybody has stood still for longer than `limit`."""
+    working = {r: s for r, s in sightings.items() if s.case >= 0 and not s.left and not s.failure}
+    silent = tuple(r for r, s in working.items() if now - s.heard > limit)
+    if silent or not any(now - s.moved > limit for s in working.values()):
+        return silent
+    quiet = tuple(r for r, s in working.items() if now - s.heard > 10 * _BEAT_SECONDS)
+    if quiet:
+        return quiet
+    behind = min((s.case, s.ticks) for s in working.values())
+    return tuple(r for r, s in working.items() if (s.case, s.ticks) == behind)
+
+
+def _describe_hung(sightings: dict[int, Sighting], hung: tuple[int, ...], now: float, limit: float) -> str:
+    shown = "; ".join(
+        f"rank {r} ({sightings[r].where()}, silent for {now - sightings[r].heard:.0f} s)"
+        if now - sightings[r].heard > 10 * _BEAT_SECONDS
+        else f"rank {r} ({sightings[r].where()})"
+        for r in hung[:8]
+    )
+    more = f" and {len(hung) - 8} more" if len(hung) > 8 else ""
+    return f"no progress for {limit:.0f} s; waiting for {shown}{more}"
+
+
+@dataclass
+class _Peer:
+    """One connection, and the bytes of a message not yet whole."""
+
+    socket: socket.socket
+    rank: int = -1
+    received: bytearray = field(default_factory=bytearray)
+
+
+class Watchdog:
+    """One rank's end of the watch.
+
+    Args:
+        rank: this rank.
+        world_size: how many there are.
+        progress: what this rank's main thread keeps up to date.
+        on_fault: stores the record and tells the user; called once, on rank 0, or on rank 1 if rank 0 is gone.
+        parent: process id of the one that started the ranks, which they do not outlive; 0 if it does not matter.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        progress: Progress,
+        on_fault: Callable[[Fault], None],
+        parent: int = 0,
+    ) -> None:
+        """Prepare; nothing is opened yet."""
+        self.rank, self.world_size, self.progress, self.on_fault = rank, world_size, progress, on_fault
+        self.limit = 60.0
+        self._parent = parent
+        self._interval = _BEAT_SECONDS * max(1.0, world_size / 256)
+        self._ending = threading.Event()
+        self._failure: tuple[Ending, str] | None = None
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._thread: threading.Thread | None = None
+        self._listener: socket.socket | None = None
+        self._token = b""
+
+    def open(self, host: str) -> str:
+        """On rank 0: listen, and return what the other ranks need to `join`."""
+        bind = "127.0.0.1" if host in ("127.0.0.1", "localhost") else ""
+        self._listener = socket.create_server((bind, 0), backlog=min(self.world_size, 4096))
+        self._token = secrets.token_bytes(_TOKEN_BYTES)
+        return f"{host}|{self._listener.getsockname()[1]}|{self._token.hex()}"
+
+    def join(self, where: str) -> None:
+        """Start watching; `where` is what rank 0's `open` returned. The main thread of every rank calls this."""
+        host, port, token = where.split("|")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # the wake-up descriptor below tells the thread, at once
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        if self.rank == 0:
+            main: Callable[[], None] = self._serve
+        else:
+            link = socket.create_connection((host, int(port)), timeout=30)
+            link.sendall(_encode(_HELLO, self.rank, self.progress, token))
+            link.setblocking(False)
+            main = lambda: self._follow(link)  # noqa: E731  the thread's body, bound to this connection
+        self._thread = threading.Thread(target=main, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def fail(self, how: Ending, message: str) -> None:
+        """This rank cannot go on. Tells rank 0 and waits until the process is ended; returns only if nobody ends it."""
+        self._failure = (how, message)
+        self._wake()
+        time.sleep(_SETTLE_SECONDS)
+
+    def close(self) -> None:
+        """The run is over, all ranks are here: stop watching."""
+        if self._thread is None:
+            return
+        signal.set_wakeup_fd(-1)
+        self._ending.set()
+        self._wake()
+        self._thread.join(timeout=5)
+        self._thread = None
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"\0")
+
+    def _heed_wakeups(self) -> None:
+        """Read what woke the thread: a note from the main thread, or the number of a signal."""
+        with contextlib.suppress(BlockingIOError):
+            for number in self._wake_read.recv(64):
+                if number in (signal.SIGTERM, signal.SIGINT) and self._failure is None:
+                    self._failure = ("signal", f"interrupted by {signal.Signals(number).name}")
+
+    def _orphaned(self) -> bool:
+        return bool(self._parent) and os.getppid() != self._parent
+
+    # Rank 0.
+
+    def _serve(self) -> None:
+        assert self._listener is not None
+        selector = selectors.DefaultSelector()
+        self._listener.setblocking(False)
+        selector.register(self._listener, selectors.EVENT_READ, None)
+        selector.register(self._wake_read, selectors.EVENT_READ, None)
+        peers: dict[int, _Peer] = {}
+        sightings = {0: Sighting(moved=time.monotonic())}
+        verdict_due: float | None = None
+        while True:
+            for key, _ in selector.select(self._interval):
+                if key.fileobj is self._listener:
+                    link, _address = self._listener.accept()
+                    link.setblocking(False)
+                    selector.register(link, selectors.EVENT_READ, _Peer(link))
+                elif key.fileobj is self._wake_read:
+                    self._heed_wakeups()
+                else:
+                    self._hear(key.data, peers, sightings, selector)
+            now = time.monotonic()
+            own = self.progress
+            sightings[0].update(own.case, own.stage, own.iteration, own.ticks, now)
+            sightings[0].failure = self._failure
+            if self._ending.is_set():
+                _farewell(peers)
+                return
+            fault = judge(sightings, now, self.limit)
+            if fault is None and not self._orphaned():
+                continue
+            verdict_due = verdict_due or now + _COLLECT_SECONDS
+            if now >= verdict_due:
+                self._settle(fault or Fault("failed", (), "the launching process is gone", own.case), peers)
+
+    def _hear(
+        self, peer: _Peer, peers: dict[int, _Peer], sightings: dict[int, Sighting], selector: selectors.BaseSelector
+    ) -> None:
+        data = _receive(peer.socket)
+        if data is None:
+            return
+        if not data:
+            selector.unregister(peer.socket)
+            if peer.rank >= 0 and not sightings[peer.rank].left:
+                sightings[peer.rank].lost = True
+            return
+        peer.received += data
+        for kind, rank, case, iteration, ticks, text in _messages(peer.received):
+            if peer.rank >= 0:
+                _note(sightings[peer.rank], kind, case, iteration, ticks, text)
+            elif kind == _HELLO and secrets.compare_digest(text, self._token.hex()):
+                peer.rank, peers[rank], sightings[rank] = rank, peer, Sighting(moved=time.monotonic())
+            else:  # somebody who is not one of ours has found the port
+                selector.unregister(peer.socket)
+                peer.socket.close()
+                return
+
+    def _settle(self, fault: Fault, peers: dict[int, _Peer]) -> None:
+        """Store what happened, free the others, and end this process: its main thread may never return."""
+        try:
+            self.on_fault(fault)
+        except Exception as error:  # storing may fail too (a full disk); the ranks are freed all the same
+            print(f"ncclbench: error: {fault.reason}; and then: {error}", file=sys.stderr)
+        for peer in peers.values():
+            with contextlib.suppress(OSError):
+                peer.socket.setblocking(True)
+                peer.socket.settimeout(0.5)
+                peer.socket.sendall(_encode(_ABORT, 0, self.progress, fault.reason))
+        _end_process()
+
+    # The other ranks.
+
+    def _follow(self, link: socket.socket) -> None:
+        selector = selectors.DefaultSelector()
+        selector.register(link, selectors.EVENT_READ)
+        selector.register(self._wake_read, selectors.EVENT_READ)
+        told = False
+        while True:
+            for key, _ in selector.select(self._interval):
+                if key.fileobj is self._wake_read:
+                    self._heed_wakeups()
+                elif self._hub_has_spoken(link):
+                    return
+            if self._orphaned():
+                _end_process()
+            told = self._report(link, told)
+            if self._ending.is_set():
+                return
+
+    def _report(self, link: socket.socket, told: bool) -> bool:
+        """Send what there is to say; returns whether a failure has been told."""
+        message = _encode(_BEAT, self.rank, self.progress, self.progress.stage)
+        if self._ending.is_set():
+            message = _encode(_BYE, self.rank, self.progress, "")
+        elif self._failure and not told:
+            message = _encode(_FAIL, self.rank, self.progress, "|".join(self._failure))
+        try:
+            link.sendall(message)
+        except BlockingIOError:
+            return told
+        except OSError:
+            self._hub_is_gone()
+        return told or bool(self._failure)
+
+    def _hub_has_spoken(self, link: socket.socket) -> bool:
+        """Whether rank 0 has said goodbye; ends the process if it has aborted the run or died."""
+        data = _receive(link)
+        if data is None:
+            return False
+        if not data:
+            if self._ending.is_set():
+                return True
+            self._hub_is_gone()
+        for kind, *_ in _messages(bytearray(data or b"")):
+            if kind == _ABORT:
+                _end_process()
+            if kind == _BYE:
+                return True
+        return False
+
+    def _hub_is_gone(self) -> None:
+        """Rank 0 died: rank 1 writes it down, and everybody ends."""
+        if self.rank == 1:
+            reason = f"rank 0 died (rank 1 was in {self.progress.stage})"
+            with contextlib.suppress(Exception):
+                self.on_fault(Fault("failed", (0,), reason, self.progress.case))
+        _end_process()
+
+
+def _receive(link: socket.socket) -> bytes | None:
+    """What has arrived: None if nothing yet, empty if the other end is gone."""
+    try:
+        return link.recv(65536)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+
+
+def _note(sighting: Sighting, kind: int, case: int, iteration: int, ticks: int, text: str) -> None:
+    now = time.monotonic()
+    sighting.update(case, text if kind == _BEAT else sighting.stage, iteration, ticks, now)
+    if kind == _BYE:
+        sighting.left = True
+    elif kind == _FAIL:
+        how, _, message = text.partition("|")
+        endings: dict[str, Ending] = {"raised": "raised", "transport": "transport", "signal": "signal"}
+        sighting.failure = (endings[how], message)
+
+
+def _farewell(peers: dict[int, _Peer]) -> None:
+    for peer in peers.values():
+        with contextlib.suppress(OSError):
+            peer.socket.sendall(_encode(_BYE, 0, Progress(), ""))
+
+
+def _encode(kind: int, rank: int, progress: Progress, text: str) -> bytes:
+    raw = text.encode()[:4096]
+    header = _HEADER.pack(_MAGIC, kind, rank, progress.case, progress.iteration, progress.ticks, len(raw))
+    return header + raw
+
+
+def _messages(received: bytearray) -> "list[tuple[int, int, int, int, int, str]]":
+    """Take the whole messages off the front of `received`; anything that is not ours empties it."""
+    found = []
+    while len(received) >= _HEADER.size:
+        magic, kind, rank, case, iteration, ticks, length = _HEADER.unpack_from(received)
+        if magic != _MAGIC or length > 4096:
+            received.clear()
+            break
+        if len(received) < _HEADER.size + length:
+            break
+        text = bytes(received[_HEADER.size : _HEADER.size + length]).decode(errors="replace")
+        del received[: _HEADER.size + length]
+        found.append((kind, rank, case, iteration, ticks, text))
+    return found
+
+
+def _end_process() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(Exit.ENVIRONMENT)

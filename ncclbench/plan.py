@@ -1,0 +1,300 @@
+"""Plans: TOML in, cases out. Whatever is misspelt is refused here, before any rank starts.
+
+A plan gives defaults and a list of entries; an entry expands to one case for each of its sizes, dtypes, timing
+regimes and listed parameter values.
+"""
+
+import difflib
+import itertools
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ncclbench.errors import UsageError
+from ncclbench.registry import load, unknown
+from ncclbench.schedule.case import Case, Timing, non_default
+from ncclbench.schedule.dtypes import dtype_of
+from ncclbench.units import parse_size
+
+Size = int | str
+_MOST_CASES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a case is measured.
+
+    Attributes:
+        iterations: a fixed number of iterations; None to go on until `precision` or `max_seconds`. In the pipelined
+            regime it is the number of launches in a block.
+        warmup: iterations before anything is timed, for every size.
+        precision: stop when half the median's 95% interval is narrower than this share of the median.
+        max_seconds: stop after this long.
+        check: validate the data before and after timing.
+        seed: of the fill values.
+        timeout: seconds without progress after which a rank counts as hung; grows with the size of a case.
+    """
+
+    iterations: int | None = None
+    warmup: int = 5
+    precision: float = 0.02
+    max_seconds: float = 2.0
+    check: bool = True
+    seed: int = 0
+    timeout: float = 60.0
+
+
+class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One ``[[case]]`` of a plan, and ``[defaults]``, which may set any of the same keys.
+
+    Sizes are either `bytes`, one or a list, or the sweep `min_bytes` to `max_bytes` by `factor`.
+    """
+
+    pattern: str | None = None
+    bytes: Size | list[Size] | None = None
+    min_bytes: Size | None = None
+    max_bytes: Size | None = None
+    factor: float | None = None
+    dtype: str | list[str] | None = None
+    timing: str | list[str] | None = None
+    params: dict[str, Any] = {}
+    iterations: int | None = None
+    warmup: int | None = None
+    precision: float | None = None
+    max_seconds: float | None = None
+    check: bool | None = None
+    timeout: float | None = None
+
+
+class PlanFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A plan as it stands in a file."""
+
+    name: str
+    starts: int = 1
+    seed: int = 0
+    defaults: Entry = msgspec.field(default_factory=Entry)
+    case: list[Entry] = []
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """A case, and how it is to be measured."""
+
+    case: Case
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to measure, in order."""
+
+    name: str
+    cases: tuple[PlannedCase, ...]
+    starts: int = 1
+
+    def as_record(self) -> dict[str, Any]:
+        """Plain data for the manifest; a resumed run must have the same."""
+        return {
+            "name": self.name,
+            "starts": self.starts,
+            "cases": [
+                {"id": p.case.id, **msgspec.to_builtins(p.case), "settings": vars(p.settings)} for p in self.cases
+            ],
+        }
+
+
+def shipped_plans() -> dict[str, str]:
+    """Names of the plans that come with the product, and the first line of each."""
+    folder = resources.files("ncclbench_patterns") / "plans"
+    found = {}
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".toml"):
+            found[file.name.removesuffix(".toml")] = file.read_text().splitlines()[0].lstrip("# ")
+    return found
+
+
+def read_plan(name_or_file: str, overrides: Mapping[str, Any] | None = None, only: Iterable[str] = ()) -> Plan:
+    """The plan in a file, or a shipped one by its name.
+
+    Args:
+        name_or_file: a path that exists or ends in ``.toml``, or a name from `shipped_plans`.
+        overrides: settings from the command line, which win over the plan's.
+        only: keep these patterns' cases alone.
+
+    Raises:
+        UsageError: naming the file, the key or value that is wrong, and what was meant.
+    """
+    path = Path(name_or_file)
+    if path.suffix == ".toml" or path.exists():
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the plan {path}: {error}") from None
+    elif name_or_file in shipped_plans():
+        text = (resources.files("ncclbench_patterns") / "plans" / f"{name_or_file}.toml").read_text()
+    else:
+        raise UsageError(unknown("plan", name_or_file, shipped_plans()) + "; or give a .toml file")
+    return parse_plan(text, str(name_or_file), overrides, only)
+
+
+def parse_plan(text: str, source: str, overrides: Mapping[str, Any] | None = None, only: Iterable[str] = ()) -> Plan:
+    """The plan in `text`; `source` is what errors call it. See `read_plan`."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source}: not a TOML file: {error}") from None
+    _refuse_unknown_keys(raw, source)
+    try:
+        plan = msgspec.convert(raw, PlanFile)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{source}: {error}") from None
+    if plan.starts != 1:
+        raise UsageError(f"{source}: starts = {plan.starts}, but `run` makes one process start; set starts = 1")
+    wanted = list(only)
+    entries = [entry for entry in plan.case if not wanted or entry.pattern in wanted]
+    missing = [name for name in wanted if name not in {entry.pattern for entry in entries}]
+    if missing:
+        raise UsageError(f"{source} has no case of {', '.join(missing)}")
+    return make_plan(plan.name, entries, plan.defaults, source, seed=plan.seed, overrides=overrides)
+
+
+def make_plan(
+    name: str,
+    entries: list[Entry],
+    defaults: Entry,
+    source: str,
+    *,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Expand `entries` into cases.
+
+    Raises:
+        UsageError: naming the entry by its path, such as ``case[1].bytes``.
+    """
+    planned: list[PlannedCase] = []
+    for k, entry in enumerate(entries):
+        planned += _expand(entry, defaults, f"{source}: case[{k}]", {"seed": seed, **(overrides or {})})
+        if len(planned) > _MOST_CASES:
+            raise UsageError(f"{source}: more than {_MOST_CASES} cases")
+    if not planned:
+        raise UsageError(f"{source}: a plan needs at least one [[case]]")
+    seen: set[str] = set()
+    for item in planned:
+        if item.case.id in seen:
+            raise UsageError(f"{source}: {item.case.id} stands twice")
+        seen.add(item.case.id)
+    return Plan(name, tuple(planned))
+
+
+def _refuse_unknown_keys(raw: dict[str, Any], source: str) -> None:
+    """A key that nobody knows is refused with its path and the nearest known one."""
+    _check_keys(raw, PlanFile, source, "")
+    sections = [("defaults", raw.get("defaults"))]
+    cases = raw.get("case", [])
+    if not isinstance(cases, list):
+        raise UsageError(f"{source}: case must be a list: write [[case]], not [case]")
+    sections += [(f"case[{k}]", case) for k, case in enumerate(cases)]
+    for path, section in sections:
+        if isinstance(section, dict):
+            _check_keys(section, Entry, source, f"{path}.")
+
+
+def _check_keys(section: dict[str, Any], kind: type[msgspec.Struct], source: str, path: str) -> None:
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    for key in section:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise UsageError(f"{source}: unknown key {path}{key}; did you mean {near!r}? known: {', '.join(known)}")
+
+
+def _expand(entry: Entry, defaults: Entry, where: str, overrides: Mapping[str, Any]) -> list[PlannedCase]:
+    if entry.pattern is None:
+        raise UsageError(f"{where}: no pattern")
+    try:
+        kind = load("patterns", entry.pattern).Params
+        params = {**defaults.params, **entry.params}
+        chosen = [non_default(entry.pattern, one, kind) for one in _combinations(params)]
+        sizes = _sizes(entry, defaults)
+        dtypes = [dtype_of(name).name for name in _listed(entry.dtype or defaults.dtype or "float32")]
+        timings = [_timing(name) for name in _listed(entry.timing or defaults.timing or "isolated")]
+        settings = _settings(entry, defaults, overrides)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    return [
+        PlannedCase(Case(pattern=entry.pattern, nbytes=size, dtype=dtype, timing=timing, params=one), settings)
+        for timing, one, dtype, size in itertools.product(timings, chosen, dtypes, sizes)
+    ]
+
+
+def _combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """One set of parameters for each choice from those that are given as lists."""
+    choices = [[(name, value) for value in _listed(values)] for name, values in params.items()]
+    return [dict(chosen) for chosen in itertools.product(*choices)]
+
+
+def _listed(value: Any) -> list[Any]:
+    if value == []:
+        raise UsageError("an empty list means no case at all")
+    return value if isinstance(value, list) else [value]
+
+
+def _timing(name: str) -> Timing:
+    if name not in list(Timing):
+        raise UsageError(unknown("timing", name, list(Timing)))
+    return Timing(name)
+
+
+def _sizes(entry: Entry, defaults: Entry) -> list[int]:
+    own_sweep = entry.min_bytes is not None or entry.max_bytes is not None
+    if entry.bytes is not None and own_sweep:
+        raise UsageError("bytes and min_bytes/max_bytes exclude each other")
+    listed = entry.bytes if entry.bytes is not None else None if own_sweep else defaults.bytes
+    if listed is not None:
+        return [parse_size(size, "bytes") for size in _listed(listed)]
+    low = entry.min_bytes if entry.min_bytes is not None else defaults.min_bytes
+    high = entry.max_bytes if entry.max_bytes is not None else defaults.max_bytes
+    if low is None or high is None:
+        raise UsageError("no sizes: set bytes, or min_bytes and max_bytes")
+    return sweep(parse_size(low, "min_bytes"), parse_size(high, "max_bytes"), entry.factor or defaults.factor or 2)
+
+
+def sweep(low: int, high: int, factor: float) -> list[int]:
+    """Sizes from `low` to `high`, each `factor` times the one before, as nccl-tests' -b -e -f.
+
+    Raises:
+        UsageError: if the range is empty or the factor does not grow.
+    """
+    if low > high:
+        raise UsageError(f"min_bytes {low} is above max_bytes {high}")
+    if not factor > 1:
+        raise UsageError(f"factor must be above 1, got {factor}")
+    sizes: list[int] = []
+    size = float(low)
+    while round(size) <= high:
+        if not sizes or round(size) != sizes[-1]:
+            sizes.append(round(size))
+        size *= factor
+    return sizes
+
+
+_LEAST = {"iterations": 1, "warmup": 0, "precision": 0.0, "max_seconds": 0.0, "timeout": 0.0}
+
+
+def _settings(entry: Entry, defaults: Entry, overrides: Mapping[str, Any]) -> Settings:
+    names = ("iterations", "warmup", "precision", "max_seconds", "check", "timeout", "seed")
+    chosen: dict[str, Any] = {}
+    for name in names:
+        for level in (overrides.get(name), getattr(entry, name, None), getattr(defaults, name, None)):
+            if level is not None:
+                chosen[name] = level
+                break
+    for name, least in _LEAST.items():
+        if name in chosen and not chosen[name] >= least:
+            raise UsageError(f"{name} must be at least {least:g}, got {chosen[name]}")
+    return Settings(**chosen)

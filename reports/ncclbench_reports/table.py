@@ -1,0 +1,140 @@
+"""Text for the terminal: the columns of nccl-tests, with the median's interval, p99, skew and n beside them."""
+
+import io
+from collections.abc import Sequence
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ncclbench.store.directory import Run
+from ncclbench.store.frame import records_frame
+
+# Header, unit, and how a row shows it.
+_COLUMNS = (
+    ("size", "(B)"),
+    ("count", "(elements)"),
+    ("type", ""),
+    ("redop", ""),
+    ("root", ""),
+    ("time", "(us)"),
+    ("algbw", "(GB/s)"),
+    ("busbw", "(GB/s)"),
+    ("#wrong", ""),
+    ("p50 95%", "(us)"),
+    ("p99", "(us)"),
+    ("skew", "(us)"),
+    ("n", ""),
+)
+_LEFT = ("type", "redop")
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The runs, one after the other, as text."""
+    return "\n\n".join(_render_run(run) for run in runs)
+
+
+def _render_run(run: Run) -> str:
+    parts = [_header(run)]
+    frame = records_frame([run])
+    if frame.empty:
+        parts.append("no case has finished")
+    else:
+        frame["section"] = [_section(row) for row in _rows(frame)]
+        for section, rows in frame.groupby("section", sort=False):
+            parts.append(_render_section(str(section), rows))
+    if run.interrupted_in:
+        parts.append(f"! cut off in {run.interrupted_in}; go on with --resume")
+    return "\n\n".join(parts)
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, object]]:
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _header(run: Run) -> str:
+    manifest = run.manifest
+    nodes = len(manifest.get("topology", {}).get("node_names", [])) or "?"
+    lines = [f"# {run.path}: {manifest.get('world_size')} ranks on {nodes} node(s) over {manifest.get('transport')}"]
+    if manifest.get("device") == "cpu":
+        lines.append("# CPU only: proves logic, not a fabric")
+    lines.append("# time is the median over iterations of the slowest rank; p50 95% is its interval; GB is 1e9 bytes")
+    return "\n".join(lines)
+
+
+def _section(row: dict[str, object]) -> str:
+    params = row["params"] if isinstance(row["params"], dict) else {}
+    shown = "".join(f" {name}={value}" for name, value in params.items() if name not in ("redop", "root"))
+    return f"{row['pattern']}{shown}, {row['timing']}"
+
+
+def _render_section(title: str, rows: pd.DataFrame) -> str:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
+    for name, unit in _COLUMNS:
+        table.add_column(f"{name}\n{unit}" if unit else name, justify="left" if name in _LEFT else "right")
+    remarks = []
+    for row in _rows(rows):
+        if _there(row["p50_us"]):
+            table.add_row(*(Text(cell) for cell in _cells(row)))
+        if row["status"] != "ok":
+            remarks.append(f"! {row['case']}: {row['status']}: {row['reason']}")
+        notes = row["notes"]
+        remarks += [f"! {row['case']}: {note}" for note in (notes if isinstance(notes, list) else [])]
+    body = _as_text(table) if table.row_count else ""
+    return "\n".join(part for part in (title, body, *_folded(remarks)) if part)
+
+
+def _folded(remarks: list[str]) -> list[str]:
+    """The same remark on every size of a sweep is said once."""
+    counts: dict[str, list[str]] = {}
+    for remark in remarks:
+        counts.setdefault(remark.partition(": ")[2], []).append(remark)
+    return [same[0] + (f" (and {len(same) - 1} more cases)" if len(same) > 1 else "") for same in counts.values()]
+
+
+def _cells(row: dict[str, object]) -> list[str]:
+    interval = f"{_figure(row['p50_lo_us'])}..{_figure(row['p50_hi_us'])}" if _there(row["p50_lo_us"]) else "-"
+    return [
+        _whole(row["size_bytes"]),
+        _whole(row["count"]),
+        str(row["dtype"]),
+        str(row["redop"]) if _there(row["redop"]) else "none",
+        _whole(row["root"]) if _there(row["root"]) else "-1",
+        _figure(row["p50_us"]),
+        _rate(row["alg_gb_per_s"]),
+        _rate(row["bus_gb_per_s"]),
+        _whole(row["wrong"]) if _there(row["wrong"]) else "N/A",
+        interval,
+        _figure(row["p99_us"]),
+        _figure(row["skew_p50_us"]),
+        _whole(row["n"]),
+    ]
+
+
+def _there(value: object) -> bool:
+    return not pd.isna(value)  # type: ignore[call-overload]
+
+
+def _whole(value: object) -> str:
+    return f"{int(value)}" if _there(value) else "-"  # type: ignore[call-overload]
+
+
+def _figure(value: object) -> str:
+    """Microseconds with four significant digits, and never an exponent."""
+    if not _there(value):
+        return "-"
+    number = float(value)  # type: ignore[arg-type]
+    return f"{number:.0f}" if number >= 1000 else f"{number:.4g}"
+
+
+def _rate(value: object) -> str:
+    return f"{float(value):.3f}" if _there(value) else "-"  # type: ignore[arg-type]
+
+
+def _as_text(table: Table) -> str:
+    out = io.StringIO()
+    # Wide enough for every column, also where stdout is a pipe of 80 columns: a cut figure is no figure.
+    Console(file=out, width=200, no_color=True).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
