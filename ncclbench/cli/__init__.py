@@ -90,7 +90,15 @@ def main() -> None:
 
 
 def _complain(message: str, code: Exit) -> Exit:
-    """One line on stderr, from one rank only: in a job of 8,192 a usage error would otherwise be said as often."""
-    if os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0"))) in ("0", ""):
+    """One line on stderr.
+
+    A usage error is the same on all ranks, and is said by rank 0 alone: in a job of 8,192 it would otherwise be said
+    as often. What is wrong with one rank's surroundings is said by that rank.
+    """
+    ranks = (os.environ.get(name) for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"))
+    rank = next((rank for rank in ranks if rank), "0")
+    if rank == "0":
         click.echo(f"ncclbench: error: {message}", err=True)
+    elif code is not Exit.USAGE:
+        click.echo(f"ncclbench: error: rank {rank}: {message}", err=True)
     return code

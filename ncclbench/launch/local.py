@@ -16,8 +16,8 @@ from ncclbench.errors import Exit, worst
 from ncclbench.launch.detect import LOCAL_STORE, LOCAL_STORE_FD
 
 # Ranks end by themselves when one is lost, since rank 0 must first write down why; after that they are ended.
-_GRACE_SECONDS = 8.0
-_KILL_SECONDS = 2.0
+_GRACE_SECONDS = 3.0
+_KILL_SECONDS = 1.0
 _POLL_SECONDS = 0.05
 
 
@@ -79,8 +79,8 @@ def _rank_variables(rank: int, nproc: int, port: int) -> Mapping[str, str]:
 
 def _watch(ranks: "list[subprocess.Popen[bytes]]") -> Exit:
     deadline: float | None = None
-    while any(rank.poll() is None for rank in ranks):
-        failed = any(rank.returncode not in (None, 0) for rank in ranks)
+    while None in (codes := [rank.poll() for rank in ranks]):
+        failed = any(code not in (None, 0) for code in codes)
         if failed and deadline is None:
             deadline = time.monotonic() + _GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:

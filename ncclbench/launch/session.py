@@ -286,7 +286,9 @@ def _start_watchdog(seat: Seat, transport: Transport, book: Book, progress: Prog
         book.fault(fault)
 
     parent = os.getppid() if seat.launcher == "local" else 0
-    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, parent)
+    places = all_gather_text(transport.control, f"{socket.gethostname()}|{os.getpid()}")
+    here = {r: int(p.split("|")[1]) for r, p in enumerate(places) if p.split("|")[0] == socket.gethostname()}
+    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, parent)
     watchdog.join(broadcast_text(transport.control, watchdog.open(host) if transport.rank == 0 else ""))
     # Nobody measures before everybody is watched.
     transport.control.all_gather(np.zeros(1, np.int64))

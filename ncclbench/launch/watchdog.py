@@ -18,7 +18,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -162,6 +162,7 @@ class Watchdog:
         world_size: how many there are.
         progress: what this rank's main thread keeps up to date.
         on_fault: stores the record and tells the user; called once, on rank 0, or on rank 1 if rank 0 is gone.
+        neighbours: process ids of the ranks on this node, this one too. A rank that hangs cannot end itself.
         parent: process id of the one that started the ranks, which they do not outlive; 0 if it does not matter.
     """
 
@@ -171,12 +172,13 @@ class Watchdog:
         world_size: int,
         progress: Progress,
         on_fault: Callable[[Fault], None],
+        neighbours: Mapping[int, int] | None = None,
         parent: int = 0,
     ) -> None:
         """Prepare; nothing is opened yet."""
         self.rank, self.world_size, self.progress, self.on_fault = rank, world_size, progress, on_fault
         self.limit = 60.0
-        self._parent = parent
+        self._neighbours, self._parent = neighbours or {}, parent
         self._interval = _BEAT_SECONDS * max(1.0, world_size / 256)
         self._ending = threading.Event()
         self._failure: tuple[Ending, str] | None = None
@@ -266,10 +268,11 @@ class Watchdog:
             sightings[0].update(own.case, own.stage, own.iteration, own.ticks, now)
             sightings[0].failure = self._failure
             if self._ending.is_set():
-                _farewell(peers)
+                _tell(peers, _BYE)
                 return
             fault = judge(sightings, now, self.limit)
             if fault is None and not self._orphaned():
+                _tell(peers, _BEAT)
                 continue
             verdict_due = verdict_due or now + _COLLECT_SECONDS
             if now >= verdict_due:
@@ -303,12 +306,21 @@ class Watchdog:
             self.on_fault(fault)
         except Exception as error:  # storing may fail too (a full disk); the ranks are freed all the same
             print(f"ncclbench: error: {fault.reason}; and then: {error}", file=sys.stderr)
+        hung = fault.ranks if fault.status == "timeout" else ()
+        abort = _encode(_ABORT, 0, self.progress, ",".join(map(str, hung[:500])))
         for peer in peers.values():
             with contextlib.suppress(OSError):
-                peer.socket.setblocking(True)
                 peer.socket.settimeout(0.5)
-                peer.socket.sendall(_encode(_ABORT, 0, self.progress, fault.reason))
+                peer.socket.sendall(abort)
+        self._kill_neighbours(hung)
         _end_process()
+
+    def _kill_neighbours(self, ranks: Iterable[int]) -> None:
+        """End ranks of this job on this node that cannot end themselves: stopped, or lost in a driver."""
+        for rank in ranks:
+            if rank in self._neighbours and rank != self.rank:
+                with contextlib.suppress(OSError):
+                    os.kill(self._neighbours[rank], signal.SIGKILL)
 
     # The other ranks.
 
@@ -316,15 +328,20 @@ class Watchdog:
         selector = selectors.DefaultSelector()
         selector.register(link, selectors.EVENT_READ)
         selector.register(self._wake_read, selectors.EVENT_READ)
-        told = False
+        told, heard = False, time.monotonic()
         while True:
             for key, _ in selector.select(self._interval):
                 if key.fileobj is self._wake_read:
                     self._heed_wakeups()
-                elif self._hub_has_spoken(link):
+                    continue
+                heard = time.monotonic()
+                if self._hub_has_spoken(link):
                     return
             if self._orphaned():
                 _end_process()
+            # Rank 0 finds silent ranks by itself; only its own silence must be found by the others.
+            if time.monotonic() - heard > self.limit + 2 * self._interval:
+                self._hub_is_gone("timeout", f"rank 0 has been silent for {time.monotonic() - heard:.0f} s")
             told = self._report(link, told)
             if self._ending.is_set():
                 return
@@ -353,19 +370,20 @@ class Watchdog:
             if self._ending.is_set():
                 return True
             self._hub_is_gone()
-        for kind, *_ in _messages(bytearray(data or b"")):
+        for kind, *_, text in _messages(bytearray(data or b"")):
             if kind == _ABORT:
+                self._kill_neighbours(int(rank) for rank in text.split(",") if rank)
                 _end_process()
             if kind == _BYE:
                 return True
         return False
 
-    def _hub_is_gone(self) -> None:
-        """Rank 0 died: rank 1 writes it down, and everybody ends."""
+    def _hub_is_gone(self, status: Status = "failed", what: str = "rank 0 died") -> None:
+        """Rank 0 is not there any more: rank 1 writes it down, and everybody ends."""
         if self.rank == 1:
-            reason = f"rank 0 died (rank 1 was in {self.progress.stage})"
             with contextlib.suppress(Exception):
-                self.on_fault(Fault("failed", (0,), reason, self.progress.case))
+                self.on_fault(Fault(status, (0,), f"{what} (rank 1 was in {self.progress.stage})", self.progress.case))
+        self._kill_neighbours([0] if status == "timeout" else [])
         _end_process()
 
 
@@ -390,10 +408,12 @@ def _note(sighting: Sighting, kind: int, case: int, iteration: int, ticks: int, 
         sighting.failure = (endings[how], message)
 
 
-def _farewell(peers: dict[int, _Peer]) -> None:
+def _tell(peers: dict[int, _Peer], kind: int) -> None:
+    """A word from rank 0 to all; one who does not listen is found out by his silence, not here."""
+    message = _encode(kind, 0, Progress(), "")
     for peer in peers.values():
         with contextlib.suppress(OSError):
-            peer.socket.sendall(_encode(_BYE, 0, Progress(), ""))
+            peer.socket.sendall(message)
 
 
 def _encode(kind: int, rank: int, progress: Progress, text: str) -> bytes:

@@ -1,0 +1,41 @@
+# Sourced by quickstart, test and check: finds a Python, makes .venv once, and installs what the caller names.
+#
+# A stamp of pyproject.toml, constraints.txt and the extras tells whether anything has to be installed at all, so a
+# second run starts at once. Everything is relative to the checkout, so the scripts work from any directory.
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="$root/.venv"
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
+        [ -n "$candidate" ] || continue
+        if command -v "$candidate" >/dev/null 2>&1 &&
+            "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    echo "ncclbench needs Python 3.11 to 3.13 with venv; none was found. Name one with PYTHON=/path/to/python" >&2
+    return 3
+}
+
+# prepare EXTRAS: a .venv with the checkout, editable, and these extras.
+prepare() {
+    local extras="$1" stamp python
+    if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import pip' >/dev/null 2>&1; then
+        python="$(find_python)" || return $?
+        echo "making $venv with $python" >&2
+        "$python" -m venv --clear "$venv"
+    fi
+    stamp="$(cat "$root/pyproject.toml" "$root/constraints.txt" | "$venv/bin/python" -c '
+import hashlib, sys
+print(hashlib.sha256(sys.stdin.buffer.read() + sys.argv[1].encode()).hexdigest())' "$root $extras")"
+    if ! grep -qsx "$stamp" "$venv/ncclbench-installed"; then
+        echo "installing ncclbench[$extras] (a few minutes the first time)" >&2
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+            --constraint "$root/constraints.txt" --editable "$root[$extras]"
+        echo "$stamp" >>"$venv/ncclbench-installed"
+    fi
+    export PATH="$venv/bin:$PATH"
+}
