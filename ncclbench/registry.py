@@ -50,6 +50,11 @@ def names(kind: str) -> list[str]:
     return sorted({*_builtin(kind), *_third_party(kind)})
 
 
+def exists(kind: str, name: str) -> bool:
+    """Whether there is a `name` of `kind`; other distributions are searched only if it is not built in."""
+    return name in _builtin(kind) or name in _third_party(kind)
+
+
 def load(kind: str, name: str) -> ModuleType:
     """The module behind `name`.
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ncclbench.errors import Exit
 from ncclbench.store.records import Record
@@ -94,6 +92,9 @@ class BarListener(LineListener):
 
     def __init__(self) -> None:
         """The bar appears when the run starts."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
         super().__init__()
         self._bar = Progress(
             BarColumn(bar_width=24),

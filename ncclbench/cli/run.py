@@ -167,11 +167,11 @@ def _choose_transport(name: str) -> str:
     """The transport to use; its libraries are looked for, not imported."""
     from importlib.util import find_spec
 
-    from ncclbench.registry import names, unknown
+    from ncclbench.registry import exists, names, unknown
 
     if name == "auto":
         name = "nccl" if Path("/dev/nvidia0").exists() else "gloo"
-    if name not in names("transports"):
+    if not exists("transports", name):
         raise UsageError(unknown("transport", name, ["auto", *names("transports")]))
     if name in ("gloo", "nccl") and find_spec("torch") is None:
         raise EnvironmentFault(

@@ -87,7 +87,7 @@ def _watch(ranks: "list[subprocess.Popen[bytes]]") -> Exit:
             break
         time.sleep(_POLL_SECONDS)
     killed = [k for k, rank in enumerate(ranks) if (rank.poll() or 0) < 0]
-    if killed and ranks[0].returncode != Exit.ENVIRONMENT:  # otherwise rank 0 has said so itself
+    if killed and Exit.ENVIRONMENT not in [rank.returncode for rank in ranks]:  # otherwise a rank has said so
         names = ", ".join(f"rank {k} ({signal.Signals(-ranks[k].returncode).name})" for k in killed)
         print(f"ncclbench: error: killed: {names}; finished cases are kept, go on with --resume", file=sys.stderr)
     _end(ranks)

@@ -212,15 +212,13 @@ def write_samples(path: Path, labels: list[str], seconds_RNK: NDArray[np.float64
     import pyarrow.parquet as pq
 
     ranks, samples, columns = seconds_RNK.shape
-    phase = pa.DictionaryArray.from_arrays(
-        np.tile(np.arange(columns, dtype=np.int32), ranks * samples), pa.array(labels, pa.string())
-    )
+    phase = np.tile(np.arange(columns, dtype=np.int32), ranks * samples)
     table = pa.table(
         {
-            "rank": pa.array(np.repeat(np.arange(ranks, dtype=np.int32), samples * columns)),
-            "iteration": pa.array(np.tile(np.repeat(np.arange(samples, dtype=np.int32), columns), ranks)),
-            "phase": phase,
-            "seconds": pa.array(seconds_RNK.ravel()),
+            "rank": _column(pa.int32(), np.repeat(np.arange(ranks, dtype=np.int32), samples * columns)),
+            "iteration": _column(pa.int32(), np.tile(np.repeat(np.arange(samples, dtype=np.int32), columns), ranks)),
+            "phase": pa.DictionaryArray.from_arrays(_column(pa.int32(), phase), pa.array(labels, pa.string())),
+            "seconds": _column(pa.float64(), np.ascontiguousarray(seconds_RNK).ravel()),
         }
     )
     temporary = path.with_name(path.name + ".tmp")
@@ -230,6 +228,13 @@ def write_samples(path: Path, labels: list[str], seconds_RNK: NDArray[np.float64
         os.fsync(file.fileno())
     temporary.replace(path)
     _sync_folder(path.parent)
+
+
+def _column(kind: Any, values: NDArray[Any]) -> Any:
+    """An Arrow array on NumPy's own memory. `pyarrow.array` would do, but imports pandas to look at its argument."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(memoryview(values))])
 
 
 def _write_whole(path: Path, content: bytes) -> None:
