@@ -212,12 +212,16 @@ def write_samples(path: Path, labels: list[str], seconds_RNK: NDArray[np.float64
     import pyarrow.parquet as pq
 
     ranks, samples, columns = seconds_RNK.shape
+    ends = np.cumsum([0, *(len(label.encode()) for label in labels)], dtype=np.int32)
+    names = pa.Array.from_buffers(
+        pa.string(), len(labels), [None, pa.py_buffer(ends.data), pa.py_buffer("".join(labels).encode())]
+    )
     phase = np.tile(np.arange(columns, dtype=np.int32), ranks * samples)
     table = pa.table(
         {
             "rank": _column(pa.int32(), np.repeat(np.arange(ranks, dtype=np.int32), samples * columns)),
             "iteration": _column(pa.int32(), np.tile(np.repeat(np.arange(samples, dtype=np.int32), columns), ranks)),
-            "phase": pa.DictionaryArray.from_arrays(_column(pa.int32(), phase), pa.array(labels, pa.string())),
+            "phase": pa.DictionaryArray.from_arrays(_column(pa.int32(), phase), names),
             "seconds": _column(pa.float64(), np.ascontiguousarray(seconds_RNK).ravel()),
         }
     )
@@ -231,10 +235,10 @@ def write_samples(path: Path, labels: list[str], seconds_RNK: NDArray[np.float64
 
 
 def _column(kind: Any, values: NDArray[Any]) -> Any:
-    """An Arrow array on NumPy's own memory. `pyarrow.array` would do, but imports pandas to look at its argument."""
+    """An Arrow array on NumPy's own memory; `pyarrow.array` would import pandas to look at its argument."""
     import pyarrow as pa
 
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(memoryview(values))])
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values.data)])
 
 
 def _write_whole(path: Path, content: bytes) -> None:
