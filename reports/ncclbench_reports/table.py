@@ -130,7 +130,11 @@ def _figure(value: object) -> str:
 
 
 def _rate(value: object) -> str:
-    return f"{float(value):.3f}" if _there(value) else "-"  # type: ignore[arg-type]
+    """GB/s with three decimals, and more where they would all be zeros."""
+    if not _there(value):
+        return "-"
+    number = float(value)  # type: ignore[arg-type]
+    return f"{number:.3f}" if number >= 0.01 or number == 0 else f"{number:.6f}"
 
 
 def _as_text(table: Table) -> str:
