@@ -4,7 +4,7 @@ Memory is checked before anything is allocated: a size that does not fit is refu
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,29 +16,71 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.units import format_bytes
 
 Device = Literal["cpu", "cuda"]
+Kind = Literal["pool", "nccl", "torch"]
+Cache = Literal["cold", "warm"]
 Buffers = Mapping[str, Array]
 
 # What the interpreter, the libraries and the validation need beside the buffers.
 _RESERVE = 256 << 20
 
-
-def allocate(schedule: Schedule, device: Device) -> Buffers:
-    """The buffers of `schedule` for one rank, as one-dimensional arrays of its element type, uninitialised."""
-    namespace = namespace_of(device)
-    itemsize = schedule.dtype.itemsize
-    return {
-        name: namespace.empty(nbytes // itemsize * itemsize, np.uint8).view(schedule.dtype.numpy)
-        for name, nbytes in schedule.buffers.items()
-    }
+_MOST_COPIES = 64
 
 
-def namespace_of(device: Device) -> Any:
-    """NumPy or CuPy."""
+def allocate(schedule: Schedule, device: Device, kind: Kind = "pool") -> Buffers:
+    """The buffers of `schedule` for one rank, one-dimensional, uninitialised.
+
+    On the host they have the schedule's element type; on a GPU they are CuPy arrays of its bits, since CuPy need not
+    know every type that a library can send.
+    """
     if device == "cpu":
-        return np
+        return {name: np.empty(n, np.uint8).view(schedule.dtype.numpy) for name, n in schedule.buffers.items()}
+    return {name: _device_bytes(n, kind).view(schedule.dtype.bits) for name, n in schedule.buffers.items()}
+
+
+def _device_bytes(nbytes: int, kind: Kind) -> Any:
+    """Device memory: from CuPy's pool, from ncclMemAlloc, or from torch's caching allocator."""
     import cupy
 
-    return cupy
+    if kind == "nccl":
+        from ncclbench.transports._cuda import NcclMemory
+
+        return NcclMemory(nbytes).array()
+    if kind == "torch":
+        import torch
+
+        return cupy.from_dlpack(torch.empty(nbytes, dtype=torch.uint8, device="cuda"))
+    return cupy.empty(nbytes, np.uint8)
+
+
+def uploader(device: Device) -> Callable[[Array], Array]:
+    """What brings a NumPy array to `device`."""
+    if device == "cpu":
+        return np.asarray
+    import cupy
+
+    upload: Callable[[Array], Array] = cupy.asarray
+    return upload
+
+
+def free_device_memory() -> int:
+    """Bytes of this rank's GPU that can be taken now."""
+    import cupy
+
+    return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
+def cold_copies(memory_bytes: int, device: Device, cache: Cache) -> int:
+    """Sets of buffers to rotate over so that the device's L2 does not still hold what is touched next.
+
+    At most `_MOST_COPIES`: below that size of buffer a rotation cannot leave the cache, and one set is used.
+    """
+    if device == "cpu" or cache == "warm":
+        return 1
+    import cupy
+
+    l2 = int(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["l2CacheSize"])
+    copies = -(-2 * l2 // memory_bytes) + 1
+    return copies if copies <= _MOST_COPIES else 1
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -67,8 +109,10 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def refuse_too_large(case_id: str, needed_per_rank: int, local_ranks: int, available: int) -> None:
-    """Refuse a case whose buffers do not fit into this node's memory.
+def refuse_too_large(
+    case_id: str, needed_per_rank: int, local_ranks: int, available: int, where: str = "this node"
+) -> None:
+    """Refuse a case whose buffers do not fit into the memory of `where`.
 
     Raises:
         UsageError: naming the case, what it needs and what there is.
@@ -76,6 +120,6 @@ def refuse_too_large(case_id: str, needed_per_rank: int, local_ranks: int, avail
     needed = needed_per_rank * local_ranks
     if needed + _RESERVE > available:
         raise UsageError(
-            f"{case_id} needs {format_bytes(needed)} on this node ({local_ranks} ranks x "
+            f"{case_id} needs {format_bytes(needed)} on {where} ({local_ranks} ranks x "
             f"{format_bytes(needed_per_rank)}), and {format_bytes(available)} is free: lower --max-bytes or --nproc"
         )

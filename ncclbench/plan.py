@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from ncclbench.buffers import Cache, Kind
 from ncclbench.errors import UsageError
 from ncclbench.registry import load, unknown
 from ncclbench.schedule.case import Case, Timing, non_default
@@ -38,6 +39,8 @@ class Settings:
         check: validate the data before and after timing.
         seed: of the fill values.
         timeout: seconds without progress after which a rank counts as hung; grows with the size of a case.
+        cache: on GPUs, ``cold`` rotates over enough buffers that the L2 cache does not hold them.
+        buffers: on GPUs, where they come from: CuPy's ``pool``, ``nccl`` (ncclMemAlloc) or ``torch``.
     """
 
     iterations: int | None = None
@@ -47,6 +50,8 @@ class Settings:
     check: bool = True
     seed: int = 0
     timeout: float = 60.0
+    cache: Cache = "cold"
+    buffers: Kind = "pool"
 
 
 class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -69,6 +74,8 @@ class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     max_seconds: float | None = None
     check: bool | None = None
     timeout: float | None = None
+    cache: Cache | None = None
+    buffers: Kind | None = None
 
 
 class PlanFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -222,7 +229,7 @@ def _expand(entry: Entry, defaults: Entry, where: str, overrides: Mapping[str, A
         chosen = [non_default(entry.pattern, one, kind) for one in _combinations(params)]
         sizes = _sizes(entry, defaults)
         dtypes = [dtype_of(name).name for name in _listed(entry.dtype or defaults.dtype or "float32")]
-        timings = [_timing(name) for name in _listed(entry.timing or defaults.timing or "isolated")]
+        timings = _timings(entry.timing or defaults.timing or "isolated")
         settings = _settings(entry, defaults, overrides)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
@@ -244,10 +251,14 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _timing(name: str) -> Timing:
-    if name not in list(Timing):
-        raise UsageError(unknown("timing", name, list(Timing)))
-    return Timing(name)
+def _timings(names: Any) -> list[Timing]:
+    """The regimes named; ``all`` means every one there is."""
+    chosen: list[Timing] = []
+    for name in _listed(names):
+        if name != "all" and name not in list(Timing):
+            raise UsageError(unknown("timing", name, [*Timing, "all"]))
+        chosen += list(Timing) if name == "all" else [Timing(name)]
+    return list(dict.fromkeys(chosen))
 
 
 def _sizes(entry: Entry, defaults: Entry) -> list[int]:
@@ -287,7 +298,7 @@ _LEAST = {"iterations": 1, "warmup": 0, "precision": 0.0, "max_seconds": 0.0, "t
 
 
 def _settings(entry: Entry, defaults: Entry, overrides: Mapping[str, Any]) -> Settings:
-    names = ("iterations", "warmup", "precision", "max_seconds", "check", "timeout", "seed")
+    names = ("iterations", "warmup", "precision", "max_seconds", "check", "timeout", "seed", "cache", "buffers")
     chosen: dict[str, Any] = {}
     for name in names:
         for level in (overrides.get(name), getattr(entry, name, None), getattr(defaults, name, None)):

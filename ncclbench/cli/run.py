@@ -40,7 +40,7 @@ def _complete(kind: str) -> Any:
     "timings",
     multiple=True,
     metavar="REGIME",
-    help="isolated, pipelined or graph; may be repeated.  [default: isolated]",
+    help="isolated, pipelined, graph or all; may be repeated.  [default: isolated]",
 )
 @click.option(
     "--param", "params", multiple=True, metavar="NAME=VALUE", help="A pattern's own parameter, may be repeated."
@@ -72,6 +72,16 @@ def _complete(kind: str) -> Any:
     help="Seconds without progress after which a rank counts as hung; grows with the size.  [default: 60]",
 )
 @click.option("--check/--no-check", default=None, help="Validate the data before and after timing.  [default: check]")
+@click.option(
+    "--cache",
+    type=click.Choice(["cold", "warm"]),
+    help="On GPUs: rotate over enough buffers that L2 does not hold them, or not.  [default: cold]",
+)
+@click.option(
+    "--buffers",
+    type=click.Choice(["pool", "nccl", "torch"]),
+    help="On GPUs: CuPy's pool, ncclMemAlloc or torch's allocator.  [default: pool]",
+)
 @click.option("--seed", type=int, help="Of the values that are sent.  [default: 0]")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="RUN", help="The run directory.  [default: runs/PLAN-TIME]"
@@ -122,7 +132,7 @@ def _plan(options: dict[str, Any]) -> Any:
     """The plan: a file's, or one made of the command line."""
     from ncclbench.plan import Entry, make_plan, read_plan
 
-    names = ("iterations", "warmup", "precision", "max_seconds", "check", "timeout", "seed")
+    names = ("iterations", "warmup", "precision", "max_seconds", "check", "timeout", "seed", "cache", "buffers")
     overrides = {name: options[name] for name in names if options[name] is not None}
     if options["plan_name"] is not None:
         own = {
@@ -207,7 +217,8 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
 
     nproc = _nproc(options)
     check_target(out, resume=options["resume"])
-    _refuse_too_large(plan, nproc)
+    if transport not in ("nccl", "cupy_nccl"):  # a GPU's memory is asked for where the GPU is
+        _refuse_too_large(plan, nproc)
     if transport == "threads":
         from ncclbench.launch.session import play_ranks
 

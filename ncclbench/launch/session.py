@@ -15,10 +15,11 @@ import msgspec
 import numpy as np
 
 from ncclbench import __version__
-from ncclbench.buffers import available_memory, refuse_too_large
+from ncclbench.buffers import available_memory, free_device_memory, refuse_too_large
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
 from ncclbench.launch.watchdog import Fault, Watchdog
-from ncclbench.measure.case import Measurement, base_record, build_schedule, run_case
+from ncclbench.measure.case import Measurement, build_schedule, run_case
+from ncclbench.measure.record import base_record
 from ncclbench.measure.regimes import Progress
 from ncclbench.plan import Plan, PlannedCase
 from ncclbench.registry import load
@@ -236,7 +237,8 @@ def _text(data: Any) -> str:
 
 def _refuse_too_large(job: Job, seat: Seat, topology: Topology, transport: Transport) -> None:
     """Every rank checks its own node; the first refusal is everybody's."""
-    available = available_memory()
+    on_host = transport.device == "cpu"
+    available, sharing = (available_memory(), seat.local_size) if on_host else (free_device_memory(), 1)
     message = ""
     try:
         for planned in job.plan.cases:
@@ -244,7 +246,7 @@ def _refuse_too_large(job: Job, seat: Seat, topology: Topology, transport: Trans
                 needed = build_schedule(planned.case, topology).memory_bytes
             except Unable:
                 continue
-            refuse_too_large(planned.case.id, needed, seat.local_size, available)
+            refuse_too_large(planned.case.id, needed, sharing, available, "this node" if on_host else "a GPU")
     except UsageError as error:
         message = str(error)
     refusals = [text for text in all_gather_text(transport.control, message) if text]

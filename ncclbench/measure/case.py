@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,22 +10,21 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ncclbench.buffers import allocate
+from ncclbench.buffers import Buffers, allocate, cold_copies, uploader
 from ncclbench.errors import Unable
-from ncclbench.measure.regimes import LAUNCHES_PER_BLOCK, REGIMES, Clock, Loop, Progress
+from ncclbench.measure import device, regimes
+from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
+from ncclbench.measure.regimes import LAUNCHES_PER_BLOCK, Clock, Loop, Progress
 from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, collect
-from ncclbench.measure.statistics import MICRO, Floats, skew, summarise
+from ncclbench.measure.statistics import Floats
 from ncclbench.plan import Settings
 from ncclbench.registry import load
 from ncclbench.schedule.case import Case, Timing
-from ncclbench.schedule.dtypes import Array
-from ncclbench.schedule.ledger import Ledger, phase_ledger
 from ncclbench.schedule.oracle import Oracle, repeats_before_overflow
-from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.store.records import GroupResult, PhaseResult, Record, Status
+from ncclbench.store.records import Record
 from ncclbench.topology import Topology
-from ncclbench.transports.base import Transport
+from ncclbench.transports.base import Program, Transport, all_gather_text
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,6 @@ class Measurement:
 
     record: Record
     samples: Samples | None = None
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Wrong elements of each rank, shape (R,), and the tolerance they were judged with."""
-
-    wrong_R: Array
-    tolerance: float
-    why: str | None
 
 
 def build_schedule(case: Case, topology: Topology) -> Schedule:
@@ -81,179 +71,136 @@ def run_case(
     """
     settings, progress = settings or Settings(), progress or Progress()
     started = datetime.datetime.now(datetime.UTC)
+    base = base_record(case, transport.name, topology.world_size, started)
     try:
         schedule = build_schedule(case, topology)
-        if case.timing not in REGIMES:
-            raise Unable(f"{case.timing} timing needs a GPU transport; {transport.name} runs on the host")
+        if case.timing is Timing.GRAPH and transport.stream is None:
+            raise Unable(f"graph timing needs a GPU transport; {transport.name} runs on the host")
         with transport.translating(case.id):
-            samples, validation = _measure(case, schedule, transport, settings, clock, progress)
+            outcome = _Measuring(case, schedule, transport, settings, clock, progress).run()
     except Unable as unable:
-        if transport.rank:
-            return None
-        return Measurement(base_record(case, transport.name, topology.world_size, started, "skipped", str(unable)))
-    if samples is None:
+        skipped = msgspec.structs.replace(base, status="skipped", reason=str(unable))
+        return Measurement(skipped) if transport.rank == 0 else None
+    if outcome is None:
         return None
-    base = base_record(case, transport.name, topology.world_size, started)
-    return Measurement(complete_record(base, case, schedule, topology, settings, samples, validation), samples)
+    return Measurement(complete_record(base, schedule, topology, settings, outcome), outcome.samples)
 
 
-def _measure(
-    case: Case, schedule: Schedule, transport: Transport, settings: Settings, clock: Clock, progress: Progress
-) -> tuple[Samples | None, Validation | None]:
-    progress.enter("compile")
-    buffers = allocate(schedule, transport.device)
-    program = transport.compile(schedule, buffers)
-    oracles = [Oracle(schedule, transport.rank, salt=3 * settings.seed + k) for k in range(3)]
-    wrong = 0
-    # Once before and once after timing, with other values: what is left over from the first pass is wrong in the
-    # second. The values timed are a third set, so neither check sees its own data in a stale buffer.
-    oracles[0].prepare(buffers)
-    if settings.check:
-        progress.enter("check before")
-        wrong += _check(oracles[0], program.run, transport, buffers)
-    oracles[1].prepare(buffers)
-    progress.enter("warmup")
-    began = clock()
-    for _ in range(settings.warmup):
+class _Measuring:
+    """One case on one rank, while it is being measured."""
+
+    def __init__(
+        self,
+        case: Case,
+        schedule: Schedule,
+        transport: Transport,
+        settings: Settings,
+        clock: Clock,
+        progress: Progress,
+    ) -> None:
+        """Allocate the buffers and compile the programs: one for each set of buffers."""
+        progress.enter("compile")
+        self.case, self.schedule, self.transport, self.settings = case, schedule, transport, settings
+        self.clock, self.progress = clock, progress
+        copies = cold_copies(schedule.memory_bytes, transport.device, settings.cache)
+        self.buffers = [allocate(schedule, transport.device, settings.buffers) for _ in range(copies)]
+        self.programs = tuple(transport.compile(schedule, buffers) for buffers in self.buffers)
+        # Once before and once after timing, with other values: what is left over from the first pass is wrong in the
+        # second. The values timed are a third set, so neither check sees its own data in a stale buffer.
+        upload = uploader(transport.device)
+        self.before, self.timed, self.after = (
+            Oracle(schedule, transport.rank, 3 * settings.seed + k, upload) for k in range(3)
+        )
+
+    def run(self) -> Outcome | None:
+        """Check, warm up, time, check again; the outcome on rank 0, None elsewhere."""
+        settings, transport, progress = self.settings, self.transport, self.progress
+        before = self._evidence()
+        wrong = self._check("check before", self.before, self.programs[0], self.buffers[0])
+        seconds_each = self._warm_up()
+        loop = self._loop()
+        measure, columns, launches = self._regime(loop)
+        pipelined_fixed = FEWEST_SAMPLES if settings.iterations else None
+        rule = Rule(
+            fixed=pipelined_fixed if self.case.timing is Timing.PIPELINED else settings.iterations,
+            precision=settings.precision,
+            max_seconds=settings.max_seconds,
+        )
+        progress.enter("timed")
+        samples = collect(measure, columns, rule, transport.control, self.clock, launches * seconds_each)
+        wrong += self._check("check after", self.after, self.programs[-1], self.buffers[-1])
+        counts = transport.control.gather(np.array([wrong], np.int64))
+        after = self._evidence()
+        if samples is None or counts is None:
+            return None
+        checked = Validation(counts[:, 0], self.before.tolerance, self.before.why) if settings.check else None
+        return Outcome(
+            samples=samples,
+            validation=checked,
+            launches_per_sample=launches,
+            setup=self._setup(),
+            remarks=sorted({*loop.remarks, *self.programs[0].notes}),
+            before=before,
+            after=after,
+        )
+
+    def _check(self, stage: str, oracle: Oracle, program: Program, buffers: Buffers) -> int:
+        """Wrong elements on this rank after one iteration that no rank starts before all are filled."""
+        if not self.settings.check:
+            return 0
+        self.progress.enter(stage)
+        oracle.prepare(buffers)
+        program.finish()
+        self.transport.barrier()
         program.run()
-        progress.ticks += 1
-    seconds_each = (clock() - began) / max(1, settings.warmup)
-    loop = Loop(
-        program=program,
-        barrier=transport.barrier,
-        clock=clock,
-        refill=partial(oracles[1].prepare, buffers),
-        refill_every=repeats_before_overflow(schedule),
-        progress=progress,
-        launches_per_block=settings.iterations or LAUNCHES_PER_BLOCK,
-    )
-    rule, columns, scale = _rule(case, settings, loop)
-    progress.enter("timed")
-    samples = collect(
-        partial(REGIMES[case.timing], loop), columns, rule, transport.control, clock, scale * seconds_each
-    )
-    if not settings.check:
-        return samples, None
-    progress.enter("check after")
-    oracles[2].prepare(buffers)
-    wrong += _check(oracles[2], program.run, transport, buffers)
-    counts = transport.control.gather(np.array([wrong], np.int64))
-    if counts is None:
-        return samples, None
-    return samples, Validation(counts[:, 0], oracles[0].tolerance, oracles[0].why)
+        self.transport.barrier()
+        return oracle.count_wrong(buffers)
 
+    def _warm_up(self) -> float:
+        """Run every program; returns roughly how long an iteration takes."""
+        self.progress.enter("warmup")
+        self._refill()
+        began = self.clock()
+        for i in range(self.settings.warmup):
+            self.programs[i % len(self.programs)].run()
+            self.progress.ticks += 1
+        return (self.clock() - began) / max(1, self.settings.warmup)
 
-def _check(oracle: Oracle, run: Callable[[], None], transport: Transport, buffers: Any) -> int:
-    """Wrong elements on this rank after one iteration that no rank starts before all are filled."""
-    transport.barrier()
-    run()
-    transport.barrier()
-    return oracle.count_wrong(buffers)
+    def _refill(self) -> None:
+        for buffers in self.buffers:
+            self.timed.prepare(buffers)
 
+    def _loop(self) -> Loop:
+        return Loop(
+            programs=self.programs,
+            barrier=self.transport.barrier,
+            clock=self.clock,
+            refill=self._refill,
+            refill_every=repeats_before_overflow(self.schedule),
+            progress=self.progress,
+            launches_per_block=self.settings.iterations or LAUNCHES_PER_BLOCK,
+            stream=self.transport.stream,
+        )
 
-def _rule(case: Case, settings: Settings, loop: Loop) -> tuple[Rule, list[str], int]:
-    """When to stop, the columns of a sample, and how many launches one is."""
-    fixed, columns, launches = settings.iterations, loop.columns, 1
-    if case.timing is Timing.PIPELINED:
-        fixed = FEWEST_SAMPLES if settings.iterations else None
-        columns, launches = ["total"], loop.launches_per_block
-    return Rule(fixed=fixed, precision=settings.precision, max_seconds=settings.max_seconds), columns, launches
+    def _regime(self, loop: Loop) -> tuple[Callable[[int], Floats], list[str], int]:
+        """The timing loop, the label of each column of its samples, and how many launches a sample is made of."""
+        if self.case.timing is Timing.PIPELINED:
+            return partial(regimes.pipelined, loop), ["total"], loop.launches_per_block
+        if self.case.timing is Timing.GRAPH:
+            launches = device.graph_launches(self.case.nbytes)
+            return device.captured(loop, launches), ["total"], launches
+        on_host = self.transport.stream is None
+        return partial(regimes.isolated if on_host else device.gated, loop), loop.columns, 1
 
+    def _evidence(self) -> list[Mapping[str, Any]]:
+        """What every rank's library and GPU say; nothing on the host, where there is nothing to ask."""
+        if self.transport.stream is None:
+            return []
+        mine = msgspec.json.encode(self.transport.evidence()).decode()
+        return [msgspec.json.decode(text) for text in all_gather_text(self.transport.control, mine)]
 
-def base_record(
-    case: Case,
-    transport: str,
-    world_size: int,
-    started: datetime.datetime,
-    status: Status = "ok",
-    reason: str | None = None,
-) -> Record:
-    """What a record says whether or not anything was measured."""
-    return Record(
-        case=case.id,
-        pattern=case.pattern,
-        params=case.params,
-        transport=transport,
-        timing=case.timing.value,
-        dtype=case.dtype,
-        bytes=case.nbytes,
-        world_size=world_size,
-        status=status,
-        reason=reason,
-        started=started.isoformat(timespec="seconds").replace("+00:00", "Z"),
-    )
-
-
-def complete_record(
-    base: Record,
-    case: Case,
-    schedule: Schedule,
-    topology: Topology,
-    settings: Settings,
-    samples: Samples,
-    validation: Validation | None,
-) -> Record:
-    """The record of a case that was timed: summaries, rates, ledgers, and whether the data were right."""
-    time_us = summarise(samples.slowest_N)
-    members = schedule.rate_groups.shape[1]
-    rate = alg_gb_per_s(schedule.size_bytes, time_us.p50 / MICRO) if schedule.op and time_us.p50 > 0 else None
-    factor = bus_factor(schedule.op, members) if schedule.op else 0.0
-    ledgers = [phase_ledger(phase, topology, schedule.dtype.itemsize) for phase in schedule.phases]
-    wrong = int(validation.wrong_R.sum()) if validation else None
-    return msgspec.structs.replace(
-        base,
-        status="wrong" if wrong else "ok",
-        reason=_why_wrong(validation) if wrong else None,
-        wrong=wrong,
-        wrong_ranks=np.flatnonzero(validation.wrong_R).tolist() if validation else [],
-        tolerance=validation.tolerance if validation else 0.0,
-        notes=[f"tolerance: {validation.why}"] if validation and validation.why else [],
-        warmup=settings.warmup,
-        stopped=samples.stopped,
-        launches_per_sample=(settings.iterations or LAUNCHES_PER_BLOCK) if case.timing is Timing.PIPELINED else 1,
-        count=schedule.count,
-        size_bytes=schedule.size_bytes,
-        redop=schedule.redop,
-        root=schedule.root,
-        group_size=members,
-        time_us=time_us,
-        skew_us=skew(samples.seconds_RNK[:, :, 0]),
-        alg_gb_per_s=rate,
-        bus_gb_per_s=rate * factor if rate is not None else None,
-        phases=_phase_results(schedule, samples, ledgers),
-        groups=_group_results(schedule, samples.seconds_RNK[:, :, 0], factor),
-        ledger=sum(ledgers[1:], ledgers[0]).as_record(time_us.p50 / MICRO),
-    )
-
-
-def _why_wrong(validation: Validation | None) -> str:
-    assert validation is not None
-    ranks = np.flatnonzero(validation.wrong_R).tolist()
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"{int(validation.wrong_R.sum())} elements differ from what they must be, on rank {shown}"
-
-
-def _phase_results(schedule: Schedule, samples: Samples, ledgers: list[Ledger]) -> list[PhaseResult]:
-    results = []
-    for k, (phase, ledger) in enumerate(zip(schedule.phases, ledgers, strict=True), 1):
-        if phase.label in samples.labels:
-            summary = summarise(samples.seconds_RNK[:, :, k].max(axis=0))
-        elif len(schedule.phases) == 1:
-            summary = summarise(samples.slowest_N)
-        else:
-            results.append(PhaseResult(label=phase.label, ledger=ledger.as_record()))
-            continue
-        results.append(PhaseResult(label=phase.label, ledger=ledger.as_record(summary.p50 / MICRO), time_us=summary))
-    return results
-
-
-def _group_results(schedule: Schedule, seconds_RN: Floats, factor: float) -> list[GroupResult]:
-    """One result a group where several ran side by side; groups are never averaged."""
-    if len(schedule.rate_groups) == 1:
-        return []
-    results = []
-    for ranks in schedule.rate_groups:
-        summary = summarise(seconds_RN[ranks].max(axis=0))
-        rate = alg_gb_per_s(schedule.size_bytes, summary.p50 / MICRO) * factor if schedule.op else None
-        results.append(GroupResult(ranks=ranks.tolist(), time_us=summary, bus_gb_per_s=rate))
-    return results
+    def _setup(self) -> dict[str, Any]:
+        if self.transport.device == "cpu":
+            return {"buffers": "numpy", "copies": 1}
+        cold = len(self.buffers) > 1
+        return {"buffers": self.settings.buffers, "copies": len(self.buffers), "cache": "cold" if cold else "warm"}

@@ -8,13 +8,12 @@ stretch, and garbage collection is off inside it.
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ncclbench.measure.statistics import Floats
-from ncclbench.schedule.case import Timing
-from ncclbench.transports.base import Program
+from ncclbench.transports.base import DeviceStream, Program
 
 Clock = Callable[[], float]
 
@@ -49,40 +48,54 @@ class Loop:
     """Everything a timing loop touches.
 
     Attributes:
-        program: what is launched.
+        programs: what is launched, in turns: one for each set of buffers.
         barrier: lets all ranks start together.
         clock: seconds, monotonic.
         refill: restores in-place buffers.
         refill_every: after how many launches they would overflow.
         progress: where to say how far it is.
         launches_per_block: N of the pipelined regime.
+        stream: what device regimes time on; None on the host.
+        remarks: what a reader of the figures must know; loops add to it.
     """
 
-    program: Program
+    programs: tuple[Program, ...]
     barrier: Callable[[], None]
     clock: Clock
     refill: Callable[[], None]
     refill_every: int
     progress: Progress
     launches_per_block: int = LAUNCHES_PER_BLOCK
+    stream: DeviceStream | None = None
+    remarks: set[str] = field(default_factory=set)
+
+    def program_of(self, iteration: int) -> Program:
+        """The program whose turn it is."""
+        return self.programs[iteration % len(self.programs)]
+
+    def step(self, iteration: int) -> None:
+        """Note for the watchdog that this rank has come this far."""
+        self.progress.iteration = iteration
+        self.progress.ticks += 1
 
     @property
     def columns(self) -> list[str]:
         """The phase label of each column of a loop's samples in the isolated regime."""
-        labels = [step.label for step in self.program.steps]
+        labels = [step.label for step in self.programs[0].steps]
         return ["total", *labels] if len(labels) > 1 else ["total"]
 
 
 def isolated(loop: Loop, samples: int) -> Floats:
     """Every iteration on its own: host clock between barriers, the barrier outside."""
-    launches = [step.launch for step in loop.program.steps]
+    launches = [step.launch for step in loop.programs[0].steps]
     measure = _single_phase if len(launches) == 1 else _many_phases
     with quiet_gc():
         return measure(loop, launches, samples)
 
 
 def _single_phase(loop: Loop, launches: list[Callable[[], object]], samples: int) -> Floats:
-    (launch,), finish, barrier, clock, progress = launches, loop.program.finish, loop.barrier, loop.clock, loop.progress
+    (launch,), finish, barrier, clock = launches, loop.programs[0].finish, loop.barrier, loop.clock
+    progress = loop.progress
     seconds = np.empty((samples, 1))
     for i in range(samples):
         if i % loop.refill_every == 0:
@@ -100,7 +113,7 @@ def _single_phase(loop: Loop, launches: list[Callable[[], object]], samples: int
 
 
 def _many_phases(loop: Loop, launches: list[Callable[[], object]], samples: int) -> Floats:
-    finish, barrier, clock, progress = loop.program.finish, loop.barrier, loop.clock, loop.progress
+    finish, barrier, clock, progress = loop.programs[0].finish, loop.barrier, loop.clock, loop.progress
     seconds = np.empty((samples, len(launches) + 1))
     marks = [0.0] * (len(launches) + 1)
     for i in range(samples):
@@ -122,26 +135,24 @@ def _many_phases(loop: Loop, launches: list[Callable[[], object]], samples: int)
 
 def pipelined(loop: Loop, samples: int) -> Floats:
     """Blocks of N back-to-back launches, wall / N: the classic nccl-tests number. One sample is one block."""
-    launches, finish, clock = [step.launch for step in loop.program.steps], loop.program.finish, loop.clock
+    turns = [loop.program_of(i).steps for i in range(loop.launches_per_block)]
+    launches = [step.launch for steps in turns for step in steps]
+    finish, clock = loop.programs[0].finish, loop.clock
     seconds = np.empty((samples, 1))
     with quiet_gc():
         for i in range(samples):
             loop.refill()
-            loop.progress.iteration = i * loop.launches_per_block
-            loop.progress.ticks += 1
+            finish()
+            loop.step(i * loop.launches_per_block)
             loop.barrier()
             start = clock()
-            for _ in range(loop.launches_per_block):
-                for launch in launches:
-                    launch()
+            for launch in launches:
+                launch()
             finish()
             end = clock()
             loop.progress.ticks += 1
             seconds[i, 0] = (end - start) / loop.launches_per_block
     return seconds
-
-
-REGIMES: dict[Timing, Callable[[Loop, int], Floats]] = {Timing.ISOLATED: isolated, Timing.PIPELINED: pipelined}
 
 
 @contextmanager

@@ -5,20 +5,24 @@ that no phase may touch. Bits are compared, except where an average cannot be ex
 and `why` says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import log2
 
 import numpy as np
 
-from ncclbench.schedule.dtypes import Array, Redop, finish_average, reducer
+from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average, reducer
 from ncclbench.schedule.fill import Fill, Floats, Spread, reductions
 from ncclbench.schedule.phases import flatten
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.schedule.trace import Given, Mark, Reduced, Segment, Term, trace
 
 CANARY_BYTE = 0xA5
+
+
+def _stay(bits: Array) -> Array:
+    return bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +33,13 @@ class Oracle:
         schedule: what is run.
         rank: whose buffers.
         salt: which set of values; a pass with another salt exposes data left from the pass before.
+        upload: brings a vector of bits to where the buffers are; on CPUs they are there.
     """
 
     schedule: Schedule
     rank: int
     salt: int
+    upload: Callable[[Array], Array] = _stay
 
     @cached_property
     def fill(self) -> Fill:
@@ -70,11 +76,19 @@ class Oracle:
 
     def prepare(self, buffers: Mapping[str, Array]) -> None:
         """Fill the inputs and poison everything else; `buffers` are typed, one-dimensional arrays."""
-        for index, name in enumerate(self.schedule.buffers):
+        bits = self.schedule.dtype.bits
+        for name in self.schedule.buffers:
             if name in self.schedule.inputs:
-                tile(buffers[name], self._as_dtype(self.fill.values(self.rank, index)))
+                tile(buffers[name].view(bits), self._filled[name])
             else:
                 buffers[name].view(np.uint8)[:] = CANARY_BYTE
+
+    @cached_property
+    def _filled(self) -> Mapping[str, Array]:
+        """One period of each input, as bits, where the buffers are."""
+        names = list(self.schedule.buffers)
+        inputs = self.schedule.inputs
+        return {name: self._bits(self.fill.values(self.rank, names.index(name))) for name in inputs}
 
     def count_wrong(self, buffers: Mapping[str, Array]) -> int:
         """How many elements of this rank's buffers are not what they must be."""
@@ -89,11 +103,12 @@ class Oracle:
             return 0
         if term is Mark.CANARY:
             return int(np.count_nonzero(np.any(actual.view(np.uint8).reshape(len(actual), -1) != CANARY_BYTE, axis=1)))
-        expected = self._as_dtype(self._period(term))
-        return count_unequal(actual, expected, self.tolerance)
+        dtype = self.schedule.dtype
+        return count_unequal(actual.view(dtype.bits), self._bits(self._period(term)), self.tolerance, dtype)
 
-    def _as_dtype(self, values: Floats) -> Array:
-        return values.astype(self.schedule.dtype.numpy)
+    def _bits(self, values: Floats) -> Array:
+        dtype = self.schedule.dtype
+        return self.upload(values.astype(dtype.numpy).view(dtype.bits))
 
     def _period(self, term: Term) -> Floats:
         """One period of a term, as the exact values of a float64."""
@@ -120,21 +135,30 @@ def tile(target: Array, period: Array) -> None:
     rest[:] = period[: len(rest)]
 
 
-def count_unequal(actual: Array, period: Array, tolerance: float) -> int:
-    """Elements of `actual` that differ from `period` repeated: in their bits, or by more than `tolerance`."""
+def count_unequal(actual: Array, period: Array, tolerance: float, dtype: Dtype) -> int:
+    """Elements of `actual` that differ from `period` repeated: in their bits, or by more than `tolerance`.
+
+    Both are arrays of `dtype.bits`, on the host or both on the device; what is counted there stays there.
+    """
     whole = len(actual) // len(period)
     body = actual[: whole * len(period)].reshape(whole, len(period))
     rest = actual[whole * len(period) :]
-    return _unequal(body, period, tolerance) + _unequal(rest, period[: len(rest)], tolerance)
+    return _unequal(body, period, tolerance, dtype) + _unequal(rest, period[: len(rest)], tolerance, dtype)
 
 
-def _unequal(actual: Array, expected: Array, tolerance: float) -> int:
+def _unequal(actual: Array, expected: Array, tolerance: float, dtype: Dtype) -> int:
     if not tolerance:
-        bits = np.dtype(f"u{actual.dtype.itemsize}")
-        return int(np.count_nonzero(actual.view(bits) != expected.view(bits)))
-    want = expected.astype(np.float64)
-    close = np.abs(actual.astype(np.float64) - want) <= tolerance * np.abs(want)
+        return int(np.count_nonzero(actual != expected))
+    want = _as_float64(expected, dtype)
+    close = np.abs(_as_float64(actual, dtype) - want) <= tolerance * np.abs(want)
     return int(np.count_nonzero(~close))  # NaN is close to nothing
+
+
+def _as_float64(bits: Array, dtype: Dtype) -> Array:
+    """The numbers that `bits` are; bfloat16 is the upper half of a float32, which every array library knows."""
+    if dtype.name == "bfloat16":
+        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    return bits.view(dtype.numpy).astype(np.float64)
 
 
 def repeats_before_overflow(schedule: Schedule) -> int:

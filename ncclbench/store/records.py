@@ -101,5 +101,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[GroupResult] = []
     ledger: dict[str, Any] | None = None
     samples: str | None = None
+    setup: dict[str, Any] = {}
+    path: dict[str, Any] | None = None
+    gpus: list[dict[str, Any]] = []
     ranks: list[int] = []
     """The ranks at fault, for `failed` and `timeout`."""

@@ -5,7 +5,7 @@ but call them. Control traffic (decisions, samples) goes through `Control`, over
 fabric that is measured and never as pickle.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,6 +65,32 @@ class Control(Protocol):
         """Rank 0's array, on every rank."""
 
 
+class DeviceStream(Protocol):
+    """A stream of work on a device that runs behind the host, as the timing loops see it."""
+
+    def mark(self) -> Any:
+        """An event, recorded now."""
+
+    def seconds_between(self, start: Any, end: Any) -> float:
+        """Time on the device's clock between two events that have happened."""
+
+    def hold(self, limit_seconds: float) -> None:
+        """Close a gate: nothing launched from here on runs before `release`, or before the limit is over."""
+
+    def release(self) -> None:
+        """Open the gate."""
+
+    @property
+    def opened_by_itself(self) -> bool:
+        """Whether the last gate's limit was over before `release`."""
+
+    def synchronize(self) -> None:
+        """Wait until everything launched has run."""
+
+    def capture(self, launches: Sequence[Call]) -> Call:
+        """One call that replays `launches` as one graph."""
+
+
 class Transport(Protocol):
     """Moves data for one rank.
 
@@ -73,6 +99,7 @@ class Transport(Protocol):
         rank: this rank.
         world_size: how many there are.
         device: where the buffers of `compile` must live.
+        stream: what programs launch on, where launching does not block; None on the host.
         control: for the suite's own messages.
     """
 
@@ -80,6 +107,7 @@ class Transport(Protocol):
     rank: int
     world_size: int
     device: Device
+    stream: DeviceStream | None
     control: Control
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
@@ -100,6 +128,12 @@ class Transport(Protocol):
 
     def describe(self) -> Mapping[str, Any]:
         """Versions and settings for the manifest."""
+
+    def evidence(self) -> Mapping[str, Any]:
+        """What the library says of the path it took (`path`), and the state of this rank's GPU (`gpu`).
+
+        Asked before and after each case, of transports that have a stream.
+        """
 
     def close(self) -> None:
         """Give everything back; all ranks call it."""

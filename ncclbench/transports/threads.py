@@ -31,7 +31,7 @@ from ncclbench.schedule.phases import (
 )
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._local import branches_call, local_call
-from ncclbench.transports.base import Call, Control, Program, Step, nothing
+from ncclbench.transports.base import Call, Control, DeviceStream, Program, Step, nothing
 
 T = TypeVar("T")
 
@@ -105,6 +105,7 @@ class ThreadTransport:
 
     name = "threads"
     device: Device = "cpu"
+    stream: DeviceStream | None = None
 
     def __init__(self, world: ThreadWorld, rank: int) -> None:
         """Take part as `rank`."""
@@ -170,6 +171,10 @@ class ThreadTransport:
     def describe(self) -> Mapping[str, Any]:
         """Versions for the manifest."""
         return {"transport": "threads", "numpy": np.__version__}
+
+    def evidence(self) -> Mapping[str, Any]:
+        """There is nothing to ask."""
+        return {}
 
     def close(self) -> None:
         """Nothing is held."""

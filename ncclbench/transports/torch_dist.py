@@ -5,7 +5,7 @@ Differences between torch versions are dealt with here: 2.13 deprecates ``reduce
 """
 
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,7 +21,9 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._local import branches_call, local_call
-from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
+from ncclbench.transports._nccl_log import NcclLog
+from ncclbench.transports._nvml import gpu_state
+from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, Step, nothing
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -45,7 +47,7 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
     available = dist.is_nccl_available() if name == "nccl" else dist.is_gloo_available()
     if not available:
         raise EnvironmentFault(f"this torch ({torch.__version__}) was built without {name}; use --transport gloo")
-    device = _claim_gpu(seat) if name == "nccl" else None
+    device, log = (_claim_gpu(seat), NcclLog.switch_on()) if name == "nccl" else (None, None)
     try:
         if seat.address is None:
             dist.init_process_group(name, timeout=limit, device_id=device)
@@ -62,21 +64,38 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
             dist.init_process_group(
                 name, store=store, rank=seat.rank, world_size=seat.world_size, timeout=limit, device_id=device
             )
-        return TorchTransport(name, seat)
+        return TorchTransport(name, log)
     except (RuntimeError, ValueError) as error:
         raise TransportError(f"rank {seat.rank} could not join the {name} job: {first_line(error)}") from error
 
 
 def _claim_gpu(seat: Seat) -> torch.device:
-    count = torch.cuda.device_count()
-    if count == 0:
-        raise EnvironmentFault("the nccl transport needs a CUDA GPU, and torch sees none; use --transport gloo")
-    if seat.local_rank >= count:
+    """This rank's GPU, made current for torch and for CuPy."""
+    try:
+        from ncclbench.transports._cuda import claim_gpu
+    except ImportError as error:
         raise EnvironmentFault(
-            f"rank {seat.rank} is number {seat.local_rank} on its node, which has {count} GPUs: start at most one a GPU"
-        )
-    torch.cuda.set_device(seat.local_rank)
-    return torch.device("cuda", seat.local_rank)
+            f"the nccl transport keeps its buffers in CuPy: pip install cupy-cuda13x (or cupy-cuda12x): {error}"
+        ) from error
+    index = claim_gpu(seat, torch.cuda.device_count())
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+class _TorchGraphs:
+    """Graphs by torch, whose process groups have rules of their own about being captured."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        """Capture on `stream`."""
+        self._stream = stream
+
+    def __call__(self, launches: Sequence[Call]) -> Call:
+        """One call that replays `launches`."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            for launch in launches:
+                launch()
+        return graph.replay
 
 
 class TorchControl:
@@ -111,16 +130,34 @@ class TorchControl:
 class TorchTransport:
     """One rank of a torch.distributed job."""
 
-    def __init__(self, name: str, seat: Seat) -> None:
+    def __init__(self, name: str, log: NcclLog | None) -> None:
         """Wrap the default process group, and make a gloo group for control messages."""
         self.name = name
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device: Device = "cuda" if name == "nccl" else "cpu"
-        self._seat = seat
         control_group = dist.new_group(backend="gloo")
         self._start_group = control_group if name == "nccl" else dist.group.WORLD
         self.control: Control = TorchControl(control_group, self.rank, self.world_size)
         self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
+        self.stream: DeviceStream | None = None
+        if log is not None:
+            self._open_device(log)
+
+    def _open_device(self, log: NcclLog) -> None:
+        """One stream for everything that is timed, CuPy's and torch's at once."""
+        import cupy
+
+        from ncclbench.transports._cuda import CudaStream, refuse_shared_gpu
+
+        device = torch.cuda.current_device()
+        cupy.cuda.Device(device).use()
+        refuse_shared_gpu(self.control, device)
+        own = cupy.cuda.Stream(non_blocking=True)
+        own.use()
+        external = torch.cuda.ExternalStream(own.ptr)  # type: ignore[no-untyped-call]
+        torch.cuda.set_stream(external)
+        self.stream = CudaStream(own, _TorchGraphs(external))
+        self._log, self._pci = log, cupy.cuda.runtime.deviceGetPCIBusId(device)
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         """Ready calls on tensors that share the buffers' memory."""
@@ -134,7 +171,7 @@ class TorchTransport:
                 steps.append(Step(phase.label, branches_call(branches)))
             else:
                 steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers)))
-        return Program(tuple(steps), finish=torch.cuda.synchronize if self.device == "cuda" else nothing)
+        return Program(tuple(steps), finish=self.stream.synchronize if self.stream else nothing)
 
     def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...] = ()) -> Call:
         if isinstance(phase, Local):
@@ -245,10 +282,25 @@ class TorchTransport:
 
     def describe(self) -> Mapping[str, Any]:
         """Versions for the manifest."""
-        return {"transport": self.name, "torch": str(torch.__version__), "numpy": np.__version__}
+        versions = {"transport": self.name, "torch": str(torch.__version__), "numpy": np.__version__}
+        if self.stream is None:
+            return versions
+        from ncclbench.transports._cuda import loaded_nccl
+
+        # The version that counts is the one in the log: torch.cuda.nccl.version() is what torch was built against.
+        return {**versions, "nccl": self._log.read().get("version"), "nccl_library": loaded_nccl()}
+
+    def evidence(self) -> Mapping[str, Any]:
+        """NCCL's log so far, and the GPU's state; nothing for gloo."""
+        if self.stream is None:
+            return {}
+        return {"path": self._log.read(), "gpu": gpu_state(self._pci)}
 
     def close(self) -> None:
         """Leave the job."""
+        if self.stream is not None:
+            self.stream.synchronize()
+            self._log.remove()
         dist.destroy_process_group()
 
 

@@ -1,0 +1,105 @@
+"""The timing loops of a device that works behind a stream: gated iterations, and graphs.
+
+Both return durations by the device's own clock, shape (samples, columns), like the loops of `regimes`.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+
+from ncclbench.measure.regimes import Loop, quiet_gc
+from ncclbench.measure.statistics import Floats
+from ncclbench.transports.base import DeviceStream
+
+# A stream's queue holds about a thousand launches; beyond that enqueuing would wait for the gate that waits for it.
+LAUNCH_BUDGET = 500
+# The gate opens by itself after this: a peer that died must not leave a kernel spinning.
+GATE_LIMIT_SECONDS = 10.0
+# Replays between two synchronisations.
+_REPLAYS = 20
+
+
+def graph_launches(nbytes: int) -> int:
+    """Launches in one graph: many where a launch is short, so that what surrounds the graph is spread thin."""
+    if nbytes <= 1 << 20:
+        return 50
+    return 20 if nbytes <= 16 << 20 else 4
+
+
+def gated(loop: Loop, samples: int) -> Floats:
+    """Every iteration between two events, all enqueued behind a gate that opens when every rank is ready."""
+    stream = _stream(loop)
+    phases = len(loop.programs[0].steps)
+    chunk = max(1, LAUNCH_BUDGET // (2 * phases + 1))
+    seconds = np.empty((samples, len(loop.columns)))
+    with quiet_gc():
+        for first in range(0, samples, chunk):
+            seconds[first : first + chunk] = _gated_chunk(loop, stream, first, min(chunk, samples - first))
+    return seconds
+
+
+def _gated_chunk(loop: Loop, stream: DeviceStream, first: int, count: int) -> Floats:
+    loop.refill()
+    stream.synchronize()
+    loop.step(first)
+    loop.barrier()
+    stream.hold(GATE_LIMIT_SECONDS)
+    marks = []
+    for i in range(first, first + count):
+        row = [stream.mark()]
+        for step in loop.program_of(i).steps:
+            step.launch()
+            row.append(stream.mark())
+        marks.append(row)
+    loop.barrier()  # no gate opens before all ranks have enqueued everything
+    stream.release()
+    stream.synchronize()
+    loop.step(first + count)
+    if stream.opened_by_itself:
+        loop.remarks.add(f"a gate opened by itself after {GATE_LIMIT_SECONDS:g} s: launch costs may be in the figures")
+    seconds = np.empty((count, len(loop.columns)))
+    for i, row in enumerate(marks):
+        seconds[i, 0] = stream.seconds_between(row[0], row[-1])
+        if len(loop.columns) > 1:
+            seconds[i, 1:] = [stream.seconds_between(a, b) for a, b in pairwise(row)]
+    return seconds
+
+
+def captured(loop: Loop, launches: int) -> Callable[[int], Floats]:
+    """Capture `launches` iterations in a graph; returns the loop that times its replays. One sample is one replay."""
+    stream = _stream(loop)
+    loop.refill()
+    stream.synchronize()
+    calls = [step.launch for i in range(launches) for step in loop.program_of(i).steps]
+    replay = stream.capture(calls)
+    loop.barrier()  # instantiation connects what was not yet connected: all ranks before the first replay
+    for _ in range(2):
+        replay()
+    stream.synchronize()
+
+    def measure(samples: int) -> Floats:
+        seconds = np.empty((samples, 1))
+        with quiet_gc():
+            for first in range(0, samples, _REPLAYS):
+                count = min(_REPLAYS, samples - first)
+                loop.refill()
+                stream.synchronize()
+                loop.step(first)
+                loop.barrier()
+                marks = [stream.mark()]
+                for _ in range(count):
+                    replay()
+                    marks.append(stream.mark())
+                stream.synchronize()
+                loop.step(first + count)
+                pairs = pairwise(marks)
+                seconds[first : first + count, 0] = [stream.seconds_between(a, b) / launches for a, b in pairs]
+        return seconds
+
+    return measure
+
+
+def _stream(loop: Loop) -> DeviceStream:
+    assert loop.stream is not None, "a device regime on a host transport"
+    return loop.stream

@@ -1,0 +1,195 @@
+"""The record of a case, from its samples, its schedule and the outcome of its checks."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ncclbench.measure.sampling import Samples
+from ncclbench.measure.statistics import MICRO, Floats, skew, summarise
+from ncclbench.plan import Settings
+from ncclbench.schedule.case import Case
+from ncclbench.schedule.dtypes import Array
+from ncclbench.schedule.ledger import Ledger, phase_ledger
+from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
+from ncclbench.schedule.schedule import Schedule
+from ncclbench.store.records import GroupResult, PhaseResult, Record, Status
+from ncclbench.topology import Topology
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Wrong elements of each rank, shape (R,), and the tolerance they were judged with."""
+
+    wrong_R: Array
+    tolerance: float
+    why: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What rank 0 knows when a case is over.
+
+    Attributes:
+        samples: all ranks' durations.
+        validation: None without checks.
+        launches_per_sample: N of a pipelined block, or the launches in a graph; 1 otherwise.
+        setup: which buffers were used, how many sets, and whether they left the cache.
+        remarks: what the timing loop had to say.
+        before: each rank's evidence (what its library and its GPU say) before timing.
+        after: the same afterwards.
+    """
+
+    samples: Samples
+    validation: Validation | None
+    launches_per_sample: int
+    setup: Mapping[str, Any]
+    remarks: Sequence[str]
+    before: Sequence[Mapping[str, Any]]
+    after: Sequence[Mapping[str, Any]]
+
+
+def base_record(
+    case: Case,
+    transport: str,
+    world_size: int,
+    started: datetime.datetime,
+    status: Status = "ok",
+    reason: str | None = None,
+) -> Record:
+    """What a record says whether or not anything was measured."""
+    return Record(
+        case=case.id,
+        pattern=case.pattern,
+        params=case.params,
+        transport=transport,
+        timing=case.timing.value,
+        dtype=case.dtype,
+        bytes=case.nbytes,
+        world_size=world_size,
+        status=status,
+        reason=reason,
+        started=started.isoformat(timespec="seconds").replace("+00:00", "Z"),
+    )
+
+
+def complete_record(
+    base: Record,
+    schedule: Schedule,
+    topology: Topology,
+    settings: Settings,
+    outcome: Outcome,
+) -> Record:
+    """The record of a case that was timed: summaries, rates, ledgers, and whether the data were right."""
+    samples, validation = outcome.samples, outcome.validation
+    time_us = summarise(samples.slowest_N)
+    members = schedule.rate_groups.shape[1]
+    rate = alg_gb_per_s(schedule.size_bytes, time_us.p50 / MICRO) if schedule.op and time_us.p50 > 0 else None
+    factor = bus_factor(schedule.op, members) if schedule.op else 0.0
+    ledgers = [phase_ledger(phase, topology, schedule.dtype.itemsize) for phase in schedule.phases]
+    wrong = int(validation.wrong_R.sum()) if validation else None
+    return msgspec.structs.replace(
+        base,
+        status="wrong" if wrong else "ok",
+        reason=_why_wrong(validation) if wrong else None,
+        wrong=wrong,
+        wrong_ranks=np.flatnonzero(validation.wrong_R).tolist() if validation else [],
+        tolerance=validation.tolerance if validation else 0.0,
+        notes=_notes(outcome),
+        warmup=settings.warmup,
+        stopped=samples.stopped,
+        launches_per_sample=outcome.launches_per_sample,
+        count=schedule.count,
+        size_bytes=schedule.size_bytes,
+        redop=schedule.redop,
+        root=schedule.root,
+        group_size=members,
+        time_us=time_us,
+        skew_us=skew(samples.seconds_RNK[:, :, 0]),
+        alg_gb_per_s=rate,
+        bus_gb_per_s=rate * factor if rate is not None else None,
+        phases=_phase_results(schedule, samples, ledgers),
+        groups=_group_results(schedule, samples.seconds_RNK[:, :, 0], factor),
+        ledger=sum(ledgers[1:], ledgers[0]).as_record(time_us.p50 / MICRO),
+        setup=dict(outcome.setup),
+        path=merge_paths(outcome.before, outcome.after),
+        gpus=_gpus(outcome.before, outcome.after),
+    )
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    """What a reader must know before trusting the figures."""
+    notes = [*outcome.remarks]
+    if outcome.validation and outcome.validation.why:
+        notes.append(f"tolerance: {outcome.validation.why}")
+    path = merge_paths(outcome.before, outcome.after)
+    if path and "NET/Socket" in path.get("links", []):
+        notes.append("NCCL used sockets (NET/Socket) between nodes: this is not the fabric's speed")
+    for gpu in _gpus(outcome.before, outcome.after):
+        notes += [f"rank {gpu['rank']}: {what}" for what in gpu["warnings"]]
+    return notes
+
+
+def merge_paths(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the library logged of all ranks, joined: lists are united, single values kept where all agree."""
+    views = [view["path"] for view in (*before, *after) if view.get("path")]
+    if not views:
+        return None
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for view in views for key in view):
+        values = [view[key] for view in views if key in view]
+        if isinstance(values[0], list):
+            merged[key] = sorted({item for value in values for item in value})
+        else:
+            distinct = sorted({str(value) for value in values})
+            merged[key] = values[0] if len(distinct) == 1 else distinct
+    return merged
+
+
+def _gpus(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each rank's GPU before and after the case, and what about it is not as it should be."""
+    found = []
+    for rank, (then, now) in enumerate(zip(before, after, strict=True)):
+        if then.get("gpu") and now.get("gpu"):
+            warnings = [*now["gpu"].get("throttled", [])]
+            for counter, value in now["gpu"].get("errors", {}).items():
+                moved = value - then["gpu"].get("errors", {}).get(counter, value)
+                warnings += [f"{counter} rose by {moved}"] if moved > 0 else []
+            found.append({"rank": rank, "before": then["gpu"], "after": now["gpu"], "warnings": warnings})
+    return found
+
+
+def _why_wrong(validation: Validation | None) -> str:
+    assert validation is not None
+    ranks = np.flatnonzero(validation.wrong_R).tolist()
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"{int(validation.wrong_R.sum())} elements differ from what they must be, on rank {shown}"
+
+
+def _phase_results(schedule: Schedule, samples: Samples, ledgers: list[Ledger]) -> list[PhaseResult]:
+    results = []
+    for k, (phase, ledger) in enumerate(zip(schedule.phases, ledgers, strict=True), 1):
+        if phase.label in samples.labels:
+            summary = summarise(samples.seconds_RNK[:, :, k].max(axis=0))
+        elif len(schedule.phases) == 1:
+            summary = summarise(samples.slowest_N)
+        else:
+            results.append(PhaseResult(label=phase.label, ledger=ledger.as_record()))
+            continue
+        results.append(PhaseResult(label=phase.label, ledger=ledger.as_record(summary.p50 / MICRO), time_us=summary))
+    return results
+
+
+def _group_results(schedule: Schedule, seconds_RN: Floats, factor: float) -> list[GroupResult]:
+    """One result a group where several ran side by side; groups are never averaged."""
+    if len(schedule.rate_groups) == 1:
+        return []
+    results = []
+    for ranks in schedule.rate_groups:
+        summary = summarise(seconds_RN[ranks].max(axis=0))
+        rate = alg_gb_per_s(schedule.size_bytes, summary.p50 / MICRO) * factor if schedule.op else None
+        results.append(GroupResult(ranks=ranks.tolist(), time_us=summary, bus_gb_per_s=rate))
+    return results

@@ -1,0 +1,174 @@
+"""What the GPU transports share: the stream as the timing loops see it, the GPU of a rank, and the NCCL that is loaded.
+
+Kept off the clock, Python costs nothing: with everything enqueued behind a gate, or captured in a graph, the device
+runs launch after launch without waiting for the host.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ncclbench.errors import EnvironmentFault
+from ncclbench.transports.base import Call, Control, Seat, all_gather_text
+
+# One thread spins on a flag in pinned host memory until the host opens the gate. If the host never does (a peer died,
+# a queue is full), the gate opens by itself after `limit` nanoseconds and leaves a 2 in the flag.
+_GATE = r"""
+extern "C" __global__ void gate(volatile int* flag, unsigned long long limit) {
+    unsigned long long start, now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
+    while (*flag == 0) {
+        __nanosleep(200);
+        asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+        if (now - start > limit) { *flag = 2; break; }
+    }
+}
+"""
+
+
+class CudaStream:
+    """The stream that a transport launches on, with what is needed to time it.
+
+    Args:
+        stream: the CuPy stream.
+        capture: turns launches into one call that replays them; a library with capture rules of its own brings one.
+    """
+
+    def __init__(self, stream: Any, capture: Callable[[Sequence[Call]], Call] | None = None) -> None:
+        """Put the gate's flag into pinned memory, which the device reads by the same address."""
+        self.stream = stream
+        self._own_capture = capture
+        self._pinned = cupy.cuda.alloc_pinned_memory(64)
+        self._flag = np.frombuffer(self._pinned, np.int32, 1)
+        self._flag[0] = 1
+        self._gate = cupy.RawKernel(_GATE, "gate")
+        self._gate.compile()
+
+    def mark(self) -> Any:
+        """An event, recorded now."""
+        event = cupy.cuda.Event()
+        event.record(self.stream)
+        return event
+
+    def seconds_between(self, start: Any, end: Any) -> float:
+        """Time between two events that have happened."""
+        return float(cupy.cuda.get_elapsed_time(start, end)) * 1e-3
+
+    def hold(self, limit_seconds: float) -> None:
+        """Close the gate: nothing launched from here on runs before `release`."""
+        self._flag[0] = 0
+        arguments = (np.uint64(self._pinned.ptr), np.uint64(int(limit_seconds * 1e9)))
+        with self.stream:
+            self._gate((1,), (1,), arguments)
+
+    def release(self) -> None:
+        """Open the gate."""
+        if self._flag[0] == 0:
+            self._flag[0] = 1
+
+    @property
+    def opened_by_itself(self) -> bool:
+        """Whether the last gate gave up waiting for the host."""
+        return bool(self._flag[0] == 2)
+
+    def synchronize(self) -> None:
+        """Wait until everything launched has run."""
+        self.stream.synchronize()
+
+    def capture(self, launches: Sequence[Call]) -> Call:
+        """One call that replays `launches`, captured in a CUDA graph."""
+        if self._own_capture is not None:
+            return self._own_capture(launches)
+        self.stream.begin_capture()
+        for launch in launches:
+            launch()
+        graph = self.stream.end_capture()
+        graph.upload(self.stream)
+        return lambda: graph.launch(self.stream)
+
+
+def claim_gpu(seat: Seat, count: int) -> int:
+    """The index of this rank's GPU among the `count` that it sees: its place on the node.
+
+    A launcher that shows each rank only its own GPU is honoured.
+
+    Raises:
+        EnvironmentFault: if there are fewer GPUs than ranks.
+    """
+    if count == 0:
+        raise EnvironmentFault(f"rank {seat.rank} sees no CUDA GPU; use --transport gloo")
+    if count == 1 and seat.local_size > 1:
+        return 0  # two ranks on one GPU are found out by their ids, see `refuse_shared_gpu`
+    if seat.local_rank >= count:
+        raise EnvironmentFault(
+            f"{seat.local_size} ranks on a node of {count} GPUs: start at most one a GPU, --nproc {count}"
+        )
+    return seat.local_rank
+
+
+def refuse_shared_gpu(control: Control, device: int) -> None:
+    """Refuse two ranks on one GPU: they would halve each other's figures, and NCCL itself may deadlock.
+
+    Raises:
+        EnvironmentFault: naming the ranks; on every rank alike.
+    """
+    ids = all_gather_text(control, gpu_id(device))
+    for rank, identity in enumerate(ids):
+        first = ids.index(identity)
+        if first != rank:
+            raise EnvironmentFault(f"ranks {first} and {rank} are on the same GPU: start at most one rank a GPU")
+
+
+def gpu_id(device: int) -> str:
+    """The GPU's UUID, which no two GPUs share."""
+    return bytes(cupy.cuda.runtime.getDeviceProperties(device)["uuid"]).hex()
+
+
+def nccl_version() -> str:
+    """Version of the NCCL that CuPy has loaded, asked of the library itself."""
+    code = int(cupy.cuda.nccl.get_version())
+    return f"{code // 10000}.{code % 10000 // 100}.{code % 100}"
+
+
+def loaded_nccl(maps: Path = Path("/proc/self/maps")) -> list[str]:
+    """Paths of the NCCL libraries in this process; more than one means that torch and CuPy brought their own."""
+    found = {line.split()[-1] for line in maps.read_text().splitlines() if "libnccl" in line and "/" in line}
+    return sorted(found)
+
+
+class NcclMemory:
+    """Device memory from ncclMemAlloc, which NCCL can register with a communicator; freed with the object.
+
+    Args:
+        nbytes: how much.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        """Allocate.
+
+        Raises:
+            EnvironmentFault: if NCCL cannot, with its code.
+        """
+        paths = loaded_nccl()
+        if not paths:
+            raise EnvironmentFault("no NCCL library is loaded to allocate from")
+        self._library = ctypes.CDLL(paths[0])
+        pointer = ctypes.c_void_p()
+        code = self._library.ncclMemAlloc(ctypes.byref(pointer), ctypes.c_size_t(nbytes))
+        if code or not pointer.value:
+            raise EnvironmentFault(f"ncclMemAlloc of {nbytes} bytes failed with ncclResult {code}")
+        self.pointer, self.nbytes = int(pointer.value), nbytes
+
+    def array(self) -> Any:
+        """The memory as a CuPy array of bytes, which keeps this object alive."""
+        memory = cupy.cuda.UnownedMemory(self.pointer, self.nbytes, self)
+        return cupy.ndarray(self.nbytes, np.uint8, cupy.cuda.MemoryPointer(memory, 0))
+
+    def __del__(self) -> None:
+        """Give the memory back."""
+        if getattr(self, "pointer", 0):
+            self._library.ncclMemFree(ctypes.c_void_p(self.pointer))

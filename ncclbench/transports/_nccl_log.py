@@ -1,0 +1,93 @@
+"""NCCL's own log: which version was loaded, which network it took, and how.
+
+The log goes to a file of its own for each process, switched on before NCCL starts, and never to stderr. What a user
+has set himself is left as it is.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+# INFO of these says what was set up; COLL and TUNING would write a line a call, into what is timed.
+_SUBSYSTEMS = "INIT,GRAPH,NET,P2P,SHM,NVLS,ENV"
+
+_VERSION = re.compile(r"NCCL version ([\w.]+)")
+_VIA = re.compile(r"\bvia (NET/[A-Za-z]+|P2P/[A-Za-z]+|SHM(?:/[A-Za-z]+)?|COLLNET)")
+_GDR = re.compile(r"/GDRDMA\b")
+_NETWORK = re.compile(r"Using network (\S+)")
+_CHANNELS = re.compile(r"(\d+) coll channels, (\d+) collnet channels, (\d+) nvls channels, (\d+) p2p channels")
+_NVLS_OFF = re.compile(r"NVLS multicast support is not available")
+_NVLS_ON = re.compile(r"NVLS multicast support is available")
+# NCCL_DEBUG_SUBSYS=TUNING prints these, if the user asks for it.
+_TUNING = re.compile(r"(\w+): (\d+) Bytes -> Algo (\S+) proto (\S+)")
+_WARNING = re.compile(r"NCCL WARN (.*)")
+
+
+def parse_nccl_log(lines: Iterable[str]) -> dict[str, Any]:
+    """What the lines of an NCCL log say; a key is there only if a line says it.
+
+    Keys: ``version``, ``network`` (IB, Socket, ...), ``links`` (``P2P/CUMEM``, ``NET/IB``, ...), ``gdr``,
+    ``channels``, ``nvls``, ``calls`` (op, algorithm and protocol), ``warnings``.
+    """
+    found: dict[str, Any] = {}
+    lists: dict[str, set[str]] = {"links": set(), "calls": set(), "warnings": set()}
+    for line in lines:
+        if match := _VERSION.search(line):
+            found["version"] = match[1]
+        if match := _NETWORK.search(line):
+            found["network"] = match[1]
+        if match := _CHANNELS.search(line):
+            found["channels"] = int(match[1])
+        if _NVLS_ON.search(line) or _NVLS_OFF.search(line):
+            found["nvls"] = bool(_NVLS_ON.search(line))
+        lists["calls"] |= {f"{op} {algorithm}/{protocol}" for op, _, algorithm, protocol in _TUNING.findall(line)}
+        lists["warnings"] |= set(_WARNING.findall(line))
+        _note_link(line, lists["links"], found)
+    return {**found, **{name: sorted(values) for name, values in lists.items() if values}}
+
+
+def _note_link(line: str, links: set[str], found: dict[str, Any]) -> None:
+    """How two ranks are connected, and past the host's memory or through it."""
+    match = _VIA.search(line)
+    if match is None:
+        return
+    links.add(match[1])
+    if match[1].startswith("NET/"):
+        found["gdr"] = bool(_GDR.search(line)) or found.get("gdr", False)
+
+
+class NcclLog:
+    """This process's log file; read again and again as it grows."""
+
+    def __init__(self, path: Path, ours: bool) -> None:
+        """`ours`: to be removed in the end."""
+        self.path, self._ours = path, ours
+
+    @classmethod
+    def switch_on(cls, environ: MutableMapping[str, str] = os.environ) -> "NcclLog":
+        """Have NCCL write its log; to be called before NCCL reads its variables, which it does once."""
+        given = environ.get("NCCL_DEBUG_FILE")
+        if given and "%" not in given:
+            return cls(Path(given), ours=False)
+        path = Path(tempfile.gettempdir()) / f"ncclbench-nccl-{os.getpid()}.log"
+        environ["NCCL_DEBUG_FILE"] = str(path)
+        if environ.get("NCCL_DEBUG", "VERSION").upper() in ("VERSION", "WARN"):
+            environ["NCCL_DEBUG"] = "INFO"
+        environ.setdefault("NCCL_DEBUG_SUBSYS", _SUBSYSTEMS)
+        return cls(path, ours=True)
+
+    def read(self) -> dict[str, Any]:
+        """What the log says so far; empty if NCCL has written none."""
+        try:
+            with self.path.open(errors="replace") as file:
+                return parse_nccl_log(file)
+        except OSError:
+            return {}
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        if self._ours:
+            self.path.unlink(missing_ok=True)

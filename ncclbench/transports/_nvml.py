@@ -1,0 +1,78 @@
+"""The state of a GPU while it is measured: clocks, throttling, temperature, power, error counters; by NVML.
+
+A throttled or erring GPU makes a good fabric look bad. What a GPU or a driver does not tell is left out.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+# nvml.h: reasons that are not the GPU's own choice to idle.
+_THROTTLE = {
+    0x0000000000000004: "software power cap",
+    0x0000000000000008: "hardware slowdown",
+    0x0000000000000020: "software thermal slowdown",
+    0x0000000000000040: "hardware thermal slowdown",
+    0x0000000000000080: "hardware power brake",
+}
+
+
+@cache
+def _library() -> Any:
+    """NVML, initialised; None where there is none."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no wheel, no driver, no permission: all mean that there is nobody to ask
+        return None
+    return pynvml
+
+
+def gpu_state(pci_bus_id: str) -> dict[str, Any]:
+    """The state of the GPU at `pci_bus_id`; empty without NVML.
+
+    Keys: ``sm_mhz``, ``memory_mhz``, ``celsius``, ``watts``, ``throttled`` (reasons in words), ``errors`` (counters).
+    """
+    nvml = _library()
+    if nvml is None:
+        return {}
+    handle = _asked(lambda: nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id.encode()))
+    if handle is None:
+        return {}
+    power = _asked(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
+    reasons = _asked(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)) or 0
+    state = {
+        "sm_mhz": _asked(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        "memory_mhz": _asked(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
+        "celsius": _asked(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        "watts": power / 1000 if power is not None else None,
+        "throttled": [words for bit, words in _THROTTLE.items() if reasons & bit],
+        "errors": _errors(nvml, handle),
+    }
+    return {name: value for name, value in state.items() if value is not None}
+
+
+def _errors(nvml: Any, handle: Any) -> dict[str, int]:
+    counters = {
+        "ECC uncorrected errors": lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, 1, 0),
+        "ECC corrected errors": lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, 0, 0),
+    }
+    kinds = {"replay": 0, "recovery": 1, "CRC flit": 2, "CRC data": 3}
+    for link in range(18):
+        for name, kind in kinds.items():
+            counters[f"NVLink {link} {name} errors"] = _link_counter(nvml, handle, link, kind)
+    found = {name: _asked(ask) for name, ask in counters.items()}
+    return {name: int(value) for name, value in found.items() if value is not None}
+
+
+def _link_counter(nvml: Any, handle: Any, link: int, kind: int) -> Callable[[], int]:
+    return lambda: int(nvml.nvmlDeviceGetNvLinkErrorCounter(handle, link, kind))
+
+
+def _asked(ask: Callable[[], Any]) -> Any:
+    """The answer, or None where this GPU has none."""
+    try:
+        return ask()
+    except Exception:  # NVML raises a class a code; all of them mean: not told here
+        return None

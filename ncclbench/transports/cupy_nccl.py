@@ -1,0 +1,227 @@
+"""NCCL through CuPy's own bindings: no torch in the data path, a second opinion with little above the library.
+
+Communicators are made from unique ids that travel over the control plane, which is gloo's or MPI's. All-to-alls,
+gathers and scatters are grouped sends and receives, as NCCL has them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+try:
+    import cupy
+    from cupy.cuda import nccl
+except ImportError as error:
+    from ncclbench.errors import EnvironmentFault
+
+    raise EnvironmentFault(
+        f"the cupy_nccl transport needs CuPy for this machine's CUDA, cupy-cuda13x or cupy-cuda12x: {error}"
+    ) from error
+
+from ncclbench.buffers import Buffers, Device
+from ncclbench.errors import TransportError, Unable
+from ncclbench.schedule.dtypes import Dtype, Redop
+from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.schedule import Schedule
+from ncclbench.transports._cuda import CudaStream, claim_gpu, loaded_nccl, nccl_version, refuse_shared_gpu
+from ncclbench.transports._local import local_call
+from ncclbench.transports._nccl_log import NcclLog
+from ncclbench.transports._nvml import gpu_state
+from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
+
+# ncclDataType_t and ncclRedOp_t of nccl.h; CuPy names only some of them.
+_DTYPES = {"uint8": 1, "int32": 2, "float16": 6, "float32": 7, "float64": 8, "bfloat16": 9}
+_BYTES = 1
+_REDOPS = {Redop.SUM: 0, Redop.PROD: 1, Redop.MAX: 2, Redop.MIN: 3, Redop.AVG: 4}
+
+
+def open_transport(_name: str, seat: Seat, timeout: float) -> "CupyNcclTransport":
+    """Join the job as `seat`.
+
+    Raises:
+        EnvironmentFault: if there is no GPU for this rank, or nothing to meet the other ranks over.
+    """
+    from ncclbench.transports.torch_dist import open_transport as open_torch
+
+    device = claim_gpu(seat, cupy.cuda.runtime.getDeviceCount())
+    log = NcclLog.switch_on()
+    meeting = open_torch("gloo", seat, timeout)
+    cupy.cuda.Device(device).use()
+    refuse_shared_gpu(meeting.control, device)
+    return CupyNcclTransport(seat, meeting, log)
+
+
+class CupyNcclTransport:
+    """One rank of an NCCL job, without torch in the data path."""
+
+    name = "cupy_nccl"
+    device: Device = "cuda"
+
+    def __init__(self, seat: Seat, meeting: Any, log: NcclLog) -> None:
+        """Use the transport `meeting`, a CPU one, for control messages and barriers."""
+        self.rank, self.world_size = seat.rank, seat.world_size
+        self._meeting = meeting
+        self.control: Control = meeting.control
+        self._cupy_stream = cupy.cuda.Stream(non_blocking=True)
+        self._cupy_stream.use()
+        self.stream = CudaStream(self._cupy_stream)
+        self._pci = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
+        self._log = log
+        self._communicators: dict[tuple[int, ...], Any] = {}
+        self._communicator(tuple(range(self.world_size)))  # set-up is eager, not inside the first case
+
+    def _communicator(self, ranks: tuple[int, ...]) -> Any:
+        """The communicator of `ranks`, or None on others; all ranks of the job ask in the same order."""
+        if ranks not in self._communicators:
+            mine = np.zeros(128, np.uint8)
+            if self.rank == ranks[0]:
+                mine = np.array([b & 0xFF for b in nccl.get_unique_id()], np.uint8)
+            shared = self.control.all_gather(mine)[ranks[0]]
+            identity = tuple(int(b) for b in shared.view(np.int8))
+            member = ranks.index(self.rank) if self.rank in ranks else -1
+            made = nccl.NcclCommunicator(len(ranks), identity, member) if member >= 0 else None
+            self._communicators[ranks] = made
+        return self._communicators[ranks]
+
+    def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
+        """Ready calls on the buffers' addresses."""
+        steps = []
+        for phase in schedule.phases:
+            if isinstance(phase, Concurrent):
+                raise Unable("cupy_nccl runs one stream; concurrent phases need the nccl transport")
+            steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers)))
+        return Program(tuple(steps), finish=self.stream.synchronize)
+
+    def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers) -> Call:
+        if isinstance(phase, Local):
+            return local_call(phase, self.rank, buffers)
+        if isinstance(phase, Exchange):
+            return self._exchange_call(phase, buffers)
+        found: Call = nothing
+        for g, ranks in enumerate(phase.groups.tolist()):
+            communicator = self._communicator(tuple(ranks))
+            if self.rank in ranks:
+                member = ranks.index(self.rank)
+                if isinstance(phase, AllToAllV):
+                    found = self._uneven_call(phase, g, member, communicator, buffers)
+                else:
+                    found = self._collective_call(phase, member, communicator, dtype, buffers)
+        return found
+
+    def _collective_call(self, phase: Collective, me: int, comm: Any, dtype: Dtype, buffers: Buffers) -> Call:
+        send, recv = address(buffers[phase.read]), address(buffers[phase.write])
+        kind, redop, count, stream = _DTYPES[dtype.name], _REDOPS[phase.redop], phase.count, self._cupy_stream.ptr
+        match phase.op:
+            case Op.ALL_REDUCE:
+                return partial(comm.allReduce, send, recv, count, kind, redop, stream)
+            case Op.REDUCE_SCATTER:
+                return partial(comm.reduceScatter, send, recv, count, kind, redop, stream)
+            case Op.ALL_GATHER:
+                return partial(comm.allGather, send, recv, count, kind, stream)
+            case Op.BROADCAST:
+                return partial(comm.broadcast, send, recv, count, kind, phase.root, stream)
+            case Op.REDUCE:
+                return partial(comm.reduce, send, recv, count, kind, redop, phase.root, stream)
+            case Op.BARRIER:
+                raise Unable("NCCL has no barrier")
+            case _:
+                return self._grouped(comm, *_shard_messages(phase, me, send, recv, count * dtype.itemsize))
+
+    def _uneven_call(self, phase: AllToAllV, group: int, me: int, comm: Any, buffers: Buffers) -> Call:
+        sent, received = phase.splits(group, me)
+        starts, lands = np.cumsum(sent) - sent, np.cumsum(received) - received
+        send, recv = address(buffers[phase.read]), address(buffers[phase.write])
+        peers = range(phase.groups.shape[1])
+        sends = [(send + int(starts[p]), int(sent[p]), p) for p in peers if sent[p]]
+        receives = [(recv + int(lands[p]), int(received[p]), p) for p in peers if received[p]]
+        return self._grouped(comm, sends, receives)
+
+    def _exchange_call(self, phase: Exchange, buffers: Buffers) -> Call:
+        comm = self._communicator(tuple(range(self.world_size)))
+        send, recv = address(buffers[phase.read]), address(buffers[phase.write])
+        sends = [
+            (send + int(phase.send_offset[k]), int(phase.nbytes[k]), int(phase.dst[k]))
+            for k in np.flatnonzero(phase.src == self.rank)
+        ]
+        receives = [
+            (recv + int(phase.recv_offset[k]), int(phase.nbytes[k]), int(phase.src[k]))
+            for k in np.flatnonzero(phase.dst == self.rank)
+        ]
+        return self._grouped(comm, sends, receives)
+
+    def _grouped(
+        self, comm: Any, sends: Sequence[tuple[int, int, int]], receives: Sequence[tuple[int, int, int]]
+    ) -> Call:
+        """One group of sends and receives, each an address, a number of bytes and a peer."""
+        if not sends and not receives:
+            return nothing
+        stream = self._cupy_stream.ptr
+
+        def launch() -> None:
+            nccl.groupStart()
+            for address, nbytes, peer in sends:
+                comm.send(address, nbytes, _BYTES, peer, stream)
+            for address, nbytes, peer in receives:
+                comm.recv(address, nbytes, _BYTES, peer, stream)
+            nccl.groupEnd()
+
+        return launch
+
+    def barrier(self) -> None:
+        """Wait for all ranks, on the CPU."""
+        self._meeting.barrier()
+
+    @contextmanager
+    def translating(self, what: str) -> Iterator[None]:
+        """Errors of NCCL, CUDA and the control plane become a `TransportError`."""
+        try:
+            with self._meeting.translating(what):
+                yield
+        except (nccl.NcclError, cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.memory.OutOfMemoryError) as error:
+            raise TransportError(f"{what} on rank {self.rank}: {error}") from error
+
+    def describe(self) -> Mapping[str, Any]:
+        """Versions for the manifest."""
+        return {
+            "transport": self.name,
+            "cupy": cupy.__version__,
+            "nccl": nccl_version(),
+            "nccl_library": loaded_nccl(),
+            "control": dict(self._meeting.describe()),
+        }
+
+    def evidence(self) -> Mapping[str, Any]:
+        """NCCL's log so far, and the GPU's state."""
+        return {"path": self._log.read(), "gpu": gpu_state(self._pci)}
+
+    def close(self) -> None:
+        """Give the communicators back, and leave the job."""
+        self.stream.synchronize()
+        self._log.remove()
+        for communicator in self._communicators.values():
+            if communicator is not None:
+                communicator.destroy()
+        self._meeting.close()
+
+
+def address(array: Any) -> int:
+    """Where a CuPy array lies on the device."""
+    return int(array.data.ptr)
+
+
+def _shard_messages(
+    phase: Collective, me: int, send: int, recv: int, shard: int
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+    """Sends and receives of an op that moves shards between pairs: all_to_all, gather, scatter."""
+    peers, root = range(phase.members), phase.root
+    everyone_out = [(send + p * shard, shard, p) for p in peers]
+    everyone_in = [(recv + p * shard, shard, p) for p in peers]
+    if phase.op is Op.ALL_TO_ALL:
+        return everyone_out, everyone_in
+    if phase.op is Op.GATHER:
+        return [(send, shard, root)], everyone_in if me == root else []
+    assert phase.op is Op.SCATTER
+    return everyone_out if me == root else [], [(recv, shard, root)]

@@ -1,0 +1,175 @@
+"""How exact the GPU figures are: both roads to NCCL against a bare CuPy loop, in the same processes and in turns.
+
+    torchrun --nproc-per-node 2 scripts/benchmarks/gpu_timing.py [OUT]
+
+Prints Markdown, and writes it to OUT/gpu_timing.md:
+
+- graph regime, 8 B to 1 GiB: torch's NCCL, CuPy's NCCL and a bare graph of CuPy launches;
+- isolated regime at 8 B: five repetitions of each road;
+- 1 GiB of each large op: busbw by both roads against the bare loop.
+"""
+
+import datetime
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ncclbench.launch.detect import detect
+from ncclbench.measure.case import run_case
+from ncclbench.measure.device import graph_launches
+from ncclbench.plan import Settings
+from ncclbench.schedule import Case, Timing
+from ncclbench.schedule.rates import bus_gb_per_s
+from ncclbench.topology import Topology
+from ncclbench.transports._nccl_log import NcclLog
+from ncclbench.transports.cupy_nccl import CupyNcclTransport
+from ncclbench.transports.torch_dist import open_transport
+
+GRAPH_SIZES = [8, 64, 1 << 10, 1 << 13, 1 << 16, 1 << 19, 1 << 22, 1 << 25, 1 << 28, 1 << 30]
+LARGE_OPS = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"]
+ROUNDS = 5
+
+
+class Bare:
+    """The least code that times NCCL from Python: one communicator, one stream, one graph."""
+
+    def __init__(self, transport: CupyNcclTransport) -> None:
+        """Borrow the communicator and the stream, and nothing else."""
+        self.rank, self.world_size = transport.rank, transport.world_size
+        self.barrier, self.gather = transport.barrier, transport.control.gather
+        self.comm = transport._communicator(tuple(range(self.world_size)))
+        self.stream = transport._cupy_stream
+
+    def launch(self, op: str, nbytes: int, send: Any, recv: Any) -> Callable[[], None]:
+        """One launch of `op` with a buffer of `nbytes` in all, float32."""
+        comm, stream, n, me = self.comm, self.stream.ptr, self.world_size, self.rank
+        shard = nbytes // n
+        s, r = send.data.ptr, recv.data.ptr
+        if op == "all_reduce":
+            return lambda: comm.allReduce(s, s, nbytes // 4, 7, 0, stream)
+        if op == "all_gather":
+            return lambda: comm.allGather(s, r, shard // 4, 7, stream)
+        if op == "reduce_scatter":
+            return lambda: comm.reduceScatter(s, r, shard // 4, 7, 0, stream)
+        to = list(range(n)) if op == "all_to_all" else [(me + 1) % n]
+        by = list(range(n)) if op == "all_to_all" else [(me - 1) % n]
+        size = shard if op == "all_to_all" else nbytes
+
+        def grouped() -> None:
+            cupy.cuda.nccl.groupStart()
+            for k, peer in enumerate(to):
+                comm.send(s + k * size, size, 1, peer, stream)
+            for k, peer in enumerate(by):
+                comm.recv(r + k * size, size, 1, peer, stream)
+            cupy.cuda.nccl.groupEnd()
+
+        return grouped
+
+    def graph_us(self, op: str, nbytes: int) -> float:
+        """Median over replays of the slowest rank, a launch, in microseconds."""
+        launches, replays = graph_launches(nbytes), 40
+        # As the product: rotate over enough buffers that L2 does not hold them, where the size allows.
+        copies = min(-(-2 * 60_000_000 // nbytes) + 1, 64)
+        copies = 1 if copies == 64 else copies
+        pairs = [(cupy.zeros(nbytes, np.uint8), cupy.zeros(nbytes, np.uint8)) for _ in range(copies)]
+        calls = [self.launch(op, nbytes, *pairs[k % copies]) for k in range(launches)]
+        for call in calls[:5]:
+            call()
+        self.stream.synchronize()
+        self.stream.begin_capture()
+        for call in calls:
+            call()
+        graph = self.stream.end_capture()
+        self.barrier()
+        for _ in range(2):
+            graph.launch(self.stream)
+        self.stream.synchronize()
+        seconds = []
+        for _ in range(replays // 20):
+            self.barrier()
+            marks = [cupy.cuda.Event() for _ in range(21)]
+            marks[0].record(self.stream)
+            for mark in marks[1:]:
+                graph.launch(self.stream)
+                mark.record(self.stream)
+            self.stream.synchronize()
+            seconds += [cupy.cuda.get_elapsed_time(a, b) / launches for a, b in zip(marks, marks[1:], strict=False)]
+        everyone = self.gather(np.array(seconds))
+        return float(np.median(everyone.max(axis=0))) * 1e3 if everyone is not None else 0.0
+
+
+def product_us(transport: Any, topology: Topology, op: str, nbytes: int, timing: Timing, iterations: int = 40) -> float:
+    """The product's p50 of a case, in microseconds; 0 on other ranks than 0."""
+    settings = Settings(iterations=iterations, check=False)
+    measured = run_case(Case(pattern=op, nbytes=nbytes, timing=timing), transport, topology, settings)
+    return measured.record.time_us.p50 if measured and measured.record.time_us else 0.0
+
+
+def main() -> None:
+    """All figures; rank 0 prints."""
+    seat = detect(os.environ)
+    assert seat is not None, "start this with torchrun"
+    log = NcclLog.switch_on()
+    torch_road = open_transport("nccl", seat, 60.0)
+    cupy_road = CupyNcclTransport(seat, torch_road, log)
+    topology, bare, n = Topology.single_node(seat.world_size), Bare(cupy_road), seat.world_size
+    lines: list[str] = []
+
+    def say(text: str) -> None:
+        if seat.rank == 0:
+            print(text, flush=True)
+            lines.append(text)
+
+    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    say(f"{datetime.date.today()}, {n} x {name}, {torch_road.describe()}, cupy {cupy.__version__}\n")
+    say(
+        "| bytes | bare graph (us) | torch (us) | CuPy (us) | torch/bare | CuPy/bare |\n|---:|---:|---:|---:|---:|---:|"
+    )
+    for nbytes in GRAPH_SIZES:
+        rounds: list[tuple[float, float, float]] = []
+        for _ in range(ROUNDS):
+            one = bare.graph_us("all_reduce", nbytes)
+            torch_us = product_us(torch_road, topology, "all_reduce", nbytes, Timing.GRAPH)
+            cupy_us = product_us(cupy_road, topology, "all_reduce", nbytes, Timing.GRAPH)
+            rounds.append((one, torch_us, cupy_us))
+        if seat.rank == 0:
+            b, t, c = (statistics.median(r[k] for r in rounds) for k in range(3))
+            tb, cb = (statistics.median(r[k] / r[0] for r in rounds) for k in (1, 2))
+            say(f"| {nbytes} | {b:.2f} | {t:.2f} | {c:.2f} | {tb:.3f} | {cb:.3f} |")
+    say("\n| isolated, 8 B | five p50 (us) | median | spread |\n|---|---|---:|---:|")
+    for road in (torch_road, cupy_road):
+        five = [product_us(road, topology, "all_reduce", 8, Timing.ISOLATED, 400) for _ in range(5)]
+        if seat.rank == 0:
+            spread = (max(five) - min(five)) / statistics.median(five)
+            say(
+                f"| {road.name} | {', '.join(f'{x:.2f}' for x in five)} | {statistics.median(five):.2f} | {spread:.1%} |"
+            )
+    say("\n| 1 GiB | bare busbw (GB/s) | torch | CuPy | torch/bare | CuPy/bare |\n|---|---:|---:|---:|---:|---:|")
+    for op in LARGE_OPS:
+        triples = [
+            (
+                bare.graph_us(op, 1 << 30),
+                product_us(torch_road, topology, op, 1 << 30, Timing.ISOLATED, 20),
+                product_us(cupy_road, topology, op, 1 << 30, Timing.ISOLATED, 20),
+            )
+            for _ in range(3)
+        ]
+        if seat.rank == 0:
+            rates = [bus_gb_per_s(op, n, 1 << 30, statistics.median(t[k] for t in triples) / 1e6) for k in range(3)]
+            say(
+                f"| {op} | {rates[0]:.1f} | {rates[1]:.1f} | {rates[2]:.1f} | {rates[1] / rates[0]:.3f} | {rates[2] / rates[0]:.3f} |"
+            )
+    if seat.rank == 0 and len(sys.argv) > 1:
+        Path(sys.argv[1], "gpu_timing.md").write_text("\n".join(lines) + "\n")
+    cupy_road.stream.synchronize()
+    torch_road.close()
+
+
+if __name__ == "__main__":
+    main()
