@@ -3,6 +3,7 @@
 Memory is checked before anything is allocated: a size that does not fit is refused, never clamped.
 """
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ncclbench.errors import UsageError
+from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.units import format_bytes
@@ -42,14 +43,54 @@ def _device_bytes(nbytes: int, kind: Kind) -> Any:
     import cupy
 
     if kind == "nccl":
-        from ncclbench.transports._cuda import NcclMemory
-
         return NcclMemory(nbytes).array()
     if kind == "torch":
         import torch
 
         return cupy.from_dlpack(torch.empty(nbytes, dtype=torch.uint8, device="cuda"))
     return cupy.empty(nbytes, np.uint8)
+
+
+def loaded_nccl(maps: Path = Path("/proc/self/maps")) -> list[str]:
+    """Paths of the NCCL libraries in this process; more than one means that torch and CuPy brought their own."""
+    found = {line.split()[-1] for line in maps.read_text().splitlines() if "libnccl" in line and "/" in line}
+    return sorted(found)
+
+
+class NcclMemory:
+    """Device memory from ncclMemAlloc, which NCCL can register with a communicator; freed with the object.
+
+    Args:
+        nbytes: how much.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        """Allocate.
+
+        Raises:
+            EnvironmentFault: if NCCL cannot, with its code.
+        """
+        paths = loaded_nccl()
+        if not paths:
+            raise EnvironmentFault("no NCCL library is loaded to allocate from")
+        self._library = ctypes.CDLL(paths[0])
+        pointer = ctypes.c_void_p()
+        code = self._library.ncclMemAlloc(ctypes.byref(pointer), ctypes.c_size_t(nbytes))
+        if code or not pointer.value:
+            raise EnvironmentFault(f"ncclMemAlloc of {nbytes} bytes failed with ncclResult {code}")
+        self.pointer, self.nbytes = int(pointer.value), nbytes
+
+    def array(self) -> Any:
+        """The memory as a CuPy array of bytes, which keeps this object alive."""
+        import cupy
+
+        memory = cupy.cuda.UnownedMemory(self.pointer, self.nbytes, self)
+        return cupy.ndarray(self.nbytes, np.uint8, cupy.cuda.MemoryPointer(memory, 0))
+
+    def __del__(self) -> None:
+        """Give the memory back."""
+        if getattr(self, "pointer", 0):
+            self._library.ncclMemFree(ctypes.c_void_p(self.pointer))
 
 
 def uploader(device: Device) -> Callable[[Array], Array]:

@@ -4,9 +4,7 @@ Kept off the clock, Python costs nothing: with everything enqueued behind a gate
 runs launch after launch without waiting for the host.
 """
 
-import ctypes
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import cupy
@@ -132,43 +130,3 @@ def nccl_version() -> str:
     """Version of the NCCL that CuPy has loaded, asked of the library itself."""
     code = int(cupy.cuda.nccl.get_version())
     return f"{code // 10000}.{code % 10000 // 100}.{code % 100}"
-
-
-def loaded_nccl(maps: Path = Path("/proc/self/maps")) -> list[str]:
-    """Paths of the NCCL libraries in this process; more than one means that torch and CuPy brought their own."""
-    found = {line.split()[-1] for line in maps.read_text().splitlines() if "libnccl" in line and "/" in line}
-    return sorted(found)
-
-
-class NcclMemory:
-    """Device memory from ncclMemAlloc, which NCCL can register with a communicator; freed with the object.
-
-    Args:
-        nbytes: how much.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        """Allocate.
-
-        Raises:
-            EnvironmentFault: if NCCL cannot, with its code.
-        """
-        paths = loaded_nccl()
-        if not paths:
-            raise EnvironmentFault("no NCCL library is loaded to allocate from")
-        self._library = ctypes.CDLL(paths[0])
-        pointer = ctypes.c_void_p()
-        code = self._library.ncclMemAlloc(ctypes.byref(pointer), ctypes.c_size_t(nbytes))
-        if code or not pointer.value:
-            raise EnvironmentFault(f"ncclMemAlloc of {nbytes} bytes failed with ncclResult {code}")
-        self.pointer, self.nbytes = int(pointer.value), nbytes
-
-    def array(self) -> Any:
-        """The memory as a CuPy array of bytes, which keeps this object alive."""
-        memory = cupy.cuda.UnownedMemory(self.pointer, self.nbytes, self)
-        return cupy.ndarray(self.nbytes, np.uint8, cupy.cuda.MemoryPointer(memory, 0))
-
-    def __del__(self) -> None:
-        """Give the memory back."""
-        if getattr(self, "pointer", 0):
-            self._library.ncclMemFree(ctypes.c_void_p(self.pointer))

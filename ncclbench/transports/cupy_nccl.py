@@ -21,12 +21,12 @@ except ImportError as error:
         f"the cupy_nccl transport needs CuPy for this machine's CUDA, cupy-cuda13x or cupy-cuda12x: {error}"
     ) from error
 
-from ncclbench.buffers import Buffers, Device
+from ncclbench.buffers import Buffers, Device, loaded_nccl
 from ncclbench.errors import TransportError, Unable
 from ncclbench.schedule.dtypes import Dtype, Redop
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._cuda import CudaStream, claim_gpu, loaded_nccl, nccl_version, refuse_shared_gpu
+from ncclbench.transports._cuda import CudaStream, claim_gpu, nccl_version, refuse_shared_gpu
 from ncclbench.transports._local import local_call
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_state

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from ncclbench.buffers import Buffers, Device
+from ncclbench.buffers import Buffers, Device, loaded_nccl
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
@@ -285,8 +285,6 @@ class TorchTransport:
         versions = {"transport": self.name, "torch": str(torch.__version__), "numpy": np.__version__}
         if self.stream is None:
             return versions
-        from ncclbench.transports._cuda import loaded_nccl
-
         # The version that counts is the one in the log: torch.cuda.nccl.version() is what torch was built against.
         return {**versions, "nccl": self._log.read().get("version"), "nccl_library": loaded_nccl()}
 
