@@ -4,6 +4,7 @@ Kept off the clock, Python costs nothing: with everything enqueued behind a gate
 runs launch after launch without waiting for the host.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,8 +100,9 @@ def claim_gpu(seat: Seat, count: int) -> int:
     """
     if count == 0:
         raise EnvironmentFault(f"rank {seat.rank} sees no CUDA GPU; use --transport gloo")
-    if count == 1 and seat.local_size > 1:
-        return 0  # two ranks on one GPU are found out by their ids, see `refuse_shared_gpu`
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if count == 1 and seat.local_size > 1 and shown and "," not in shown:
+        return 0  # if it is the same one for two ranks, `refuse_shared_gpu` or NCCL itself finds out
     if seat.local_rank >= count:
         raise EnvironmentFault(
             f"{seat.local_size} ranks on a node of {count} GPUs: start at most one a GPU, --nproc {count}"

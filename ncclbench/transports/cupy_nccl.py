@@ -76,11 +76,11 @@ class CupyNcclTransport:
     def _communicator(self, ranks: tuple[int, ...]) -> Any:
         """The communicator of `ranks`, or None on others; all ranks of the job ask in the same order."""
         if ranks not in self._communicators:
-            mine = np.zeros(128, np.uint8)
-            if self.rank == ranks[0]:
-                mine = np.array([b & 0xFF for b in nccl.get_unique_id()], np.uint8)
+            # CuPy 14 has unique ids as bytes, older ones as a tuple of signed chars.
+            fresh = nccl.get_unique_id()
+            mine = np.array([b & 0xFF for b in fresh], np.uint8)
             shared = self.control.all_gather(mine)[ranks[0]]
-            identity = tuple(int(b) for b in shared.view(np.int8))
+            identity = shared.tobytes() if isinstance(fresh, bytes) else tuple(shared.view(np.int8).tolist())
             member = ranks.index(self.rank) if self.rank in ranks else -1
             made = nccl.NcclCommunicator(len(ranks), identity, member) if member >= 0 else None
             self._communicators[ranks] = made
