@@ -4,11 +4,12 @@ Sizes given as 1K, 1M, 1G are powers of two, as in nccl-tests; GB in a rate is 1
 """
 
 import re
+from fractions import Fraction
 
 from ncclbench.errors import UsageError
 
 _SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
 def parse_size(text: str | int, name: str = "size") -> int:
@@ -26,9 +27,9 @@ def parse_size(text: str | int, name: str = "size") -> int:
         raise UsageError(f"{name} must be a positive size such as 8, 1K or 64M; got {text!r}")
     number, suffix = match.groups()
     scale = _SUFFIX[suffix.upper()]
-    exact = float(number) * scale if "." in number else int(number) * scale
-    if exact != int(exact):
-        raise UsageError(f"{name} must be a whole number of bytes; {text!r} is {exact} bytes")
+    exact = Fraction(number) * scale
+    if exact.denominator != 1:
+        raise UsageError(f"{name} must be a whole number of bytes; {text!r} is {float(exact)} bytes")
     if exact <= 0:
         raise UsageError(f"{name} must be a positive size such as 8, 1K or 64M; got {text!r}")
     if exact >= 1 << 62:

@@ -14,6 +14,7 @@ from ncclbench.errors import Exit, NcclbenchError
 _COMMANDS = {
     "run": "Measure patterns or a plan, and store a run directory.",
     "report": "Show one or more run directories.",
+    "doctor": "Show what this machine has, what it lacks, and why that matters.",
     "list": "List patterns, plans, transports and report formats.",
 }
 

@@ -99,5 +99,5 @@ def reducer(redop: Redop) -> Callable[[Array, Array], Array]:
 def finish_average(total: Array, members: int) -> Array:
     """`total` / `members`: true division for floats, floor division for integers, as NCCL's ncclAvg has it."""
     if np.issubdtype(total.dtype, np.integer):
-        return np.asarray(total // members)
+        return np.asarray(total.astype(np.int64) // members).astype(total.dtype)  # 300 ranks are no uint8
     return np.asarray(total / members)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.schedule.dtypes import Dtype, Redop
-from ncclbench.schedule.phases import REDUCING, Collective, Kernel, Local, SimplePhase, flatten
+from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Kernel, Local, SimplePhase, flatten
 from ncclbench.schedule.schedule import Schedule
 
 Floats = NDArray[np.float64]
@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 # Primes; the first that is larger than the world and divides no shard is the period.
 _PERIODS = (8191, 8179, 65537, 65539, 1048583, 1048589)
 _LARGEST_VALUE = 65535
+_FEWEST_VALUES = 3
 
 
 class Spread(Enum):
@@ -59,6 +60,7 @@ class Fill:
         spread: how values are spread over ranks.
         limit: the largest value.
         neutral: what a rank holds where it has no value of its own.
+        meeting: how many values other than the neutral one can meet in one element.
         salt: which set of values.
     """
 
@@ -68,6 +70,7 @@ class Fill:
     spread: Spread
     limit: int
     neutral: int
+    meeting: int
     salt: int
 
     @classmethod
@@ -78,40 +81,80 @@ class Fill:
             ValueError: if it mixes products with other reductions, for which no exact fill is known.
         """
         found = reductions(flatten(schedule.phases))
-        spread, limit = _choose(schedule.dtype, found, schedule.world_size)
+        spread, limit, meeting = _choose(schedule.dtype, found)
         neutral = 1 if any(redop is Redop.PROD for redop, _ in found) else 0
         period = _period(schedule)
-        return cls(schedule.dtype, schedule.world_size, period, spread, limit, neutral, salt)
+        return cls(schedule.dtype, schedule.world_size, period, spread, limit, neutral, meeting, salt)
 
     def values(self, rank: int, buffer: int = 0) -> Floats:
         """One period of what `rank` is filled with, as exact integers, shape (P,)."""
         return _values(self, rank, buffer)
 
 
-def _choose(dtype: Dtype, found: list[tuple[Redop, int]], world_size: int) -> tuple[Spread, int]:
+def rounding(dtype: Dtype, found: list[tuple[Redop, int]]) -> list[int]:
+    """The group sizes of the averages that cannot be exact."""
+    return [n for redop, n in found if redop is Redop.AVG and dtype.is_float and n & (n - 1)]
+
+
+def tolerance(dtype: Dtype, found: list[tuple[Redop, int]], meeting: int) -> float:
+    """Largest error relative to an average, where `meeting` inputs that are not neutral meet in an element.
+
+    A library may average by scaling each input by 1/n first: 1/n, the product and the expectation are rounded once
+    an average, and every sum of two inputs that are not neutral: half an epsilon each.
+    """
+    rounded = rounding(dtype, found)
+    return (meeting + 3 * len(rounded)) * dtype.epsilon / 2 if rounded else 0.0
+
+
+def _choose(dtype: Dtype, found: list[tuple[Redop, int]]) -> tuple[Spread, int, int]:
+    """How to spread the values, the largest, and how many of them can meet."""
     if not found or all(redop in (Redop.MIN, Redop.MAX) for redop, _ in found):
-        return Spread.MOVED, min(dtype.exact, _LARGEST_VALUE)
+        return Spread.MOVED, min(dtype.exact, _LARGEST_VALUE), 1
     kinds = {redop for redop, _ in found}
     fan_in = int(np.prod([members for _, members in found], dtype=object))
+    # A value may still meet itself: an all_reduce of an all_reduce counts it once a member.
+    repeats = fan_in // max(members for _, members in found)
     if Redop.PROD in kinds:
         if len(kinds) > 1:
             raise ValueError("no exact fill for a schedule that mixes products with other reductions")
         if fan_in <= dtype.doublings:
-            return Spread.DOUBLED, 2
-        return Spread.OWNED, 2
-    if fan_in <= dtype.exact:
-        return Spread.ADDED, min(dtype.exact // fan_in, _LARGEST_VALUE)
-    # A value may still meet itself: an all_reduce of an all_reduce counts it once a member.
-    repeats = -(-fan_in // world_size)
-    return Spread.OWNED, max(1, min(dtype.exact // repeats, _LARGEST_VALUE))
+            return Spread.DOUBLED, 2, fan_in
+        return Spread.OWNED, 2, repeats
+    limit = _limit(dtype, found, fan_in)
+    if limit:
+        return Spread.ADDED, limit, fan_in
+    return Spread.OWNED, max(1, min(dtype.exact // repeats, _LARGEST_VALUE)), repeats
+
+
+def _limit(dtype: Dtype, found: list[tuple[Redop, int]], fan_in: int) -> int:
+    """The largest value of which `fan_in` can be added; 0 if there is none that is worth it."""
+    limit = min(dtype.exact // fan_in, _LARGEST_VALUE)
+    if rounding(dtype, found):
+        # One unit missing from the sum must exceed the tolerance, or a lost rank would pass as rounding.
+        limit = min(limit, int(0.5 / (fan_in * tolerance(dtype, found, fan_in))))
+        return limit if limit >= _FEWEST_VALUES else 0
+    return limit
+
+
+def _strides(schedule: Schedule) -> set[int]:
+    """After how many elements the next shard, row or flow begins; it must not look like the one before."""
+    found: set[int] = set()
+    for phase in flatten(schedule.phases):
+        if isinstance(phase, Collective | Local):
+            found.add(phase.count)
+        elif isinstance(phase, AllToAllV):
+            found.add(phase.row_bytes // schedule.dtype.itemsize)
+        else:
+            found |= set((np.unique(phase.nbytes) // schedule.dtype.itemsize).tolist())
+    return found - {0}
 
 
 def _period(schedule: Schedule) -> int:
-    shards = [phase.count for phase in flatten(schedule.phases) if isinstance(phase, Collective | Local)]
+    strides = _strides(schedule)
     for prime in _PERIODS:
-        if prime > schedule.world_size and all(count % prime or not count for count in shards):
+        if prime > schedule.world_size and all(stride % prime for stride in strides):
             return prime
-    raise ValueError(f"no period for a world of {schedule.world_size} and shards of {shards}")
+    raise ValueError(f"no period for a world of {schedule.world_size} and shards of {sorted(strides)}")
 
 
 def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -125,7 +168,7 @@ def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def _values(fill: Fill, rank: int, buffer: int) -> Floats:
     position = np.arange(fill.period, dtype=np.uint64)
     stream = np.uint64((fill.salt * 0x9E3779B97F4A7C15 + buffer * 0xD1342543DE82EF95 + 1) % (1 << 64))

@@ -13,7 +13,7 @@ from math import log2
 import numpy as np
 
 from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average, reducer
-from ncclbench.schedule.fill import Fill, Floats, Spread, reductions
+from ncclbench.schedule.fill import Fill, Floats, Spread, reductions, rounding, tolerance
 from ncclbench.schedule.phases import flatten
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.schedule.trace import Given, Mark, Reduced, Segment, Term, trace
@@ -48,26 +48,16 @@ class Oracle:
 
     @cached_property
     def tolerance(self) -> float:
-        """Allowed error relative to the expected value; 0 where the comparison is of bits.
-
-        A library may average by scaling each input by 1/n first: n products, n - 1 sums and 1/n itself are rounded,
-        and so is the expectation: n + 2 roundings of half an epsilon each, per averaging phase.
-        """
-        rounded = [members for members in self._averaged if members & (members - 1)]
-        return sum((members + 2) * self.schedule.dtype.epsilon / 2 for members in rounded)
+        """Allowed error of an average relative to its expected value; 0 where all comparisons are of bits."""
+        return tolerance(self.schedule.dtype, reductions(flatten(self.schedule.phases)), self.fill.meeting)
 
     @cached_property
     def why(self) -> str | None:
         """Why the tolerance is not zero."""
-        if not self.tolerance:
+        rounded = rounding(self.schedule.dtype, reductions(flatten(self.schedule.phases)))
+        if not rounded:
             return None
-        return f"an average over {max(self._averaged)} ranks, not a power of two, rounds in {self.schedule.dtype.name}"
-
-    @cached_property
-    def _averaged(self) -> list[int]:
-        found = reductions(flatten(self.schedule.phases))
-        averaged = [members for redop, members in found if redop is Redop.AVG]
-        return averaged if self.schedule.dtype.is_float else []
+        return f"an average over {max(rounded)} ranks, not a power of two, rounds in {self.schedule.dtype.name}"
 
     @cached_property
     def expected(self) -> Mapping[str, list[Segment]]:
@@ -104,7 +94,8 @@ class Oracle:
         if term is Mark.CANARY:
             return int(np.count_nonzero(np.any(actual.view(np.uint8).reshape(len(actual), -1) != CANARY_BYTE, axis=1)))
         dtype = self.schedule.dtype
-        return count_unequal(actual.view(dtype.bits), self._bits(self._period(term)), self.tolerance, dtype)
+        allowed = self.tolerance if _is_averaged(term) else 0.0
+        return count_unequal(actual.view(dtype.bits), self._bits(self._period(term)), allowed, dtype)
 
     def _bits(self, values: Floats) -> Array:
         dtype = self.schedule.dtype
@@ -124,6 +115,10 @@ class Oracle:
             whole = not self.schedule.dtype.is_float
             total = np.floor(total / len(term.terms)) if whole else finish_average(total, len(term.terms))
         return total
+
+
+def _is_averaged(term: Term) -> bool:
+    return isinstance(term, Reduced) and (term.redop is Redop.AVG or any(map(_is_averaged, term.terms)))
 
 
 def tile(target: Array, period: Array) -> None:
@@ -177,6 +172,6 @@ def repeats_before_overflow(schedule: Schedule) -> int:
     dtype = schedule.dtype
     headroom = dtype.doublings - log2(max(2, fill.limit))
     if fill.spread is Spread.DOUBLED or Redop.PROD in {redop for redop, _ in reductions(steps)}:
-        # A product over n ranks takes the logarithm times n.
-        return max(1, int(log2(max(2, dtype.doublings)) / log2(max(growing))))
+        # A product over n ranks multiplies the logarithm by n.
+        return max(1, int(log2(max(2, dtype.doublings)) / sum(log2(n) for n in growing)))
     return max(1, int(headroom / sum(log2(n) for n in growing)))

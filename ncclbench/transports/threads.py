@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -39,6 +40,10 @@ T = TypeVar("T")
 Write = tuple[slice, Array]
 
 
+class _Shared(dict[int, Buffers]):
+    """The buffers of one program, by rank."""
+
+
 class ThreadWorld:
     """What the threads of one job share.
 
@@ -52,7 +57,8 @@ class ThreadWorld:
         self.size = size
         self.timeout = timeout
         self.reason = ""
-        self.buffers: dict[tuple[int, int], Buffers] = {}
+        # Held by the calls of the programs: a program that is dropped lets go of its buffers.
+        self._programs: WeakValueDictionary[int, _Shared] = WeakValueDictionary()
         self.posted: dict[tuple[Hashable, int], Array] = {}
         self._barriers: dict[Hashable, threading.Barrier] = {}
         self._lock = threading.Lock()
@@ -64,6 +70,14 @@ class ThreadWorld:
             if self.reason:
                 barrier.abort()
             return barrier
+
+    def program(self, number: int) -> "_Shared":
+        """The buffers of all ranks in a program, made by whoever asks first."""
+        with self._lock:
+            shared = self._programs.get(number)
+            if shared is None:
+                shared = self._programs[number] = _Shared()
+            return shared
 
     def abort(self, reason: str) -> None:
         """Free every rank that waits; each raises, naming the first reason given."""
@@ -117,21 +131,21 @@ class ThreadTransport:
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         """Ready calls; every rank compiles the same schedules in the same order."""
         self._programs += 1
-        self.world.buffers[self._programs, self.rank] = buffers
-        self.world.buffers.pop((self._programs - 2, self.rank), None)
+        shared = self.world.program(self._programs)
+        shared[self.rank] = buffers
         steps = []
         for k, phase in enumerate(schedule.phases):
             if isinstance(phase, Concurrent):
                 branches = [
-                    [self._call(step, (k, b, s), buffers) for s, step in enumerate(branch)]
+                    [self._call(step, (k, b, s), buffers, shared) for s, step in enumerate(branch)]
                     for b, branch in enumerate(phase.branches)
                 ]
                 steps.append(Step(phase.label, branches_call(branches)))
             else:
-                steps.append(Step(phase.label, self._call(phase, (k,), buffers)))
+                steps.append(Step(phase.label, self._call(phase, (k,), buffers, shared)))
         return Program(tuple(steps))
 
-    def _call(self, phase: SimplePhase, path: tuple[int, ...], buffers: Buffers) -> Call:
+    def _call(self, phase: SimplePhase, path: tuple[int, ...], buffers: Buffers, shared: _Shared) -> Call:
         if isinstance(phase, Local):
             return local_call(phase, self.rank, buffers)
         party = participants(phase, self.rank)
@@ -146,7 +160,7 @@ class ThreadTransport:
 
         def launch() -> None:
             ready.wait()
-            sources = {r: self.world.buffers[program, r][phase.read] for r in party}
+            sources = {r: shared[r][phase.read] for r in party}
             writes = list(received(phase, self.rank, party, sources, itemsize))
             read.wait()  # nobody overwrites what another still reads, in place or not
             for where, values in writes:

@@ -1,0 +1,38 @@
+"""``ncclbench doctor``: one page about this machine."""
+
+import click
+
+from ncclbench.errors import Exit
+
+
+@click.command("doctor", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "as_json", is_flag=True, help="One compact JSON object.")
+def command(as_json: bool) -> None:
+    """Show what this machine has, what it lacks, and why that matters.
+
+    Nothing is started or changed. Exit code 0 if nothing is missing, 1 otherwise; warnings do not count.
+
+    \b
+    Examples:
+      ncclbench doctor
+      srun --ntasks-per-node 1 ncclbench doctor --json
+    """
+    import msgspec
+
+    from ncclbench.launch.doctor import Machine, examine
+
+    findings = examine(Machine())
+    missing = [finding for finding in findings if finding.verdict == "missing"]
+    if as_json:
+        page = {"missing": len(missing), "findings": [finding.as_record() for finding in findings]}
+        click.echo(msgspec.json.encode(page).decode())
+    else:
+        width = max(len(finding.name) for finding in findings)
+        area = ""
+        for finding in findings:
+            if finding.area != area:
+                area = finding.area
+                click.echo(f"\n{area}")
+            click.echo(f"  {finding.verdict:<7}  {finding.name:<{width}}  {finding.value}; {finding.why}")
+        click.echo(f"\n{len(missing)} missing, {sum(f.verdict == 'warning' for f in findings)} warnings")
+    click.get_current_context().exit(int(Exit.FAIL if missing else Exit.GOOD))

