@@ -6,6 +6,7 @@ regimes and listed parameter values.
 
 import difflib
 import itertools
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import msgspec
 from ncclbench.buffers import Cache, Kind
 from ncclbench.errors import UsageError
 from ncclbench.registry import load, unknown
-from ncclbench.schedule.case import Case, Timing, non_default
+from ncclbench.schedule.case import Case, Params, Timing, non_default
 from ncclbench.schedule.dtypes import dtype_of
 from ncclbench.units import parse_size
 
@@ -224,12 +225,12 @@ def _expand(entry: Entry, defaults: Entry, where: str, overrides: Mapping[str, A
     if entry.pattern is None:
         raise UsageError(f"{where}: no pattern")
     try:
-        kind = load("patterns", entry.pattern).Params
+        kind = _params_of(entry.pattern)
         params = {**defaults.params, **entry.params}
         chosen = [non_default(entry.pattern, one, kind) for one in _combinations(params)]
         sizes = _sizes(entry, defaults)
-        dtypes = [dtype_of(name).name for name in _listed(entry.dtype or defaults.dtype or "float32")]
-        timings = _timings(entry.timing or defaults.timing or "isolated")
+        dtypes = [dtype_of(name).name for name in _listed(_first(entry.dtype, defaults.dtype, "float32"))]
+        timings = _timings(_first(entry.timing, defaults.timing, "isolated"))
         settings = _settings(entry, defaults, overrides)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
@@ -239,10 +240,29 @@ def _expand(entry: Entry, defaults: Entry, where: str, overrides: Mapping[str, A
     ]
 
 
+def _params_of(pattern: str) -> type[Params]:
+    """The parameters of a pattern.
+
+    Raises:
+        UsageError: if it is none, or if a third party's module lacks what makes a pattern.
+    """
+    module = load("patterns", pattern)
+    for name in ("Params", "schedule"):
+        if not hasattr(module, name):
+            raise UsageError(f"pattern {pattern!r}: {module.__name__} has no {name}; see CONTRIBUTING.md")
+    kind: type[Params] = module.Params
+    return kind
+
+
 def _combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
     """One set of parameters for each choice from those that are given as lists."""
     choices = [[(name, value) for value in _listed(values)] for name, values in params.items()]
     return [dict(chosen) for chosen in itertools.product(*choices)]
+
+
+def _first(*levels: Any) -> Any:
+    """The value of the first level that has one."""
+    return next(level for level in levels if level is not None)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -272,7 +292,8 @@ def _sizes(entry: Entry, defaults: Entry) -> list[int]:
     high = entry.max_bytes if entry.max_bytes is not None else defaults.max_bytes
     if low is None or high is None:
         raise UsageError("no sizes: set bytes, or min_bytes and max_bytes")
-    return sweep(parse_size(low, "min_bytes"), parse_size(high, "max_bytes"), entry.factor or defaults.factor or 2)
+    factor = entry.factor if entry.factor is not None else defaults.factor
+    return sweep(parse_size(low, "min_bytes"), parse_size(high, "max_bytes"), 2 if factor is None else factor)
 
 
 def sweep(low: int, high: int, factor: float) -> list[int]:
@@ -283,8 +304,10 @@ def sweep(low: int, high: int, factor: float) -> list[int]:
     """
     if low > high:
         raise UsageError(f"min_bytes {low} is above max_bytes {high}")
-    if not factor > 1:
-        raise UsageError(f"factor must be above 1, got {factor}")
+    if not 1 < factor < math.inf:
+        raise UsageError(f"factor must be above 1 and finite, got {factor}")
+    if math.log(high / low) / math.log(factor) > _MOST_CASES:
+        raise UsageError(f"factor {factor} makes more than {_MOST_CASES} sizes from {low} to {high}")
     sizes: list[int] = []
     size = float(low)
     while round(size) <= high:
@@ -294,7 +317,7 @@ def sweep(low: int, high: int, factor: float) -> list[int]:
     return sizes
 
 
-_LEAST = {"iterations": 1, "warmup": 0, "precision": 0.0, "max_seconds": 0.0, "timeout": 0.0}
+_LEAST = {"iterations": 1, "warmup": 0, "precision": 0.0, "max_seconds": 0.0, "timeout": 0.1}
 
 
 def _settings(entry: Entry, defaults: Entry, overrides: Mapping[str, Any]) -> Settings:
@@ -306,6 +329,6 @@ def _settings(entry: Entry, defaults: Entry, overrides: Mapping[str, Any]) -> Se
                 chosen[name] = level
                 break
     for name, least in _LEAST.items():
-        if name in chosen and not chosen[name] >= least:
-            raise UsageError(f"{name} must be at least {least:g}, got {chosen[name]}")
+        if name in chosen and not least <= chosen[name] < math.inf:
+            raise UsageError(f"{name} must be at least {least:g} and finite, got {chosen[name]}")
     return Settings(**chosen)

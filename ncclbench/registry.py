@@ -77,7 +77,7 @@ def load(kind: str, name: str) -> ModuleType:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """The message for a failed look-up: the nearest name first, then all of them."""
-    choices = list(known)
+    choices = [str(choice) for choice in known]
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"no {what} {name!r}; {hint}there are: {', '.join(choices) or 'none'}"

@@ -10,13 +10,15 @@ import click
 from ncclbench import __version__
 from ncclbench.errors import Exit, NcclbenchError
 
-# Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name.
+# Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`:
+# a submodule of that name would hide the built-in from this package.
 _COMMANDS = {
     "run": "Measure patterns or a plan, and store a run directory.",
     "report": "Show one or more run directories.",
     "doctor": "Show what this machine has, what it lacks, and why that matters.",
     "list": "List patterns, plans, transports and report formats.",
 }
+_MODULES = {"list": "listing"}
 
 
 class _LazyGroup(click.Group):
@@ -30,7 +32,7 @@ class _LazyGroup(click.Group):
         """The command, imported now."""
         if cmd_name not in _COMMANDS:
             return None
-        command = import_module(f"ncclbench.cli.{cmd_name}").command
+        command = import_module(f"ncclbench.cli.{_MODULES.get(cmd_name, cmd_name)}").command
         assert isinstance(command, click.Command)
         return command
 
@@ -73,6 +75,7 @@ def main() -> None:
     """Run the command line; every error of ours is one line, and every exit code is one of ours."""
     try:
         code = cli(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Abort:
         code = _complain("interrupted", Exit.ENVIRONMENT)
     except click.ClickException as error:
@@ -81,7 +84,7 @@ def main() -> None:
         code = _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
         code = _complain("interrupted", Exit.ENVIRONMENT)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click turns the first into the second
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone, as with `| head`
         code = Exit.GOOD
     except Exception:

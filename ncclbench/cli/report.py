@@ -33,4 +33,5 @@ def command(runs: tuple[Path, ...], fmt: str, out: Path | None) -> None:
         temporary.write_text(text + "\n")
         temporary.replace(out)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot write -o {out}: {error}") from None

@@ -5,7 +5,7 @@ several independent jobs, which without this check would each measure a world of
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ncclbench.errors import EnvironmentFault
 from ncclbench.transports.base import Seat
@@ -49,6 +49,8 @@ class Launcher:
         return any(name in environ for name in markers)
 
 
+_HYDRA = Launcher("mpich", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+
 # The first that is present is the one that is used: torchrun may itself have been started by one of the others.
 LAUNCHERS = (
     Launcher("local", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", (LOCAL_STORE,), marker=LOCAL_STORE),
@@ -60,10 +62,12 @@ LAUNCHERS = (
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
-    Launcher("mpich", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    # Slurm and Flux speak PMI as well, without the place on the node: theirs is told by their own variables.
+    replace(_HYDRA, marker="MPI_LOCALRANKID"),
     # SLURM_NTASKS is set in a batch script as well, where nothing was started yet; the step's variables are not.
     Launcher("slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None, marker="SLURM_STEP_NUM_TASKS"),
     Launcher("flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", None, marker="FLUX_TASK_RANK"),
+    _HYDRA,
 )
 
 
@@ -126,12 +130,16 @@ def _number(name: str, environ: Mapping[str, str]) -> int:
 
 def _slurm_local_size(environ: Mapping[str, str], size: int) -> int:
     """Tasks on this node: Slurm gives them for all nodes at once, as ``2(x3),1``."""
-    text, node = environ.get("SLURM_STEP_TASKS_PER_NODE", ""), environ.get("SLURM_NODEID", "0")
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    node = _number("SLURM_NODEID", environ) if environ.get("SLURM_NODEID") else 0
     counts: list[int] = []
-    for part in text.split(",") if text else []:
-        tasks, _, times = part.partition("(x")
-        counts += [int(tasks)] * int(times.rstrip(")") or 1)
-    return counts[int(node)] if int(node) < len(counts) else size
+    try:
+        for part in text.split(",") if text else []:
+            tasks, _, times = part.partition("(x")
+            counts += [int(tasks)] * int(times.rstrip(")") or 1)
+    except ValueError:
+        raise EnvironmentFault(f"SLURM_STEP_TASKS_PER_NODE must be like 2(x3),1, and is {text!r}") from None
+    return counts[node] if node < len(counts) else size
 
 
 def _refuse_independent_jobs(seat: Seat, outer: Launcher, environ: Mapping[str, str]) -> None:
@@ -139,7 +147,7 @@ def _refuse_independent_jobs(seat: Seat, outer: Launcher, environ: Mapping[str, 
     if any(not environ.get(name) for name in (outer.rank, outer.size)):
         return
     outer_size = _number(outer.size, environ)
-    agents = int(environ.get("GROUP_WORLD_SIZE", seat.world_size))
+    agents = _number("GROUP_WORLD_SIZE", environ) if "GROUP_WORLD_SIZE" in environ else seat.world_size
     if outer_size > 1 and (seat.world_size == 1 or agents < outer_size):
         raise EnvironmentFault(
             f"{outer.name} started {outer_size} processes, but {seat.launcher} makes a job of {seat.world_size} in "

@@ -68,7 +68,9 @@ def read_run(path: Path) -> Run:
     except msgspec.DecodeError as error:
         raise UsageError(f"{manifest_file} is damaged: {error}") from None
     _refuse_newer(manifest, manifest_file)
-    return Run(path, manifest, tuple(_read_records(path / "results.jsonl")), tuple(_read_events(path)))
+    return Run(
+        path, manifest, tuple(_read_records(path / "results.jsonl")), tuple(events.read_events(path / "events.jsonl"))
+    )
 
 
 def _refuse_newer(data: Any, where: Path | str) -> None:
@@ -89,13 +91,6 @@ def _read_records(path: Path) -> list[Record]:
             raise UsageError(f"{path}, line {number} is damaged: {error}") from None
         latest[record.case] = record
     return list(latest.values())
-
-
-def _read_events(path: Path) -> list[dict[str, Any]]:
-    try:
-        return events.read_events(path / "events.jsonl")
-    except msgspec.DecodeError as error:
-        raise UsageError(f"{path / 'events.jsonl'} is damaged: {error}") from None
 
 
 def check_target(path: Path, *, resume: bool) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from ncclbench.errors import UsageError
+
 GENESIS = "0" * 64
 
 
@@ -34,8 +36,19 @@ def encode(kind: str, previous: str, fields: dict[str, Any]) -> bytes:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of the log; one torn by a crash is not there."""
-    return [msgspec.json.decode(line) for line in whole_lines(path)]
+    """All whole lines of the log; one torn by a crash is not there.
+
+    Raises:
+        UsageError: naming the line that is damaged.
+    """
+    found = []
+    for number, line in enumerate(whole_lines(path), 1):
+        try:
+            event = msgspec.json.decode(line)
+            found.append({**event, "kind": str(event["kind"])})
+        except (msgspec.DecodeError, TypeError, KeyError) as error:
+            raise UsageError(f"{path}, line {number} is damaged: {error}") from None
+    return found
 
 
 def whole_lines(path: Path) -> list[bytes]:

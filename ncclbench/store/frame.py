@@ -19,7 +19,7 @@ def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
 def _row(record: Record) -> dict[str, object]:
     row: dict[str, object] = msgspec.to_builtins(record)
     time_us, skew_us = row.pop("time_us") or {}, row.pop("skew_us") or {}
-    for nested in ("phases", "groups", "ledger"):
+    for nested in ("phases", "ledger"):
         row.pop(nested)
     assert isinstance(time_us, dict)
     assert isinstance(skew_us, dict)

@@ -29,6 +29,8 @@ _COLUMNS = (
     ("n", ""),
 )
 _LEFT = ("type", "redop")
+# The slowest come first; all of them are in the record.
+_MOST_GROUPS = 8
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -83,7 +85,26 @@ def _render_section(title: str, rows: pd.DataFrame) -> str:
         notes = row["notes"]
         remarks += [f"! {row['case']}: {note}" for note in (notes if isinstance(notes, list) else [])]
     body = _as_text(table) if table.row_count else ""
-    return "\n".join(part for part in (title, body, *_folded(remarks)) if part)
+    groups = [line for row in _rows(rows) for line in _group_lines(row)]
+    return "\n".join(part for part in (title, body, *groups, *_folded(remarks)) if part)
+
+
+def _group_lines(row: dict[str, object]) -> list[str]:
+    """Groups that ran side by side, each for itself: a slow one must not hide behind the others."""
+    groups = row["groups"] if isinstance(row["groups"], list) else []
+    shown = sorted(groups, key=lambda group: -group["time_us"]["p50"])
+    lines = [
+        f"  size {_whole(row['size_bytes'])}, ranks {_ranks(group['ranks'])}: "
+        f"time {_figure(group['time_us']['p50'])} us, busbw {_rate(group['bus_gb_per_s'])} GB/s"
+        for group in shown[:_MOST_GROUPS]
+    ]
+    if len(shown) > _MOST_GROUPS:
+        lines.append(f"  and {len(shown) - _MOST_GROUPS} faster groups")
+    return lines
+
+
+def _ranks(ranks: list[int]) -> str:
+    return ",".join(map(str, ranks)) if len(ranks) <= 8 else f"{ranks[0]},{ranks[1]},...,{ranks[-1]}"
 
 
 def _folded(remarks: list[str]) -> list[str]:

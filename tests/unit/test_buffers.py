@@ -1,0 +1,103 @@
+"""Memory: what there is, what a case needs, and that one too large is refused and never made smaller."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ncclbench.buffers import allocate, available_memory, refuse_too_large, uploader
+from ncclbench.errors import UsageError
+from ncclbench.measure.case import build_schedule
+from ncclbench.schedule import DTYPES, Case
+from ncclbench.topology import Topology
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    folder = tmp_path / "proc"
+    folder.mkdir()
+    (folder / "meminfo").write_text(
+        "MemTotal:       32768000 kB\nMemFree:         1000000 kB\nMemAvailable:    8388608 kB\nBuffers:            0 kB\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path) -> Path:
+    folder = tmp_path / "cgroup"
+    folder.mkdir()
+    return folder
+
+
+def test_what_the_kernel_says_is_available(proc: Path, cgroup: Path) -> None:
+    assert available_memory(proc, cgroup) == 8 * GIB
+
+
+def test_a_control_group_leaves_less(proc: Path, cgroup: Path) -> None:
+    (cgroup / "memory.max").write_text(f"{3 * GIB}\n")
+    (cgroup / "memory.current").write_text(f"{GIB}\n")
+    assert available_memory(proc, cgroup) == 2 * GIB
+
+
+def test_a_control_group_larger_than_the_machine_gives_nothing(proc: Path, cgroup: Path) -> None:
+    (cgroup / "memory.max").write_text(f"{300 * GIB}\n")
+    (cgroup / "memory.current").write_text("0\n")
+    assert available_memory(proc, cgroup) == 8 * GIB
+
+
+def test_a_control_group_that_is_used_up_leaves_nothing_and_not_less(proc: Path, cgroup: Path) -> None:
+    (cgroup / "memory.max").write_text(f"{GIB}\n")
+    (cgroup / "memory.current").write_text(f"{GIB + 4096}\n")
+    assert available_memory(proc, cgroup) == 0
+
+
+def test_a_control_group_without_a_limit(proc: Path, cgroup: Path) -> None:
+    (cgroup / "memory.max").write_text("max\n")
+    (cgroup / "memory.current").write_text(f"{GIB}\n")
+    assert available_memory(proc, cgroup) == 8 * GIB
+
+
+@pytest.mark.parametrize("content", [None, "MemTotal: 1 kB\n"])
+def test_where_the_kernel_does_not_say_the_total_is_the_best_there_is(
+    content: str | None, tmp_path: Path, cgroup: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "meminfo").write_text(content)
+    assert available_memory(tmp_path, cgroup) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_what_fits_is_not_refused() -> None:
+    refuse_too_large("case", GIB, 4, 4 * GIB + (256 << 20))
+
+
+def test_what_does_not_fit_is_refused_with_what_it_needs_and_what_there_is() -> None:
+    with pytest.raises(UsageError) as caught:
+        refuse_too_large("all_reduce/float32/1073741824/isolated", GIB, 4, 4 * GIB)
+    assert str(caught.value) == (
+        "all_reduce/float32/1073741824/isolated needs 4.0 GiB on this node (4 ranks x 1.0 GiB), "
+        "and 4.0 GiB is free: lower --max-bytes or --nproc"
+    )
+
+
+def test_the_interpreter_needs_room_too() -> None:
+    with pytest.raises(UsageError):
+        refuse_too_large("case", GIB, 1, GIB + (256 << 20) - 1)
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_buffers_have_the_schedules_sizes_and_type(dtype: str) -> None:
+    schedule = build_schedule(Case(pattern="all_gather", nbytes=4096, dtype=dtype), Topology.single_node(4))
+    buffers = allocate(schedule, "cpu")
+    assert set(buffers) == set(schedule.buffers)
+    for name, array in buffers.items():
+        assert array.ndim == 1
+        assert array.dtype == DTYPES[dtype].numpy
+        assert array.nbytes == schedule.buffers[name]
+    assert sum(array.nbytes for array in buffers.values()) == schedule.memory_bytes
+
+
+def test_numpy_serves_the_cpu() -> None:
+    assert uploader("cpu") is np.asarray
