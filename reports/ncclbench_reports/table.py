@@ -47,9 +47,37 @@ def _render_run(run: Run) -> str:
         frame["section"] = [_section(row) for row in _rows(frame)]
         for section, rows in frame.groupby("section", sort=False):
             parts.append(_render_section(str(section), rows))
+        parts += _render_timings(frame)
     if run.interrupted_in:
         parts.append(f"! cut off in {run.interrupted_in}; go on with --resume")
     return "\n\n".join(parts)
+
+
+def _render_timings(frame: pd.DataFrame) -> list[str]:
+    """The timing regimes side by side, where a case was measured in several, and the launch cost they imply.
+
+    A graph runs without the host; back-to-back launches run as fast as the host can launch, or the device can run.
+    What the second takes longer is what launching costs.
+    """
+    timed = frame[frame["p50_us"].notna()].copy()
+    timed["what"] = [_section(row).rpartition(", ")[0] for row in _rows(timed)]
+    times = timed.pivot_table(index=["what", "dtype", "size_bytes"], columns="timing", values="p50_us", sort=False)
+    times = times[times.notna().sum(axis=1) > 1]
+    regimes = [name for name in ("isolated", "pipelined", "graph") if name in times]
+    if times.empty:
+        return []
+    implied = ["launch cost\n(us)"] if {"pipelined", "graph"} <= set(regimes) else []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in ("pattern", "type", "size\n(B)", *(f"{name}\n(us)" for name in regimes), *implied):
+        table.add_column(name, justify="left" if name in ("pattern", "type") else "right")
+    for row in _rows(times.reset_index()):
+        cells = [str(row["what"]), str(row["dtype"]), _whole(row["size_bytes"])]
+        cells += [_figure(row.get(name)) for name in regimes]
+        if implied:
+            both = _there(row["graph"]) and _there(row["pipelined"])
+            cells.append(_figure(float(str(row["pipelined"])) - float(str(row["graph"]))) if both else "-")
+        table.add_row(*cells)
+    return ["timing regimes side by side; time is the median of the slowest rank\n" + _as_text(table)]
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, object]]:

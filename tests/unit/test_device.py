@@ -1,0 +1,149 @@
+"""The device's timing loops on a made-up stream whose clock moves only as the test says."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from ncclbench.measure.device import GATE_LIMIT_SECONDS, LAUNCH_BUDGET, captured, gated, graph_launches
+from ncclbench.measure.regimes import Loop, Progress
+from ncclbench.transports.base import Call, Program, Step
+
+
+@dataclass
+class FakeStream:
+    """Runs what is launched when it is launched, on a clock of its own; refuses to run past a closed gate."""
+
+    now: float = 0.0
+    held: bool = False
+    gives_up: bool = False
+    opened_by_itself: bool = False
+    log: list[str] = field(default_factory=list)
+    enqueued: int = 0
+    most_enqueued: int = 0
+    limits: list[float] = field(default_factory=list)
+
+    def launch(self, seconds: float, name: str) -> Callable[[], None]:
+        def run() -> None:
+            self.now += seconds
+            self.enqueued += 1
+            self.most_enqueued = max(self.most_enqueued, self.enqueued)
+            self.log.append(name)
+
+        return run
+
+    def mark(self) -> float:
+        self.enqueued += 1
+        self.most_enqueued = max(self.most_enqueued, self.enqueued)
+        return self.now
+
+    def seconds_between(self, start: float, end: float) -> float:
+        return end - start
+
+    def hold(self, limit_seconds: float) -> None:
+        assert not self.held
+        self.held = True
+        self.limits.append(limit_seconds)
+        self.log.append("hold")
+
+    def release(self) -> None:
+        self.held, self.opened_by_itself = False, self.gives_up
+        self.log.append("release")
+
+    def synchronize(self) -> None:
+        assert not self.held, "waiting behind a closed gate is a deadlock"
+        self.enqueued = 0
+        self.log.append("synchronize")
+
+    def capture(self, launches: Sequence[Call]) -> Call:
+        calls = list(launches)
+        self.log.append(f"capture {len(calls)}")
+
+        def replay() -> None:
+            for call in calls:
+                call()
+
+        return replay
+
+
+def loop_on(stream: FakeStream, *programs: list[tuple[str, float]]) -> tuple[Loop, list[int]]:
+    """A loop over programs of labelled phases, and a list that grows with each refill."""
+    refills: list[int] = []
+    made = tuple(Program(tuple(Step(label, stream.launch(s, label)) for label, s in steps)) for steps in programs)
+    loop = Loop(
+        programs=made,
+        barrier=lambda: stream.log.append("barrier"),
+        clock=lambda: 0.0,
+        refill=lambda: refills.append(len(stream.log)),
+        refill_every=1,
+        progress=Progress(),
+        stream=stream,
+    )
+    return loop, refills
+
+
+def test_a_gated_iteration_is_the_devices_time_between_its_events() -> None:
+    loop, _ = loop_on(FakeStream(), [("all_reduce", 3e-6)])
+    np.testing.assert_allclose(gated(loop, 7), np.full((7, 1), 3e-6))
+
+
+def test_phases_are_timed_each_and_add_up() -> None:
+    loop, _ = loop_on(FakeStream(), [("pack", 1e-6), ("send", 5e-6)])
+    seconds = gated(loop, 3)
+    np.testing.assert_allclose(seconds, np.tile([6e-6, 1e-6, 5e-6], (3, 1)))
+
+
+def test_buffers_take_turns() -> None:
+    loop, _ = loop_on(FakeStream(), [("one", 1e-6)], [("two", 2e-6)])
+    np.testing.assert_allclose(gated(loop, 4)[:, 0], [1e-6, 2e-6, 1e-6, 2e-6])
+
+
+def test_the_gate_opens_when_every_rank_has_enqueued_and_nothing_runs_past_it_unheld() -> None:
+    stream = FakeStream()
+    gated(loop_on(stream, [("x", 1e-6)])[0], 2)
+    assert stream.log == ["synchronize", "barrier", "hold", "x", "x", "barrier", "release", "synchronize"]
+    assert stream.limits == [GATE_LIMIT_SECONDS]
+
+
+@pytest.mark.parametrize("phases", [1, 3, 40])
+def test_the_queue_never_holds_more_than_the_budget(phases: int) -> None:
+    stream = FakeStream()
+    loop, refills = loop_on(stream, [(f"p{k}", 1e-6) for k in range(phases)])
+    assert gated(loop, 600).shape[0] == 600
+    assert stream.most_enqueued <= LAUNCH_BUDGET
+    assert len(refills) == stream.log.count("hold")
+
+
+def test_a_gate_that_gave_up_is_said() -> None:
+    stream = FakeStream(gives_up=True)
+    loop, _ = loop_on(stream, [("x", 1e-6)])
+    gated(loop, 1)
+    assert any("opened by itself" in remark for remark in loop.remarks)
+
+
+def test_a_graph_is_captured_once_and_its_replays_are_divided_by_its_launches() -> None:
+    stream = FakeStream()
+    loop, _ = loop_on(stream, [("one", 1e-6)], [("two", 3e-6)])
+    measure = captured(loop, 10)
+    np.testing.assert_allclose(measure(45), np.full((45, 1), 2e-6))
+    np.testing.assert_allclose(measure(1), [[2e-6]])
+    assert [line for line in stream.log if line.startswith("capture")] == ["capture 10"]
+    after = stream.log[stream.log.index("capture 10") + 1]
+    assert after == "barrier", "all ranks have instantiated before the first replay"
+
+
+def test_short_launches_share_a_graph_with_many() -> None:
+    launches = [graph_launches(nbytes) for nbytes in (8, 1 << 20, 2 << 20, 16 << 20, 1 << 30)]
+    assert launches == [50, 50, 20, 20, 4]
+
+
+def test_the_garbage_collector_is_back_after_an_error() -> None:
+    import gc
+
+    stream = FakeStream()
+    loop, _ = loop_on(stream, [("x", 1e-6)])
+    loop.programs[0].steps[0].__dict__["launch"] = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        gated(loop, 1)
+    assert gc.isenabled()
