@@ -120,7 +120,7 @@ class Machine:
 
 def ask_python(program: str) -> Mapping[str, Any] | str:
     """Run `program` with this interpreter; its JSON, or why there is none, in a line."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "PMIX_"))}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_COMM_WORLD", "PMI"))}
     try:
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=_PROBE_SECONDS, env=clean

@@ -61,8 +61,9 @@ class CudaStream:
         """Close the gate: nothing launched from here on runs before `release`."""
         self._flag[0] = 0
         arguments = (np.uint64(self._pinned.ptr), np.uint64(int(limit_seconds * 1e9)))
-        with self.stream:
-            self._gate((1,), (1,), arguments)
+        # Not `with self.stream`: leaving that block makes CuPy's null stream current, and all that follows races.
+        self.stream.use()
+        self._gate((1,), (1,), arguments)
 
     def release(self) -> None:
         """Open the gate."""

@@ -54,7 +54,7 @@ pattern = "reduce_scatter"
 params = {{ redop = ["sum", "min", "max", "prod", "avg"] }}
 [[case]]
 pattern = "reduce"
-params = {{ redop = ["sum", "min", "max", "prod", "avg"], root = [0, {last}] }}
+params = {{ redop = ["sum", "min", "max", "prod", "avg"], root = {roots} }}
 {rest}
 """
 
@@ -64,7 +64,7 @@ def test_every_pattern_type_and_reduction_is_right(transport: str, run: Callable
     moves = ("all_gather", "broadcast", "all_to_all", "gather", "scatter", "send_recv", "hypercube")
     plan = tmp_path / "plan.toml"
     rest = "".join(f'[[case]]\npattern = "{name}"\n' for name in moves)
-    plan.write_text(PLAN.format(last=GPUS - 1, rest=rest))
+    plan.write_text(PLAN.format(roots=sorted({0, GPUS - 1}), rest=rest))
     records = run("--plan", str(plan), "--transport", transport, "--nproc", str(GPUS))
     assert len(records) > 300
     unexpected = {case: r["reason"] for case, r in records.items() if r["status"] not in ("ok", "skipped")}
