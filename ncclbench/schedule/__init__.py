@@ -5,7 +5,7 @@ This is what a pattern imports.
 
 from ncclbench.errors import Unable
 from ncclbench.schedule.builders import collective, shard_count
-from ncclbench.schedule.case import Case, GroupParams, Params, Timing
+from ncclbench.schedule.case import Case, CollectiveParams, GroupParams, Params, Timing
 from ncclbench.schedule.dtypes import DTYPES, Dtype, Redop
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Kernel, Local, Op, Phase
 from ncclbench.schedule.schedule import Schedule
@@ -15,6 +15,7 @@ __all__ = [
     "AllToAllV",
     "Case",
     "Collective",
+    "CollectiveParams",
     "Concurrent",
     "Dtype",
     "Exchange",

@@ -32,6 +32,7 @@ def collective(
     group: str = "world",
     redop: Redop | None = None,
     root: int | None = None,
+    persistent: bool = False,
 ) -> Schedule:
     """The schedule of one collective over all groups at once, labelled with its own name.
 
@@ -42,6 +43,7 @@ def collective(
         group: see `Topology.groups`.
         redop: for the reducing ops.
         root: position of the root in its group, for the rooted ops.
+        persistent: see `Collective`.
 
     Raises:
         Unable: if the size, the root or the groups do not fit this job.
@@ -62,6 +64,7 @@ def collective(
         redop=redop or Redop.SUM,
         read="data" if in_place else "send",
         write="data" if in_place else "recv",
+        persistent=persistent,
     )
     itemsize = case.element.itemsize
     buffers = {phase.read: phase.read_count * itemsize}

@@ -34,6 +34,13 @@ class GroupParams(Params, frozen=True, kw_only=True):
     """world; node, domain, rail or site for the ranks that share one; or N for blocks of N ranks."""
 
 
+class CollectiveParams(GroupParams, frozen=True, kw_only=True):
+    """The parameters of a pattern that is one library call."""
+
+    persistent: bool = False
+    """plan the call once, and only start it each time: MPI-4's persistent collectives."""
+
+
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One thing to measure.
 

@@ -72,6 +72,7 @@ class Collective:
         redop: for the reducing ops.
         read: name of the buffer that is sent.
         write: name of the buffer that is received into; equal to `read` for an in-place op.
+        persistent: planned once and only started each time (MPI-4); a transport that has no such thing is `Unable`.
     """
 
     label: str
@@ -82,6 +83,7 @@ class Collective:
     redop: Redop = Redop.SUM
     read: str = "send"
     write: str = "recv"
+    persistent: bool = False
 
     def __post_init__(self) -> None:
         """Freeze the arrays and refuse what no library could run."""

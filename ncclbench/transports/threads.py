@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from ncclbench.buffers import Buffers, Device
-from ncclbench.errors import TransportError
+from ncclbench.errors import TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Redop, finish_average, reducer
 from ncclbench.schedule.phases import (
     READS_ALL_SHARDS,
@@ -148,6 +148,8 @@ class ThreadTransport:
     def _call(self, phase: SimplePhase, path: tuple[int, ...], buffers: Buffers, shared: _Shared) -> Call:
         if isinstance(phase, Local):
             return local_call(phase, self.rank, buffers)
+        if isinstance(phase, Collective) and phase.persistent:
+            raise Unable("threads have no persistent collectives; --transport mpi has")
         party = participants(phase, self.rank)
         if self.rank not in party:
             return nothing

@@ -187,6 +187,8 @@ class TorchTransport:
     def _refuse_impossible(self, phase: Collective, dtype: Dtype) -> None:
         if phase.op in (Op.ALL_REDUCE, Op.BROADCAST, Op.REDUCE) and phase.read != phase.write:
             raise Unable(f"torch.distributed has {phase.op} in place only")
+        if phase.persistent:
+            raise Unable("torch.distributed has no persistent collectives; --transport mpi has")
         averages = phase.op in REDUCING and phase.redop is Redop.AVG
         if averages and self.name == "gloo" and not dtype.is_float:
             raise Unable(f"gloo has no avg of {dtype.name}")

@@ -3,11 +3,11 @@
 A ring moves 2(n-1)/n of the buffer over every link: once around to reduce, once more to spread the result.
 """
 
-from ncclbench.schedule import Case, GroupParams, Op, Redop, Schedule, collective
+from ncclbench.schedule import Case, CollectiveParams, Op, Redop, Schedule, collective
 from ncclbench.topology import Topology
 
 
-class Params(GroupParams, frozen=True):
+class Params(CollectiveParams, frozen=True):
     """Parameters of all_reduce."""
 
     redop: Redop = Redop.SUM
@@ -16,4 +16,6 @@ class Params(GroupParams, frozen=True):
 def schedule(case: Case, topology: Topology) -> Schedule:
     """One in-place all_reduce of the whole buffer in every group."""
     params = case.read(Params)
-    return collective(case, topology, Op.ALL_REDUCE, group=params.group, redop=params.redop)
+    return collective(
+        case, topology, Op.ALL_REDUCE, group=params.group, redop=params.redop, persistent=params.persistent
+    )

@@ -3,11 +3,11 @@
 A pipelined chain or tree passes the whole buffer over every link once, so busbw equals algbw.
 """
 
-from ncclbench.schedule import Case, GroupParams, Op, Redop, Schedule, collective
+from ncclbench.schedule import Case, CollectiveParams, Op, Redop, Schedule, collective
 from ncclbench.topology import Topology
 
 
-class Params(GroupParams, frozen=True):
+class Params(CollectiveParams, frozen=True):
     """Parameters of reduce; `root` is a place in its group."""
 
     redop: Redop = Redop.SUM
@@ -17,4 +17,12 @@ class Params(GroupParams, frozen=True):
 def schedule(case: Case, topology: Topology) -> Schedule:
     """One in-place reduce in every group."""
     params = case.read(Params)
-    return collective(case, topology, Op.REDUCE, group=params.group, redop=params.redop, root=params.root)
+    return collective(
+        case,
+        topology,
+        Op.REDUCE,
+        group=params.group,
+        redop=params.redop,
+        root=params.root,
+        persistent=params.persistent,
+    )

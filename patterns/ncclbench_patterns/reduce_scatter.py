@@ -3,11 +3,11 @@
 Half of an all_reduce: (n-1)/n of the buffer over every link of a ring.
 """
 
-from ncclbench.schedule import Case, GroupParams, Op, Redop, Schedule, collective
+from ncclbench.schedule import Case, CollectiveParams, Op, Redop, Schedule, collective
 from ncclbench.topology import Topology
 
 
-class Params(GroupParams, frozen=True):
+class Params(CollectiveParams, frozen=True):
     """Parameters of reduce_scatter."""
 
     redop: Redop = Redop.SUM
@@ -16,4 +16,6 @@ class Params(GroupParams, frozen=True):
 def schedule(case: Case, topology: Topology) -> Schedule:
     """One reduce_scatter in every group; the buffer is n shards."""
     params = case.read(Params)
-    return collective(case, topology, Op.REDUCE_SCATTER, group=params.group, redop=params.redop)
+    return collective(
+        case, topology, Op.REDUCE_SCATTER, group=params.group, redop=params.redop, persistent=params.persistent
+    )

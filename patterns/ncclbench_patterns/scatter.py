@@ -3,11 +3,11 @@
 All n-1 shards leave over the root's own link, which is the bottleneck.
 """
 
-from ncclbench.schedule import Case, GroupParams, Op, Schedule, collective
+from ncclbench.schedule import Case, CollectiveParams, Op, Schedule, collective
 from ncclbench.topology import Topology
 
 
-class Params(GroupParams, frozen=True):
+class Params(CollectiveParams, frozen=True):
     """Parameters of scatter; `root` is a place in its group."""
 
     root: int = 0
@@ -16,4 +16,4 @@ class Params(GroupParams, frozen=True):
 def schedule(case: Case, topology: Topology) -> Schedule:
     """One scatter in every group; the root's buffer is n shards."""
     params = case.read(Params)
-    return collective(case, topology, Op.SCATTER, group=params.group, root=params.root)
+    return collective(case, topology, Op.SCATTER, group=params.group, root=params.root, persistent=params.persistent)

@@ -1,0 +1,321 @@
+"""MPI through mpi4py: buffers in upper-case calls, never pickle.
+
+The library is Open MPI, MPICH or one with the same ABI, found at run time; torch is not needed. In place where the
+pattern is in place, which MPI calls MPI_IN_PLACE, and out of place otherwise.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import mpi4py
+import numpy as np
+
+from ncclbench.buffers import Buffers, Device
+from ncclbench.errors import EnvironmentFault, TransportError, Unable
+from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
+from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.schedule import Schedule
+from ncclbench.transports._local import branches_call, local_call
+from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
+from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
+
+# A shard that is its own place in the larger buffer is what MPI means by these in place; a schedule means its front.
+_NEVER_IN_PLACE = frozenset({Op.ALL_GATHER, Op.GATHER, Op.SCATTER})
+
+# A buffer and its datatype, as mpi4py takes them; the count follows from the two. Or MPI.IN_PLACE.
+Message = Any
+
+
+def open_transport(name: str, seat: Seat, timeout: float) -> "MpiTransport":
+    """Join the job as `seat`; MPI has no limit on how long that takes, so `timeout` is not used.
+
+    Raises:
+        EnvironmentFault: if MPI does not start, or says otherwise than the launcher who this rank is.
+    """
+    del name, timeout
+    owned = start_mpi()
+    _refuse_other_seat(seat, MPI.COMM_WORLD)
+    return MpiTransport(MPI.COMM_WORLD, owned=owned)
+
+
+def _refuse_other_seat(seat: Seat, world: MPI.Comm) -> None:
+    """The environment and the library must agree; if not, this is no job but several."""
+    if (seat.rank, seat.world_size) == (world.rank, world.size):
+        return
+    if seat.launcher in ("torchrun", "local"):
+        raise EnvironmentFault(
+            f"{seat.launcher} started {seat.world_size} ranks, but MPI sees {world.size}: start MPI with "
+            "`mpiexec -n N ncclbench run ...`, or alone with --nproc N"
+        )
+    raise EnvironmentFault(
+        f"{seat.launcher} started rank {seat.rank} of {seat.world_size}, but {library()} says rank {world.rank} of "
+        f"{world.size}: the mpiexec of one MPI has started a program linked to another, and these would be "
+        f"{seat.world_size} independent jobs; use the mpiexec of the library that mpi4py loads"
+    )
+
+
+class MpiTransport:
+    """One rank of an MPI job.
+
+    Args:
+        world: all ranks; it is duplicated, so nobody else's messages meet ours.
+        owned: whether `close` finalises MPI.
+        most: the largest count that one call takes, if not what the library says.
+    """
+
+    name = "mpi"
+    device: Device = "cpu"
+
+    def __init__(self, world: MPI.Comm, *, owned: bool = False, most: int | None = None) -> None:
+        """Duplicate `world` for data and for control messages."""
+        self.rank, self.world_size = world.rank, world.size
+        self._owned = owned
+        self._data, self._quiet = world.Dup(), world.Dup()
+        self._data.Set_errhandler(MPI.ERRORS_RETURN)
+        self._quiet.Set_errhandler(MPI.ERRORS_RETURN)
+        self.control: Control = MpiControl(self._quiet)
+        self._elements = Elements(most or most_count())
+        self._comms: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], MPI.Comm] = {}
+
+    def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
+        """Ready calls on the buffers' memory."""
+        steps: list[Step] = []
+        notes: list[str] = []
+        for phase in schedule.phases:
+            if isinstance(phase, Concurrent):
+                if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+                    raise Unable(f"concurrent branches need MPI_THREAD_MULTIPLE; this MPI grants {thread_level()}")
+                branches = [
+                    [self._call(step, schedule.dtype, buffers, notes, branch=(b,)) for step in branch]
+                    for b, branch in enumerate(phase.branches)
+                ]
+                steps.append(Step(phase.label, branches_call(branches)))
+            else:
+                steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers, notes)))
+        return Program(tuple(steps), notes=tuple(dict.fromkeys(notes)))
+
+    def _call(
+        self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, notes: list[str], branch: tuple[int, ...] = ()
+    ) -> Call:
+        if isinstance(phase, Local):
+            return local_call(phase, self.rank, buffers)
+        if isinstance(phase, Exchange):
+            return self._exchange_call(phase, buffers, branch)
+        comm, index, member = self._join(phase, branch)
+        if isinstance(phase, AllToAllV):
+            return self._uneven_call(phase, index, member, comm, buffers) if member >= 0 else nothing
+        return self._collective_call(phase, member, comm, dtype, buffers, notes)
+
+    def _join(self, phase: Collective | AllToAllV, branch: tuple[int, ...]) -> tuple[MPI.Comm, int, int]:
+        """This rank's communicator in a phase, its group's index, and its place in that (-1: in none).
+
+        One split makes the communicators of all groups at once; every rank of the job takes part in it.
+        """
+        where = np.argwhere(phase.groups == self.rank)
+        index, member = (int(where[0, 0]), int(where[0, 1])) if len(where) else (-1, -1)
+        if not branch and np.array_equal(phase.groups, np.arange(self.world_size)[None]):
+            return self._data, index, member
+        return self._split(phase.groups.tobytes(), phase.groups.shape, branch, index, member), index, member
+
+    def _split(self, layout: bytes, shape: tuple[int, ...], branch: tuple[int, ...], color: int, key: int) -> MPI.Comm:
+        known = (layout, shape, branch)
+        if known not in self._comms:
+            self._comms[known] = self._data.Split(color if color >= 0 else MPI.UNDEFINED, max(0, key))
+            if color >= 0:
+                self._comms[known].Set_errhandler(MPI.ERRORS_RETURN)
+        return self._comms[known]
+
+    def _collective_call(
+        self, phase: Collective, member: int, comm: MPI.Comm, dtype: Dtype, buffers: Buffers, notes: list[str]
+    ) -> Call:
+        if phase.op in _NEVER_IN_PLACE and phase.read == phase.write:
+            raise Unable(f"MPI has {phase.op} in place only where every shard already lies in its own place")
+        if phase.persistent:
+            _need_persistent()
+        datatype = self._elements.datatype(dtype, phase.count) if phase.op is not Op.BARRIER else MPI.BYTE
+        notes += _remarks(phase, dtype, datatype, self._elements.most)
+        op = self._elements.op(dtype, phase.redop, datatype) if phase.op in REDUCING else MPI.OP_NULL
+        if member < 0:
+            return nothing
+        send, recv = (
+            [buffers[name].view(np.uint8)[: count * dtype.itemsize], datatype]
+            for name, count in ((phase.read, phase.read_count), (phase.write, phase.write_count))
+        )
+        make = _persistent if phase.persistent else partial
+        call = _rooted_call(make, phase, member, comm, send, recv, op)
+        if phase.redop is Redop.AVG and phase.op in REDUCING and (member == phase.root or phase.op is not Op.REDUCE):
+            return partial(_then_divide, call, buffers[phase.write][: phase.write_count], phase.members)
+        return call
+
+    def _uneven_call(self, phase: AllToAllV, index: int, member: int, comm: MPI.Comm, buffers: Buffers) -> Call:
+        row = self._elements.row_of_bytes(phase.row_bytes)
+        messages = []
+        for name, nbytes in zip((phase.read, phase.write), phase.splits(index, member), strict=True):
+            rows = nbytes // phase.row_bytes
+            view = buffers[name].view(np.uint8)[: int(nbytes.sum())]
+            messages.append([view, rows.tolist(), (np.cumsum(rows) - rows).tolist(), row])
+        return partial(comm.Alltoallv, *messages)
+
+    def _exchange_call(self, phase: Exchange, buffers: Buffers, branch: tuple[int, ...]) -> Call:
+        world = np.arange(self.world_size)
+        comm = self._split(world.tobytes(), world.shape, branch, 0, self.rank) if branch else self._data
+        send, recv = (buffers[name].view(np.uint8) for name in (phase.read, phase.write))
+        datatypes = {int(nbytes): self._elements.bytes_datatype(int(nbytes)) for nbytes in np.unique(phase.nbytes)}
+        sends: list[Callable[[], MPI.Request]] = []
+        receives: list[Callable[[], MPI.Request]] = []
+        copies: list[Call] = []
+        for k in np.flatnonzero((phase.src == self.rank) | (phase.dst == self.rank)):
+            src, dst, nbytes = int(phase.src[k]), int(phase.dst[k]), int(phase.nbytes[k])
+            out = send[int(phase.send_offset[k]) :][:nbytes]
+            into = recv[int(phase.recv_offset[k]) :][:nbytes]
+            if src == dst:
+                copies.append(partial(np.copyto, into, out))
+            elif src == self.rank:
+                sends.append(partial(comm.Isend, [out, datatypes[nbytes]], dst))
+            else:
+                receives.append(partial(comm.Irecv, [into, datatypes[nbytes]], src))
+        # Receives first, so that no message has to wait in a buffer.
+        return partial(_run_flows, receives + sends, copies) if receives or sends or copies else nothing
+
+    def barrier(self) -> None:
+        """Wait for all ranks, apart from the communicators that are measured."""
+        self._quiet.Barrier()
+
+    @contextmanager
+    def translating(self, what: str) -> Iterator[None]:
+        """MPI's errors become a `TransportError`."""
+        try:
+            yield
+        except MPI.Exception as error:
+            text = str(error).strip() or type(error).__name__
+            raise TransportError(f"{what} on rank {self.rank}: {text.splitlines()[0]}") from error
+
+    def describe(self) -> Mapping[str, Any]:
+        """Versions and the thread level, for the manifest."""
+        return {
+            "transport": "mpi",
+            "mpi_standard": ".".join(map(str, MPI.Get_version())),
+            "mpi_library": library(),
+            "mpi4py": mpi4py.__version__,
+            "thread_level": thread_level(),
+            "numpy": np.__version__,
+        }
+
+    def close(self) -> None:
+        """Leave the job."""
+        self._elements.free()
+        for comm in (*self._comms.values(), self._data, self._quiet):
+            if comm != MPI.COMM_NULL:
+                comm.Free()
+        self._comms.clear()
+        if self._owned:
+            MPI.Finalize()
+
+
+def _remarks(phase: Collective, dtype: Dtype, datatype: MPI.Datatype, most: int) -> list[str]:
+    """What a reader must know about how a collective was run."""
+    remarks = []
+    if phase.op in REDUCING and phase.redop is Redop.AVG:
+        remarks.append("MPI has no average: it is a sum, then a division on each rank that holds it, both timed")
+    if phase.op in REDUCING and not datatype.is_predefined:
+        remarks.append(f"MPI does not reduce {dtype.name} sent this way: NumPy does, called back by MPI")
+    if phase.count > most:
+        remarks.append(f"more than {most} elements: sent in rows of {datatype.Get_size() // dtype.itemsize}")
+    if phase.op is Op.BROADCAST and phase.read != phase.write:
+        remarks.append("MPI broadcasts one buffer: the root copies its own, timed")
+    return remarks
+
+
+def _rooted_call(
+    make: Callable[..., Call],
+    phase: Collective,
+    member: int,
+    comm: MPI.Comm,
+    send: Message,
+    recv: Message,
+    op: MPI.Op,
+) -> Call:
+    root, is_root = phase.root, member == phase.root
+    in_place = phase.read == phase.write
+    match phase.op:
+        case Op.REDUCE:
+            source = MPI.IN_PLACE if in_place and is_root else send
+            return make(comm.Reduce, source, recv if is_root else None, op=op, root=root)
+        case Op.BROADCAST:
+            call = make(comm.Bcast, send if is_root else recv, root=root)
+            return partial(_run_both, call, partial(np.copyto, recv[0], send[0])) if is_root and not in_place else call
+        case Op.GATHER:
+            return make(comm.Gather, send, recv if is_root else None, root=root)
+        case Op.SCATTER:
+            return make(comm.Scatter, send if is_root else None, recv, root=root)
+        case _:
+            return _symmetric_call(make, phase.op, comm, MPI.IN_PLACE if in_place else send, recv, op)
+
+
+def _symmetric_call(
+    make: Callable[..., Call], what: Op, comm: MPI.Comm, source: Message, recv: Message, op: MPI.Op
+) -> Call:
+    match what:
+        case Op.ALL_REDUCE:
+            return make(comm.Allreduce, source, recv, op=op)
+        case Op.ALL_GATHER:
+            return make(comm.Allgather, source, recv)
+        case Op.REDUCE_SCATTER:
+            return make(comm.Reduce_scatter_block, source, recv, op=op)
+        case Op.ALL_TO_ALL:
+            return make(comm.Alltoall, source, recv)
+        case Op.BARRIER:
+            return make(comm.Barrier)
+        case _:
+            raise AssertionError(f"{what} has a root")
+
+
+class _Persistent:
+    """A persistent collective: planned once by MPI, then only started and waited for."""
+
+    def __init__(self, request: MPI.Prequest) -> None:
+        """Take the request over."""
+        self._request = request
+
+    def __call__(self) -> None:
+        """Start it, and wait."""
+        self._request.Start()
+        self._request.Wait()
+
+    def __del__(self) -> None:
+        """Give it back with the program that it is part of."""
+        if not MPI.Is_finalized():
+            self._request.Free()
+
+
+def _persistent(method: Callable[..., object], *args: Message, **keywords: Any) -> Call:
+    """As `partial`, with MPI-4's persistent form of the method: ``Allreduce_init`` for ``Allreduce``."""
+    comm: object = getattr(method, "__self__", None)
+    return _Persistent(getattr(comm, f"{method.__name__}_init")(*args, **keywords))
+
+
+def _need_persistent() -> None:
+    """Asked on all ranks, also on those that are in no group: a case is skipped by all or by none."""
+    try:
+        MPI.COMM_SELF.Barrier_init().Free()
+    except NotImplementedError:
+        raise Unable(f"{library()} has no persistent collectives, which came with MPI-4") from None
+
+
+def _run_both(first: Call, second: Call) -> None:
+    first()
+    second()
+
+
+def _then_divide(call: Call, total: Array, members: int) -> None:
+    call()
+    total[:] = finish_average(total, members)
+
+
+def _run_flows(posts: list[Callable[[], MPI.Request]], copies: list[Call]) -> None:
+    pending = [post() for post in posts]
+    for copy in copies:
+        copy()
+    MPI.Request.Waitall(pending)
