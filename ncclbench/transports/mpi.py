@@ -4,8 +4,10 @@ The library is Open MPI, MPICH or one with the same ABI, found at run time; torc
 pattern is in place, which MPI calls MPI_IN_PLACE, and out of place otherwise.
 """
 
+import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +19,19 @@ from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.schedule import Schedule
+from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
 from ncclbench.transports._local import branches_call, local_call
 from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
-from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
+from ncclbench.transports.base import Call, Control, Program, Seat, Step, all_gather_text, broadcast_text, nothing
 
 # A shard that is its own place in the larger buffer is what MPI means by these in place; a schedule means its front.
 _NEVER_IN_PLACE = frozenset({Op.ALL_GATHER, Op.GATHER, Op.SCATTER})
+
+# As mpi4py names them; all start through Hydra's PMI.
+_MPICH_FAMILY = frozenset({"MPICH", "Intel MPI", "MVAPICH", "MVAPICH2"})
+
+# For each of rank 0's addresses, before the next one is tried.
+_CONNECT_SECONDS = 5.0
 
 # A buffer and its datatype, as mpi4py takes them; the count follows from the two. Or MPI.IN_PLACE.
 Message = Any
@@ -35,24 +44,61 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "MpiTransport":
         EnvironmentFault: if MPI does not start, or says otherwise than the launcher who this rank is.
     """
     del name, timeout
+    return MpiTransport(MPI.COMM_WORLD, owned=_start_as(seat))
+
+
+def agree_on_store(seat: Seat) -> Seat:
+    """`seat` with the address of a store for another library: MPI is started for this alone, and left again.
+
+    Raises:
+        EnvironmentFault: as `open_transport`, or if a rank does not reach rank 0.
+    """
+    owned = _start_as(seat)
+    control = MpiControl(MPI.COMM_WORLD)
+    one_node = len(set(all_gather_text(control, socket.gethostname()))) == 1
+    hosts, port, listen_fd = [LOOPBACK], 0, None
+    if seat.rank == 0:
+        listener = socket.create_server((LOOPBACK if one_node else "", 0), backlog=min(seat.world_size, 4096))
+        hosts, port = [LOOPBACK] if one_node else own_hosts(), listener.getsockname()[1]
+        listen_fd = listener.detach()
+    *hosts, port_text = broadcast_text(control, "|".join([*hosts, str(port)])).split("|")
+    host = hosts[0] if seat.rank == 0 else _first_reachable(hosts, int(port_text), seat.rank)
+    if owned:
+        MPI.Finalize()
+    return replace(seat, address=(host, int(port_text)), listen_fd=listen_fd)
+
+
+def _first_reachable(hosts: list[str], port: int, rank: int) -> str:
+    for host in hosts:
+        with suppress(OSError), connect_first([host], port, _CONNECT_SECONDS):
+            return host
+    raise EnvironmentFault(f"rank {rank} cannot reach rank 0 as {' or '.join(hosts)} on port {port}: see the firewall")
+
+
+def _start_as(seat: Seat) -> bool:
+    """Start MPI, and see that environment and library agree: if they do not, this is no job but several.
+
+    Returns:
+        Whether MPI is ours to finalise.
+    """
+    if seat.launcher == "openmpi" and MPI.get_vendor()[0] in _MPICH_FAMILY:  # whose start would end this process
+        raise _another_mpi(seat, "which Open MPI's mpiexec cannot start")
     owned = start_mpi()
-    _refuse_other_seat(seat, MPI.COMM_WORLD)
-    return MpiTransport(MPI.COMM_WORLD, owned=owned)
-
-
-def _refuse_other_seat(seat: Seat, world: MPI.Comm) -> None:
-    """The environment and the library must agree; if not, this is no job but several."""
-    if (seat.rank, seat.world_size) == (world.rank, world.size):
-        return
+    rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
+    if (seat.rank, seat.world_size) == (rank, size):
+        return owned
     if seat.launcher in ("torchrun", "local"):
         raise EnvironmentFault(
-            f"{seat.launcher} started {seat.world_size} ranks, but MPI sees {world.size}: start MPI with "
+            f"{seat.launcher} started {seat.world_size} ranks, but MPI sees {size}: start MPI with "
             "`mpiexec -n N ncclbench run ...`, or alone with --nproc N"
         )
-    raise EnvironmentFault(
-        f"{seat.launcher} started rank {seat.rank} of {seat.world_size}, but {library()} says rank {world.rank} of "
-        f"{world.size}: the mpiexec of one MPI has started a program linked to another, and these would be "
-        f"{seat.world_size} independent jobs; use the mpiexec of the library that mpi4py loads"
+    raise _another_mpi(seat, f"which says rank {rank} of {size}")
+
+
+def _another_mpi(seat: Seat, trouble: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{seat.launcher}'s mpiexec started {seat.world_size} ranks, but mpi4py has loaded {library()}, {trouble}: "
+        f"these would be {seat.world_size} independent jobs; use the mpiexec that came with the library"
     )
 
 

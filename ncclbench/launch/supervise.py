@@ -1,0 +1,52 @@
+"""Under mpiexec each rank runs beneath a small process of its own, as beneath a wrapper script.
+
+mpiexec kills the whole job in the moment in which one of its processes dies, so nobody would be left to write down
+which one it was. Its processes are therefore not the ranks but their parents, which outlive a killed rank by as long
+as the watchdog needs. The parent is forked before anything is loaded, sleeps in a system call, and costs nothing.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from types import FrameType
+
+from ncclbench.errors import Exit
+
+# Rank 0 collects signs for 0.7 s after it has seen a connection close, then writes and tells the others.
+_OUTLIVE_SECONDS = 3.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def under_mpiexec(environ: Mapping[str, str]) -> bool:
+    """Whether an mpiexec started this process directly; under torchrun that is torchrun's affair."""
+    return "LOCAL_WORLD_SIZE" not in environ and ("OMPI_COMM_WORLD_RANK" in environ or "MPI_LOCALRANKID" in environ)
+
+
+def supervise() -> None:
+    """Fork; returns in the child, which is the rank. The parent passes signals on and ends as the child does."""
+    if not hasattr(os, "fork"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # none is lost between the fork and the handlers
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        return
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    for number in _SIGNALS:
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    os._exit(_wait(child))
+
+
+def _wait(child: int) -> int:
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        return os.WEXITSTATUS(status)
+    time.sleep(_OUTLIVE_SECONDS)  # killed: the others still have to say so
+    return Exit.ENVIRONMENT

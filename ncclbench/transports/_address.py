@@ -1,0 +1,40 @@
+"""How ranks on other nodes reach this one, before anything else connects them."""
+
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+
+LOOPBACK = "127.0.0.1"
+# Any address that needs a route: a UDP socket that is connected there sends nothing, but learns its own address.
+_ELSEWHERE = ("192.0.2.1", 9)
+
+
+def own_hosts() -> list[str]:
+    """Names and addresses of this node, the likeliest to be reachable from others first; never empty.
+
+    The host name comes first where it resolves at all, since a cluster's names point at the network that is meant.
+    """
+    found = []
+    name = socket.gethostname()
+    with suppress(OSError):
+        socket.getaddrinfo(name, None)
+        found.append(name)
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(_ELSEWHERE)
+        found.append(probe.getsockname()[0])
+    return found or [LOOPBACK]
+
+
+def connect_first(hosts: Iterable[str], port: int, timeout: float) -> socket.socket:
+    """A connection to the first of `hosts` that answers on `port`.
+
+    Raises:
+        OSError: the last one's, if none answers within `timeout` seconds each.
+    """
+    failure: OSError = OSError("no host was named")
+    for host in hosts:
+        try:
+            return socket.create_connection((host, port), timeout=timeout)
+        except OSError as error:
+            failure = error
+    raise failure
