@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -31,9 +32,10 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str]) -> Exit:
     """
     mpiexec = find_mpiexec(Path(sys.executable).parent)
     options = mpiexec_options(_version(mpiexec), nproc, len(os.sched_getaffinity(0)))
+    mark = str(os.getpid())
     job = subprocess.Popen(
         [mpiexec, "-n", str(nproc), *options, sys.executable, "-m", "ncclbench", *arguments],
-        env={**os.environ, OWN_START: "1"},
+        env={**os.environ, OWN_START: mark},
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C on the terminal reaches the ranks once, through us
         preexec_fn=_end_with_parent,
@@ -48,6 +50,7 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str]) -> Exit:
         return exit_of(job.wait())
     finally:
         _end(job)
+        _end_ranks(mark)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -109,3 +112,24 @@ def _end(job: "subprocess.Popen[bytes]") -> None:
     if job.poll() is None:
         job.kill()
         job.wait()
+
+
+def _end_ranks(mark: str) -> None:
+    """Ranks may outlive mpiexec, to write down what happened; after that, none is left."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while (left := _ranks(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for rank in left:
+        with suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)
+
+
+def _ranks(mark: str) -> list[int]:
+    """Processes on this machine that carry our mark in their environment."""
+    variable = f"{OWN_START}={mark}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # gone, or somebody else's
+            if variable in entry.read_bytes().split(b"\0"):
+                found.append(int(entry.parent.name))
+    return found

@@ -2,7 +2,8 @@
 
 mpiexec kills the whole job in the moment in which one of its processes dies, so nobody would be left to write down
 which one it was. Its processes are therefore not the ranks but their parents, which outlive a killed rank by as long
-as the watchdog needs. The parent is forked before anything is loaded, sleeps in a system call, and costs nothing.
+as the watchdog needs; and when it is the parents that are killed, the ranks notice, write that down, and end. A parent
+is forked before anything is loaded, sleeps in a system call, and costs nothing.
 """
 
 import os
@@ -31,6 +32,7 @@ def supervise() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # none is lost between the fork and the handlers
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)  # mpiexec kills whole groups
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         return
 

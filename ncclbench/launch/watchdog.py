@@ -185,6 +185,7 @@ class Watchdog:
         self._interval = _BEAT_SECONDS * max(1.0, world_size / 256)
         self._ending = threading.Event()
         self._failure: tuple[Ending, str] | None = None
+        self._last_word = float("inf")
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -246,8 +247,13 @@ class Watchdog:
                 if number in (signal.SIGTERM, signal.SIGINT) and self._failure is None:
                     self._failure = ("signal", f"interrupted by {signal.Signals(number).name}")
 
-    def _orphaned(self) -> bool:
-        return bool(self._parent) and os.getppid() != self._parent
+    def _heed_parent(self) -> None:
+        """A rank does not outlive whoever started it; but first it says so, as after a signal."""
+        if self._parent and os.getppid() != self._parent and self._failure is None:
+            self._failure = ("signal", "interrupted: the launching process is gone")
+            self._last_word = time.monotonic() + _SETTLE_SECONDS
+        if time.monotonic() > self._last_word:
+            _end_process()
 
     # Rank 0.
 
@@ -261,7 +267,8 @@ class Watchdog:
         sightings = {0: Sighting(moved=time.monotonic())}
         verdict_due: float | None = None
         while True:
-            for key, _ in selector.select(self._interval):
+            wait = self._interval if verdict_due is None else max(0.0, verdict_due - time.monotonic())
+            for key, _ in selector.select(min(self._interval, wait)):
                 if key.fileobj is self._listener:
                     link, _address = self._listener.accept()
                     link.setblocking(False)
@@ -273,17 +280,18 @@ class Watchdog:
             now = time.monotonic()
             own = self.progress
             sightings[0].update(own.case, own.stage, own.iteration, own.ticks, now)
+            self._heed_parent()
             sightings[0].failure = self._failure
             if self._ending.is_set():
                 _tell(peers, _BYE)
                 return
             fault = judge(sightings, now, self.limit)
-            if fault is None and not self._orphaned():
+            if fault is None:
                 _tell(peers, _BEAT)
                 continue
             verdict_due = verdict_due or now + _COLLECT_SECONDS
             if now >= verdict_due:
-                self._settle(fault or Fault("failed", (), "the launching process is gone", own.case), peers)
+                self._settle(fault, peers)
 
     def _hear(
         self, peer: _Peer, peers: dict[int, _Peer], sightings: dict[int, Sighting], selector: selectors.BaseSelector
@@ -312,7 +320,8 @@ class Watchdog:
         try:
             self.on_fault(fault)
         except Exception as error:  # storing may fail too (a full disk); the ranks are freed all the same
-            print(f"ncclbench: error: {fault.reason}; and then: {error}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # nobody may be left to read it
+                print(f"ncclbench: error: {fault.reason}; and then: {error}", file=sys.stderr)
         hung = fault.ranks if fault.status == "timeout" else ()
         abort = _encode(_ABORT, 0, self.progress, ",".join(map(str, hung[:500])))
         for peer in peers.values():
@@ -344,8 +353,7 @@ class Watchdog:
                 heard = time.monotonic()
                 if self._hub_has_spoken(link):
                     return
-            if self._orphaned():
-                _end_process()
+            self._heed_parent()
             # Rank 0 finds silent ranks by itself; only its own silence must be found by the others.
             if time.monotonic() - heard > self.limit + 2 * self._interval:
                 self._hub_is_gone("timeout", f"rank 0 has been silent for {time.monotonic() - heard:.0f} s")
@@ -448,6 +456,7 @@ def _messages(received: bytearray) -> "list[tuple[int, int, int, int, int, str]]
 
 
 def _end_process() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(Exit.ENVIRONMENT)

