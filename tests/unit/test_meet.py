@@ -39,7 +39,7 @@ def test_nodes_are_expanded(text: str, nodes: list[str]) -> None:
 
 @pytest.mark.parametrize("text", ["", "n[1-3", "n[x-3]"])
 def test_a_broken_list_of_nodes_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="list of nodes|invalid literal"):
+    with pytest.raises(ValueError, match=r"list of nodes|invalid literal"):
         expand_nodes(text)
 
 
@@ -110,5 +110,5 @@ def test_the_first_host_that_answers_is_taken() -> None:
         port = server.getsockname()[1]
         with connect_first(["no-such-host.invalid", "127.0.0.1"], port, 5) as link:
             assert link.getpeername() == ("127.0.0.1", port)
-    with pytest.raises(OSError, match="refused|reach|resolve|known|Name"):
+    with pytest.raises(OSError, match=r"refused|reach|resolve|known|Name"):
         connect_first(["127.0.0.1"], port, 5)
