@@ -154,8 +154,12 @@ class Book:
         """Rank 1, once rank 0 is gone: open what is there, if this rank can see it."""
         if not (self.out / "manifest.json").exists():
             return
+        run = read_run(self.out)
+        if run.events and run.events[-1]["kind"] == "end":  # rank 0 had written everything down before it went
+            self._over = True
+            return
         self.writer = RunWriter(self.out)
-        self.records = list(read_run(self.out).records)
+        self.records = list(run.records)
         if 0 <= number < len(self.job.plan.cases):
             self._current = self.job.plan.cases[number]
 

@@ -38,6 +38,10 @@ _BYTES = 1
 _REDOPS = {Redop.SUM: 0, Redop.PROD: 1, Redop.MAX: 2, Redop.MIN: 3, Redop.AVG: 4}
 
 
+# Control messages meet as torch does.
+NEEDS_STORE = True
+
+
 def open_transport(_name: str, seat: Seat, timeout: float) -> "CupyNcclTransport":
     """Join the job as `seat`.
 

@@ -22,7 +22,17 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
 from ncclbench.transports._local import branches_call, local_call
 from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
-from ncclbench.transports.base import Call, Control, Program, Seat, Step, all_gather_text, broadcast_text, nothing
+from ncclbench.transports.base import (
+    Call,
+    Control,
+    DeviceStream,
+    Program,
+    Seat,
+    Step,
+    all_gather_text,
+    broadcast_text,
+    nothing,
+)
 
 # A shard that is its own place in the larger buffer is what MPI means by these in place; a schedule means its front.
 _NEVER_IN_PLACE = frozenset({Op.ALL_GATHER, Op.GATHER, Op.SCATTER})
@@ -113,6 +123,7 @@ class MpiTransport:
 
     name = "mpi"
     device: Device = "cpu"
+    stream: DeviceStream | None = None
 
     def __init__(self, world: MPI.Comm, *, owned: bool = False, most: int | None = None) -> None:
         """Duplicate `world` for data and for control messages."""
@@ -250,6 +261,10 @@ class MpiTransport:
             "thread_level": thread_level(),
             "numpy": np.__version__,
         }
+
+    def evidence(self) -> Mapping[str, Any]:
+        """Nothing: MPI on the host does not say which path it took."""
+        return {}
 
     def close(self) -> None:
         """Leave the job."""
