@@ -96,6 +96,8 @@ class CupyNcclTransport:
         for phase in schedule.phases:
             if isinstance(phase, Concurrent):
                 raise Unable("cupy_nccl runs one stream; concurrent phases need the nccl transport")
+            if isinstance(phase, Collective) and phase.persistent:
+                raise Unable("NCCL has no persistent collectives; --transport mpi has")
             steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers)))
         return Program(tuple(steps), finish=self.stream.synchronize)
 
