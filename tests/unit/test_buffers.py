@@ -20,7 +20,7 @@ def proc(tmp_path: Path) -> Path:
     folder = tmp_path / "proc"
     folder.mkdir()
     (folder / "meminfo").write_text(
-        "MemTotal:       32768000 kB\nMemFree:         1000000 kB\nMemAvailable:    8388608 kB\nBuffers:            0 kB\n"
+        "MemTotal:       32768000 kB\nMemFree:         1000000 kB\nMemAvailable:    8388608 kB\n"
     )
     return folder
 

@@ -16,7 +16,7 @@ from ncclbench.errors import Exit, worst
 from ncclbench.registry import names
 from ncclbench.store.directory import RunWriter
 
-# The manifest of a run of `run all_reduce -b 8 -e 8 --transport threads --nproc 2` would be larger; to read, this will do.
+# A real run's manifest says more; to read a run, this will do.
 MANIFEST = {"schema": 1, "plan": {}, "topology": {"node_names": ["n0"]}, "transport": "gloo", "world_size": 2}
 LAUNCHER_PREFIXES = ("OMPI_", "PMI_", "MPI_LOCAL", "SLURM_", "FLUX_", "NCCLBENCH_", "GROUP_", "TORCHELASTIC_")
 LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

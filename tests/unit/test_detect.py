@@ -226,7 +226,7 @@ def test_what_is_no_number_is_named(launcher: str, name: str, value: str) -> Non
     ],
 )
 def test_numbers_that_contradict_each_other_are_shown(wrong: Mapping[str, str]) -> None:
-    message = refusal(TORCHRUN | wrong)
+    message = refusal({**TORCHRUN, **wrong})
     assert "contradict" in message
     assert next(iter(wrong.values())) in message
 

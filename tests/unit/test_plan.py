@@ -1,5 +1,6 @@
 """Plans: what expands to which cases, and every way in which a plan is refused before anything starts."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def test_overrides_win_over_the_plan() -> None:
         timeout = 5
         precision = 0.1
         """
-    overrides = {
+    overrides: dict[str, Any] = {
         "iterations": 50,
         "warmup": 0,
         "precision": 0.5,
@@ -210,7 +211,7 @@ def test_a_case_that_is_no_table() -> None:
 
 
 def test_a_plan_without_a_name() -> None:
-    with pytest.raises(UsageError, match="plan.toml: .*`name`"):
+    with pytest.raises(UsageError, match=r"plan\.toml: .*`name`"):
         parse_plan('[[case]]\npattern = "reduce"\nbytes = 8\n', "plan.toml")
 
 
@@ -364,7 +365,7 @@ def test_a_sweep_starts_at_low_grows_and_ends_at_or_below_high(low: int, extra: 
     sizes = sweep(low, high, factor)
     assert sizes[0] == low
     assert sizes[-1] <= high
-    assert all(a < b for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(sizes))
     # No size was left out: one more step would be beyond the end.
     assert sizes[-1] * factor > high - factor
     # Each is the exact geometric one, up to rounding to a whole byte (small sizes repeat, and are said once).

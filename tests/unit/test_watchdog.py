@@ -1,5 +1,6 @@
 """Who is to blame: what the watchdog makes of every kind of sighting, and how its messages survive the network."""
 
+import itertools
 import socket
 from collections.abc import Iterator
 
@@ -213,7 +214,7 @@ MESSAGES = [
 def test_messages_arrive_however_they_are_cut(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(WHOLE)]
     received, found = bytearray(), []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         received += WHOLE[start:end]
         found += watchdog._messages(received)
     assert found == MESSAGES
