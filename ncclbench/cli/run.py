@@ -82,6 +82,13 @@ def _complete(kind: str) -> Any:
     type=click.Choice(["pool", "nccl", "torch"]),
     help="On GPUs: CuPy's pool, ncclMemAlloc or torch's allocator.  [default: pool]",
 )
+@click.option(
+    "--bind",
+    type=click.Choice(["none", "auto"]),
+    default="none",
+    show_default=True,
+    help="auto: each rank keeps to its share of the cores, near its GPU. What it is, is recorded always.",
+)
 @click.option("--seed", type=int, help="Of the values that are sent.  [default: 0]")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="RUN", help="The run directory.  [default: runs/PLAN-TIME]"
@@ -218,7 +225,13 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Any:
 
     listener = listener_for(as_json=options["as_json"])
     return Job(
-        plan=plan, transport=transport, out=out, resume=options["resume"], command=sys.argv[1:], listener=listener
+        plan=plan,
+        transport=transport,
+        out=out,
+        resume=options["resume"],
+        command=sys.argv[1:],
+        listener=listener,
+        bind=options["bind"] == "auto",
     )
 
 

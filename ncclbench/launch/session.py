@@ -17,6 +17,7 @@ import numpy as np
 from ncclbench import __version__
 from ncclbench.buffers import available_memory, free_device_memory, refuse_too_large
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
+from ncclbench.launch.bind import allowed_cores, bind
 from ncclbench.launch.meet import with_store
 from ncclbench.launch.watchdog import Fault, Watchdog
 from ncclbench.measure.case import Measurement, build_schedule, run_case
@@ -64,6 +65,7 @@ class Job:
         resume: go on with the run that is there.
         command: the command line, for the manifest.
         listener: told what happens, on rank 0.
+        bind: keep each rank to its share of the cores.
     """
 
     plan: Plan
@@ -72,6 +74,7 @@ class Job:
     resume: bool
     command: list[str]
     listener: Listener
+    bind: bool = False
 
 
 class Book:
@@ -180,12 +183,15 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
     """
     control, progress = transport.control, Progress()
     with transport.translating("start"):
-        hosts = all_gather_text(control, socket.gethostname() if seat.launcher != "threads" else "local")
-        topology = Topology.from_hosts(hosts)
+        _cross_check(seat, transport)
+        places = [
+            msgspec.json.decode(text, type=Place) for text in all_gather_text(control, _place(job, seat, transport))
+        ]
+        topology = Topology.from_hosts([place.host for place in places])
         _refuse_disagreement(job, transport)
         _refuse_too_large(job, seat, topology, transport)
-        finished = _open_book(job, seat, topology, transport, book)
-        watchdog = _start_watchdog(transport, book, progress, watch_host) if watch_host else None
+        finished = _open_book(job, seat, topology, places, transport, book)
+        watchdog = _start_watchdog(places, transport, book, progress, watch_host) if watch_host else None
     try:
         for number, planned in enumerate(job.plan.cases):
             if planned.case.id not in finished:
@@ -199,6 +205,32 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
     code = book.end() if transport.rank == 0 else Exit.GOOD
     transport.close()
     return code
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a rank runs, for the manifest: host, process, cores it may use, and its GPU's PCI address."""
+
+    host: str
+    pid: int
+    cores: list[int]
+    gpu: str | None = None
+
+
+def _place(job: Job, seat: Seat, transport: Transport) -> str:
+    """This rank's `Place` as JSON; binds it first, if it is to be bound."""
+    gpu = transport.describe().get("pci_bus_id")
+    cores = bind(seat, gpu) if job.bind else allowed_cores()
+    host = "local" if seat.launcher == "threads" else socket.gethostname()
+    return _text(Place(host=host, pid=os.getpid(), cores=cores, gpu=gpu))
+
+
+def _cross_check(seat: Seat, transport: Transport) -> None:
+    """What the launcher's variables say must be what the library says, or several jobs are running as one."""
+    if (seat.rank, seat.world_size) != (transport.rank, transport.world_size):
+        raise EnvironmentFault(
+            f"{seat.launcher} says rank {seat.rank} of {seat.world_size}, {transport.name} says rank {transport.rank} "
+            f"of {transport.world_size}: start all ranks with one launcher, and its own MPI"
+        )
 
 
 def _run_one(
@@ -261,7 +293,9 @@ def _refuse_too_large(job: Job, seat: Seat, topology: Topology, transport: Trans
         raise UsageError(refusals[0])
 
 
-def _open_book(job: Job, seat: Seat, topology: Topology, transport: Transport, book: Book) -> set[str]:
+def _open_book(
+    job: Job, seat: Seat, topology: Topology, places: list[Place], transport: Transport, book: Book
+) -> set[str]:
     """Rank 0 opens the run directory; all learn which cases are finished, or why it could not be opened."""
     answer: dict[str, Any] = {}
     if transport.rank == 0:
@@ -272,6 +306,7 @@ def _open_book(job: Job, seat: Seat, topology: Topology, transport: Transport, b
             "device": transport.device,
             "world_size": transport.world_size,
             "topology": topology.as_record(),
+            "ranks": [msgspec.to_builtins(place) for place in places],
             "provenance": {**provenance(seat.launcher, job.command), "transport": dict(transport.describe())},
             "started": utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
@@ -287,15 +322,14 @@ def _open_book(job: Job, seat: Seat, topology: Topology, transport: Transport, b
     return set(answer["finished"])
 
 
-def _start_watchdog(transport: Transport, book: Book, progress: Progress, host: str) -> Watchdog:
+def _start_watchdog(places: list[Place], transport: Transport, book: Book, progress: Progress, host: str) -> Watchdog:
     def on_fault(fault: Fault) -> None:
         if transport.rank != 0:
             book.world_size = transport.world_size
             book.take_over(fault.case)
         book.fault(fault)
 
-    places = all_gather_text(transport.control, f"{socket.gethostname()}|{os.getpid()}")
-    here = {r: int(p.split("|")[1]) for r, p in enumerate(places) if p.split("|")[0] == socket.gethostname()}
+    here = {rank: place.pid for rank, place in enumerate(places) if place.host == socket.gethostname()}
     watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, os.getppid())
     watchdog.join(broadcast_text(transport.control, watchdog.open(host) if transport.rank == 0 else ""))
     # Nobody measures before everybody is watched.

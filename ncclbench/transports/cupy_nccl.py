@@ -194,6 +194,7 @@ class CupyNcclTransport:
         return {
             "transport": self.name,
             "cupy": cupy.__version__,
+            "pci_bus_id": self._pci,
             "nccl": nccl_version(),
             "nccl_library": loaded_nccl(),
             "control": dict(self._meeting.describe()),

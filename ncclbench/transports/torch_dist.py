@@ -291,7 +291,12 @@ class TorchTransport:
         if self.stream is None:
             return versions
         # The version that counts is the one in the log: torch.cuda.nccl.version() is what torch was built against.
-        return {**versions, "nccl": self._log.read().get("version"), "nccl_library": loaded_nccl()}
+        return {
+            **versions,
+            "pci_bus_id": self._pci,
+            "nccl": self._log.read().get("version"),
+            "nccl_library": loaded_nccl(),
+        }
 
     def evidence(self) -> Mapping[str, Any]:
         """NCCL's log so far, and the GPU's state; nothing for gloo."""

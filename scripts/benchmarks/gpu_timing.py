@@ -14,6 +14,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Bare:
                 graph.launch(self.stream)
                 mark.record(self.stream)
             self.stream.synchronize()
-            seconds += [cupy.cuda.get_elapsed_time(a, b) / launches for a, b in zip(marks, marks[1:], strict=False)]
+            seconds += [cupy.cuda.get_elapsed_time(a, b) / launches for a, b in pairwise(marks)]
         everyone = self.gather(np.array(seconds))
         return float(np.median(everyone.max(axis=0))) * 1e3 if everyone is not None else 0.0
 
@@ -111,6 +112,63 @@ def product_us(transport: Any, topology: Topology, op: str, nbytes: int, timing:
     return measured.record.time_us.p50 if measured and measured.record.time_us else 0.0
 
 
+class Report:
+    """Lines that rank 0 prints, and keeps for a file."""
+
+    def __init__(self, rank: int) -> None:
+        """Nothing is said yet."""
+        self.rank, self.lines = rank, list[str]()
+
+    def say(self, text: str) -> None:
+        """Print on rank 0."""
+        if self.rank == 0:
+            print(text, flush=True)
+            self.lines.append(text)
+
+
+def graphs(report: Report, bare: Bare, roads: list[Any], topology: Topology) -> None:
+    """The graph regime against the bare graph, for every size."""
+    report.say(
+        "| bytes | bare graph (us) | torch (us) | CuPy (us) | torch/bare | CuPy/bare |\n|---:|---:|---:|---:|---:|---:|"
+    )
+    for nbytes in GRAPH_SIZES:
+        rounds = []
+        for _ in range(ROUNDS):
+            figures = [product_us(road, topology, "all_reduce", nbytes, Timing.GRAPH) for road in roads]
+            rounds.append([bare.graph_us("all_reduce", nbytes), *figures])
+        if report.rank == 0:
+            b, t, c = (statistics.median(r[k] for r in rounds) for k in range(3))
+            tb, cb = (statistics.median(r[k] / r[0] for r in rounds) for k in (1, 2))
+            report.say(f"| {nbytes} | {b:.2f} | {t:.2f} | {c:.2f} | {tb:.3f} | {cb:.3f} |")
+
+
+def repetitions(report: Report, roads: list[Any], topology: Topology) -> None:
+    """Five times the isolated regime at 8 bytes, by each road."""
+    report.say("\n| isolated, 8 B | five p50 (us) | median | spread |\n|---|---|---:|---:|")
+    for road in roads:
+        five = [product_us(road, topology, "all_reduce", 8, Timing.ISOLATED, 400) for _ in range(5)]
+        if report.rank == 0:
+            middle = statistics.median(five)
+            shown = ", ".join(f"{x:.2f}" for x in five)
+            report.say(f"| {road.name} | {shown} | {middle:.2f} | {(max(five) - min(five)) / middle:.1%} |")
+
+
+def large(report: Report, bare: Bare, roads: list[Any], topology: Topology) -> None:
+    """1 GiB of every large op, by each road and bare."""
+    report.say(
+        "\n| 1 GiB | bare busbw (GB/s) | torch | CuPy | torch/bare | CuPy/bare |\n|---|---:|---:|---:|---:|---:|"
+    )
+    for op in LARGE_OPS:
+        rounds = []
+        for _ in range(3):
+            figures = [product_us(road, topology, op, 1 << 30, Timing.ISOLATED, 20) for road in roads]
+            rounds.append([bare.graph_us(op, 1 << 30), *figures])
+        if report.rank == 0:
+            times = [statistics.median(r[k] for r in rounds) / 1e6 for k in range(3)]
+            b, t, c = (bus_gb_per_s(op, bare.world_size, 1 << 30, seconds) for seconds in times)
+            report.say(f"| {op} | {b:.1f} | {t:.1f} | {c:.1f} | {t / b:.3f} | {c / b:.3f} |")
+
+
 def main() -> None:
     """All figures; rank 0 prints."""
     seat = detect(os.environ)
@@ -118,55 +176,16 @@ def main() -> None:
     log = NcclLog.switch_on()
     torch_road = open_transport("nccl", seat, 60.0)
     cupy_road = CupyNcclTransport(seat, torch_road, log)
-    topology, bare, n = Topology.single_node(seat.world_size), Bare(cupy_road), seat.world_size
-    lines: list[str] = []
-
-    def say(text: str) -> None:
-        if seat.rank == 0:
-            print(text, flush=True)
-            lines.append(text)
-
+    topology, bare, report = Topology.single_node(seat.world_size), Bare(cupy_road), Report(seat.rank)
+    roads = [torch_road, cupy_road]
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    say(f"{datetime.date.today()}, {n} x {name}, {torch_road.describe()}, cupy {cupy.__version__}\n")
-    say(
-        "| bytes | bare graph (us) | torch (us) | CuPy (us) | torch/bare | CuPy/bare |\n|---:|---:|---:|---:|---:|---:|"
-    )
-    for nbytes in GRAPH_SIZES:
-        rounds: list[tuple[float, float, float]] = []
-        for _ in range(ROUNDS):
-            one = bare.graph_us("all_reduce", nbytes)
-            torch_us = product_us(torch_road, topology, "all_reduce", nbytes, Timing.GRAPH)
-            cupy_us = product_us(cupy_road, topology, "all_reduce", nbytes, Timing.GRAPH)
-            rounds.append((one, torch_us, cupy_us))
-        if seat.rank == 0:
-            b, t, c = (statistics.median(r[k] for r in rounds) for k in range(3))
-            tb, cb = (statistics.median(r[k] / r[0] for r in rounds) for k in (1, 2))
-            say(f"| {nbytes} | {b:.2f} | {t:.2f} | {c:.2f} | {tb:.3f} | {cb:.3f} |")
-    say("\n| isolated, 8 B | five p50 (us) | median | spread |\n|---|---|---:|---:|")
-    for road in (torch_road, cupy_road):
-        five = [product_us(road, topology, "all_reduce", 8, Timing.ISOLATED, 400) for _ in range(5)]
-        if seat.rank == 0:
-            spread = (max(five) - min(five)) / statistics.median(five)
-            say(
-                f"| {road.name} | {', '.join(f'{x:.2f}' for x in five)} | {statistics.median(five):.2f} | {spread:.1%} |"
-            )
-    say("\n| 1 GiB | bare busbw (GB/s) | torch | CuPy | torch/bare | CuPy/bare |\n|---|---:|---:|---:|---:|---:|")
-    for op in LARGE_OPS:
-        triples = [
-            (
-                bare.graph_us(op, 1 << 30),
-                product_us(torch_road, topology, op, 1 << 30, Timing.ISOLATED, 20),
-                product_us(cupy_road, topology, op, 1 << 30, Timing.ISOLATED, 20),
-            )
-            for _ in range(3)
-        ]
-        if seat.rank == 0:
-            rates = [bus_gb_per_s(op, n, 1 << 30, statistics.median(t[k] for t in triples) / 1e6) for k in range(3)]
-            say(
-                f"| {op} | {rates[0]:.1f} | {rates[1]:.1f} | {rates[2]:.1f} | {rates[1] / rates[0]:.3f} | {rates[2] / rates[0]:.3f} |"
-            )
+    versions = f"{torch_road.describe()}, cupy {cupy.__version__}"
+    report.say(f"{datetime.date.today()}, {seat.world_size} x {name}, {versions}\n")
+    graphs(report, bare, roads, topology)
+    repetitions(report, roads, topology)
+    large(report, bare, roads, topology)
     if seat.rank == 0 and len(sys.argv) > 1:
-        Path(sys.argv[1], "gpu_timing.md").write_text("\n".join(lines) + "\n")
+        Path(sys.argv[1], "gpu_timing.md").write_text("\n".join(report.lines) + "\n")
     cupy_road.stream.synchronize()
     torch_road.close()
 
