@@ -221,7 +221,7 @@ def _nproc(options: dict[str, Any]) -> int:
 
 def _job(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Any:
     from ncclbench.cli.live import listener_for
-    from ncclbench.launch.session import Job
+    from ncclbench.launch.book import Job
 
     listener = listener_for(as_json=options["as_json"])
     return Job(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ncclbench.launch import watchdog
-from ncclbench.launch.watchdog import Ending, Fault, Sighting, judge
+from ncclbench.launch.verdict import Ending, Fault, Sighting, judge
 from ncclbench.measure.regimes import Progress
 
 LIMIT = 30.0

@@ -1,0 +1,148 @@
+"""What rank 0 keeps of a run: the run directory, the records, and which case is being measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from ncclbench.errors import Exit, worst
+from ncclbench.launch.verdict import Fault
+from ncclbench.measure.case import Measurement
+from ncclbench.measure.record import base_record
+from ncclbench.plan import Plan, PlannedCase
+from ncclbench.store.directory import FINISHED, RunWriter, read_run
+from ncclbench.store.events import utc_now
+from ncclbench.store.records import Record
+
+_EXIT_OF_STATUS = {"wrong": Exit.WRONG_DATA, "failed": Exit.ENVIRONMENT, "timeout": Exit.ENVIRONMENT}
+
+
+class Listener(Protocol):
+    """Is told what happens, on rank 0, and shows it."""
+
+    def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None:
+        """The run directory is open."""
+
+    def began(self, number: int, case: str) -> None:
+        """A case begins; `number` counts from 0."""
+
+    def finished(self, record: Record) -> None:
+        """A case has ended, one way or another."""
+
+    def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
+        """Nothing more will happen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be run.
+
+    Attributes:
+        plan: the cases.
+        transport: name of the transport.
+        out: the run directory.
+        resume: go on with the run that is there.
+        command: the command line, for the manifest.
+        listener: told what happens, on rank 0.
+        bind: keep each rank to its share of the cores.
+    """
+
+    plan: Plan
+    transport: str
+    out: Path
+    resume: bool
+    command: list[str]
+    listener: Listener
+    bind: bool = False
+
+
+class Book:
+    """What rank 0 keeps: the run directory, the records, and which case is being measured."""
+
+    def __init__(self, job: Job) -> None:
+        """Nothing is open yet."""
+        self.job = job
+        self.out = job.out
+        self.writer: RunWriter | None = None
+        self.records: list[Record] = []
+        self.world_size = 0
+        self._current: PlannedCase | None = None
+        self._started = utc_now()
+        self._over = False
+
+    def open(self, manifest: Mapping[str, Any]) -> set[str]:
+        """Open the run directory; the ids of the cases that are already finished."""
+        job, self.world_size = self.job, manifest["world_size"]
+        if job.resume:
+            self.writer = RunWriter.resume(self.out, manifest)
+            self.records = [r for r in read_run(self.out).records if r.status in FINISHED]
+            self.writer.event("resume", finished=len(self.records))
+        else:
+            self.writer = RunWriter.create(self.out, manifest)
+            self.writer.event("start", command=job.command)
+        job.listener.started(self.out, len(job.plan.cases), len(self.records), manifest)
+        return {record.case for record in self.records}
+
+    def begin(self, number: int, planned: PlannedCase) -> None:
+        """A case begins."""
+        assert self.writer is not None
+        self._current, self._started = planned, utc_now()
+        self.writer.event("case", case=planned.case.id)
+        self.job.listener.began(number, planned.case.id)
+
+    def finish(self, measured: Measurement) -> None:
+        """A case has ended: store its samples, then its record."""
+        assert self.writer is not None
+        samples = measured.samples
+        labels, seconds = (samples.labels, samples.seconds_RNK) if samples else (None, None)
+        record = self.writer.append(measured.record, labels, seconds)
+        self.writer.event("result", case=record.case, status=record.status)
+        self._current = None
+        self.records.append(record)
+        self.job.listener.finished(record)
+
+    def end(self) -> Exit:
+        """All cases are done."""
+        assert self.writer is not None
+        code = worst(_EXIT_OF_STATUS.get(record.status, Exit.GOOD) for record in self.records)
+        self.writer.event("end", exit_code=int(code))
+        self._over = True
+        self.job.listener.ended(self.out, self.records, code, None)
+        return code
+
+    def fault(self, fault: Fault) -> None:
+        """The run is over before its end: mark the case in progress, keep all that was finished."""
+        if self._over:
+            return
+        self._over = True
+        case = f"{self._current.case.id}: " if self._current else ""
+        if self.writer is not None and self._current is not None:
+            record = msgspec.structs.replace(
+                base_record(
+                    self._current.case, self.job.transport, self.world_size, self._started, fault.status, fault.reason
+                ),
+                ranks=list(fault.ranks),
+            )
+            self.writer.append(record)
+            self.records.append(record)
+        if self.writer is not None:
+            self.writer.event("lost", ranks=list(fault.ranks), reason=fault.reason)
+            self.writer.event("end", exit_code=int(Exit.ENVIRONMENT))
+        out = self.out if self.writer else None
+        message = f"{case}{fault.reason}; finished cases are kept, go on with --resume"
+        self.job.listener.ended(out, self.records, Exit.ENVIRONMENT, message)
+
+    def take_over(self, number: int) -> None:
+        """Rank 1, once rank 0 is gone: open what is there, if this rank can see it."""
+        if not (self.out / "manifest.json").exists():
+            return
+        run = read_run(self.out)
+        if run.events and run.events[-1]["kind"] == "end":  # rank 0 had written everything down before it went
+            self._over = True
+            return
+        self.writer = RunWriter(self.out)
+        self.records = list(run.records)
+        if 0 <= number < len(self.job.plan.cases):
+            self._current = self.job.plan.cases[number]
