@@ -112,10 +112,13 @@ class Book:
         self.job.listener.ended(self.out, self.records, code, None)
         return code
 
-    def fault(self, fault: Fault) -> None:
-        """The run is over before its end: mark the case in progress, keep all that was finished."""
+    def fault(self, fault: Fault) -> Exit:
+        """The run is over before its end: mark the case in progress, keep all that was finished.
+
+        Returns what the run ends in: wrong data found before outweigh the fault.
+        """
         if self._over:
-            return
+            return Exit.ENVIRONMENT
         self._over = True
         case = f"{self._current.case.id}: " if self._current else ""
         if self.writer is not None and self._current is not None:
@@ -129,10 +132,13 @@ class Book:
             self.records.append(record)
         if self.writer is not None:
             self.writer.event("lost", ranks=list(fault.ranks), reason=fault.reason)
-            self.writer.event("end", exit_code=int(Exit.ENVIRONMENT))
+        code = worst([Exit.ENVIRONMENT, *(_EXIT_OF_STATUS.get(r.status, Exit.GOOD) for r in self.records)])
+        if self.writer is not None:
+            self.writer.event("end", exit_code=int(code))
         out = self.out if self.writer else None
         message = f"{case}{fault.reason}; finished cases are kept, go on with --resume"
-        self.job.listener.ended(out, self.records, Exit.ENVIRONMENT, message)
+        self.job.listener.ended(out, self.records, code, message)
+        return code
 
     def take_over(self, number: int) -> None:
         """Rank 1, once rank 0 is gone: open what is there, if this rank can see it."""

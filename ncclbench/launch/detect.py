@@ -13,6 +13,7 @@ from ncclbench.transports.base import Seat
 # Set by `ncclbench.launch.local` for the ranks it starts itself.
 LOCAL_STORE = "NCCLBENCH_STORE"
 LOCAL_STORE_FD = "NCCLBENCH_STORE_FD"
+LOCAL_PARENT = "NCCLBENCH_PARENT"
 # Set by `ncclbench.launch.mpiexec` for the ranks of the mpiexec that it starts itself.
 OWN_START = "NCCLBENCH_OWN_START"
 
@@ -149,7 +150,9 @@ def _refuse_independent_jobs(seat: Seat, outer: Launcher, environ: Mapping[str, 
     if any(not environ.get(name) for name in (outer.rank, outer.size)):
         return
     outer_size = _number(outer.size, environ)
-    agents = _number("GROUP_WORLD_SIZE", environ) if "GROUP_WORLD_SIZE" in environ else seat.world_size
+    # torchrun says how many agents make up its job. An mpirun inside a Slurm allocation may use fewer nodes than
+    # Slurm has started its daemons on, so of others only worlds of one are certain to be jobs of their own.
+    agents = _number("GROUP_WORLD_SIZE", environ) if "GROUP_WORLD_SIZE" in environ else outer_size
     if outer_size > 1 and (seat.world_size == 1 or agents < outer_size):
         raise EnvironmentFault(
             f"{outer.name} started {outer_size} processes, but {seat.launcher} makes a job of {seat.world_size} in "

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from ncclbench.errors import Exit, worst
-from ncclbench.launch.detect import LOCAL_STORE, LOCAL_STORE_FD
+from ncclbench.launch.detect import LOCAL_PARENT, LOCAL_STORE, LOCAL_STORE_FD
 
 # Ranks end by themselves when one is lost, since rank 0 must first write down why; after that they are ended.
 _GRACE_SECONDS = 3.0
@@ -23,19 +23,18 @@ _POLL_SECONDS = 0.05
 
 def start_ranks(nproc: int, arguments: Sequence[str]) -> Exit:
     """Run ``ncclbench ARGUMENTS`` as `nproc` ranks of one job; returns the most severe of their exit codes."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        ranks = [_start(rank, nproc, arguments, port, listener if rank == 0 else None) for rank in range(nproc)]
-    received: list[int] = []
+    ranks: list[subprocess.Popen[bytes]] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
+    def pass_on(number: int, _frame: FrameType | None) -> None:
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            for rank in range(nproc):
+                ranks.append(_start(rank, nproc, arguments, listener))
         return _watch(ranks)
     finally:
         _end(ranks)
@@ -43,12 +42,10 @@ def start_ranks(nproc: int, arguments: Sequence[str]) -> Exit:
             signal.signal(number, handler)
 
 
-def _start(
-    rank: int, nproc: int, arguments: Sequence[str], port: int, listener: socket.socket | None
-) -> "subprocess.Popen[bytes]":
-    environ = {**os.environ, **_rank_variables(rank, nproc, port)}
+def _start(rank: int, nproc: int, arguments: Sequence[str], listener: socket.socket) -> "subprocess.Popen[bytes]":
+    environ = {**os.environ, **_rank_variables(rank, nproc, listener.getsockname()[1])}
     handed_over: tuple[int, ...] = ()
-    if listener is not None:
+    if rank == 0:
         environ[LOCAL_STORE_FD] = str(listener.fileno())
         handed_over = (listener.fileno(),)
     return subprocess.Popen(
@@ -67,6 +64,7 @@ def _rank_variables(rank: int, nproc: int, port: int) -> Mapping[str, str]:
         "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(nproc),
         LOCAL_STORE: f"127.0.0.1:{port}",
+        LOCAL_PARENT: str(os.getpid()),
     }
     # As torchrun does: one compute thread a rank unless told otherwise, since all ranks share these cores.
     if "OMP_NUM_THREADS" not in os.environ:

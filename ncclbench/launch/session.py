@@ -17,6 +17,7 @@ from ncclbench.buffers import available_memory, free_device_memory, refuse_too_l
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
 from ncclbench.launch.bind import allowed_cores, bind
 from ncclbench.launch.book import Book, Job
+from ncclbench.launch.detect import LOCAL_PARENT
 from ncclbench.launch.meet import with_store
 from ncclbench.launch.verdict import Fault
 from ncclbench.launch.watchdog import Watchdog
@@ -48,17 +49,13 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
     Raises:
         UsageError, EnvironmentFault: before the first case; afterwards faults end in the book.
     """
-    control, progress = transport.control, Progress()
-    with transport.translating("start"):
-        _cross_check(seat, transport)
-        places = [
-            msgspec.json.decode(text, type=Place) for text in all_gather_text(control, _place(job, seat, transport))
-        ]
-        topology = Topology.from_hosts([place.host for place in places])
-        _refuse_disagreement(job, transport)
-        _refuse_too_large(job, seat, topology, transport)
-        finished = _open_book(job, seat, topology, places, transport, book)
-        watchdog = _start_watchdog(places, transport, book, progress, watch_host) if watch_host else None
+    progress = Progress()
+    try:
+        with transport.translating("start"):
+            finished, topology, watchdog = _prepare(job, seat, transport, book, progress, watch_host)
+    except NcclbenchError:
+        transport.close()  # a library's own threads would otherwise end the process with words of their own
+        raise
     try:
         for number, planned in enumerate(job.plan.cases):
             if planned.case.id not in finished:
@@ -72,6 +69,21 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
     code = book.end() if transport.rank == 0 else Exit.GOOD
     transport.close()
     return code
+
+
+def _prepare(
+    job: Job, seat: Seat, transport: Transport, book: Book, progress: Progress, watch_host: str | None
+) -> tuple[set[str], Topology, Watchdog | None]:
+    """Everything before the first case: the cases already finished, where the ranks sit, and the watch."""
+    _cross_check(seat, transport)
+    texts = all_gather_text(transport.control, _place(job, seat, transport))
+    places = [msgspec.json.decode(text, type=Place) for text in texts]
+    topology = Topology.from_hosts([place.host for place in places])
+    _refuse_disagreement(job, transport)
+    _refuse_too_large(job, seat, topology, transport)
+    finished = _open_book(job, seat, topology, places, transport, book)
+    watchdog = _start_watchdog(places, transport, book, progress, watch_host) if watch_host else None
+    return finished, topology, watchdog
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,14 +202,16 @@ def _open_book(
 
 
 def _start_watchdog(places: list[Place], transport: Transport, book: Book, progress: Progress, host: str) -> Watchdog:
-    def on_fault(fault: Fault) -> None:
+    def on_fault(fault: Fault) -> Exit:
         if transport.rank != 0:
             book.world_size = transport.world_size
             book.take_over(fault.case)
-        book.fault(fault)
+        return book.fault(fault)
 
     here = {rank: place.pid for rank, place in enumerate(places) if place.host == socket.gethostname()}
-    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, os.getppid())
+    # The parent's number as it was at the start: one that died meanwhile must not be taken for another.
+    parent = int(os.environ.get(LOCAL_PARENT) or os.getppid())
+    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, parent)
     watchdog.join(broadcast_text(transport.control, watchdog.open(host) if transport.rank == 0 else ""))
     # Nobody measures before everybody is watched.
     transport.control.all_gather(np.zeros(1, np.int64))
@@ -239,7 +253,6 @@ def play_ranks(job: Job, nproc: int) -> Exit:
     except (UsageError, EnvironmentFault) as error:
         if book.writer is None:
             raise
-        book.fault(Fault("failed", (), str(error), -1))
+        return book.fault(Fault("failed", (), str(error), -1))
     except KeyboardInterrupt:
-        book.fault(Fault("failed", (), "interrupted by SIGINT", -1))
-    return Exit.ENVIRONMENT
+        return book.fault(Fault("failed", (), "interrupted by SIGINT", -1))

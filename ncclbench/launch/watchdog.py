@@ -57,7 +57,8 @@ class Watchdog:
         rank: this rank.
         world_size: how many there are.
         progress: what this rank's main thread keeps up to date.
-        on_fault: stores the record and tells the user; called once, on rank 0, or on rank 1 if rank 0 is gone.
+        on_fault: stores the record, tells the user, and returns what this process ends in; called once, on rank 0,
+            or on rank 1 if rank 0 is gone.
         neighbours: process ids of the ranks on this node, this one too. A rank that hangs cannot end itself.
         parent: process id of the one that started the ranks, which they do not outlive; 0 if it does not matter.
     """
@@ -67,7 +68,7 @@ class Watchdog:
         rank: int,
         world_size: int,
         progress: Progress,
-        on_fault: Callable[[Fault], None],
+        on_fault: Callable[[Fault], Exit],
         neighbours: Mapping[int, int] | None = None,
         parent: int = 0,
     ) -> None:
@@ -210,8 +211,9 @@ class Watchdog:
 
     def _settle(self, fault: Fault, peers: dict[int, _Peer]) -> None:
         """Store what happened, free the others, and end this process: its main thread may never return."""
+        code = Exit.ENVIRONMENT
         try:
-            self.on_fault(fault)
+            code = self.on_fault(fault)
         except Exception as error:  # storing may fail too (a full disk); the ranks are freed all the same
             with contextlib.suppress(OSError):  # nobody may be left to read it
                 print(f"ncclbench: error: {fault.reason}; and then: {error}", file=sys.stderr)
@@ -222,7 +224,7 @@ class Watchdog:
                 peer.socket.settimeout(0.5)
                 peer.socket.sendall(abort)
         self._kill_neighbours(hung)
-        _end_process()
+        _end_process(code)
 
     def _kill_neighbours(self, ranks: Iterable[int]) -> None:
         """End ranks of this job on this node that cannot end themselves: stopped, or lost in a driver."""
@@ -288,13 +290,15 @@ class Watchdog:
 
     def _hub_is_gone(self, status: Status = "failed", what: str = "rank 0 died") -> None:
         """Rank 0 is not there any more: rank 1 writes it down, and everybody ends."""
+        code = Exit.ENVIRONMENT
         if self.rank == 1:
             with contextlib.suppress(Exception):
-                self.on_fault(Fault(status, (0,), f"{what} (rank 1 was in {self.progress.stage})", self.progress.case))
+                where = f"{what} (rank 1 was in {self.progress.stage})"
+                code = self.on_fault(Fault(status, (0,), where, self.progress.case))
         else:
             time.sleep(_TAKE_OVER_SECONDS)
         self._kill_neighbours([0] if status == "timeout" else [])
-        _end_process()
+        _end_process(code)
 
 
 def _receive(link: socket.socket) -> bytes | None:
@@ -348,8 +352,8 @@ def _messages(received: bytearray) -> "list[tuple[int, int, int, int, int, str]]
     return found
 
 
-def _end_process() -> None:
+def _end_process(code: Exit = Exit.ENVIRONMENT) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(Exit.ENVIRONMENT)
+    os._exit(code)

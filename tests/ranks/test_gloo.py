@@ -1,0 +1,162 @@
+"""Real processes over gloo: every pattern, dtype and reduction is checked, and accounted for as on threads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ncclbench.errors import Exit
+from ncclbench.registry import load, names
+from ncclbench.schedule import DTYPES, Redop
+
+if TYPE_CHECKING:
+    from tests.ranks.conftest import Starter
+
+pytestmark = pytest.mark.ranks
+
+PATTERNS = [name for name in names("patterns") if load("patterns", name).__name__.startswith("ncclbench_patterns.")]
+WORLD_SIZES = (2, 4)
+Records = dict[str, dict[str, Any]]
+
+
+def reductions(pattern: str) -> list[str]:
+    """The reductions a pattern can be asked for, none for one that does not reduce."""
+    return [redop.value for redop in Redop] if "redop" in load("patterns", pattern).Params.__struct_fields__ else []
+
+
+def entry(pattern: str, **values: object) -> str:
+    """One [[case]]; a dict is a table in one line."""
+    lines = ["[[case]]", f"pattern = {pattern!r}"]
+    for name, value in values.items():
+        inline = ", ".join(f"{k} = {v!r}" for k, v in value.items()) if isinstance(value, dict) else ""
+        lines.append(f"{name} = {{ {inline} }}" if inline else f"{name} = {value!r}")
+    return "\n".join(lines)
+
+
+def plan(world_size: int) -> str:
+    """Every pattern x dtype x reduction; then pipelined, other roots, and two groups side by side."""
+    entries = []
+    for pattern in PATTERNS:
+        redops = reductions(pattern)
+        params = {"redop": redops} if redops else {}
+        every = {"params": params} if params else {}
+        entries.append(entry(pattern, dtype=list(DTYPES), **every))
+        entries.append(entry(pattern, timing="pipelined"))
+        if "root" in load("patterns", pattern).Params.__struct_fields__:
+            entries.append(entry(pattern, params={"root": world_size - 1}))
+        if world_size == 4:
+            entries.append(entry(pattern, params={"group": 2}, timing=["isolated", "pipelined"]))
+    return "\n".join(['name = "all"', "[defaults]", "bytes = 4096", *entries]) + "\n"
+
+
+def by_case(records: list[dict[str, Any]]) -> Records:
+    return {record["case"]: record for record in records}
+
+
+@pytest.fixture(scope="module", params=WORLD_SIZES, ids="{} ranks".format)
+def both(request: pytest.FixtureRequest, module_jobs: Starter) -> tuple[int, Records, Records]:
+    """The same plan on gloo and on threads: world size, and the records of both by case."""
+    world_size: int = request.param
+    path = module_jobs.folder / f"plan-{world_size}.toml"
+    path.write_text(plan(world_size))
+    found = []
+    for transport in ("gloo", "threads"):
+        job = module_jobs.ncclbench(
+            f"run --plan {path} --transport {transport} --nproc {world_size} -n 6 -w 1 --json"
+            f" -o {transport}-{world_size}"
+        )
+        finished = job.wait(200)
+        assert finished.code == Exit.GOOD, finished.err
+        assert finished.err == ""
+        assert job.nobody_is_left()
+        found.append(by_case(finished.records))
+    return world_size, found[0], found[1]
+
+
+def test_every_case_was_run_on_both(both: tuple[int, Records, Records]) -> None:
+    _, gloo, threads = both
+    assert list(gloo) == list(threads)
+    for pattern in PATTERNS:
+        for dtype in DTYPES:
+            for redop in reductions(pattern) or [""]:
+                suffix = f"/redop={redop}" if redop not in ("", "sum") else ""
+                assert f"{pattern}/{dtype}/4096/isolated{suffix}" in gloo
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_data_are_right(pattern: str, both: tuple[int, Records, Records]) -> None:
+    world_size, gloo, _ = both
+    mine = [record for record in gloo.values() if record["pattern"] == pattern]
+    assert len(mine) >= len(DTYPES) * max(1, len(reductions(pattern)))
+    for record in mine:
+        # The one thing that gloo cannot do.
+        unable = record["params"].get("redop") == "avg" and not DTYPES[record["dtype"]].is_float
+        # Two groups of two make hypercube's and everybody's world small, never too small.
+        assert record["status"] == ("skipped" if unable else "ok"), record
+        if unable:
+            assert record["reason"] == f"gloo has no avg of {record['dtype']}"
+        else:
+            assert (record["wrong"], record["wrong_ranks"], record["world_size"]) == (0, [], world_size)
+            assert record["time_us"]["n"] == 6
+            assert record["time_us"]["min"] > 0
+            assert record["transport"] == "gloo"
+
+
+def test_averages_of_integers_are_the_only_thing_skipped(both: tuple[int, Records, Records]) -> None:
+    _, gloo, threads = both
+    skipped = {case for case, record in gloo.items() if record["status"] == "skipped"}
+    assert skipped == {case for case in gloo if case.endswith("redop=avg") and ("/int32/" in case or "/uint8/" in case)}
+    assert {record["status"] for record in threads.values()} == {"ok"}
+
+
+def test_the_ledger_does_not_depend_on_who_moves_the_data(both: tuple[int, Records, Records]) -> None:
+    _, gloo, threads = both
+    compared = 0
+    for case, record in gloo.items():
+        if record["status"] != "ok":
+            continue
+        other = threads[case]
+        assert record["ledger"]["sent_bytes"] == other["ledger"]["sent_bytes"], case
+        assert record["ledger"]["bottleneck_bytes"] == other["ledger"]["bottleneck_bytes"], case
+        assert sum(record["ledger"]["sent_bytes"].values()) > 0, case
+        for mine, theirs in zip(record["phases"], other["phases"], strict=True):
+            assert mine["label"] == theirs["label"]
+            assert mine["ledger"]["sent_bytes"] == theirs["ledger"]["sent_bytes"], case
+        compared += 1
+    assert compared > 100
+
+
+def test_rates_are_computed_from_the_time_and_the_size(both: tuple[int, Records, Records]) -> None:
+    world_size, gloo, _ = both
+    record = gloo["all_reduce/float32/4096/isolated"]
+    seconds = record["time_us"]["p50"] / 1e6
+    assert record["alg_gb_per_s"] == pytest.approx(4096 / seconds / 1e9)
+    assert record["bus_gb_per_s"] == pytest.approx(2 * (world_size - 1) / world_size * record["alg_gb_per_s"])
+
+
+def test_both_regimes_say_how_many_launches_a_sample_is(both: tuple[int, Records, Records]) -> None:
+    _, gloo, _ = both
+    for pattern in PATTERNS:
+        assert gloo[f"{pattern}/float32/4096/isolated"]["launches_per_sample"] == 1
+        assert gloo[f"{pattern}/float32/4096/pipelined"]["launches_per_sample"] == 6
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("timing", ["isolated", "pipelined"])
+def test_two_groups_run_side_by_side_and_both_are_reported(
+    pattern: str, timing: str, both: tuple[int, Records, Records]
+) -> None:
+    world_size, gloo, _ = both
+    case = f"{pattern}/float32/4096/{timing}"
+    if world_size == 2:
+        assert gloo[case]["groups"] == []  # one group of all
+        return
+    record = gloo[case + "/group=2"]
+    assert (record["status"], record["group_size"]) == ("ok", 2)
+    assert [group["ranks"] for group in record["groups"]] == [[0, 1], [2, 3]]
+    slowest = max(group["time_us"]["max"] for group in record["groups"])
+    assert record["time_us"]["max"] == pytest.approx(slowest)  # the case is as slow as its slowest group
+    for group in record["groups"]:
+        assert group["time_us"]["n"] == 6
+        assert group["bus_gb_per_s"] > 0
