@@ -3,8 +3,9 @@
     mpiexec -n 2 python scripts/benchmarks/mpi_overhead.py > table.md
 
 Both do the same: barrier, clock, call, clock, the slowest rank counts. The product's side is `run_case`, as for every
-user. A size is measured in rounds, product and bare loop by turns and each first in every second round, so that a drift of
-the machine meets both; the medians compared are those over all rounds. The target is a p50 within 3% or 0.3 us.
+user. A size is measured in rounds, product and bare loop by turns and each first in every second round, so that a
+drift of the machine meets both; the medians compared are those over all rounds. The target is a p50 within 3% or
+0.3 us.
 """
 
 import argparse
