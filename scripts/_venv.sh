@@ -39,3 +39,16 @@ print(hashlib.sha256(sys.stdin.buffer.read() + sys.argv[1].encode()).hexdigest()
     fi
     export PATH="$venv/bin:$PATH"
 }
+
+# prepare_mpich: a second environment with MPICH and without torch, since two MPI libraries cannot share one.
+prepare_mpich() {
+    local other="$root/.venv-mpich"
+    if [ ! -x "$other/bin/mpiexec" ]; then
+        echo "making $other" >&2
+        "$venv/bin/python" -m venv --clear "$other"
+        "$other/bin/python" -m pip install --quiet --disable-pip-version-check \
+            --constraint "$root/constraints.txt" mpi4py mpich click ml_dtypes msgspec numpy pandas pyarrow rich ||
+            { rm -rf "$other"; return 1; }
+    fi
+    export NCCLBENCH_MPICH_PYTHON="$other/bin/python"
+}

@@ -189,9 +189,7 @@ def first_difference(stored: Any, now: Any, path: str) -> str | None:
     stored, now = (msgspec.json.decode(msgspec.json.encode(data)) for data in (stored, now))
     if isinstance(stored, dict) and isinstance(now, dict):
         for key in [*stored, *(key for key in now if key not in stored)]:
-            if (
-                key == "timeout"
-            ):  # it changes nothing that is measured, and one that was too short is a reason to resume
+            if key == "timeout":  # it changes no figure, and one that was too short is a reason to resume
                 continue
             difference = first_difference(stored.get(key), now.get(key), f"{path}.{key}")
             if difference:
