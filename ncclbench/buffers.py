@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.schedule.dtypes import Array
@@ -25,6 +26,7 @@ Buffers = Mapping[str, Array]
 _RESERVE = 256 << 20
 
 _MOST_COPIES = 64
+_PAGE = 4096
 
 
 def allocate(schedule: Schedule, device: Device, kind: Kind = "pool") -> Buffers:
@@ -34,8 +36,14 @@ def allocate(schedule: Schedule, device: Device, kind: Kind = "pool") -> Buffers
     know every type that a library can send.
     """
     if device == "cpu":
-        return {name: np.empty(n, np.uint8).view(schedule.dtype.numpy) for name, n in schedule.buffers.items()}
+        return {name: _host_bytes(n).view(schedule.dtype.numpy) for name, n in schedule.buffers.items()}
     return {name: _device_bytes(n, kind).view(schedule.dtype.bits) for name, n in schedule.buffers.items()}
+
+
+def _host_bytes(nbytes: int) -> NDArray[np.uint8]:
+    """Host memory that begins on a page, so that neither alignment nor a neighbour shows in what is measured."""
+    whole = np.empty(nbytes + _PAGE, np.uint8)
+    return whole[-whole.ctypes.data % _PAGE :][:nbytes]
 
 
 def _device_bytes(nbytes: int, kind: Kind) -> Any:
