@@ -1,6 +1,8 @@
 """What rank 0 keeps of a run: the run directory, the records, and which case is being measured."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,6 +73,8 @@ class Book:
         self._current: PlannedCase | None = None
         self._started = utc_now()
         self._over = False
+        # The measuring thread writes results, the watchdog's writes faults: whoever closes the book first is the last.
+        self._lock = threading.RLock()
 
     def open(self, manifest: Mapping[str, Any]) -> set[str]:
         """Open the run directory; the ids of the cases that are already finished."""
@@ -87,39 +91,50 @@ class Book:
 
     def begin(self, number: int, planned: PlannedCase) -> None:
         """A case begins."""
-        assert self.writer is not None
-        self._current, self._started = planned, utc_now()
-        self.writer.event("case", case=planned.case.id)
+        with self._writing() as writer:
+            self._current, self._started = planned, utc_now()
+            writer.event("case", case=planned.case.id)
         self.job.listener.began(number, planned.case.id)
 
     def finish(self, measured: Measurement) -> None:
         """A case has ended: store its samples, then its record."""
-        assert self.writer is not None
         samples = measured.samples
         labels, seconds = (samples.labels, samples.seconds_RNK) if samples else (None, None)
-        record = self.writer.append(measured.record, labels, seconds)
-        self.writer.event("result", case=record.case, status=record.status)
-        self._current = None
-        self.records.append(record)
+        with self._writing() as writer:
+            record = writer.append(measured.record, labels, seconds)
+            writer.event("result", case=record.case, status=record.status)
+            self._current = None
+            self.records.append(record)
         self.job.listener.finished(record)
 
     def end(self) -> Exit:
         """All cases are done."""
-        assert self.writer is not None
         code = worst(_EXIT_OF_STATUS.get(record.status, Exit.GOOD) for record in self.records)
-        self.writer.event("end", exit_code=int(code))
-        self._over = True
+        with self._writing() as writer:
+            writer.event("end", exit_code=int(code))
+            self._over = True
         self.job.listener.ended(self.out, self.records, code, None)
         return code
+
+    @contextmanager
+    def _writing(self) -> Iterator[RunWriter]:
+        """The writer, while nobody else writes. Once the book is closed nobody gets it: the process is being ended."""
+        with self._lock:
+            if not self._over:
+                assert self.writer is not None
+                yield self.writer
+                return
+        threading.Event().wait()
 
     def fault(self, fault: Fault) -> Exit:
         """The run is over before its end: mark the case in progress, keep all that was finished.
 
         Returns what the run ends in: wrong data found before outweigh the fault.
         """
-        if self._over:
-            return Exit.ENVIRONMENT
-        self._over = True
+        with self._lock:
+            if self._over:
+                return Exit.ENVIRONMENT
+            self._over = True
         case = f"{self._current.case.id}: " if self._current else ""
         if self.writer is not None and self._current is not None:
             record = msgspec.structs.replace(

@@ -200,10 +200,10 @@ def test_a_refusal_after_the_ranks_have_met_is_one_line(jobs: Starter, saboteur:
     """Only rank 0 sees that the plan is another one; all leave in order, and nobody is killed for it."""
     assert start(jobs, saboteur, "alone").wait().code == Exit.GOOD
     before = (jobs.folder / "run" / "results.jsonl").read_bytes()
-    (jobs.folder / "plan.toml").write_text(PLAN.format(limit=LIMIT + 1))
+    (jobs.folder / "plan.toml").write_text(PLAN.format(limit=LIMIT).replace("warmup = 1", "warmup = 2"))
     finished = start(jobs, saboteur, "alone", "", "--resume").wait()
     assert finished.code == Exit.USAGE
     assert finished.err.splitlines() == [
-        "ncclbench: error: cannot resume run: plan.cases[0].settings.timeout was 3.0, and now is 4.0"
+        "ncclbench: error: cannot resume run: plan.cases[0].settings.warmup was 1, and now is 2"
     ]
     assert (jobs.folder / "run" / "results.jsonl").read_bytes() == before

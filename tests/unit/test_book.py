@@ -1,0 +1,114 @@
+"""The book is closed once: what comes afterwards is not written, whoever it comes from."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ncclbench.errors import Exit
+from ncclbench.launch.book import Book, Job
+from ncclbench.launch.verdict import Fault
+from ncclbench.measure.case import Measurement
+from ncclbench.plan import parse_plan
+from ncclbench.store.directory import RunWriter, read_run
+from ncclbench.store.records import Record
+
+PLAN = parse_plan('name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\n', "plan")
+MANIFEST: dict[str, Any] = {"schema": 1, "plan": PLAN.as_record(), "transport": "gloo", "topology": {}, "world_size": 2}
+
+
+class Ear:
+    """Hears what a listener is told."""
+
+    def __init__(self) -> None:
+        self.code: Exit | None = None
+        self.error: str | None = None
+
+    def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None: ...
+
+    def began(self, number: int, case: str) -> None: ...
+
+    def finished(self, record: Record) -> None: ...
+
+    def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
+        self.code, self.error = code, error
+
+
+def opened(path: Path, *, resume: bool = False) -> tuple[Book, Ear]:
+    ear = Ear()
+    job = Job(plan=PLAN, transport="gloo", out=path, resume=resume, command=[], listener=ear)
+    book = Book(job)
+    book.open(MANIFEST)
+    return book, ear
+
+
+def measured(number: int, status: str = "ok") -> Measurement:
+    case = PLAN.cases[number].case
+    record = Record(
+        case=case.id,
+        pattern="all_reduce",
+        transport="gloo",
+        timing="isolated",
+        dtype="float32",
+        bytes=case.nbytes,
+        world_size=2,
+        status=status,
+        started="2026-01-01T00:00:00Z",  # type: ignore[arg-type]
+    )
+    return Measurement(record)
+
+
+def test_a_result_that_comes_after_a_fault_is_not_written(tmp_path: Path) -> None:
+    book, _ = opened(tmp_path / "run")
+    book.begin(0, PLAN.cases[0])
+    book.fault(Fault("failed", (), "interrupted by SIGTERM", 0))
+    late = threading.Thread(target=lambda: book.finish(measured(0)), daemon=True)
+    late.start()
+    late.join(0.2)
+    assert late.is_alive(), "the measuring thread waits for the end of its process"
+    run = read_run(tmp_path / "run")
+    assert [record.status for record in run.records] == ["failed"]
+    assert [event["kind"] for event in run.events] == ["start", "case", "lost", "end"]
+
+
+def test_only_the_first_fault_is_written(tmp_path: Path) -> None:
+    book, ear = opened(tmp_path / "run")
+    book.begin(0, PLAN.cases[0])
+    assert book.fault(Fault("timeout", (1,), "rank 1 hangs", 0)) is Exit.ENVIRONMENT
+    book.fault(Fault("failed", (0,), "rank 0 noticed", 0))
+    (record,) = read_run(tmp_path / "run").records
+    assert (record.status, record.ranks) == ("timeout", [1])
+    assert ear.error is not None
+    assert "rank 1 hangs" in ear.error
+
+
+def test_wrong_data_outweigh_a_fault(tmp_path: Path) -> None:
+    book, ear = opened(tmp_path / "run")
+    book.begin(0, PLAN.cases[0])
+    book.finish(measured(0, "wrong"))
+    book.begin(1, PLAN.cases[1])
+    assert book.fault(Fault("failed", (1,), "rank 1 died", 1)) is Exit.WRONG_DATA
+    assert ear.code is Exit.WRONG_DATA
+    assert read_run(tmp_path / "run").events[-1]["exit_code"] == Exit.WRONG_DATA
+
+
+def test_rank_1_finishes_a_book_that_rank_0_left_open_and_no_other(tmp_path: Path) -> None:
+    book, _ = opened(tmp_path / "run")
+    book.begin(1, PLAN.cases[1])
+    successor = Book(book.job)
+    successor.take_over(1)
+    successor.fault(Fault("failed", (0,), "rank 0 died", 1))
+    (record,) = read_run(tmp_path / "run").records
+    assert (record.case, record.ranks) == (PLAN.cases[1].case.id, [0])
+    late = Book(book.job)
+    late.take_over(1)
+    late.fault(Fault("failed", (0,), "rank 0 died", 1))
+    assert len((tmp_path / "run/results.jsonl").read_bytes().splitlines()) == 1
+
+
+def test_a_longer_timeout_may_go_on_with_the_run(tmp_path: Path) -> None:
+    opened(tmp_path / "run")
+    longer = parse_plan(
+        'name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\ntimeout = 600\n', "plan"
+    ).as_record()
+    assert RunWriter.resume(tmp_path / "run", {**MANIFEST, "plan": longer}).path == tmp_path / "run"
