@@ -11,7 +11,7 @@ from ncclbench.launch.verdict import Fault
 from ncclbench.measure.case import Measurement
 from ncclbench.plan import parse_plan
 from ncclbench.store.directory import RunWriter, read_run
-from ncclbench.store.records import Record
+from ncclbench.store.records import Record, Status
 
 PLAN = parse_plan('name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\n', "plan")
 MANIFEST: dict[str, Any] = {"schema": 1, "plan": PLAN.as_record(), "transport": "gloo", "topology": {}, "world_size": 2}
@@ -21,6 +21,8 @@ class Ear:
     """Hears what a listener is told."""
 
     def __init__(self) -> None:
+        self.run: Path | None = None
+        self.records: list[Record] = []
         self.code: Exit | None = None
         self.error: str | None = None
 
@@ -31,7 +33,7 @@ class Ear:
     def finished(self, record: Record) -> None: ...
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
-        self.code, self.error = code, error
+        self.run, self.records, self.code, self.error = run, records, code, error
 
 
 def opened(path: Path, *, resume: bool = False) -> tuple[Book, Ear]:
@@ -42,7 +44,7 @@ def opened(path: Path, *, resume: bool = False) -> tuple[Book, Ear]:
     return book, ear
 
 
-def measured(number: int, status: str = "ok") -> Measurement:
+def measured(number: int, status: Status = "ok") -> Measurement:
     case = PLAN.cases[number].case
     record = Record(
         case=case.id,
@@ -53,7 +55,7 @@ def measured(number: int, status: str = "ok") -> Measurement:
         bytes=case.nbytes,
         world_size=2,
         status=status,
-        started="2026-01-01T00:00:00Z",  # type: ignore[arg-type]
+        started="2026-01-01T00:00:00Z",
     )
     return Measurement(record)
 
