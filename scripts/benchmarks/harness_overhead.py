@@ -61,7 +61,7 @@ def bare_p50_us(nbytes: int, iterations: int) -> float:
         taken.append(end - start)
     seconds = torch.tensor(taken, dtype=torch.float64)
     dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
-    return float(seconds.median()) * 1e6
+    return statistics.median(seconds.tolist()) * 1e6  # torch's median is the lower of the middle two
 
 
 def rank_main(rounds: int) -> None:
