@@ -167,7 +167,7 @@ def refuse_too_large(
         UsageError: naming the case, what it needs and what there is.
     """
     needed = needed_per_rank * local_ranks
-    if needed + _RESERVE > available:
+    if needed + _RESERVE * local_ranks > available:
         raise UsageError(
             f"{case_id} needs {format_bytes(needed)} on {where} ({local_ranks} ranks x "
             f"{format_bytes(needed_per_rank)}), and {format_bytes(available)} is free: lower --max-bytes or --nproc"

@@ -7,6 +7,7 @@ regimes and listed parameter values.
 import difflib
 import itertools
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ncclbench.units import parse_size
 
 Size = int | str
 _MOST_CASES = 100_000
+_MOST_ITERATIONS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +140,10 @@ def read_plan(name_or_file: str, overrides: Mapping[str, Any] | None = None, onl
         UsageError: naming the file, the key or value that is wrong, and what was meant.
     """
     path = Path(name_or_file)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or _exists(path):
         try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the plan {path}: {error}") from None
     elif name_or_file in shipped_plans():
         text = (resources.files("ncclbench_patterns") / "plans" / f"{name_or_file}.toml").read_text()
@@ -150,17 +152,26 @@ def read_plan(name_or_file: str, overrides: Mapping[str, Any] | None = None, onl
     return parse_plan(text, str(name_or_file), overrides, only)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a name, or with a null byte in it
+        return False
+
+
 def parse_plan(text: str, source: str, overrides: Mapping[str, Any] | None = None, only: Iterable[str] = ()) -> Plan:
     """The plan in `text`; `source` is what errors call it. See `read_plan`."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{source}: not a TOML file: {error}") from None
     _refuse_unknown_keys(raw, source)
     try:
         plan = msgspec.convert(raw, PlanFile)
     except msgspec.ValidationError as error:
         raise UsageError(f"{source}: {error}") from None
+    if not re.fullmatch(r"\w[\w.-]{0,59}", plan.name):
+        raise UsageError(f"{source}: name must be up to 60 letters, digits, '_', '.' or '-', got {plan.name[:80]!r}")
     if plan.starts != 1:
         raise UsageError(f"{source}: starts = {plan.starts}, but `run` makes one process start; set starts = 1")
     wanted = list(only)
@@ -310,7 +321,7 @@ def sweep(low: int, high: int, factor: float) -> list[int]:
         raise UsageError(f"factor {factor} makes more than {_MOST_CASES} sizes from {low} to {high}")
     sizes: list[int] = []
     size = float(low)
-    while round(size) <= high:
+    while size < high + 0.5:
         if not sizes or round(size) != sizes[-1]:
             sizes.append(round(size))
         size *= factor
@@ -328,6 +339,8 @@ def _settings(entry: Entry, defaults: Entry, overrides: Mapping[str, Any]) -> Se
             if level is not None:
                 chosen[name] = level
                 break
+    if chosen.get("iterations", 1) > _MOST_ITERATIONS:
+        raise UsageError(f"iterations must be at most {_MOST_ITERATIONS}, got {chosen['iterations']}")
     for name, least in _LEAST.items():
         if name in chosen and not least <= chosen[name] < math.inf:
             raise UsageError(f"{name} must be at least {least:g} and finite, got {chosen[name]}")

@@ -1,5 +1,6 @@
 """The command line: one file a command, loaded when it is called, so that ``--help`` costs next to nothing."""
 
+import json
 import os
 import sys
 import time
@@ -76,6 +77,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every error of ours is one line, and every exit code is one of ours."""
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  stays open until the process ends
     try:
         code = cli(standalone_mode=False)
         sys.stdout.flush()
@@ -106,6 +109,8 @@ def _complain(message: str, code: Exit) -> Exit:
     rank = next((rank for rank in ranks if rank), "0")
     if rank == "0":
         click.echo(f"ncclbench: error: {message}", err=True)
+        if "--json" in sys.argv[1:] and sys.argv[1:2] == ["run"]:
+            click.echo(json.dumps({"run": None, "exit_code": int(code), "error": message, "records": []}))
         return code
     if "OMPI_COMM_WORLD_RANK" in os.environ or "PMI_RANK" in os.environ:
         time.sleep(_RANK_0_SPEAKS_SECONDS)  # mpiexec ends the job with the first rank that ends

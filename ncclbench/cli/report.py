@@ -1,5 +1,6 @@
 """``ncclbench report``: show run directories."""
 
+import os
 from pathlib import Path
 
 import click
@@ -28,10 +29,15 @@ def command(runs: tuple[Path, ...], fmt: str, out: Path | None) -> None:
     if out is None:
         click.echo(text)
         return
-    temporary = out.with_name(out.name + ".tmp")
     try:
-        temporary.write_text(text + "\n")
-        temporary.replace(out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+        target = out.resolve()  # a link stays a link
+        if target.exists() and not target.is_file():
+            raise UsageError(f"-o {out} is no regular file")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot write -o {out}: {error}") from None

@@ -11,6 +11,9 @@ import click
 from ncclbench.errors import EnvironmentFault, Exit, UsageError
 
 _DEFAULT_TIMEOUT = 60.0
+_MOST_RANKS_HERE = 1024
+# The ranks of the threads transport hold what they have received and what is compared beside their buffers.
+_THREADS_MEMORY = 3
 
 
 def _complete(kind: str) -> Any:
@@ -127,7 +130,7 @@ def _run(options: dict[str, Any]) -> Exit:
     transport = _choose_transport(options["transport"], seat.launcher if seat else None)
     if options["dry_run"]:
         return _dry_run(plan, transport, seat.world_size if seat else _nproc(options), seat is None or seat.rank == 0)
-    out = options["out"] or Path("runs") / f"{plan.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    out = options["out"] or Path("runs") / f"{plan.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     if options["resume"] and options["out"] is None:
         raise UsageError("--resume needs -o RUN, the run to go on with")
     if seat is None:
@@ -161,8 +164,8 @@ def _plan(options: dict[str, Any]) -> Any:
     if not options["patterns"]:
         raise UsageError("name a pattern (see `ncclbench list patterns`) or a plan with --plan")
     shared = Entry(
-        min_bytes=options["min_bytes"] or 8,
-        max_bytes=options["max_bytes"] or "64M",
+        min_bytes=8 if options["min_bytes"] is None else options["min_bytes"],
+        max_bytes="64M" if options["max_bytes"] is None else options["max_bytes"],
         factor=options["factor"],
         dtype=list(options["dtypes"]) or "float32",
         timing=list(options["timings"]) or "isolated",
@@ -214,8 +217,8 @@ def _nproc(options: dict[str, Any]) -> int:
     if nproc is None:
         gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
         return gpus or max(2, min(8, os.cpu_count() or 2))
-    if nproc < 1:
-        raise UsageError(f"--nproc must be at least 1, got {nproc}")
+    if not 1 <= nproc <= _MOST_RANKS_HERE:
+        raise UsageError(f"--nproc must be 1 to {_MOST_RANKS_HERE}, got {nproc}")
     return nproc
 
 
@@ -242,7 +245,7 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
     nproc = _nproc(options)
     check_target(out, resume=options["resume"])
     if transport not in ("nccl", "cupy_nccl"):  # a GPU's memory is asked for where the GPU is
-        _refuse_too_large(plan, nproc)
+        _refuse_too_large(plan, nproc, _THREADS_MEMORY if transport == "threads" else 1)
     if transport == "threads":
         from ncclbench.launch.session import play_ranks
 
@@ -255,13 +258,13 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
     return start_ranks(nproc, [*sys.argv[1:], "--transport", transport, "--out", str(out)])
 
 
-def _refuse_too_large(plan: Any, nproc: int) -> None:
+def _refuse_too_large(plan: Any, nproc: int, factor: int) -> None:
     """Before any rank starts; each checks again for itself."""
     from ncclbench.buffers import available_memory, refuse_too_large
 
     available = available_memory()
     for planned, memory, _reason in _sizes(plan, nproc):
-        refuse_too_large(planned.case.id, memory, nproc, available)
+        refuse_too_large(planned.case.id, factor * memory, nproc, available)
 
 
 def _sizes(plan: Any, nproc: int) -> list[tuple[Any, int, str]]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from ncclbench.errors import Exit, worst
+from ncclbench.errors import EnvironmentFault, Exit, worst
 from ncclbench.launch.detect import LOCAL_PARENT, LOCAL_STORE, LOCAL_STORE_FD
 
 # Ranks end by themselves when one is lost, since rank 0 must first write down why; after that they are ended.
@@ -36,6 +36,8 @@ def start_ranks(nproc: int, arguments: Sequence[str]) -> Exit:
             for rank in range(nproc):
                 ranks.append(_start(rank, nproc, arguments, listener))
         return _watch(ranks)
+    except OSError as error:
+        raise EnvironmentFault(f"could not start rank {len(ranks)}: {error}") from None
     finally:
         _end(ranks)
         for number, handler in previous.items():

@@ -6,8 +6,10 @@ RUN/samples/*.parquet  temporary name, then renamed; in place before the record 
 RUN/events.jsonl       appended; see `ncclbench.store.events`
 """
 
+import fcntl
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,9 @@ from ncclbench.store.records import SCHEMA, Record
 
 # A case with one of these is finished: --resume does not measure it again.
 FINISHED = frozenset({"ok", "wrong", "skipped"})
+
+# Held by the one process that writes a run directory; released by the kernel when it ends, however it ends.
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Run:
         begun: str | None = None
         for event in self.events:
             if event["kind"] == "case":
-                begun = str(event["case"])
+                begun = str(event.get("case"))
             elif event["kind"] in ("end", "lost", "result"):
                 begun = None
         return begun
@@ -65,7 +70,7 @@ def read_run(path: Path) -> Run:
         manifest = msgspec.json.decode(manifest_file.read_bytes(), type=dict[str, Any])
     except OSError:
         raise UsageError(f"{path} is no run directory: it has no readable manifest.json") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"{manifest_file} is damaged: {error}") from None
     _refuse_newer(manifest, manifest_file)
     return Run(
@@ -99,17 +104,33 @@ def check_target(path: Path, *, resume: bool) -> None:
     Raises:
         UsageError: if it holds something and is not to be resumed, is no run to resume, or cannot be written.
     """
+    try:
+        str(path).encode()  # a name that is no text could not be written into the manifest
+        _check_target(path, resume=resume)
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UsageError(f"-o {str(path)!r} cannot be used: {error}") from None
+
+
+def _check_target(path: Path, *, resume: bool) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"-o {path} is a file; name a directory that is new or empty")
     if resume:
         read_run(path)
-    elif path.is_dir() and any(path.iterdir()):
+    elif path.is_dir() and any(not _is_leftover(entry) for entry in path.iterdir()):
         raise UsageError(f"-o {path} is not empty; name another directory, or go on with --resume")
     nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise UsageError(f"-o {path}: {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(f"-o {path}: no permission to write in {nearest}")
+
+
+def _is_leftover(entry: Path) -> bool:
+    """What a run leaves that was killed before its manifest was there: nothing that could be resumed, or lost."""
+    empty_samples = entry.name == "samples" and entry.is_dir() and not any(entry.iterdir())
+    return empty_samples or entry.name == _LOCK or entry.name == "manifest.json.tmp"
 
 
 @contextmanager
@@ -119,6 +140,23 @@ def _storing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise EnvironmentFault(f"could not store {what}: {error}; what was stored before is intact") from error
+
+
+def _lock(path: Path) -> int:
+    """Take the directory for this process; the open descriptor is the lock.
+
+    Raises:
+        UsageError: if another process has it.
+    """
+    file = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise UsageError(f"another ncclbench is writing in {path}; wait for it, or name another directory") from None
+    except OSError:
+        pass  # a file system without locks: better to measure than not
+    return file
 
 
 class RunWriter:
@@ -145,8 +183,11 @@ class RunWriter:
         check_target(path, resume=False)
         with _storing(str(path)):
             (path / "samples").mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
             _write_whole(path / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-            return cls(path)
+            writer = cls(path)
+        weakref.finalize(writer, os.close, lock)
+        return writer
 
     @classmethod
     def resume(cls, path: Path, manifest: Mapping[str, Any]) -> "RunWriter":
@@ -160,7 +201,12 @@ class RunWriter:
             difference = first_difference(stored.get(key), manifest.get(key), key)
             if difference:
                 raise UsageError(f"cannot resume {path}: {difference}")
-        return cls(path)
+        with _storing(str(path)):
+            (path / "samples").mkdir(exist_ok=True)
+            lock = _lock(path)
+            writer = cls(path)
+        weakref.finalize(writer, os.close, lock)
+        return writer
 
     def append(
         self, record: Record, labels: list[str] | None = None, seconds_RNK: NDArray[np.float64] | None = None

@@ -46,7 +46,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         try:
             event = msgspec.json.decode(line)
             found.append({**event, "kind": str(event["kind"])})
-        except (msgspec.DecodeError, TypeError, KeyError) as error:
+        except (msgspec.DecodeError, TypeError, KeyError, RecursionError) as error:
             raise UsageError(f"{path}, line {number} is damaged: {error}") from None
     return found
 
@@ -55,7 +55,10 @@ def whole_lines(path: Path) -> list[bytes]:
     """The lines of a JSON-lines file that were written to their end."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     return [line for line in lines[:-1] if line]  # what follows the last newline is torn, or nothing
 
 

@@ -70,7 +70,7 @@ def test_where_the_kernel_does_not_say_the_total_is_the_best_there_is(
 
 
 def test_what_fits_is_not_refused() -> None:
-    refuse_too_large("case", GIB, 4, 4 * GIB + (256 << 20))
+    refuse_too_large("case", GIB, 4, 5 * GIB)
 
 
 def test_what_does_not_fit_is_refused_with_what_it_needs_and_what_there_is() -> None:

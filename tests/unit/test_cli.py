@@ -122,8 +122,8 @@ SMALL = ("-b", "8", "-e", "8", "--transport", "threads", "--nproc", "2")
         (("run", "all_reduce", "--max-seconds", "inf", *SMALL), "max_seconds"),
         (("run", "all_reduce", "--timeout", "-1"), "timeout must be"),
         (("run", "all_reduce", "--timeout", "0", *SMALL), "timeout must be"),
-        (("run", "all_reduce", "--nproc", "0", "-e", "8"), "--nproc must be at least 1, got 0"),
-        (("run", "all_reduce", "--nproc", "-2", "-e", "8"), "--nproc must be at least 1, got -2"),
+        (("run", "all_reduce", "--nproc", "0", "-e", "8"), "--nproc must be 1 to 1024, got 0"),
+        (("run", "all_reduce", "--nproc", "-2", "-e", "8"), "--nproc must be 1 to 1024, got -2"),
         (("run", "all_reduce", "--resume"), "--resume needs -o RUN"),
         (("run", "all_reduce", "all_reduce", *SMALL), "stands twice"),
         (("run", "--plan", "quik"), "no plan 'quik'; did you mean 'quick'?"),
@@ -149,7 +149,7 @@ def test_a_case_larger_than_memory_is_refused_before_anything_starts(refused: Ca
     message = refused(
         "run", "all_reduce", "-b", "8", "-e", "8T", "-f", str(1 << 40), "--nproc", "4", "--transport", "threads"
     )
-    assert "needs 32.0 TiB on this node (4 ranks x 8.0 TiB)" in message
+    assert "needs 96.0 TiB on this node (4 ranks x 24.0 TiB)" in message
     assert "is free: lower --max-bytes or --nproc" in message
 
 
