@@ -106,6 +106,8 @@ def check_target(path: Path, *, resume: bool) -> None:
     """
     try:
         str(path).encode()  # a name that is no text could not be written into the manifest
+        if "\0" in str(path):
+            raise ValueError("it has a null byte in it")
         _check_target(path, resume=resume)
     except UsageError:
         raise
