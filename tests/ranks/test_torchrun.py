@@ -64,7 +64,8 @@ def test_a_usage_error_is_said_once(jobs: Starter) -> None:
     assert finished.code != 0
     assert len(errors(finished.err)) == 1
     assert "did you mean 'all_reduce'" in finished.err
-    assert finished.out == ""
+    assert len(finished.out.splitlines()) == 1, "and once as JSON"
+    assert finished.summary["exit_code"] == Exit.USAGE
 
 
 @pytest.mark.parametrize("missing", ["LOCAL_RANK", "MASTER_PORT", "WORLD_SIZE"])
