@@ -5,6 +5,7 @@ Differences between torch versions are dealt with here: 2.13 deprecates ``reduce
 """
 
 import datetime
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +24,7 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._local import branches_call, local_call
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_state
-from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, Step, nothing
+from ncclbench.transports.base import Call, DeviceStream, Program, Seat, Step, nothing
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -104,8 +105,8 @@ class _TorchGraphs:
 class TorchControl:
     """Control messages over a gloo group of their own, whatever backend is measured."""
 
-    def __init__(self, group: dist.ProcessGroup, rank: int, world_size: int) -> None:
-        """Use `group`, which holds all ranks."""
+    def __init__(self, group: Any, rank: int, world_size: int) -> None:
+        """Use `group`, a process group that holds all ranks."""
         self._group, self._rank, self._world_size = group, rank, world_size
 
     def gather(self, array: Array) -> Array | None:
@@ -139,8 +140,8 @@ class TorchTransport:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device: Device = "cuda" if name == "nccl" else "cpu"
         control_group = dist.new_group(backend="gloo")
-        self._start_group = control_group if name == "nccl" else dist.group.WORLD
-        self.control: Control = TorchControl(control_group, self.rank, self.world_size)
+        self._start_group: Any = control_group if name == "nccl" else dist.group.WORLD
+        self.control = TorchControl(control_group, self.rank, self.world_size)
         self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
         self.stream: DeviceStream | None = None
         if log is not None:
@@ -305,11 +306,18 @@ class TorchTransport:
         return {"path": self._log.read(), "gpu": gpu_state(self._pci)}
 
     def close(self) -> None:
-        """Leave the job."""
+        """Leave the job, and let go of every group.
+
+        A group that something still refers to when the interpreter ends has threads that nobody joined, and the C++
+        library then ends the process with SIGABRT, after a good run.
+        """
         if self.stream is not None:
             self.stream.synchronize()
             self._log.remove()
         dist.destroy_process_group()
+        self._groups.clear()
+        self._start_group = self.control._group = None
+        gc.collect()
 
 
 def _rooted_call(

@@ -1,31 +1,50 @@
 """What the harness costs: ncclbench against a bare loop of the same torch.distributed calls, gloo on this machine.
 
     python scripts/benchmarks/harness_overhead.py            # both figures, as Markdown
-    python scripts/benchmarks/harness_overhead.py --rounds 9
+    python scripts/benchmarks/harness_overhead.py --seconds 5
 
 Two figures:
 
 - *p50*: the median over iterations of the slowest rank, by `run_case` and by a bare loop (barrier, clock, call, clock)
-  in the same two processes, in turns that rotate, so that drift of the machine hits all alike; the bare loop stands
-  twice, which shows what a difference means here. The target is 2% or 2 us, whichever is larger.
+  in the same two processes, in turns of one iteration: the bare loop's iterations run just before the start barriers
+  of `run_case`, on two tensors of their own, in random order, so that all three meet the same machine and each follows
+  each equally often. ncclbench is compared with both tensors together, and they with each other, which shows what a
+  difference means here. Buffers are new in every round and processes in every start, since where memory lies matters;
+  intervals are 95%, by a bootstrap over starts and over the rounds in them. The target is 2% or 2 us, whichever is
+  larger.
 - *first result*: seconds from starting ``torchrun`` to the first printed figure, ncclbench and a bare script in turns.
   The target is 1.3 times.
 """
+
+from __future__ import annotations
 
 import argparse
 import datetime
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ncclbench.measure.statistics import Floats
+
+    # The iterations of each round of one start.
+    Rounds = list[Floats]
 
 SIZES = [1 << 10, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24]
 RANKS = 2
+RESAMPLES = 1000
+OURS = 2
 BARE_SCRIPT = """
 import time, statistics, torch, torch.distributed as dist
 dist.init_process_group("gloo")
@@ -44,29 +63,54 @@ dist.destroy_process_group()
 """
 
 
-def bare_slowest(nbytes: int, iterations: int) -> list[float]:
-    """Seconds of the slower rank in each iteration, by the least code that measures it."""
+class BareLoop:
+    """What a user would write, run between ncclbench's own iterations.
+
+    Args:
+        nbytes: of the tensors.
+        barrier: the call that both loops start with.
+        turns: how often each tensor is used, in random order, before each of ncclbench's iterations.
+    """
+
+    def __init__(self, nbytes: int, barrier: Callable[[], None], turns: Iterator[int]) -> None:
+        """Allocate and warm up."""
+        import torch
+        import torch.distributed as dist
+
+        self.barrier, self.all_reduce, self.turns = barrier, dist.all_reduce, turns
+        self.data = [torch.ones(nbytes // 4) for _ in range(2)]
+        self.taken: list[list[float]] = [[], []]
+        for data in self.data * 5:
+            dist.all_reduce(data)
+            data.zero_()
+
+    def iterate(self) -> None:
+        """Iterations of the bare loop until it is ncclbench's turn, then the barrier of the iteration that follows."""
+        barrier, all_reduce, clock = self.barrier, self.all_reduce, time.perf_counter
+        for turn in self.turns:
+            if turn == OURS:
+                break
+            data, taken = self.data[turn], self.taken[turn]
+            barrier()
+            start = clock()
+            all_reduce(data)
+            end = clock()
+            taken.append(end - start)
+        barrier()
+
+
+def turns_of(seed: int) -> Iterator[int]:
+    """Whose turn it is: a tensor of the bare loop or `OURS`, at random, so that each follows each equally often."""
+    draw = random.Random(seed)
+    while True:
+        yield draw.choice([0, 1, OURS])
+
+
+def rank_main(seconds: float) -> None:
+    """One rank: both loops at once, for every size; rank 0 prints all rounds as JSON."""
     import torch
     import torch.distributed as dist
 
-    data, taken = torch.ones(nbytes // 4), []
-    for _ in range(5):
-        dist.all_reduce(data)
-    data.fill_(1.0)
-    for _ in range(iterations):
-        dist.barrier()
-        start = time.perf_counter()
-        dist.all_reduce(data)
-        end = time.perf_counter()
-        taken.append(end - start)
-    seconds = torch.tensor(taken, dtype=torch.float64)
-    dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
-    slowest: list[float] = seconds.tolist()
-    return slowest
-
-
-def rank_main(rounds: int) -> None:
-    """One rank: both loops in turns, for every size; rank 0 prints the figures as JSON."""
     from ncclbench.launch.detect import detect
     from ncclbench.measure.case import run_case
     from ncclbench.plan import Settings
@@ -77,31 +121,74 @@ def rank_main(rounds: int) -> None:
     seat = detect(os.environ)
     assert seat is not None, "this part runs under torchrun"
     transport = open_transport("gloo", seat, 60.0)
-    topology = Topology.single_node(transport.world_size)
-    rows = []
+    topology, barrier = Topology.single_node(transport.world_size), transport.barrier
+    turns = turns_of(1)
     for nbytes in SIZES:
-        iterations = 100 if nbytes < 1 << 20 else 20
-        settings = Settings(iterations=iterations, check=False)
-        pooled: dict[str, list[float]] = {"bare": [], "ours": [], "bare again": []}
-        order = list(pooled)
-        for _ in range(rounds):
-            order.append(order.pop(0))
-            for who in order:
-                if who != "ours":
-                    pooled[who] += bare_slowest(nbytes, iterations)
-                    continue
-                measured = run_case(Case(pattern="all_reduce", nbytes=nbytes), transport, topology, settings)
-                if measured is not None and measured.samples is not None:
-                    pooled[who] += measured.samples.slowest_N.tolist()
-        rows.append((nbytes, *(statistics.median(times) * 1e6 if times else 0.0 for times in pooled.values())))
-    if transport.rank == 0:
-        print("ROWS " + json.dumps(rows), flush=True)
+        iterations = 60 if nbytes < 1 << 22 else 20
+        case, settings = Case(pattern="all_reduce", nbytes=nbytes), Settings(iterations=iterations, check=False)
+        rounds: dict[str, list[list[float]]] = {"ours": [], "bare": [], "bare again": []}
+        until, more = time.monotonic() + seconds, torch.ones(1)
+        while more.item():
+            bare = BareLoop(nbytes, barrier, turns)
+            transport.barrier = bare.iterate  # type: ignore[method-assign]
+            measured = run_case(case, transport, topology, settings)
+            transport.barrier = barrier  # type: ignore[method-assign]
+            for who, taken in zip(["bare", "bare again"], bare.taken, strict=True):
+                slower = torch.tensor(taken, dtype=torch.float64)
+                dist.all_reduce(slower, op=dist.ReduceOp.MAX)
+                rounds[who].append(slower.tolist())
+            if measured and measured.samples:
+                rounds["ours"].append(measured.samples.slowest_N.tolist())
+            more.fill_(time.monotonic() < until or len(rounds["bare"]) < 3)
+            dist.broadcast(more, 0)
+        if transport.rank == 0:
+            print("ROUNDS " + json.dumps([nbytes, rounds]), flush=True)
     transport.close()
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of two medians over all iterations of all rounds, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """As in the table."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def ratio_of(above: list[Rounds], below: list[Rounds]) -> Ratio:
+    """The ratio of the medians of two loops, given the iterations of each in the same rounds of the same starts."""
+    import numpy as np
+
+    def ratio(chosen: list[tuple[int, int]]) -> float:
+        over, under = (np.median(np.concatenate([side[s][r] for s, r in chosen])) for side in (above, below))
+        return float(over / under)
+
+    def draw() -> list[tuple[int, int]]:
+        starts = rng.integers(len(above), size=len(above))
+        return [(s, r) for s in starts for r in rng.integers(len(above[s]), size=len(above[s]))]
+
+    rng = np.random.default_rng(1)
+    low, high = np.quantile([ratio(draw()) for _ in range(RESAMPLES)], [0.025, 0.975])
+    return Ratio(ratio([(s, r) for s, rounds in enumerate(above) for r in range(len(rounds))]), float(low), float(high))
 
 
 def torchrun(*arguments: str) -> list[str]:
     """The command that starts `RANKS` ranks."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", *arguments]
+
+
+def one_start(seconds: float) -> Iterator[tuple[int, dict[str, list[list[float]]]]]:
+    """Each size and the iterations of all rounds of each loop, from new processes."""
+    command = torchrun(__file__, "--rank", f"--seconds={seconds}")
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    for line in done.stdout.splitlines():
+        if line.startswith("ROUNDS "):
+            nbytes, rounds = json.loads(line[len("ROUNDS ") :])
+            yield nbytes, rounds
 
 
 def seconds_to(sign: str, command: list[str]) -> float:
@@ -132,29 +219,36 @@ def first_results(rounds: int) -> tuple[float, float]:
 def main() -> None:
     """Start the ranks, collect the figures, print them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each size and start")
+    parser.add_argument("--starts", type=int, default=4, help="how often the processes are started anew")
     parser.add_argument("--only-p50", action="store_true", help="leave out the start to the first result")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
-        rank_main(options.rounds)
+        rank_main(options.seconds)
         return
-    done = subprocess.run(
-        torchrun(__file__, "--rank", f"--rounds={options.rounds}"), capture_output=True, text=True, check=True
-    )
-    rows = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("ROWS "))[5:])
+    import numpy as np
     import torch
 
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    print(
-        f"{datetime.date.today()}, {machine}, torch {torch.__version__}, gloo, {RANKS} ranks, {options.rounds} rounds"
-    )
-    print("\n| bytes | bare p50 (us) | ncclbench (us) | ratio | the bare loop again / bare | within 2% or 2 us |")
-    print("|---:|---:|---:|---:|---:|---|")
-    for nbytes, bare, ours, again in rows:
-        within = abs(ours - bare) <= max(2.0, 0.02 * bare)
-        verdict = "yes" if within else "no"
-        print(f"| {nbytes} | {bare:.1f} | {ours:.1f} | {ours / bare:.3f} | {again / bare:.3f} | {verdict} |")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    effort = f"{options.starts} starts of {options.seconds:g} s a size"
+    print(f"{datetime.date.today()}, {machine}, gloo, {RANKS} ranks, {effort}\n")
+    print("| bytes | rounds | bare p50 (us) | ncclbench (us) | ratio | bare / bare | within 2% or 2 us |")
+    print("|---:|---:|---:|---:|---:|---:|---|")
+    loops: dict[int, dict[str, list[Rounds]]] = {}
+    for _ in range(options.starts):
+        for nbytes, rounds in one_start(options.seconds):
+            for who, taken in rounds.items():
+                loops.setdefault(nbytes, {}).setdefault(who, []).append([np.array(times) * 1e6 for times in taken])
+    for nbytes, of in loops.items():
+        ours, bare, again = (of[who] for who in ("ours", "bare", "bare again"))
+        both = [[np.concatenate(pair) for pair in zip(*pairs, strict=True)] for pairs in zip(bare, again, strict=True)]
+        p50, bare_p50 = (
+            float(np.median(np.concatenate([t for start in side for t in start]))) for side in (ours, both)
+        )
+        verdict = "yes" if abs(p50 - bare_p50) <= max(2.0, 0.02 * bare_p50) else "no"
+        ratios = f"{ratio_of(ours, both)} | {ratio_of(again, bare)}"
+        print(f"| {nbytes} | {sum(map(len, ours))} | {bare_p50:.1f} | {p50:.1f} | {ratios} | {verdict} |")
     if options.only_p50:
         return
     bare_seconds, our_seconds = first_results(5)

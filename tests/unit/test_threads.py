@@ -345,7 +345,8 @@ Wait = Callable[[ThreadTransport, Buffers], object]
 
 
 def launch(transport: ThreadTransport, buffers: Buffers) -> None:
-    transport.compile(BY_HAND["two branches"], buffers).run()
+    # Its last phase needs all four ranks: the branches alone let a rank that never meets the culprit finish.
+    transport.compile(BY_HAND["a branch, then its result"], buffers).run()
 
 
 WAITS: dict[str, Wait] = {
@@ -365,7 +366,7 @@ def test_a_rank_that_raises_frees_the_others_and_its_error_surfaces(wait: Wait, 
             raise LookupError("out of tokens")
         try:
             with transport.translating("dispatch"):
-                wait(transport, allocate(BY_HAND["two branches"], "cpu"))
+                wait(transport, allocate(BY_HAND["a branch, then its result"], "cpu"))
         except TransportError as error:
             seen[transport.rank] = str(error)
             raise
