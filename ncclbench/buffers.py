@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.schedule.dtypes import Array
-from ncclbench.schedule.schedule import Schedule
+from ncclbench.schedule.schedule import Schedule, shared_buffers
 from ncclbench.units import format_bytes
 
 Device = Literal["cpu", "cuda"]
@@ -29,15 +29,16 @@ _MOST_COPIES = 64
 _PAGE = 4096
 
 
-def allocate(schedule: Schedule, device: Device, kind: Kind = "pool") -> Buffers:
-    """The buffers of `schedule` for one rank, one-dimensional, uninitialised.
+def allocate(schedule: Schedule, device: Device, kind: Kind = "pool", *variants: Schedule) -> Buffers:
+    """The buffers of `schedule`, and of its other variants, for one rank, one-dimensional, uninitialised.
 
     On the host they have the schedule's element type; on a GPU they are CuPy arrays of its bits, since CuPy need not
     know every type that a library can send.
     """
+    sizes = shared_buffers([schedule, *variants])
     if device == "cpu":
-        return {name: _host_bytes(n).view(schedule.dtype.numpy) for name, n in schedule.buffers.items()}
-    return {name: _device_bytes(n, kind).view(schedule.dtype.bits) for name, n in schedule.buffers.items()}
+        return {name: _host_bytes(n).view(schedule.dtype.numpy) for name, n in sizes.items()}
+    return {name: _device_bytes(n, kind).view(schedule.dtype.bits) for name, n in sizes.items()}
 
 
 def _host_bytes(nbytes: int) -> NDArray[np.uint8]:

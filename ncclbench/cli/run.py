@@ -270,14 +270,14 @@ def _refuse_too_large(plan: Any, nproc: int, factor: int) -> None:
 def _sizes(plan: Any, nproc: int) -> list[tuple[Any, int, str]]:
     """Each planned case with the bytes of buffers a rank needs, or why it would be skipped."""
     from ncclbench.errors import Unable
-    from ncclbench.measure.case import build_schedule
+    from ncclbench.measure.case import memory_needed
     from ncclbench.topology import Topology
 
     topology = Topology.single_node(nproc)
     found = []
     for planned in plan.cases:
         try:
-            found.append((planned, build_schedule(planned.case, topology).memory_bytes, ""))
+            found.append((planned, memory_needed(planned.case, topology), ""))
         except Unable as unable:
             found.append((planned, 0, str(unable)))
     return found

@@ -21,7 +21,7 @@ from ncclbench.launch.detect import LOCAL_PARENT
 from ncclbench.launch.meet import with_store
 from ncclbench.launch.verdict import Fault
 from ncclbench.launch.watchdog import Watchdog
-from ncclbench.measure.case import build_schedule, run_case
+from ncclbench.measure.case import memory_needed, run_case
 from ncclbench.measure.regimes import Progress
 from ncclbench.plan import PlannedCase
 from ncclbench.registry import load
@@ -161,7 +161,7 @@ def _refuse_too_large(job: Job, seat: Seat, topology: Topology, transport: Trans
     try:
         for planned in job.plan.cases:
             try:
-                needed = build_schedule(planned.case, topology).memory_bytes
+                needed = memory_needed(planned.case, topology)
             except Unable:
                 continue
             refuse_too_large(planned.case.id, needed, sharing, available, "this node" if on_host else "a GPU")

@@ -3,14 +3,15 @@
 import datetime
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import gcd
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from ncclbench.buffers import Buffers, allocate, cold_copies, uploader
+from ncclbench.buffers import allocate, cold_copies, uploader
 from ncclbench.errors import Unable
 from ncclbench.measure import device, regimes
 from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
@@ -21,10 +22,14 @@ from ncclbench.plan import Settings
 from ncclbench.registry import load
 from ncclbench.schedule.case import Case, Timing
 from ncclbench.schedule.oracle import Oracle, repeats_before_overflow
-from ncclbench.schedule.schedule import Schedule
+from ncclbench.schedule.schedule import Schedule, shared_buffers
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology
-from ncclbench.transports.base import Program, Transport, all_gather_text
+from ncclbench.transports.base import Transport, all_gather_text
+
+# Values before, while and after timing: what is left over from one pass is wrong in the next, and neither check sees
+# data of its own in a stale buffer.
+_BEFORE, _TIMED, _AFTER = range(3)
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,31 @@ class Measurement:
     samples: Samples | None = None
 
 
-def build_schedule(case: Case, topology: Topology) -> Schedule:
-    """The schedule that the case's pattern makes of it here.
+def build_variants(case: Case, topology: Topology) -> tuple[Schedule, ...]:
+    """The schedules that the case's pattern makes of it here, through which iterations rotate; for most there is one.
 
     Raises:
         Unable: if the pattern cannot run on this topology.
         UsageError: if there is no such pattern, or its parameters are wrong.
     """
     module = load("patterns", case.pattern)
-    schedule: Schedule = module.schedule(case, topology)
-    return schedule
+    if hasattr(module, "variants"):
+        return tuple(module.variants(case, topology))
+    return (module.schedule(case, topology),)
+
+
+def build_schedule(case: Case, topology: Topology) -> Schedule:
+    """The case's schedule, the first where it has variants."""
+    return build_variants(case, topology)[0]
+
+
+def memory_needed(case: Case, topology: Topology) -> int:
+    """Bytes of buffers on every rank.
+
+    Raises:
+        Unable: if the pattern cannot run on this topology.
+    """
+    return sum(shared_buffers(build_variants(case, topology)).values())
 
 
 def run_case(
@@ -73,17 +93,17 @@ def run_case(
     started = datetime.datetime.now(datetime.UTC)
     base = base_record(case, transport.name, topology.world_size, started)
     try:
-        schedule = build_schedule(case, topology)
+        variants = build_variants(case, topology)
         if case.timing is Timing.GRAPH and transport.stream is None:
             raise Unable(f"graph timing needs a GPU transport; {transport.name} runs on the host")
         with transport.translating(case.id):
-            outcome = _Measuring(case, schedule, transport, settings, clock, progress).run()
+            outcome = _Measuring(case, variants, transport, settings, clock, progress).run()
     except Unable as unable:
         skipped = msgspec.structs.replace(base, status="skipped", reason=str(unable))
         return Measurement(skipped) if transport.rank == 0 else None
     if outcome is None:
         return None
-    return Measurement(complete_record(base, schedule, topology, settings, outcome), outcome.samples)
+    return Measurement(complete_record(base, variants, topology, settings, outcome), outcome.samples)
 
 
 class _Measuring:
@@ -92,31 +112,29 @@ class _Measuring:
     def __init__(
         self,
         case: Case,
-        schedule: Schedule,
+        variants: tuple[Schedule, ...],
         transport: Transport,
         settings: Settings,
         clock: Clock,
         progress: Progress,
     ) -> None:
-        """Allocate the buffers and compile the programs: one for each set of buffers."""
+        """Allocate the buffers and compile the programs: one for each variant and set of buffers."""
         progress.enter("compile")
-        self.case, self.schedule, self.transport, self.settings = case, schedule, transport, settings
+        self.case, self.variants, self.transport, self.settings = case, variants, transport, settings
         self.clock, self.progress = clock, progress
-        copies = cold_copies(schedule.memory_bytes, transport.device, settings.cache)
-        self.buffers = [allocate(schedule, transport.device, settings.buffers) for _ in range(copies)]
-        self.programs = tuple(transport.compile(schedule, buffers) for buffers in self.buffers)
-        # Once before and once after timing, with other values: what is left over from the first pass is wrong in the
-        # second. The values timed are a third set, so neither check sees its own data in a stale buffer.
-        upload = uploader(transport.device)
-        self.before, self.timed, self.after = (
-            Oracle(schedule, transport.rank, 3 * settings.seed + k, upload) for k in range(3)
-        )
+        copies = cold_copies(sum(shared_buffers(variants).values()), transport.device, settings.cache)
+        while gcd(copies, len(variants)) > 1:  # only then do variants and buffers that rotate meet in every pair
+            copies -= 1
+        self.buffers = [allocate(variants[0], transport.device, settings.buffers, *variants[1:]) for _ in range(copies)]
+        turns = range(copies * len(variants))
+        self.programs = tuple(transport.compile(variants[i % len(variants)], self.buffers[i % copies]) for i in turns)
+        self.timed = self._oracle(variants[0], _TIMED)
 
     def run(self) -> Outcome | None:
         """Check, warm up, time, check again; the outcome on rank 0, None elsewhere."""
         settings, transport, progress = self.settings, self.transport, self.progress
         before = self._evidence()
-        wrong = self._check("check before", self.before, self.programs[0], self.buffers[0])
+        wrong = self._check("check before", _BEFORE, 0)
         seconds_each = self._warm_up()
         loop = self._loop()
         measure, columns, launches = self._regime(loop)
@@ -125,17 +143,18 @@ class _Measuring:
             fixed=pipelined_fixed if self.case.timing is Timing.PIPELINED else settings.iterations,
             precision=settings.precision,
             max_seconds=settings.max_seconds,
+            multiple=1 if launches > 1 else len(self.variants),
         )
         progress.enter("timed")
         samples = collect(measure, columns, rule, transport.control, self.clock, launches * seconds_each)
-        wrong += self._check("check after", self.after, self.programs[-1], self.buffers[-1])
+        wrong += self._check("check after", _AFTER, len(self.buffers) - 1)
         counts = transport.control.gather(np.array([wrong], np.int64))
         after = self._evidence()
         if samples is None or counts is None:
             return None
-        checked = Validation(counts[:, 0], self.before.tolerance, self.before.why) if settings.check else None
+        checked = Validation(counts[:, 0], self.timed.tolerance, self.timed.why) if settings.check else None
         return Outcome(
-            samples=samples,
+            samples=replace(samples, mixed=launches > 1),
             validation=checked,
             launches_per_sample=launches,
             setup=self._setup(),
@@ -144,17 +163,26 @@ class _Measuring:
             after=after,
         )
 
-    def _check(self, stage: str, oracle: Oracle, program: Program, buffers: Buffers) -> int:
-        """Wrong elements on this rank after one iteration that no rank starts before all are filled."""
+    def _oracle(self, variant: Schedule, salt: int) -> Oracle:
+        seed, upload = 3 * self.settings.seed + salt, uploader(self.transport.device)
+        return Oracle(variant, self.transport.rank, seed, upload)
+
+    def _check(self, stage: str, salt: int, copy: int) -> int:
+        """Wrong elements on this rank after one iteration of every variant on one set of buffers."""
         if not self.settings.check:
             return 0
         self.progress.enter(stage)
-        oracle.prepare(buffers)
-        program.finish()
-        self.transport.barrier()
-        program.run()
-        self.transport.barrier()
-        return oracle.count_wrong(buffers)
+        wrong, buffers = 0, self.buffers[copy]
+        for turn in range(copy, len(self.programs), len(self.buffers)):
+            oracle, program = self._oracle(self.variants[turn % len(self.variants)], salt), self.programs[turn]
+            oracle.prepare(buffers)
+            program.finish()
+            self.transport.barrier()  # no rank starts before all are filled
+            program.run()
+            self.transport.barrier()
+            wrong += oracle.count_wrong(buffers)
+            self.progress.ticks += 1
+        return wrong
 
     def _warm_up(self) -> float:
         """Run every program; returns roughly how long an iteration takes."""
@@ -176,9 +204,9 @@ class _Measuring:
             barrier=self.transport.barrier,
             clock=self.clock,
             refill=self._refill,
-            refill_every=repeats_before_overflow(self.schedule),
+            refill_every=min(map(repeats_before_overflow, self.variants)),
             progress=self.progress,
-            launches_per_block=self.settings.iterations or LAUNCHES_PER_BLOCK,
+            launches_per_block=self._whole_turns(self.settings.iterations or LAUNCHES_PER_BLOCK),
             stream=self.transport.stream,
         )
 
@@ -187,10 +215,14 @@ class _Measuring:
         if self.case.timing is Timing.PIPELINED:
             return partial(regimes.pipelined, loop), ["total"], loop.launches_per_block
         if self.case.timing is Timing.GRAPH:
-            launches = device.graph_launches(self.case.nbytes)
+            launches = self._whole_turns(device.graph_launches(self.case.nbytes))
             return device.captured(loop, launches), ["total"], launches
         on_host = self.transport.stream is None
         return partial(regimes.isolated if on_host else device.gated, loop), loop.columns, 1
+
+    def _whole_turns(self, launches: int) -> int:
+        """`launches`, or the next larger number that holds every variant equally often."""
+        return launches + -launches % len(self.variants)
 
     def _evidence(self) -> list[Mapping[str, Any]]:
         """What every rank's library and GPU say; nothing on the host, where there is nothing to ask."""

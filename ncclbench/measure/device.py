@@ -30,7 +30,7 @@ def graph_launches(nbytes: int) -> int:
 def gated(loop: Loop, samples: int) -> Floats:
     """Every iteration between two events, all enqueued behind a gate that opens when every rank is ready."""
     stream = _stream(loop)
-    phases = len(loop.programs[0].steps)
+    phases = max(len(program.steps) for program in loop.programs)
     chunk = max(1, LAUNCH_BUDGET // (2 * phases + 1))
     seconds = np.empty((samples, len(loop.columns)))
     with quiet_gc():
@@ -58,11 +58,11 @@ def _gated_chunk(loop: Loop, stream: DeviceStream, first: int, count: int) -> Fl
     loop.step(first + count)
     if stream.opened_by_itself:
         loop.remarks.add(f"a gate opened by itself after {GATE_LIMIT_SECONDS:g} s: launch costs may be in the figures")
-    seconds = np.empty((count, len(loop.columns)))
+    seconds, places = np.full((count, len(loop.columns)), np.nan), loop.places
     for i, row in enumerate(marks):
         seconds[i, 0] = stream.seconds_between(row[0], row[-1])
-        if len(loop.columns) > 1:
-            seconds[i, 1:] = [stream.seconds_between(a, b) for a, b in pairwise(row)]
+        for column, (a, b) in zip(places[(first + i) % len(places)], pairwise(row), strict=False):
+            seconds[i, column] = stream.seconds_between(a, b)
     return seconds
 
 

@@ -13,7 +13,7 @@ from ncclbench.measure.statistics import MICRO, Floats, skew, summarise
 from ncclbench.plan import Settings
 from ncclbench.schedule.case import Case
 from ncclbench.schedule.dtypes import Array
-from ncclbench.schedule.ledger import Ledger, phase_ledger
+from ncclbench.schedule.ledger import Ledger, phase_ledger, rotation_record, schedule_ledger
 from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.store.records import GroupResult, PhaseResult, Record, Status
@@ -78,18 +78,23 @@ def base_record(
 
 def complete_record(
     base: Record,
-    schedule: Schedule,
+    variants: Sequence[Schedule],
     topology: Topology,
     settings: Settings,
     outcome: Outcome,
 ) -> Record:
-    """The record of a case that was timed: summaries, rates, ledgers, and whether the data were right."""
-    samples, validation = outcome.samples, outcome.validation
+    """The record of a case that was timed: summaries, rates, ledgers, and whether the data were right.
+
+    Bytes and rates are of one rotation through all variants, and of the sum of their medians.
+    """
+    samples, validation, schedule = outcome.samples, outcome.validation, variants[0]
     time_us = summarise(samples.slowest_N)
     members = schedule.rate_groups.shape[1]
-    rate = alg_gb_per_s(schedule.size_bytes, time_us.p50 / MICRO) if schedule.op and time_us.p50 > 0 else None
+    rotation = _rotation_seconds(variants, samples, time_us.p50 / MICRO)
+    moved = sum(variant.size_bytes for variant in variants)
+    rate = alg_gb_per_s(moved, rotation) if schedule.op and rotation > 0 else None
     factor = bus_factor(schedule.op, members) if schedule.op else 0.0
-    ledgers = [phase_ledger(phase, topology, schedule.dtype.itemsize) for phase in schedule.phases]
+    phases = _phase_results(variants, samples, topology)
     wrong = int(validation.wrong_R.sum()) if validation else None
     return msgspec.structs.replace(
         base,
@@ -111,9 +116,10 @@ def complete_record(
         skew_us=skew(samples.seconds_RNK[:, :, 0]),
         alg_gb_per_s=rate,
         bus_gb_per_s=rate * factor if rate is not None else None,
-        phases=_phase_results(schedule, samples, ledgers),
+        variants=len(variants),
+        phases=phases,
         groups=_group_results(schedule, samples.seconds_RNK[:, :, 0], factor),
-        ledger=sum(ledgers[1:], ledgers[0]).as_record(time_us.p50 / MICRO),
+        ledger=rotation_record([schedule_ledger(variant, topology) for variant in variants], rotation),
         setup=dict(outcome.setup),
         path=merge_paths(outcome.before, outcome.after),
         gpus=_gpus(outcome.before, outcome.after),
@@ -169,17 +175,32 @@ def _why_wrong(validation: Validation | None) -> str:
     return f"{int(validation.wrong_R.sum())} elements differ from what they must be, on rank {shown}"
 
 
-def _phase_results(schedule: Schedule, samples: Samples, ledgers: list[Ledger]) -> list[PhaseResult]:
+def _rotation_seconds(variants: Sequence[Schedule], samples: Samples, p50: float) -> float:
+    """Seconds of one iteration of every variant: the sum of their medians where iterations can be told apart."""
+    turns, slowest_N = len(variants), samples.slowest_N
+    if samples.mixed or turns == 1:
+        return p50 * turns
+    return float(sum(np.median(slowest_N[k::turns]) for k in range(turns)))
+
+
+def _phase_results(variants: Sequence[Schedule], samples: Samples, topology: Topology) -> list[PhaseResult]:
+    """One result a phase label, over the variants that have it."""
+    ledgers: dict[str, list[Ledger]] = {}
+    for variant in variants:
+        for phase in variant.phases:
+            ledgers.setdefault(phase.label, []).append(phase_ledger(phase, topology, variant.dtype.itemsize))
     results = []
-    for k, (phase, ledger) in enumerate(zip(schedule.phases, ledgers, strict=True), 1):
-        if phase.label in samples.labels:
-            summary = summarise(samples.seconds_RNK[:, :, k].max(axis=0))
-        elif len(schedule.phases) == 1:
+    for label, found in ledgers.items():
+        if label in samples.labels:
+            seconds_N = samples.seconds_RNK[:, :, samples.labels.index(label)].max(axis=0)
+            summary = summarise(seconds_N[~np.isnan(seconds_N)])
+        elif len(ledgers) == 1:
             summary = summarise(samples.slowest_N)
         else:
-            results.append(PhaseResult(label=phase.label, ledger=ledger.as_record()))
+            results.append(PhaseResult(label=label, ledger=rotation_record(found)))
             continue
-        results.append(PhaseResult(label=phase.label, ledger=ledger.as_record(summary.p50 / MICRO), time_us=summary))
+        seconds = summary.p50 / MICRO * len(found)
+        results.append(PhaseResult(label=label, ledger=rotation_record(found, seconds), time_us=summary))
     return results
 
 

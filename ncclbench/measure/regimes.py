@@ -1,8 +1,8 @@
 """What is timed: the loops themselves, as bare as Python allows.
 
 Each loop returns durations in seconds, shape (samples, columns). The first column is the whole iteration; where a
-schedule has more than one phase, one column a phase follows. The start barrier and refills are outside the timed
-stretch, and garbage collection is off inside it.
+case has phases of more than one name, one column a name follows, NaN in iterations of a variant that has no such
+phase. The start barrier and refills are outside the timed stretch, and garbage collection is off inside it.
 """
 
 import gc
@@ -48,7 +48,7 @@ class Loop:
     """Everything a timing loop touches.
 
     Attributes:
-        programs: what is launched, in turns: one for each set of buffers.
+        programs: what is launched, in turns: one for each variant and set of buffers.
         barrier: lets all ranks start together.
         clock: seconds, monotonic.
         refill: restores in-place buffers.
@@ -81,20 +81,28 @@ class Loop:
     @property
     def columns(self) -> list[str]:
         """The phase label of each column of a loop's samples in the isolated regime."""
-        labels = [step.label for step in self.programs[0].steps]
+        labels = list(dict.fromkeys(step.label for program in self.programs for step in program.steps))
         return ["total", *labels] if len(labels) > 1 else ["total"]
+
+    @property
+    def places(self) -> list[list[int]]:
+        """The columns of each program's steps; empty lists where there is only the total."""
+        columns = self.columns
+        return [
+            [columns.index(step.label) for step in program.steps if step.label in columns] for program in self.programs
+        ]
 
 
 def isolated(loop: Loop, samples: int) -> Floats:
     """Every iteration on its own: host clock between barriers, the barrier outside."""
-    launches = [step.launch for step in loop.programs[0].steps]
-    measure = _single_phase if len(launches) == 1 else _many_phases
+    measure = _many_phases if len(loop.columns) > 1 else _single_phase
     with quiet_gc():
-        return measure(loop, launches, samples)
+        return measure(loop, samples)
 
 
-def _single_phase(loop: Loop, launches: list[Callable[[], object]], samples: int) -> Floats:
-    (launch,), finish, barrier, clock = launches, loop.programs[0].finish, loop.barrier, loop.clock
+def _single_phase(loop: Loop, samples: int) -> Floats:
+    launches = [program.steps[0].launch for program in loop.programs]
+    finish, barrier, clock, turns = loop.programs[0].finish, loop.barrier, loop.clock, len(launches)
     progress = loop.progress
     seconds = np.empty((samples, 1))
     for i in range(samples):
@@ -102,6 +110,7 @@ def _single_phase(loop: Loop, launches: list[Callable[[], object]], samples: int
             loop.refill()
         progress.iteration = i
         progress.ticks += 1
+        launch = launches[i % turns]
         barrier()
         start = clock()
         launch()
@@ -112,11 +121,14 @@ def _single_phase(loop: Loop, launches: list[Callable[[], object]], samples: int
     return seconds
 
 
-def _many_phases(loop: Loop, launches: list[Callable[[], object]], samples: int) -> Floats:
+def _many_phases(loop: Loop, samples: int) -> Floats:
     finish, barrier, clock, progress = loop.programs[0].finish, loop.barrier, loop.clock, loop.progress
-    seconds = np.empty((samples, len(launches) + 1))
-    marks = [0.0] * (len(launches) + 1)
+    turns = [[step.launch for step in program.steps] for program in loop.programs]
+    columns = [np.array(places) for places in loop.places]
+    seconds = np.full((samples, len(loop.columns)), np.nan)
     for i in range(samples):
+        launches = turns[i % len(turns)]
+        marks = [0.0] * (len(launches) + 1)
         if i % loop.refill_every == 0:
             loop.refill()
         progress.iteration = i
@@ -129,7 +141,7 @@ def _many_phases(loop: Loop, launches: list[Callable[[], object]], samples: int)
             marks[k] = clock()
         progress.ticks += 1
         seconds[i, 0] = marks[-1] - marks[0]
-        seconds[i, 1:] = np.diff(marks)
+        seconds[i, columns[i % len(turns)]] = np.diff(marks)
     return seconds
 
 

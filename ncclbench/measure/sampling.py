@@ -27,18 +27,24 @@ class Rule:
         fixed: a number of samples declared beforehand, or None.
         precision: see `Settings`.
         max_seconds: see `Settings`.
+        multiple: of which every batch is one, so that each variant of a case is measured equally often.
     """
 
     fixed: int | None
     precision: float
     max_seconds: float
+    multiple: int = 1
+
+    def whole(self, samples: int) -> int:
+        """`samples`, or the next larger multiple."""
+        return samples + -samples % self.multiple
 
     def first(self, seconds_each: float) -> int:
         """Size of the first batch, knowing roughly how long a sample takes."""
         if self.fixed is not None:
-            return self.fixed
+            return self.whole(self.fixed)
         affordable = self.max_seconds / max(seconds_each, 1e-9)
-        return int(min(MIN_SAMPLES, max(FEWEST_SAMPLES, affordable)))
+        return self.whole(int(min(MIN_SAMPLES, max(FEWEST_SAMPLES, affordable))))
 
     def next(self, slowest_N: Floats, elapsed: float) -> tuple[int, str]:
         """Size of the next batch and, if it is 0, what stopped: ``iterations``, ``precision`` or ``time``.
@@ -50,22 +56,34 @@ class Rule:
         n = len(slowest_N)
         if self.fixed is not None:
             return 0, "iterations"
-        if n >= MIN_SAMPLES and relative_width(summarise(slowest_N)) <= self.precision:
+        # Every variant needs an interval of its own.
+        if (
+            n >= max(MIN_SAMPLES, FEWEST_SAMPLES * self.multiple)
+            and relative_width(summarise(slowest_N)) <= self.precision
+        ):
             return 0, "precision"
         if n >= MAX_SAMPLES:
             return 0, "iterations"
         affordable = int((self.max_seconds - elapsed) / (elapsed / n)) if elapsed > 0 else n
         batch = min(n, affordable, _LARGEST_BATCH, MAX_SAMPLES - n)
-        return (batch, "") if batch > 0 else (0, "time")
+        return (self.whole(batch), "") if batch > 0 else (0, "time")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Durations in seconds of all ranks, shape (R, N, columns), and what stopped the sampling. Rank 0 only."""
+    """Durations in seconds of all ranks, shape (R, N, columns). Rank 0 only.
+
+    Attributes:
+        labels: one a column.
+        seconds_RNK: NaN where an iteration has no such phase.
+        stopped: what stopped the sampling.
+        mixed: whether a sample is a mean over several variants of the case.
+    """
 
     labels: list[str]
     seconds_RNK: Floats = field(repr=False)
     stopped: str
+    mixed: bool = False
 
     @property
     def slowest_N(self) -> Floats:

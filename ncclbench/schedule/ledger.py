@@ -6,7 +6,7 @@ all_gather, reduce_scatter, broadcast, reduce) the ledger counts the ring, or th
 bandwidth-optimal volume that bus bandwidth assumes as well. `basis` says which of the two it was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,19 @@ class Ledger:
             "bottleneck_gb_per_s": bottleneck / seconds / GIGA if seconds else None,
             "basis": self.basis,
         }
+
+
+def rotation_record(ledgers: Sequence[Ledger], seconds: float | None = None) -> dict[str, Any]:
+    """Plain data of the ledgers of a case's variants, run one after the other in `seconds`.
+
+    The busiest rank may be another in every variant, so the bottlenecks of the variants are added, not the bytes of
+    each rank.
+    """
+    total = sum(ledgers[1:], ledgers[0])
+    bottleneck = sum(ledger.bottleneck_bytes for ledger in ledgers)
+    record = {**total.as_record(), "bottleneck_bytes": bottleneck}
+    record["bottleneck_gb_per_s"] = bottleneck / seconds / GIGA if seconds else None
+    return record
 
 
 def phase_ledger(phase: Phase, topology: Topology, itemsize: int) -> Ledger:

@@ -1,6 +1,6 @@
 """A schedule: the phases of a case, the buffers they use, and what its size and rate mean."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +90,20 @@ class Schedule:
         if self.groups is not None:
             return self.groups
         return frozen_ints(np.arange(self.world_size)[None], 2, "groups")
+
+
+def shared_buffers(variants: Sequence[Schedule]) -> Mapping[str, int]:
+    """Bytes of each buffer that all variants of a case can run on, one after the other.
+
+    Raises:
+        ValueError: if they could not share buffers: other inputs, another element type or another world.
+    """
+    first = variants[0]
+    for variant in variants[1:]:
+        if (variant.inputs, variant.dtype, variant.world_size) != (first.inputs, first.dtype, first.world_size):
+            raise ValueError("the variants of a case must have the same inputs, element type and world size")
+    names = dict.fromkeys(name for variant in variants for name in variant.buffers)
+    return {name: max(variant.buffers.get(name, 0) for variant in variants) for name in names}
 
 
 def highest_rank(phase: SimplePhase) -> int:

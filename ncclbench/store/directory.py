@@ -262,12 +262,16 @@ def write_samples(path: Path, labels: list[str], seconds_RNK: NDArray[np.float64
         pa.string(), len(labels), [None, pa.py_buffer(ends.data), pa.py_buffer("".join(labels).encode())]
     )
     phase = np.tile(np.arange(columns, dtype=np.int32), ranks * samples)
+    rank = np.repeat(np.arange(ranks, dtype=np.int32), samples * columns)
+    iteration = np.tile(np.repeat(np.arange(samples, dtype=np.int32), columns), ranks)
+    seconds = np.ascontiguousarray(seconds_RNK).ravel()
+    there = ~np.isnan(seconds)  # an iteration need not have every phase
     table = pa.table(
         {
-            "rank": _column(pa.int32(), np.repeat(np.arange(ranks, dtype=np.int32), samples * columns)),
-            "iteration": _column(pa.int32(), np.tile(np.repeat(np.arange(samples, dtype=np.int32), columns), ranks)),
-            "phase": pa.DictionaryArray.from_arrays(_column(pa.int32(), phase), names),
-            "seconds": _column(pa.float64(), np.ascontiguousarray(seconds_RNK).ravel()),
+            "rank": _column(pa.int32(), rank[there]),
+            "iteration": _column(pa.int32(), iteration[there]),
+            "phase": pa.DictionaryArray.from_arrays(_column(pa.int32(), phase[there]), names),
+            "seconds": _column(pa.float64(), seconds[there]),
         }
     )
     temporary = path.with_name(path.name + ".tmp")

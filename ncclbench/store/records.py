@@ -88,6 +88,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     warmup: int = 0
     stopped: str | None = None
     launches_per_sample: int = 1
+    variants: int = 1
+    """How many schedules iterations rotate through; bytes and rates are of one rotation."""
     count: int | None = None
     size_bytes: int | None = None
     redop: str | None = None
