@@ -46,10 +46,15 @@ class Program:
     notes: tuple[str, ...] = ()
 
     def run(self) -> None:
-        """One whole iteration, untimed."""
+        """One whole iteration."""
         for step in self.steps:
             step.launch()
         self.finish()
+
+    @property
+    def complete(self) -> Call:
+        """The barest call that is one whole iteration: where launching blocks, a single phase's own launch."""
+        return self.steps[0].launch if len(self.steps) == 1 and self.finish is nothing else self.run
 
 
 class Control(Protocol):

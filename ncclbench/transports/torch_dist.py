@@ -24,7 +24,7 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._local import branches_call, local_call
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_state
-from ncclbench.transports.base import Call, DeviceStream, Program, Seat, Step, nothing
+from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, Step, nothing
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -107,27 +107,27 @@ class TorchControl:
 
     def __init__(self, group: Any, rank: int, world_size: int) -> None:
         """Use `group`, a process group that holds all ranks."""
-        self._group, self._rank, self._world_size = group, rank, world_size
+        self.group, self._rank, self._world_size = group, rank, world_size
 
     def gather(self, array: Array) -> Array | None:
         """All ranks' arrays, on rank 0."""
         mine = torch.from_numpy(np.ascontiguousarray(array))
         everyone = [torch.empty_like(mine) for _ in range(self._world_size)] if self._rank == 0 else None
-        dist.gather(mine, everyone, dst=0, group=self._group)
+        dist.gather(mine, everyone, dst=0, group=self.group)
         return torch.stack(everyone).numpy() if everyone else None
 
     def all_gather(self, array: Array) -> Array:
         """All ranks' arrays, on every rank."""
         mine = torch.from_numpy(np.array(array))
         everyone = [torch.empty_like(mine) for _ in range(self._world_size)]
-        dist.all_gather(everyone, mine, group=self._group)
+        dist.all_gather(everyone, mine, group=self.group)
         stacked: Array = torch.stack(everyone).numpy()
         return stacked
 
     def broadcast(self, array: Array) -> Array:
         """Rank 0's array, on every rank."""
         mine = torch.from_numpy(np.array(array))
-        dist.broadcast(mine, src=0, group=self._group)
+        dist.broadcast(mine, src=0, group=self.group)
         return np.asarray(mine.numpy())
 
 
@@ -140,8 +140,9 @@ class TorchTransport:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device: Device = "cuda" if name == "nccl" else "cpu"
         control_group = dist.new_group(backend="gloo")
-        self._start_group: Any = control_group if name == "nccl" else dist.group.WORLD
-        self.control = TorchControl(control_group, self.rank, self.world_size)
+        self._start_group: Any = control_group if name == "nccl" else None
+        self._messages = TorchControl(control_group, self.rank, self.world_size)
+        self.control: Control = self._messages
         self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
         self.stream: DeviceStream | None = None
         if log is not None:
@@ -198,9 +199,12 @@ class TorchTransport:
             raise Unable(f"gloo has no avg of {dtype.name}")
 
     def _group(self, ranks: tuple[int, ...], branch: tuple[int, ...]) -> Any:
-        """The process group of `ranks`, made at first need; all ranks of the job ask in the same order."""
+        """The process group of `ranks`, made at first need; all ranks of the job ask in the same order.
+
+        The world is None, as in the calls that users write: torch looks at a named group at every call.
+        """
         if ranks == tuple(range(self.world_size)) and not branch:
-            return dist.group.WORLD
+            return None
         if (ranks, branch) not in self._groups:
             self._groups[ranks, branch] = dist.new_group(list(ranks), backend=self.name)
         return self._groups[ranks, branch]
@@ -316,7 +320,7 @@ class TorchTransport:
             self._log.remove()
         dist.destroy_process_group()
         self._groups.clear()
-        self._start_group = self.control._group = None
+        self._start_group = self._messages.group = None
         gc.collect()
 
 

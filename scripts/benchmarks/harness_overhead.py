@@ -5,13 +5,13 @@
 
 Two figures:
 
-- *p50*: the median over iterations of the slowest rank, by `run_case` and by a bare loop (barrier, clock, call, clock)
-  in the same two processes, in turns of one iteration: the bare loop's iterations run just before the start barriers
-  of `run_case`, on two tensors of their own, in random order, so that all three meet the same machine and each follows
-  each equally often. ncclbench is compared with both tensors together, and they with each other, which shows what a
-  difference means here. Buffers are new in every round and processes in every start, since where memory lies matters;
-  intervals are 95%, by a bootstrap over starts and over the rounds in them. The target is 2% or 2 us, whichever is
-  larger.
+- *p50*: the median over iterations of the slowest rank, by `run_case` and by two bare loops (barrier, clock, call,
+  clock) with a tensor each, all in the same two processes. They take turns at every barrier, in random order, as
+  greenlets: so all three meet the same machine, follow each other equally often, and come to their barrier and leave it
+  by the same steps, which matters (see docs/log.md). ncclbench is compared with both bare loops together, and they with
+  each other, which shows what a difference means here. Buffers are new in every round and processes in every start,
+  since where memory lies matters; intervals are 95%, by a bootstrap over starts and over the rounds in them. The target
+  is 2% or 2 us, whichever is larger.
 - *first result*: seconds from starting ``torchrun`` to the first printed figure, ncclbench and a bare script in turns.
   The target is 1.3 times.
 """
@@ -35,6 +35,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import torch
 
     from ncclbench.measure.statistics import Floats
 
@@ -63,47 +65,80 @@ dist.destroy_process_group()
 """
 
 
-class BareLoop:
-    """What a user would write, run between ncclbench's own iterations.
+def bare_loop(data: torch.Tensor, barrier: Callable[[], None], taken: list[float]) -> None:
+    """What a user would write, for ever; `taken` gets the seconds of each iteration."""
+    import torch.distributed as dist
+
+    clock, all_reduce = time.perf_counter, dist.all_reduce
+    while True:
+        barrier()
+        start = clock()
+        all_reduce(data)
+        end = clock()
+        taken.append(end - start)
+
+
+class Turns:
+    """Lets `run_case` and bare loops take turns at every barrier, in an order that is random and alike on all ranks.
 
     Args:
-        nbytes: of the tensors.
-        barrier: the call that both loops start with.
-        turns: how often each tensor is used, in random order, before each of ncclbench's iterations.
+        barrier: of the transport.
+        order: whose turn it is next: the number of a bare loop, or `OURS`.
     """
 
-    def __init__(self, nbytes: int, barrier: Callable[[], None], turns: Iterator[int]) -> None:
-        """Allocate and warm up."""
-        import torch
-        import torch.distributed as dist
+    def __init__(self, barrier: Callable[[], None], order: Iterator[int]) -> None:
+        """Nobody takes part yet; whoever made this is `OURS`."""
+        from greenlet import getcurrent
 
-        self.barrier, self.all_reduce, self.turns = barrier, dist.all_reduce, turns
-        self.data = [torch.ones(nbytes // 4) for _ in range(2)]
-        self.taken: list[list[float]] = [[], []]
-        for data in self.data * 5:
-            dist.all_reduce(data)
-            data.zero_()
+        self.barrier, self.order = barrier, order
+        self.parties = {OURS: getcurrent()}
 
-    def iterate(self) -> None:
-        """Iterations of the bare loop until it is ncclbench's turn, then the barrier of the iteration that follows."""
-        barrier, all_reduce, clock = self.barrier, self.all_reduce, time.perf_counter
-        for turn in self.turns:
-            if turn == OURS:
-                break
-            data, taken = self.data[turn], self.taken[turn]
+    def barrier_of(self, me: int) -> Callable[[], None]:
+        """The barrier of one party: waits for its turn, then for the other ranks."""
+        parties, order, barrier = self.parties, self.order, self.barrier
+
+        def wait() -> None:
+            turn = next(order)
+            if turn != me:
+                parties[turn].switch()
             barrier()
-            start = clock()
-            all_reduce(data)
-            end = clock()
-            taken.append(end - start)
-        barrier()
+
+        return wait
+
+    def join(self, me: int, data: torch.Tensor) -> list[float]:
+        """A bare loop on `data` takes part; returns where its seconds will be."""
+        from greenlet import greenlet
+
+        taken: list[float] = []
+        wait, ours = self.barrier_of(me), self.parties[OURS]
+
+        def run() -> None:
+            ours.switch()  # until it is this loop's turn for the first time
+            first = iter([self.barrier])
+            bare_loop(data, lambda: next(first, wait)(), taken)
+
+        self.parties[me] = greenlet(run)
+        self.parties[me].switch()
+        return taken
 
 
-def turns_of(seed: int) -> Iterator[int]:
-    """Whose turn it is: a tensor of the bare loop or `OURS`, at random, so that each follows each equally often."""
+def random_order(seed: int) -> Iterator[int]:
+    """Whose turn it is, at random, so that each follows each equally often."""
     draw = random.Random(seed)
     while True:
         yield draw.choice([0, 1, OURS])
+
+
+def warm_tensor(nbytes: int) -> torch.Tensor:
+    """A tensor that has been reduced a few times."""
+    import torch
+    import torch.distributed as dist
+
+    data = torch.ones(nbytes // 4)
+    for _ in range(5):
+        dist.all_reduce(data)
+        data.zero_()
+    return data
 
 
 def rank_main(seconds: float) -> None:
@@ -122,19 +157,20 @@ def rank_main(seconds: float) -> None:
     assert seat is not None, "this part runs under torchrun"
     transport = open_transport("gloo", seat, 60.0)
     topology, barrier = Topology.single_node(transport.world_size), transport.barrier
-    turns = turns_of(1)
+    order = random_order(1)
     for nbytes in SIZES:
         iterations = 60 if nbytes < 1 << 22 else 20
         case, settings = Case(pattern="all_reduce", nbytes=nbytes), Settings(iterations=iterations, check=False)
         rounds: dict[str, list[list[float]]] = {"ours": [], "bare": [], "bare again": []}
         until, more = time.monotonic() + seconds, torch.ones(1)
         while more.item():
-            bare = BareLoop(nbytes, barrier, turns)
-            transport.barrier = bare.iterate  # type: ignore[method-assign]
+            turns = Turns(barrier, order)
+            taken = [turns.join(k, warm_tensor(nbytes)) for k in range(2)]
+            transport.barrier = turns.barrier_of(OURS)  # type: ignore[method-assign]
             measured = run_case(case, transport, topology, settings)
             transport.barrier = barrier  # type: ignore[method-assign]
-            for who, taken in zip(["bare", "bare again"], bare.taken, strict=True):
-                slower = torch.tensor(taken, dtype=torch.float64)
+            for who, seconds_taken in zip(["bare", "bare again"], taken, strict=True):
+                slower = torch.tensor(seconds_taken, dtype=torch.float64)
                 dist.all_reduce(slower, op=dist.ReduceOp.MAX)
                 rounds[who].append(slower.tolist())
             if measured and measured.samples:

@@ -103,7 +103,7 @@ def test_wrong_data_in_one_variant_are_found(variant: int) -> None:
     def spoil(transport: ThreadTransport) -> None:
         compiled, original = [], transport.compile
 
-        def compile_(schedule: Schedule, buffers: dict[str, np.ndarray]) -> object:  # type: ignore[type-arg]
+        def compile_(schedule: Schedule, buffers: dict[str, np.ndarray]) -> object:
             compiled.append(schedule)
             program = original(schedule, buffers)
             if len(compiled) - 1 != variant or transport.rank != 2:
