@@ -258,9 +258,9 @@ def _params_of(pattern: str) -> type[Params]:
         UsageError: if it is none, or if a third party's module lacks what makes a pattern.
     """
     module = load("patterns", pattern)
-    for name in ("Params", "schedule"):
-        if not hasattr(module, name):
-            raise UsageError(f"pattern {pattern!r}: {module.__name__} has no {name}; see CONTRIBUTING.md")
+    for names in (("Params",), ("schedule", "variants")):
+        if not any(hasattr(module, name) for name in names):
+            raise UsageError(f"pattern {pattern!r}: {module.__name__} has no {names[0]}; see CONTRIBUTING.md")
     kind: type[Params] = module.Params
     return kind
 

@@ -94,6 +94,13 @@ def _complete(kind: str) -> Any:
 )
 @click.option("--seed", type=int, help="Of the values that are sent.  [default: 0]")
 @click.option(
+    "--topology",
+    "topology_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where ranks sit, and over which NICs and leaves; see docs/formats.md.",
+)
+@click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="RUN", help="The run directory.  [default: runs/PLAN-TIME]"
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in -o: finished cases are kept.")
@@ -129,7 +136,8 @@ def _run(options: dict[str, Any]) -> Exit:
     seat = detect(os.environ)
     transport = _choose_transport(options["transport"], seat.launcher if seat else None)
     if options["dry_run"]:
-        return _dry_run(plan, transport, seat.world_size if seat else _nproc(options), seat is None or seat.rank == 0)
+        topology = _planned_topology(seat.world_size if seat else _nproc(options), options)
+        return _dry_run(plan, transport, topology, seat is None or seat.rank == 0)
     out = options["out"] or Path("runs") / f"{plan.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     if options["resume"] and options["out"] is None:
         raise UsageError("--resume needs -o RUN, the run to go on with")
@@ -235,7 +243,15 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Any:
         command=sys.argv[1:],
         listener=listener,
         bind=options["bind"] == "auto",
+        topology=_topology_file(options),
     )
+
+
+def _topology_file(options: dict[str, Any]) -> Any:
+    """What --topology names, read and checked; None without it."""
+    from ncclbench.topology.files import read_topology
+
+    return read_topology(options["topology_file"]) if options["topology_file"] else None
 
 
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
@@ -245,7 +261,7 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
     nproc = _nproc(options)
     check_target(out, resume=options["resume"])
     if transport not in ("nccl", "cupy_nccl"):  # a GPU's memory is asked for where the GPU is
-        _refuse_too_large(plan, nproc, _THREADS_MEMORY if transport == "threads" else 1)
+        _refuse_too_large(plan, _planned_topology(nproc, options), _THREADS_MEMORY if transport == "threads" else 1)
     if transport == "threads":
         from ncclbench.launch.session import play_ranks
 
@@ -258,22 +274,29 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
     return start_ranks(nproc, [*sys.argv[1:], "--transport", transport, "--out", str(out)])
 
 
-def _refuse_too_large(plan: Any, nproc: int, factor: int) -> None:
+def _planned_topology(nproc: int, options: dict[str, Any]) -> Any:
+    """Where ranks that have not started will sit: one node, or by --topology."""
+    from ncclbench.topology import Topology
+    from ncclbench.topology.placing import lay_out
+
+    found = _topology_file(options)
+    return lay_out(found, nproc) if found else Topology.single_node(nproc)
+
+
+def _refuse_too_large(plan: Any, topology: Any, factor: int) -> None:
     """Before any rank starts; each checks again for itself."""
     from ncclbench.buffers import available_memory, refuse_too_large
 
     available = available_memory()
-    for planned, memory, _reason in _sizes(plan, nproc):
-        refuse_too_large(planned.case.id, factor * memory, nproc, available)
+    for planned, memory, _reason in _sizes(plan, topology):
+        refuse_too_large(planned.case.id, factor * memory, topology.world_size, available)
 
 
-def _sizes(plan: Any, nproc: int) -> list[tuple[Any, int, str]]:
+def _sizes(plan: Any, topology: Any) -> list[tuple[Any, int, str]]:
     """Each planned case with the bytes of buffers a rank needs, or why it would be skipped."""
     from ncclbench.errors import Unable
     from ncclbench.measure.case import memory_needed
-    from ncclbench.topology import Topology
 
-    topology = Topology.single_node(nproc)
     found = []
     for planned in plan.cases:
         try:
@@ -283,16 +306,17 @@ def _sizes(plan: Any, nproc: int) -> list[tuple[Any, int, str]]:
     return found
 
 
-def _dry_run(plan: Any, transport: str, nproc: int, speaks: bool) -> Exit:
+def _dry_run(plan: Any, transport: str, topology: Any, speaks: bool) -> Exit:
     from ncclbench.measure.estimate import estimate_seconds
     from ncclbench.units import format_bytes, format_seconds
 
     if not speaks:
         return Exit.GOOD
-    click.echo(f"plan {plan.name}: {len(plan.cases)} cases on {nproc} ranks over {transport}; nothing is started\n")
+    size = f"{len(plan.cases)} cases on {topology.world_size} ranks"
+    click.echo(f"plan {plan.name}: {size} over {transport}; nothing is started\n")
     click.echo(f"{'memory/rank':>12}  {'about':>8}  case")
     total = 0.0
-    for planned, memory, reason in _sizes(plan, nproc):
+    for planned, memory, reason in _sizes(plan, topology):
         seconds = 0.0 if reason else estimate_seconds(planned, memory)
         total += seconds
         note = f"  (would be skipped: {reason})" if reason else ""

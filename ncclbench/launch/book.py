@@ -17,6 +17,7 @@ from ncclbench.plan import Plan, PlannedCase
 from ncclbench.store.directory import FINISHED, RunWriter, read_run
 from ncclbench.store.events import utc_now
 from ncclbench.store.records import Record
+from ncclbench.topology.files import TopologyFile
 
 _EXIT_OF_STATUS = {"wrong": Exit.WRONG_DATA, "failed": Exit.ENVIRONMENT, "timeout": Exit.ENVIRONMENT}
 
@@ -49,6 +50,7 @@ class Job:
         command: the command line, for the manifest.
         listener: told what happens, on rank 0.
         bind: keep each rank to its share of the cores.
+        topology: a topology file that places the ranks; None to go by host names.
     """
 
     plan: Plan
@@ -58,6 +60,7 @@ class Job:
     command: list[str]
     listener: Listener
     bind: bool = False
+    topology: TopologyFile | None = None
 
 
 class Book:

@@ -29,6 +29,7 @@ from ncclbench.store.events import utc_now
 from ncclbench.store.provenance import provenance
 from ncclbench.store.records import SCHEMA
 from ncclbench.topology import Topology
+from ncclbench.topology.placing import place as place_ranks
 from ncclbench.transports._address import LOOPBACK, own_hosts
 from ncclbench.transports.base import Seat, Transport, all_gather_text, broadcast_text
 
@@ -78,8 +79,9 @@ def _prepare(
     _cross_check(seat, transport)
     texts = all_gather_text(transport.control, _place(job, seat, transport))
     places = [msgspec.json.decode(text, type=Place) for text in texts]
-    topology = Topology.from_hosts([place.host for place in places])
     _refuse_disagreement(job, transport)
+    hosts = [place.host for place in places]
+    topology = place_ranks(job.topology, hosts) if job.topology else Topology.from_hosts(hosts)
     _refuse_too_large(job, seat, topology, transport)
     finished = _open_book(job, seat, topology, places, transport, book)
     watchdog = _start_watchdog(places, transport, book, progress, watch_host) if watch_host else None
@@ -142,6 +144,7 @@ def _refuse_disagreement(job: Job, transport: Transport) -> None:
     """All ranks must run the same plan with the same version; a stale install on one node would go unnoticed."""
     plan = hashlib.sha256(msgspec.json.encode(job.plan.as_record())).hexdigest()[:16]
     mine = {"ncclbench": __version__, "plan": plan, "world size": transport.world_size}
+    mine["topology file"] = job.topology.sha256[:16] if job.topology else "none"
     views = [msgspec.json.decode(text) for text in all_gather_text(transport.control, _text(mine))]
     for rank, view in enumerate(views):
         for key, value in view.items():

@@ -14,6 +14,7 @@ import numpy as np
 from ncclbench.buffers import allocate, cold_copies, uploader
 from ncclbench.errors import Unable
 from ncclbench.measure import device, regimes
+from ncclbench.measure.needs import check_needs
 from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
 from ncclbench.measure.regimes import LAUNCHES_PER_BLOCK, Clock, Loop, Progress
 from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, collect
@@ -94,6 +95,7 @@ def run_case(
     base = base_record(case, transport.name, topology.world_size, started)
     try:
         variants = build_variants(case, topology)
+        check_needs(case, transport)
         if case.timing is Timing.GRAPH and transport.stream is None:
             raise Unable(f"graph timing needs a GPU transport; {transport.name} runs on the host")
         with transport.translating(case.id):
@@ -185,14 +187,15 @@ class _Measuring:
         return wrong
 
     def _warm_up(self) -> float:
-        """Run every program; returns roughly how long an iteration takes."""
+        """Run every variant, so that every connection is there; returns roughly how long an iteration takes."""
         self.progress.enter("warmup")
         self._refill()
+        rounds = max(self.settings.warmup, len(self.variants) if len(self.variants) > 1 else 0)
         began = self.clock()
-        for i in range(self.settings.warmup):
+        for i in range(rounds):
             self.programs[i % len(self.programs)].run()
             self.progress.ticks += 1
-        return (self.clock() - began) / max(1, self.settings.warmup)
+        return (self.clock() - began) / max(1, rounds)
 
     def _refill(self) -> None:
         for buffers in self.buffers:

@@ -8,12 +8,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ncclbench.measure.flows import flow_results
 from ncclbench.measure.sampling import Samples
 from ncclbench.measure.statistics import MICRO, Floats, skew, summarise
 from ncclbench.plan import Settings
+from ncclbench.schedule.bound import bound_seconds
 from ncclbench.schedule.case import Case
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.ledger import Ledger, phase_ledger, rotation_record, schedule_ledger
+from ncclbench.schedule.phases import Exchange
 from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.store.records import GroupResult, PhaseResult, Record, Status
@@ -200,8 +203,30 @@ def _phase_results(variants: Sequence[Schedule], samples: Samples, topology: Top
             results.append(PhaseResult(label=label, ledger=rotation_record(found)))
             continue
         seconds = summary.p50 / MICRO * len(found)
-        results.append(PhaseResult(label=label, ledger=rotation_record(found, seconds), time_us=summary))
+        results.append(
+            PhaseResult(
+                label=label,
+                ledger=rotation_record(found, seconds),
+                time_us=summary,
+                flows=flow_results(label, variants, samples),
+                **_bound(label, variants, topology, summary.p50),
+            )
+        )
     return results
+
+
+def _bound(label: str, variants: Sequence[Schedule], topology: Topology, p50_us: float) -> dict[str, float]:
+    """What the wires allow, where the topology says how fast they are."""
+    found = [(one, phase) for one in variants for phase in one.phases if phase.label == label]
+    bounds = [bound_seconds(phase, topology, one.dtype.itemsize, aligned=one.aligned) for one, phase in found]
+    known = [bound for bound in bounds if bound is not None]
+    if len(known) < len(found) or p50_us <= 0:
+        return {}
+    seconds = sum(known) / len(known)
+    result = {"bound_us": seconds * MICRO, "share_of_bound": seconds * MICRO / p50_us}
+    if len(found) == 1 and isinstance(phase := found[0][1], Exchange):
+        result["bound_gb_per_s"] = alg_gb_per_s(int(phase.nbytes.max()), seconds)
+    return result
 
 
 def _group_results(schedule: Schedule, seconds_RN: Floats, factor: float) -> list[GroupResult]:

@@ -5,9 +5,10 @@ This is what a pattern imports.
 
 from ncclbench.errors import Unable
 from ncclbench.schedule.builders import collective, shard_count
-from ncclbench.schedule.case import Case, CollectiveParams, GroupParams, Params, Timing
+from ncclbench.schedule.case import Case, CollectiveParams, GroupParams, Needs, Params, Timing
 from ncclbench.schedule.dtypes import DTYPES, Dtype, Redop
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Kernel, Local, Op, Phase
+from ncclbench.schedule.rounds import Direction, Round, circle, derangement, grid_of, offsets, rounds_of
 from ncclbench.schedule.schedule import Schedule
 
 __all__ = [
@@ -17,18 +18,26 @@ __all__ = [
     "Collective",
     "CollectiveParams",
     "Concurrent",
+    "Direction",
     "Dtype",
     "Exchange",
     "GroupParams",
     "Kernel",
     "Local",
+    "Needs",
     "Op",
     "Params",
     "Phase",
     "Redop",
+    "Round",
     "Schedule",
     "Timing",
     "Unable",
+    "circle",
     "collective",
+    "derangement",
+    "grid_of",
+    "offsets",
+    "rounds_of",
     "shard_count",
 ]

@@ -24,6 +24,18 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
 
+class Needs(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process must have been started for a case; a pattern says so in ``needs(case)``.
+
+    Attributes:
+        variables: NCCL's settings; it reads them once in a process's life.
+        only_nccl: what of the case only NCCL has, in words; "" if other transports can do it too.
+    """
+
+    variables: dict[str, str] = {}
+    only_nccl: str = ""
+
+
 P = TypeVar("P", bound=Params)
 
 

@@ -37,6 +37,7 @@ class Schedule:
         groups: shape (G, N), the groups that the rates are reported for; one group of all ranks by default.
         redop: the reduction for the `redop` column, or None.
         root: the root's position in its group for the `root` column, or None.
+        aligned: flows leave by the NIC of the receiver's rail (NCCL's PXN, or its choice of NIC), not the sender's.
     """
 
     world_size: int
@@ -50,6 +51,7 @@ class Schedule:
     groups: Ints | None = None
     redop: str | None = None
     root: int | None = None
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         """Refuse phases that leave their buffers, name ranks or buffers that do not exist, or share a label."""

@@ -51,11 +51,25 @@ class Skew(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One phase of a case: its durations (slowest rank of each iteration), and its bytes."""
+    """One phase of a case: its durations (slowest rank of each iteration), and its bytes.
+
+    Attributes:
+        label: its name.
+        ledger: its bytes.
+        time_us: None where it was not timed by itself.
+        bound_us: below which no run can be on the wires of the topology file; None where it names no rates.
+        share_of_bound: `bound_us` over the median; 1 is all that the wires allow.
+        bound_gb_per_s: of a round of flows: what the fastest flow could have, were all done at the bound.
+        flows: of a round of flows: each flow's own medians, lists of one entry a flow.
+    """
 
     label: str
     ledger: dict[str, Any]
     time_us: Summary | None = None
+    bound_us: float | None = None
+    share_of_bound: float | None = None
+    bound_gb_per_s: float | None = None
+    flows: dict[str, Any] | None = None
 
 
 class GroupResult(msgspec.Struct, frozen=True, kw_only=True):

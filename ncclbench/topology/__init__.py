@@ -1,5 +1,6 @@
 """Who sits where: nodes, domains, rails, sites, and the link class of a pair."""
 
 from ncclbench.topology.model import Link, Topology
+from ncclbench.topology.wiring import Wiring
 
-__all__ = ["Link", "Topology"]
+__all__ = ["Link", "Topology", "Wiring"]

@@ -1,5 +1,7 @@
 """Where every rank sits: node, NVLink domain, rail and site, and the link class of a pair.
 
+What only a topology file can tell (leaves, spines, rates) is in its `Wiring`.
+
 A topology is detected or read, never guessed from rank order without saying so: `sources` tells for each property
 where it came from, and goes into the manifest.
 """
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ncclbench.errors import Unable, UsageError
+from ncclbench.topology.wiring import Wiring
 
 Ints = NDArray[np.int64]
 
@@ -50,6 +53,7 @@ class Topology:
         sites: its data centre.
         node_names: a name for each node index.
         sources: for each property, where it came from, in words.
+        wiring: NICs, leaves and rates, where something told them.
     """
 
     nodes: Ints
@@ -58,6 +62,7 @@ class Topology:
     sites: Ints
     node_names: tuple[str, ...]
     sources: Mapping[str, str] = field(default_factory=dict)
+    wiring: Wiring | None = None
 
     def __post_init__(self) -> None:
         """Freeze the arrays."""
@@ -104,6 +109,51 @@ class Topology:
     def world_size(self) -> int:
         """R."""
         return len(self.nodes)
+
+    def grid(self) -> Ints:
+        """All ranks by NVLink domain, node and rail, shape (D, T, R); a domain of one node has T = 1.
+
+        Raises:
+            Unable: unless every domain has as many nodes, and every node a rank on each of the same rails.
+        """
+        _, per_node = np.unique(self.nodes, return_counts=True)
+        if len(np.unique(per_node)) != 1:
+            shown = [f"{name} {n}" for name, n in zip(self.node_names, per_node.tolist(), strict=False)]
+            more = f" and {len(shown) - 6} more nodes" if len(shown) > 6 else ""
+            raise Unable(f"ranks per node are uneven here: {', '.join(shown[:6])}{more}")
+        order = np.lexsort((self.rails, self.nodes, self.domains))
+        rows_NR = order.reshape(len(per_node), -1)
+        for name, key in (("node", self.nodes), ("domain", self.domains)):
+            if np.any(key[rows_NR] != key[rows_NR[:, :1]]):
+                raise Unable(f"the ranks of one node are in several NVLink domains: there is no one {name} to a row")
+        odd = np.flatnonzero(np.any(self.rails[rows_NR] != self.rails[rows_NR[:1]], axis=1))
+        if len(odd):
+            here, first = (self.rails[rows_NR[k]].tolist() for k in (odd[0], 0))
+            names = [self.node_names[self.nodes[rows_NR[k, 0]]] for k in (odd[0], 0)]
+            raise Unable(f"{names[0]} has its ranks on rails {here}, {names[1]} on {first}")
+        _, per_domain = np.unique(self.domains[rows_NR[:, 0]], return_counts=True)
+        if len(np.unique(per_domain)) != 1:
+            raise Unable(f"NVLink domains differ in size here: {per_domain.tolist()[:8]} nodes")
+        return np.asarray(rows_NR.reshape(len(per_domain), -1, rows_NR.shape[1]), dtype=np.int64)
+
+    def carriers(self, src: ArrayLike, dst: ArrayLike, *, aligned: bool = False) -> tuple[Ints, Ints]:
+        """The ranks whose NICs carry each flow out and in; -1 twice for a flow that stays in its NVLink domain.
+
+        Args:
+            src: sending ranks.
+            dst: receiving ranks.
+            aligned: traffic leaves by the NIC of the receiver's rail (NCCL's PXN), where the sender's node has one.
+        """
+        a, b = np.asarray(src, np.int64), np.asarray(dst, np.int64)
+        out = a
+        if aligned:
+            rails = int(self.rails.max()) + 1
+            at = np.full((int(self.nodes.max()) + 1) * rails, -1, np.int64)
+            at[self.nodes * rails + self.rails] = np.arange(self.world_size)
+            relay = at[self.nodes[a] * rails + self.rails[b]]
+            out = np.where(relay >= 0, relay, a)
+        inside = self.domains[a] == self.domains[b]
+        return np.where(inside, -1, out), np.where(inside, -1, b)
 
     def link_classes(self, src: ArrayLike, dst: ArrayLike) -> Ints:
         """The `Link` of each pair; `src` and `dst` are ranks and broadcast against each other."""
@@ -152,4 +202,5 @@ class Topology:
             "sites": self.sites.tolist(),
             "node_names": list(self.node_names),
             "sources": dict(self.sources),
+            **({"wiring": self.wiring.as_record()} if self.wiring else {}),
         }

@@ -1,0 +1,74 @@
+"""Every GPU to a GPU on another rail of another node: what crosses from leaf to leaf, over the spines.
+
+NCCL turns a naive cross-rail test into a same-rail one: by default it hops over NVLink to the GPU that owns the
+receiver's rail (PXN). So the path is a parameter, and each is a process start of its own, because NCCL reads its
+settings once:
+
+- ``spine``: leave by the sender's own NIC, cross leaf and spine, arrive at the receiver's;
+- ``pxn``: over NVLink to the GPU on the receiver's rail, then along that rail;
+- ``crossnic0``: the same NIC as with pxn, reached without NVLink.
+
+Transports that are not NCCL always go straight, which is ``spine``.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from ncclbench.schedule import (
+    Case,
+    Direction,
+    Needs,
+    Round,
+    Schedule,
+    grid_of,
+    offsets,
+    rounds_of,
+    shard_count,
+)
+from ncclbench.schedule import (
+    Params as BaseParams,
+)
+from ncclbench.topology import Topology
+
+_VARIABLES = {
+    "spine": {"NCCL_PXN_DISABLE": "1", "NCCL_CROSS_NIC": "1"},
+    "pxn": {"NCCL_PXN_DISABLE": "0", "NCCL_P2P_PXN_LEVEL": "2"},
+    "crossnic0": {"NCCL_PXN_DISABLE": "1", "NCCL_CROSS_NIC": "0"},
+}
+
+
+class Params(BaseParams, frozen=True, kw_only=True):
+    """Parameters of cross_rail."""
+
+    mode: Literal["spine", "pxn", "crossnic0"] = "spine"
+    """the path: spine, pxn or crossnic0; a process start each."""
+    offsets: int = 3
+    """how many distances between nodes, of those that there are."""
+    direction: Direction = "both"
+    """both; or apart: no rank sends and receives at once."""
+    seed: int = 0
+
+
+def needs(case: Case) -> Needs:
+    """How the process must have been started for the case's mode."""
+    mode = case.read(Params).mode
+    return Needs(variables=_VARIABLES[mode], only_nccl="" if mode == "spine" else f"mode={mode}")
+
+
+def variants(case: Case, topology: Topology) -> list[Schedule]:
+    """Rounds ``offset=S,rail=+Q``: (d, r) to (d + S, r + Q).
+
+    Raises:
+        Unable: on fewer than 2 nodes or 2 rails, or uneven nodes.
+    """
+    params = case.read(Params)
+    shard_count(case, 1)
+    grid_DTR = grid_of(topology, "cross_rail", rails=2)
+    rounds = [
+        Round(f"offset={s},rail=+{q}", grid_DTR, np.roll(grid_DTR, (-s, -q), axis=(0, 2)))
+        for s in offsets(len(grid_DTR), params.offsets, params.seed)
+        for q in range(1, grid_DTR.shape[2])
+    ]
+    aligned = params.mode != "spine"
+    return rounds_of(case, topology, rounds, seed=params.seed, direction=params.direction, aligned=aligned)
