@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ncclbench.measure.flows import flow_results
+from ncclbench.measure.flows import flow_results, group_medians
 from ncclbench.measure.sampling import Samples
 from ncclbench.measure.statistics import MICRO, Floats, skew, summarise
 from ncclbench.plan import Settings
@@ -121,7 +121,8 @@ def complete_record(
         bus_gb_per_s=rate * factor if rate is not None else None,
         variants=len(variants),
         phases=phases,
-        groups=_group_results(schedule, samples.seconds_RNK[:, :, 0], factor),
+        # The groups of variants differ, and with them what a rank's total means: those are in the phases.
+        groups=_group_results(schedule, samples.seconds_RNK[:, :, 0], factor) if len(variants) == 1 else [],
         ledger=rotation_record([schedule_ledger(variant, topology) for variant in variants], rotation),
         setup=dict(outcome.setup),
         path=merge_paths(outcome.before, outcome.after),
@@ -209,6 +210,7 @@ def _phase_results(variants: Sequence[Schedule], samples: Samples, topology: Top
                 ledger=rotation_record(found, seconds),
                 time_us=summary,
                 flows=flow_results(label, variants, samples),
+                groups=group_medians(label, variants, samples),
                 **_bound(label, variants, topology, summary.p50),
             )
         )

@@ -7,7 +7,7 @@ from ncclbench.errors import Unable
 from ncclbench.schedule.builders import collective, shard_count
 from ncclbench.schedule.case import Case, CollectiveParams, GroupParams, Needs, Params, Timing
 from ncclbench.schedule.dtypes import DTYPES, Dtype, Redop
-from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Kernel, Local, Op, Phase
+from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Ints, Kernel, Local, Op, Phase
 from ncclbench.schedule.rounds import Direction, Round, circle, derangement, grid_of, offsets, rounds_of
 from ncclbench.schedule.schedule import Schedule
 
@@ -22,6 +22,7 @@ __all__ = [
     "Dtype",
     "Exchange",
     "GroupParams",
+    "Ints",
     "Kernel",
     "Local",
     "Needs",

@@ -5,7 +5,7 @@ once, and each is reported by itself. Rounds are put in a seeded random order, s
 not look like a property of the last offset.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,7 +158,7 @@ def grid_of(topology: Topology, pattern: str, *, domains: int = 2, rails: int = 
     return grid_DTR
 
 
-def circle(teams: int) -> list[Sequence[tuple[int, int]]]:
+def circle(teams: int) -> list[list[tuple[int, int]]]:
     """Every pair of `teams` exactly once, in rounds in which each plays once (the circle method).
 
     N - 1 rounds for an even number; N for an odd one, in each of which one rests.

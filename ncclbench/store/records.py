@@ -61,6 +61,7 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
         share_of_bound: `bound_us` over the median; 1 is all that the wires allow.
         bound_gb_per_s: of a round of flows: what the fastest flow could have, were all done at the bound.
         flows: of a round of flows: each flow's own medians, lists of one entry a flow.
+        groups: of a variant's collective: each group's ranks and its own median, `p50_us`.
     """
 
     label: str
@@ -70,6 +71,7 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
     share_of_bound: float | None = None
     bound_gb_per_s: float | None = None
     flows: dict[str, Any] | None = None
+    groups: list[dict[str, Any]] | None = None
 
 
 class GroupResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ranks
 
-PATTERNS = [name for name in names("patterns") if load("patterns", name).__name__.startswith("ncclbench_patterns.")]
+BUILT_IN = [load("patterns", name) for name in names("patterns")]
+PATTERNS = [
+    module.__name__.rpartition(".")[2]
+    for module in BUILT_IN
+    if module.__name__.startswith("ncclbench_patterns.") and hasattr(module, "schedule")
+]
 
 
 def start(jobs: Starter, saboteur: Mapping[str, str], sabotage: str, line: str) -> Job:

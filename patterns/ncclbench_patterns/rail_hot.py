@@ -1,0 +1,58 @@
+"""An all-to-all in which one rail is sent more than the others, as when a few experts are everybody's favourites.
+
+An even all-to-all is bounded by all NICs together, a hot one by the NICs of one rail: time grows with the largest
+load, not with the sum. How far above that it is, is what the library loses to waiting.
+"""
+
+import numpy as np
+
+from ncclbench.schedule import AllToAllV, Case, Schedule, Unable, grid_of, shard_count
+from ncclbench.schedule import Params as BaseParams
+from ncclbench.topology import Topology
+
+_FACTORS = (1, 2, 4)
+
+
+class Params(BaseParams, frozen=True, kw_only=True):
+    """Parameters of rail_hot."""
+
+    rail: int = 0
+    """the rail that is sent more."""
+
+
+def variants(case: Case, topology: Topology) -> list[Schedule]:
+    """Phases ``factor=F``: the ranks on the hot rail are sent F times what the others are; S is an even buffer.
+
+    Raises:
+        Unable: on fewer than 2 nodes or 2 rails, or without the rail named.
+    """
+    rail = case.read(Params).rail
+    ranks = topology.world_size
+    count = shard_count(case, ranks)
+    grid_of(topology, "rail_hot", rails=2)
+    if rail not in topology.rails:
+        raise Unable(f"rail_hot: no rank is on rail {rail}; there are: {np.unique(topology.rails).tolist()}")
+    shard = count * case.element.itemsize
+    made = []
+    for factor in _FACTORS:
+        rows_N = np.where(topology.rails == rail, factor, 1)
+        phase = AllToAllV(
+            label=f"factor={factor}",
+            groups=np.arange(ranks)[None],
+            rows=np.tile(rows_N, (1, ranks, 1)),
+            row_bytes=shard,
+        )
+        sent = int(rows_N.sum()) * shard
+        made.append(
+            Schedule(
+                world_size=ranks,
+                dtype=case.element,
+                buffers={"send": sent, "recv": ranks * factor * shard},
+                inputs=("send",),
+                phases=(phase,),
+                op=None,
+                size_bytes=ranks * shard,
+                count=count,
+            )
+        )
+    return made
