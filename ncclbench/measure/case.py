@@ -95,7 +95,7 @@ def run_case(
     base = base_record(case, transport.name, topology.world_size, started)
     try:
         variants = build_variants(case, topology)
-        check_needs(case, transport)
+        check_needs(load("patterns", case.pattern), case, transport)
         if case.timing is Timing.GRAPH and transport.stream is None:
             raise Unable(f"graph timing needs a GPU transport; {transport.name} runs on the host")
         with transport.translating(case.id):

@@ -8,9 +8,9 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 from ncclbench.errors import Unable
-from ncclbench.registry import load
 from ncclbench.schedule.case import Case, Needs
 from ncclbench.transports.base import Transport, all_gather_text
 
@@ -21,16 +21,15 @@ _PLAYED = ("threads", "model")
 _UNSET_MEANS = {"NCCL_PXN_DISABLE": "0", "NCCL_P2P_PXN_LEVEL": "2", "NCCL_CROSS_NIC": "2"}
 
 
-def check_needs(case: Case, transport: Transport, environ: Mapping[str, str] = os.environ) -> None:
+def check_needs(pattern: ModuleType, case: Case, transport: Transport, environ: Mapping[str, str] = os.environ) -> None:
     """Nothing, if every rank was started as the case's pattern needs it; all ranks call it.
 
     Raises:
         Unable: on every rank, with the reason of the first that was not.
     """
-    module = load("patterns", case.pattern)
-    if not hasattr(module, "needs"):
+    if not hasattr(pattern, "needs"):
         return
-    mine = why_not(case, module.needs(case), transport.name, environ, sys.argv[1:])
+    mine = why_not(case, pattern.needs(case), transport.name, environ, sys.argv[1:])
     for rank, reason in enumerate(all_gather_text(transport.control, mine)):
         if reason:
             raise Unable(reason if rank == 0 else f"rank {rank}: {reason}")

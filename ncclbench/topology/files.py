@@ -138,9 +138,6 @@ def parse_topology(text: str, source: str) -> TopologyFile:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{source}: not a TOML file: {error}") from None
     _refuse_unknown_keys(raw, source)
-    for key in ("source", "sha256"):
-        if key in raw:
-            raise UsageError(f"{source}: {key} is not for you to set: take it out")
     try:
         found = msgspec.convert({**raw, "source": source}, TopologyFile)
     except msgspec.ValidationError as error:
@@ -169,7 +166,7 @@ def _check_keys(
 ) -> None:
     known = [field.name for field in msgspec.structs.fields(kind) if field.name not in hidden]
     for key in section:
-        if key not in known and key not in hidden:
+        if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise UsageError(f"{source}: unknown key {path}{key}; did you mean {near!r}? known: {', '.join(known)}")
 

@@ -1,0 +1,72 @@
+"""Cases that need a process started in a certain way, and what is said to one that was not."""
+
+from types import ModuleType
+
+import pytest
+
+from ncclbench.errors import Unable
+from ncclbench.measure.needs import check_needs, why_not
+from ncclbench.registry import load
+from ncclbench.schedule import Case, Needs
+from ncclbench.transports.threads import ThreadTransport, play
+
+CASE = Case(pattern="cross_rail", nbytes=64)
+RIGHT = {
+    "spine": {"NCCL_PXN_DISABLE": "1", "NCCL_CROSS_NIC": "1"},
+    "pxn": {},
+    "crossnic0": {"NCCL_PXN_DISABLE": "1", "NCCL_CROSS_NIC": "0"},
+}
+
+
+def needs(mode: str) -> Needs:
+    found: Needs = load("patterns", "cross_rail").needs(Case(pattern="cross_rail", nbytes=64, params={"mode": mode}))
+    return found
+
+
+@pytest.mark.parametrize("mode", RIGHT)
+def test_each_mode_of_cross_rail_is_a_start_of_its_own(mode: str) -> None:
+    able = [other for other, environ in RIGHT.items() if not why_not(CASE, needs(mode), "nccl", environ, [])]
+    assert able == [mode]
+
+
+@pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
+def test_the_reason_is_what_is_wrong_and_the_command_that_starts_it_right(transport: str) -> None:
+    arguments = ["run", "cross_rail", "-b", "1M", "-o", "runs/a", "--resume"]
+    why = why_not(CASE, needs("spine"), transport, {"NCCL_CROSS_NIC": "0"}, arguments)
+    assert "NCCL_PXN_DISABLE is not set, NCCL_CROSS_NIC is 0" in why
+    assert why.endswith("start again with: NCCL_PXN_DISABLE=1 NCCL_CROSS_NIC=1 ncclbench run cross_rail -b 1M")
+
+
+def test_what_nccl_does_by_itself_need_not_be_set() -> None:
+    assert why_not(CASE, needs("pxn"), "nccl", {"NCCL_PXN_DISABLE": "0"}, []) == ""
+    assert "NCCL_PXN_DISABLE is 1" in why_not(CASE, needs("pxn"), "nccl", {"NCCL_PXN_DISABLE": "1"}, [])
+
+
+@pytest.mark.parametrize("transport", ["gloo", "mpi"])
+def test_other_libraries_go_straight_and_nowhere_else(transport: str) -> None:
+    assert why_not(CASE, needs("spine"), transport, {}, []) == ""
+    assert why_not(CASE, needs("pxn"), transport, {}, []) == (
+        f"cross_rail: mode=pxn is a path that only NCCL takes; {transport} always goes straight"
+    )
+
+
+def test_all_ranks_skip_if_one_was_started_otherwise() -> None:
+    """Two ranks that decide otherwise would wait for each other for ever."""
+    module = ModuleType("demanding")
+    module.needs = lambda _case: Needs(variables={"NCCL_CROSS_NIC": "0"})  # type: ignore[attr-defined]
+
+    def main(transport: ThreadTransport) -> str:
+        transport.name = "nccl"
+        try:
+            check_needs(module, CASE, transport, {"NCCL_CROSS_NIC": "0" if transport.rank == 0 else "1"})
+        except Unable as unable:
+            return str(unable)
+        return ""
+
+    reasons = play(3, main)
+    assert len(set(reasons)) == 1
+    assert reasons[0].startswith("rank 1: NCCL reads its settings once")
+
+
+def test_a_pattern_without_needs_asks_nothing() -> None:
+    play(1, lambda transport: check_needs(ModuleType("plain"), CASE, transport, {}))
