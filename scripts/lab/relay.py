@@ -1,0 +1,71 @@
+"""Hold Ethernet frames back for a while: between two tap devices, both ways, in the order in which they came.
+
+    relay.py TAP TAP SECONDS
+
+Kernels have netem for this, but small ones leave it out. Both taps are there when "ready" is printed, and go away
+with this process.
+"""
+
+import contextlib
+import fcntl
+import os
+import selectors
+import signal
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+
+_TUNSETIFF = 0x400454CA
+_IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
+_LARGEST_FRAME = 65550
+
+
+def open_tap(name: str) -> int:
+    """A new tap device of that name; returns its descriptor, which does not block."""
+    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
+    return tap
+
+
+def relay(left: int, right: int, seconds: float) -> None:
+    """Pass frames on, each `seconds` after it came; never returns."""
+    other = {left: right, right: left}
+    held: deque[tuple[float, int, bytes]] = deque()  # one delay for all, so they are in order of time
+    selector = selectors.DefaultSelector()
+    for tap in other:
+        selector.register(tap, selectors.EVENT_READ)
+    while True:
+        wait = max(0.0, held[0][0] - time.monotonic()) if held else None
+        for key, _ in selector.select(wait):
+            held += [(time.monotonic() + seconds, other[key.fd], frame) for frame in frames_of(key.fd)]
+        while held and held[0][0] <= time.monotonic():
+            _due, tap, frame = held.popleft()
+            with contextlib.suppress(OSError):  # a full or closed port drops what it cannot take
+                os.write(tap, frame)
+
+
+def frames_of(tap: int) -> Iterator[bytes]:
+    """The frames that wait at a tap."""
+    try:
+        while True:
+            yield os.read(tap, _LARGEST_FRAME)
+    except BlockingIOError:
+        return
+    except OSError:  # not up yet, or not any more
+        time.sleep(0.01)
+
+
+def main() -> None:
+    """Open the taps, say so, and relay."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the command in front, not for the lab
+    left, right = (open_tap(name) for name in sys.argv[1:3])
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    relay(left, right, float(sys.argv[3]))
+
+
+if __name__ == "__main__":
+    main()
