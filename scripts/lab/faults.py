@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.lab.kernel import Batches, in_space, route_rails, run, save, shape, token_bucket
+from scripts.lab.kernel import Batches, in_space, route_rails, run, save, shape, token_bucket, turns
 from scripts.lab.plan import Lab, LabError, bits_per_s, usage
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Cable:
         device: its name there.
         switch: the bridge that `port` belongs to.
         rate: in bit/s, as the lab was made; None if it is not shaped.
+        uplink: whether the far end is a spine.
     """
 
     port: str
@@ -46,6 +47,7 @@ class Cable:
     device: str
     switch: str
     rate: float | None
+    uplink: bool = False
 
 
 def cables(lab: Lab, where: str, name: str) -> list[Cable]:
@@ -56,7 +58,7 @@ def cables(lab: Lab, where: str, name: str) -> list[Cable]:
     """
     if where in ("uplink", "spine"):
         ups = lab.uplinks_named(name) if where == "uplink" else lab.uplinks_of_spine(name)
-        return [Cable(up.port, lab.spine_space(up.spine), up.far, up.leaf.name, lab.spine_rate) for up in ups]
+        return [Cable(up.port, lab.spine_space(up.spine), up.far, up.leaf.name, lab.spine_rate, True) for up in ups]
     if where == "nvlink":
         node = lab.node(name)
         return [
@@ -129,11 +131,13 @@ def _slow(lab: Lab, cable: Cable, value: str, ways: Sequence[str]) -> None:
     if cable.rate is None and value.endswith("%"):
         raise usage("the NVLink has no rate of its own: give one such as --rate 200mbit")
     line_rate = bits_per_s(value, cable.rate)
+    ends = {"send": (cable.space, cable.device), "receive": (lab.switches, cable.port)}
     batch = Batches()
-    if "send" in ways:
-        batch.add("tc", cable.space, token_bucket(cable.device, line_rate, lab.mtu))
-    if "receive" in ways:
-        batch.add("tc", lab.switches, token_bucket(cable.port, line_rate, lab.mtu))
+    for space, device in (ends[way] for way in ways):
+        if cable.uplink:
+            batch.add("tc", space, *turns(lab, device, line_rate))
+        else:
+            batch.add("tc", space, token_bucket(device, line_rate, lab.mtu))
     batch.carry_out()
 
 

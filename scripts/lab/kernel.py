@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _STATE = Path("/run/ncclbench-lab")
 _SPACES = Path("/run/netns")
+# A port's queue holds whole messages: the fabrics that are played lose nothing by themselves.
+_QUEUE_BYTES = 1 << 23
 _TERM_SECONDS, _KILL_SECONDS = 3.0, 5.0
 
 # In every namespace. One congestion control everywhere, since the machine's own default may be any. Windows that stay
@@ -116,6 +118,7 @@ def make(lab: Lab) -> None:
         _make_cables(lab)
         _configure_gpus(lab)
         _configure_spines(lab)
+        _add_turns(lab)
         shape(lab)
     except BaseException:
         remove(lab.prefix)
@@ -233,15 +236,36 @@ def _configure_spines(lab: Lab) -> None:
     batch.carry_out()
 
 
+def _add_turns(lab: Lab) -> None:
+    """On both ends of every uplink, what comes from different inputs leaves in turns, as from a switch's crossbar."""
+    batch = Batches()
+    for space, device, sources in _uplink_ends(lab):
+        batch.add("tc", space, f"qdisc add dev {device} root handle 1: htb default 10")
+        for k, source in enumerate(sources):
+            batch.add(
+                "tc",
+                space,
+                f"filter add dev {device} parent 1: protocol ip prio 1 u32 match ip src {source} flowid 1:{0x11 + k:x}",
+            )
+    batch.carry_out()
+
+
+def _uplink_ends(lab: Lab) -> Iterator[tuple[str, str, list[str]]]:
+    """Both ends of every uplink: namespace, device, and the sources of its inputs."""
+    leaves, nics = lab.leaves(), lab.nics()
+    for up in lab.uplinks():
+        yield lab.switches, up.port, [f"{nic.address}/32" for nic in nics if nic.leaf == up.leaf]
+        yield lab.spine_space(up.spine), up.far, [leaf.subnet for leaf in leaves if leaf != up.leaf]
+
+
 def shape(lab: Lab) -> None:
     """Every port at its own rate: NICs, uplinks, and the cables between sites."""
     batch = Batches()
     for nic in lab.nics():
         batch.add("tc", lab.gpu_space(nic.gpu), token_bucket(nic.device, lab.nic_rate, lab.mtu))
         batch.add("tc", lab.switches, token_bucket(nic.port, lab.nic_rate, lab.mtu))
-    for up in lab.uplinks():
-        batch.add("tc", lab.switches, token_bucket(up.port, lab.spine_rate, lab.mtu))
-        batch.add("tc", lab.spine_space(up.spine), token_bucket(up.far, lab.spine_rate, lab.mtu))
+    for space, device, _sources in _uplink_ends(lab):
+        batch.add("tc", space, *turns(lab, device, lab.spine_rate))
     if lab.sites > 1 and lab.site_rate is not None:
         for spine in range(lab.sites * lab.spines):
             batch.add("tc", lab.wan, token_bucket(f"s{spine}", lab.site_rate, lab.mtu))
@@ -250,13 +274,28 @@ def shape(lab: Lab) -> None:
 
 
 def token_bucket(device: str, rate: float, mtu: int) -> str:
-    """The line for ``tc -batch`` that shapes what leaves by `device`.
+    """The line for ``tc -batch`` that shapes what leaves by `device`, first in first out."""
+    return f"qdisc replace dev {device} root tbf rate {rate:.0f}bit burst {_burst(rate, mtu)} limit {_QUEUE_BYTES}"
 
-    A bucket holds two packets, since what it holds passes at full speed and would make short messages look fast. The
-    queue is a switch's: long enough that a few TCP flows share a port evenly, short enough that they hear of it.
+
+def turns(lab: Lab, device: str, rate: float) -> list[str]:
+    """The lines that give the uplink end `device` its rate, shared evenly by the inputs that have something to send.
+
+    Without this the FIFO's share of a TCP flow would be chance, for longer than a message lasts.
     """
-    burst = max(2 * (mtu + 14), int(rate / 8 * 1e-4))
-    return f"qdisc replace dev {device} root tbf rate {rate:.0f}bit burst {burst} limit {max(30 * mtu, 4 * burst)}"
+    sources = next(found for _, name, found in _uplink_ends(lab) if name == device)
+    burst = _burst(rate, lab.mtu)
+    each = f"ceil {rate:.0f}bit burst {burst} cburst {burst} quantum {lab.mtu + 14}"
+    lines = [f"class replace dev {device} parent 1: classid 1:1 htb rate {rate:.0f}bit {each}"]
+    share = max(rate / (len(sources) + 1), 8e3)
+    for k in range(len(sources) + 1):  # the first is everything else: ARP, and what comes from other sites
+        lines.append(f"class replace dev {device} parent 1:1 classid 1:{0x10 + k:x} htb rate {share:.0f}bit {each}")
+    return lines
+
+
+def _burst(rate: float, mtu: int) -> int:
+    """A bucket holds two packets, since what it holds passes at full speed and would make short messages look fast."""
+    return max(2 * (mtu + 14), int(rate / 8 * 1e-4))
 
 
 # What is there, and its end.
