@@ -1,0 +1,1 @@
+"""Judging what was measured: profiles, checks, verdicts, and the bundle. Reads the store, never a transport."""
