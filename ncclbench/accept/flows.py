@@ -242,7 +242,8 @@ def describe_flows(record: Record, topology: Mapping[str, Any]) -> dict[str, Any
     """Everything above that this record has, as plain data for reports; ``topology`` is the manifest's.
 
     Keys: ``rail_matrix_gb_per_s`` (null where nothing went), ``send_gb_per_s`` and ``receive_gb_per_s`` of each rank,
-    and where the pattern has them ``jain``, ``interference``, ``far_over_near``, ``far_over_near_by_leaf``.
+    and where the pattern has them ``jain``, ``interference``, ``far_over_near``, ``far_over_near_by_leaf`` and, where
+    the topology file says how many uplinks a leaf has, ``spreading`` of a permutation.
     """
     found: dict[str, Any] = {}
     table = flows_of(record)
@@ -252,13 +253,25 @@ def describe_flows(record: Record, topology: Mapping[str, Any]) -> dict[str, Any
         found["send_gb_per_s"], found["receive_gb_per_s"] = _nullable(ends.send), _nullable(ends.receive)
     wiring = topology.get("wiring") or {}
     by_leaf = contrast_by_leaf(record, wiring["leaves"]) if "leaves" in wiring else {}
-    further = {
+    further: dict[str, Any] = {
         "jain": incast_fairness(record),
         "interference": interference(record),
         "far_over_near": contrast(record),
         "far_over_near_by_leaf": {wiring["leaf_names"][leaf]: ratio for leaf, ratio in by_leaf.items()},
     }
+    if record.pattern == "permutation" and len(table.src):
+        further["spreading"] = _spreading_on(table, wiring)
     return {**found, **{name: value for name, value in further.items() if value}}
+
+
+def _spreading_on(table: FlowTable, wiring: Mapping[str, Any]) -> dict[str, float] | None:
+    """`spreading` over the uplinks of a leaf; None where there are not at least 2, or leaves differ."""
+    uplinks = set(wiring.get("uplinks", []))
+    if len(uplinks) != 1 or min(uplinks) < 2 or None in wiring["leaves"]:
+        return None
+    links = uplinks.pop()
+    nics = len(wiring["leaves"]) / len(set(wiring["leaves"]))
+    return vars(spreading(table, links, nics / links))
 
 
 def _nullable(values: Floats) -> list[float | None]:

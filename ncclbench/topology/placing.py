@@ -135,6 +135,7 @@ def _wiring(found: TopologyFile, nodes: Sequence[Node], rails: Sequence[int]) ->
         nic_gbit_per_s=np.array([_total(planes) for planes in rates]),
         leaves=np.array([leaves.get(planes[0].leaf or "", UNKNOWN) if planes else UNKNOWN for planes in ports]),
         leaf_names=tuple(leaves),
+        uplinks=np.array([len(leaf.spines) for leaf in found.leaf]),
         uplink_gbit_per_s=np.array([_uplinks(leaf, spines) for leaf in found.leaf]),
         domain_gbit_per_s=np.array([domains.get(node.domain or node.name) or np.nan for node in nodes]),
     )

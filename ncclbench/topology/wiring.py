@@ -31,6 +31,7 @@ class Wiring:
         nic_gbit_per_s: what each rank's NIC carries in one direction, over all planes, shape (R,); NaN if unknown.
         leaves: the leaf of each rank's NIC (of its first plane), shape (R,); -1 if unknown.
         leaf_names: a name for each leaf index.
+        uplinks: how many links go up from each leaf, shape (L,).
         uplink_gbit_per_s: what each leaf can send up, over all its spines, shape (L,); NaN if unknown.
         domain_gbit_per_s: what each rank can send inside its NVLink domain, shape (R,); NaN if unknown.
     """
@@ -39,12 +40,14 @@ class Wiring:
     nic_gbit_per_s: Floats
     leaves: Ints
     leaf_names: tuple[str, ...]
+    uplinks: Ints
     uplink_gbit_per_s: Floats
     domain_gbit_per_s: Floats
 
     def __post_init__(self) -> None:
         """Freeze the arrays."""
-        object.__setattr__(self, "leaves", _frozen(self.leaves, np.int64))
+        for name in ("leaves", "uplinks"):
+            object.__setattr__(self, name, _frozen(getattr(self, name), np.int64))
         for name in ("nic_gbit_per_s", "uplink_gbit_per_s", "domain_gbit_per_s"):
             object.__setattr__(self, name, _frozen(getattr(self, name), np.float64))
 
@@ -55,6 +58,7 @@ class Wiring:
             "nic_gbit_per_s": _nullable(self.nic_gbit_per_s),
             "leaves": [None if leaf == UNKNOWN else leaf for leaf in self.leaves.tolist()],
             "leaf_names": list(self.leaf_names),
+            "uplinks": self.uplinks.tolist(),
             "uplink_gbit_per_s": _nullable(self.uplink_gbit_per_s),
             "domain_gbit_per_s": _nullable(self.domain_gbit_per_s),
         }

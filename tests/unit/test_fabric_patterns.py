@@ -49,6 +49,7 @@ def fabric(nodes: int, rails: int, trays: int = 1, per_leaf: int = 0, gbit_per_s
             nic_gbit_per_s=np.full(len(ranks), gbit_per_s),
             leaves=node // per_leaf * rails + rail,
             leaf_names=tuple(f"leaf{k}" for k in range(blocks * rails)),
+            uplinks=np.ones(blocks * rails, np.int64),
             uplink_gbit_per_s=np.full(blocks * rails, gbit_per_s),
             domain_gbit_per_s=np.full(len(ranks), np.nan),
         )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,6 +37,7 @@ def topology(per_leaf: int = NODES) -> Topology:
         nic_gbit_per_s=np.full(len(ranks), 8.0),
         leaves=leaves,
         leaf_names=tuple(f"leaf{k}" for k in range(leaves.max() + 1)),
+        uplinks=np.full(leaves.max() + 1, 2),
         uplink_gbit_per_s=np.full(leaves.max() + 1, 8.0),
         domain_gbit_per_s=np.full(len(ranks), np.nan),
     )
@@ -78,9 +80,8 @@ def measured(pattern: str, rate: Any, where: Topology, **params: Any) -> Record:
         (phase,) = one.phases
         assert isinstance(phase, Exchange)
         exact = np.array([rate(a, b) for a, b in zip(phase.src.tolist(), phase.dst.tolist(), strict=True)])
-        phases.append(
-            flows(phase.label, phase.src.tolist(), phase.dst.tolist(), exact * noise.normal(1, 0.01, len(exact)))
-        )
+        noisy = exact * noise.normal(1, 0.01, len(exact))
+        phases.append(flows(phase.label, phase.src.tolist(), phase.dst.tolist(), noisy))
     return record(phases)
 
 
@@ -100,7 +101,7 @@ def test_a_slow_nic_shows_in_its_own_median_and_in_no_other(culprit: int, side: 
     ends = endpoint_medians(flows_of(measured("same_rail", rate, topology())), NODES * RAILS)
     slow, other = (ends.send, ends.receive) if side == "send" else (ends.receive, ends.send)
     assert np.flatnonzero(slow < 0.95).tolist() == [culprit]
-    assert slow[culprit] == pytest.approx(0.9, rel=0.01)
+    assert slow[culprit] == pytest.approx(0.9, rel=0.02)
     assert not np.any(other < 0.95)
     assert set(ends.send_peers) == set(ends.receive_peers) == {7}
 
@@ -222,3 +223,12 @@ def test_all_of_it_as_plain_data() -> None:
     assert told["rail_matrix_gb_per_s"][0][1] is None
     assert list(told["far_over_near_by_leaf"]) == [f"leaf{k}" for k in range(8)]
     assert describe_flows(record([]), where.as_record()) == {}
+
+
+def test_the_spreading_of_a_permutation_needs_the_uplinks_of_the_file() -> None:
+    where = topology()
+    found = msgspec.structs.replace(measured("permutation", lambda _src, _dst: 1.0, where), pattern="permutation")
+    told = describe_flows(found, where.as_record())
+    assert told["spreading"]["null_load"] == pytest.approx(largest_load(2, 4))
+    assert told["spreading"]["score"] > 0.8
+    assert "spreading" not in describe_flows(found, {**where.as_record(), "wiring": {}})
