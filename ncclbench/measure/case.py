@@ -15,6 +15,7 @@ from ncclbench.buffers import allocate, cold_copies, uploader
 from ncclbench.errors import Unable
 from ncclbench.measure import device, regimes
 from ncclbench.measure.needs import check_needs
+from ncclbench.measure.proof import Expected, PortWatch, expected
 from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
 from ncclbench.measure.regimes import LAUNCHES_PER_BLOCK, Clock, Loop, Progress
 from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, collect
@@ -99,7 +100,7 @@ def run_case(
         if case.timing is Timing.GRAPH and transport.stream is None:
             raise Unable(f"graph timing needs a GPU transport; {transport.name} runs on the host")
         with transport.translating(case.id):
-            outcome = _Measuring(case, variants, transport, settings, clock, progress).run()
+            outcome = _Measuring(case, variants, transport, topology, settings, clock, progress).run()
     except Unable as unable:
         skipped = msgspec.structs.replace(base, status="skipped", reason=str(unable))
         return Measurement(skipped) if transport.rank == 0 else None
@@ -116,6 +117,7 @@ class _Measuring:
         case: Case,
         variants: tuple[Schedule, ...],
         transport: Transport,
+        topology: Topology,
         settings: Settings,
         clock: Clock,
         progress: Progress,
@@ -123,7 +125,7 @@ class _Measuring:
         """Allocate the buffers and compile the programs: one for each variant and set of buffers."""
         progress.enter("compile")
         self.case, self.variants, self.transport, self.settings = case, variants, transport, settings
-        self.clock, self.progress = clock, progress
+        self.topology, self.clock, self.progress = topology, clock, progress
         copies = cold_copies(sum(shared_buffers(variants).values()), transport.device, settings.cache)
         while gcd(copies, len(variants)) > 1:  # only then do variants and buffers that rotate meet in every pair
             copies -= 1
@@ -135,7 +137,7 @@ class _Measuring:
     def run(self) -> Outcome | None:
         """Check, warm up, time, check again; the outcome on rank 0, None elsewhere."""
         settings, transport, progress = self.settings, self.transport, self.progress
-        before = self._evidence()
+        before, ports = self._evidence(), PortWatch(self.topology, transport)
         wrong = self._check("check before", _BEFORE, 0)
         seconds_each = self._warm_up()
         loop = self._loop()
@@ -151,7 +153,7 @@ class _Measuring:
         samples = collect(measure, columns, rule, transport.control, self.clock, launches * seconds_each)
         wrong += self._check("check after", _AFTER, len(self.buffers) - 1)
         counts = transport.control.gather(np.array([wrong], np.int64))
-        after = self._evidence()
+        after, counted = self._evidence(), ports.finish()
         if samples is None or counts is None:
             return None
         checked = Validation(counts[:, 0], self.timed.tolerance, self.timed.why) if settings.check else None
@@ -163,7 +165,19 @@ class _Measuring:
             remarks=sorted({*loop.remarks, *self.programs[0].notes}),
             before=before,
             after=after,
+            counted=counted,
+            wanted=self._wanted(samples.seconds_RNK.shape[1], launches),
         )
+
+    def _wanted(self, samples: int, launches: int) -> Expected:
+        """What every NIC must have carried in all that was run, checks and warm-up included."""
+        turns = len(self.variants)
+        timed = samples * launches + (2 * launches if self.case.timing is Timing.GRAPH else 0)
+        warm, checks = self._warm_up_rounds(), 2 if self.settings.check else 0
+        runs_V = [checks + timed // turns + len(range(v, warm, turns)) for v in range(turns)]
+        asked = getattr(load("patterns", self.case.pattern), "needs", None)
+        needs = asked(self.case) if asked else None
+        return expected(self.variants, runs_V, self.topology, self.transport.name, needs)
 
     def _oracle(self, variant: Schedule, salt: int) -> Oracle:
         seed, upload = 3 * self.settings.seed + salt, uploader(self.transport.device)
@@ -190,12 +204,15 @@ class _Measuring:
         """Run every variant, so that every connection is there; returns roughly how long an iteration takes."""
         self.progress.enter("warmup")
         self._refill()
-        rounds = max(self.settings.warmup, len(self.variants) if len(self.variants) > 1 else 0)
+        rounds = self._warm_up_rounds()
         began = self.clock()
         for i in range(rounds):
             self.programs[i % len(self.programs)].run()
             self.progress.ticks += 1
         return (self.clock() - began) / max(1, rounds)
+
+    def _warm_up_rounds(self) -> int:
+        return max(self.settings.warmup, len(self.variants) if len(self.variants) > 1 else 0)
 
     def _refill(self) -> None:
         for buffers in self.buffers:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from ncclbench.measure.flows import flow_results, group_medians
+from ncclbench.measure.proof import Counted, Expected, proof_notes, reconcile
 from ncclbench.measure.sampling import Samples
 from ncclbench.measure.statistics import MICRO, Floats, skew, summarise
 from ncclbench.plan import Settings
@@ -44,6 +45,8 @@ class Outcome:
         remarks: what the timing loop had to say.
         before: each rank's evidence (what its library and its GPU say) before timing.
         after: the same afterwards.
+        counted: what each rank's NIC counted; empty where nothing leaves an NVLink domain.
+        wanted: what the NICs must have carried.
     """
 
     samples: Samples
@@ -53,6 +56,8 @@ class Outcome:
     remarks: Sequence[str]
     before: Sequence[Mapping[str, Any]]
     after: Sequence[Mapping[str, Any]]
+    counted: Sequence[Counted]
+    wanted: Expected
 
 
 def base_record(
@@ -99,6 +104,9 @@ def complete_record(
     factor = bus_factor(schedule.op, members) if schedule.op else 0.0
     phases = _phase_results(variants, samples, topology)
     wrong = int(validation.wrong_R.sum()) if validation else None
+    path = merge_paths(outcome.before, outcome.after)
+    if outcome.counted:
+        path = {**(path or {}), **reconcile(outcome.wanted, outcome.counted, topology, path)}
     return msgspec.structs.replace(
         base,
         status="wrong" if wrong else "ok",
@@ -106,7 +114,7 @@ def complete_record(
         wrong=wrong,
         wrong_ranks=np.flatnonzero(validation.wrong_R).tolist() if validation else [],
         tolerance=validation.tolerance if validation else 0.0,
-        notes=_notes(outcome),
+        notes=[*_notes(outcome), *proof_notes(path)],
         warmup=settings.warmup,
         stopped=samples.stopped,
         launches_per_sample=outcome.launches_per_sample,
@@ -125,7 +133,7 @@ def complete_record(
         groups=_group_results(schedule, samples.seconds_RNK[:, :, 0], factor) if len(variants) == 1 else [],
         ledger=rotation_record([schedule_ledger(variant, topology) for variant in variants], rotation),
         setup=dict(outcome.setup),
-        path=merge_paths(outcome.before, outcome.after),
+        path=path,
         gpus=_gpus(outcome.before, outcome.after),
     )
 

@@ -30,10 +30,12 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         variables: NCCL's settings; it reads them once in a process's life.
         only_nccl: what of the case only NCCL has, in words; "" if other transports can do it too.
+        pxn: whether NCCL must hop over NVLink to the receiver's rail, or must not.
     """
 
     variables: dict[str, str] = {}
     only_nccl: str = ""
+    pxn: bool = False
 
 
 P = TypeVar("P", bound=Params)

@@ -17,6 +17,8 @@ _SUBSYSTEMS = "INIT,GRAPH,NET,P2P,SHM,NVLS,ENV"
 _VERSION = re.compile(r"NCCL version ([\w.]+)")
 _VIA = re.compile(r"\bvia (NET/[A-Za-z]+|P2P/[A-Za-z]+|SHM(?:/[A-Za-z]+)?|COLLNET)")
 _GDR = re.compile(r"/GDRDMA\b")
+# A number in brackets behind the device is the rank whose NIC is used in place of the sender's own: PXN.
+_SEND = re.compile(r"\[send\] via NET/\w+/\d+(\(\d+\))?")
 _NETWORK = re.compile(r"Using network (\S+)")
 _CHANNELS = re.compile(r"(\d+) coll channels, (\d+) collnet channels, (\d+) nvls channels, (\d+) p2p channels")
 _NVLS_OFF = re.compile(r"NVLS multicast support is not available")
@@ -29,7 +31,7 @@ _WARNING = re.compile(r"NCCL WARN (.*)")
 def parse_nccl_log(lines: Iterable[str]) -> dict[str, Any]:
     """What the lines of an NCCL log say; a key is there only if a line says it.
 
-    Keys: ``version``, ``network`` (IB, Socket, ...), ``links`` (``P2P/CUMEM``, ``NET/IB``, ...), ``gdr``,
+    Keys: ``version``, ``network`` (IB, Socket, ...), ``links`` (``P2P/CUMEM``, ``NET/IB``, ...), ``gdr``, ``pxn``,
     ``channels``, ``nvls``, ``calls`` (op, algorithm and protocol), ``warnings``.
     """
     found: dict[str, Any] = {}
@@ -57,6 +59,8 @@ def _note_link(line: str, links: set[str], found: dict[str, Any]) -> None:
     links.add(match[1])
     if match[1].startswith("NET/"):
         found["gdr"] = bool(_GDR.search(line)) or found.get("gdr", False)
+    if send := _SEND.search(line):
+        found["pxn"] = bool(send[1]) or found.get("pxn", False)
 
 
 class NcclLog:

@@ -53,7 +53,8 @@ class Params(BaseParams, frozen=True, kw_only=True):
 def needs(case: Case) -> Needs:
     """How the process must have been started for the case's mode."""
     mode = case.read(Params).mode
-    return Needs(variables=_VARIABLES[mode], only_nccl="" if mode == "spine" else f"mode={mode}")
+    only_nccl = "" if mode == "spine" else f"mode={mode}"
+    return Needs(variables=_VARIABLES[mode], only_nccl=only_nccl, pxn=mode == "pxn")
 
 
 def variants(case: Case, topology: Topology) -> list[Schedule]:

@@ -35,7 +35,13 @@ def test_two_hosts_talk_over_infiniband_with_gpudirect() -> None:
 
 def test_sockets_without_gpudirect_are_seen() -> None:
     found = parse_nccl_log(["x NCCL INFO Channel 00/0 : 0[0] -> 1[1] [send] via NET/Socket/0"])
-    assert found == {"links": ["NET/Socket"], "gdr": False}
+    assert found == {"links": ["NET/Socket"], "gdr": False, "pxn": False}
+
+
+def test_a_send_by_another_rank_s_nic_is_a_hop_over_nvlink() -> None:
+    found = parse_nccl_log(["x NCCL INFO Channel 00/1 : 0[0] -> 9[1] [send] via NET/IB/1(1)/GDRDMA"])
+    assert found["pxn"] is True
+    assert "pxn" not in parse_nccl_log(["x NCCL INFO Channel 00/1 : 9[1] -> 0[0] [receive] via NET/IB/1/GDRDMA"])
 
 
 def test_what_is_not_said_is_not_made_up() -> None:
