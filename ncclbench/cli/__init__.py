@@ -19,6 +19,7 @@ _RANK_0_SPEAKS_SECONDS = 2.0
 _COMMANDS = {
     "run": "Measure patterns or a plan, and store a run directory.",
     "report": "Show one or more run directories.",
+    "topo": "Show this host's GPUs, NICs and NVLink domain, or what a topology file says.",
     "doctor": "Show what this machine has, what it lacks, and why that matters.",
     "list": "List patterns, plans, transports and report formats.",
 }

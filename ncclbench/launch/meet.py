@@ -8,12 +8,12 @@ torch.distributed needs such a place; torchrun names one, mpiexec and srun do no
 """
 
 import os
-import re
 import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 
 from ncclbench.errors import EnvironmentFault
+from ncclbench.topology.hostlist import expand_nodes
 from ncclbench.transports._address import LOOPBACK
 from ncclbench.transports.base import Seat
 
@@ -80,29 +80,3 @@ def _listening(seat: Seat, host: str, port: int, source: str) -> Seat:
             "all ranks to a port that is free"
         ) from None
     return replace(seat, address=(host, port), listen_fd=listener.detach())
-
-
-def expand_nodes(text: str) -> list[str]:
-    """Slurm's short form of a list of nodes, in full: ``n[01-03,7],login`` is n01, n02, n03, n7 and login.
-
-    Raises:
-        ValueError: if it is empty or its brackets do not close.
-    """
-    # A comma outside brackets parts two names.
-    names = [name for part in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text) for name in _expand(part)]
-    if not names or text.count("[") != text.count("]"):
-        raise ValueError(f"not a list of nodes: {text!r}")
-    return names
-
-
-def _expand(name: str) -> list[str]:
-    """One name; each of its brackets stands for several."""
-    head, bracket, rest = name.partition("[")
-    if not bracket:
-        return [name]
-    inside, _, tail = rest.partition("]")
-    numbers: list[str] = []
-    for item in inside.split(","):
-        low, _, high = item.partition("-")
-        numbers += [f"{k:0{len(low)}d}" for k in range(int(low), int(high or low) + 1)]
-    return [head + number + end for number in numbers for end in _expand(tail)]

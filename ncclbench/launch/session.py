@@ -29,6 +29,8 @@ from ncclbench.store.events import utc_now
 from ncclbench.store.provenance import provenance
 from ncclbench.store.records import SCHEMA
 from ncclbench.topology import Topology
+from ncclbench.topology.detect import detect_host, nearest
+from ncclbench.topology.placing import Found, place_detected
 from ncclbench.topology.placing import place as place_ranks
 from ncclbench.transports._address import LOOPBACK, own_hosts
 from ncclbench.transports.base import Seat, Transport, all_gather_text, broadcast_text
@@ -81,7 +83,8 @@ def _prepare(
     places = [msgspec.json.decode(text, type=Place) for text in texts]
     _refuse_disagreement(job, transport)
     hosts = [place.host for place in places]
-    topology = place_ranks(job.topology, hosts) if job.topology else Topology.from_hosts(hosts)
+    found = [place.found for place in places]
+    topology = place_ranks(job.topology, hosts) if job.topology else place_detected(hosts, found)
     _refuse_too_large(job, seat, topology, transport)
     finished = _open_book(job, seat, topology, places, transport, book)
     watchdog = _start_watchdog(places, transport, book, progress, watch_host) if watch_host else None
@@ -89,12 +92,13 @@ def _prepare(
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a rank runs, for the manifest: host, process, cores it may use, and its GPU's PCI address."""
+    """Where a rank runs, for the manifest: host, process, cores, its GPU's PCI address, and what it found around it."""
 
     host: str
     pid: int
     cores: list[int]
     gpu: str | None = None
+    found: Found = Found()
 
 
 def _place(job: Job, seat: Seat, transport: Transport) -> str:
@@ -102,7 +106,20 @@ def _place(job: Job, seat: Seat, transport: Transport) -> str:
     gpu = transport.describe().get("pci_bus_id")
     cores = bind(seat, gpu) if job.bind else allowed_cores()
     host = "local" if seat.launcher == "threads" else socket.gethostname()
-    return _text(Place(host=host, pid=os.getpid(), cores=cores, gpu=gpu))
+    return _text(Place(host=host, pid=os.getpid(), cores=cores, gpu=gpu, found=_surroundings(gpu)))
+
+
+def _surroundings(gpu: str | None) -> Found:
+    """The NIC and the NVLink domain of this rank's GPU; nothing without a GPU."""
+    if not gpu:
+        return Found()
+    host = detect_host()
+    if gpu.lower() not in host.gpus:
+        return Found()
+    index = host.gpus.index(gpu.lower())
+    nic, domain = nearest(host)[index], host.domains[index]
+    rates = {port.device: port.gbit_per_s for port in host.ports}
+    return Found(nic=nic, gbit_per_s=rates.get(nic), domain=f"{domain.cluster}/{domain.clique}" if domain else "")
 
 
 def _cross_check(seat: Seat, transport: Transport) -> None:

@@ -22,6 +22,7 @@ from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.store.records import GroupResult, PhaseResult, Record, Status
 from ncclbench.topology import Topology
+from ncclbench.topology.placing import straddling
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def complete_record(
     factor = bus_factor(schedule.op, members) if schedule.op else 0.0
     phases = _phase_results(variants, samples, topology)
     wrong = int(validation.wrong_R.sum()) if validation else None
+    remarks = _placement(base, topology)
     path = merge_paths(outcome.before, outcome.after)
     if outcome.counted:
         path = {**(path or {}), **reconcile(outcome.wanted, outcome.counted, topology, path)}
@@ -114,7 +116,7 @@ def complete_record(
         wrong=wrong,
         wrong_ranks=np.flatnonzero(validation.wrong_R).tolist() if validation else [],
         tolerance=validation.tolerance if validation else 0.0,
-        notes=[*_notes(outcome), *proof_notes(path)],
+        notes=[*_notes(outcome), *remarks, *proof_notes(path)],
         warmup=settings.warmup,
         stopped=samples.stopped,
         launches_per_sample=outcome.launches_per_sample,
@@ -149,6 +151,13 @@ def _notes(outcome: Outcome) -> list[str]:
     for gpu in _gpus(outcome.before, outcome.after):
         notes += [f"rank {gpu['rank']}: {what}" for what in gpu["warnings"]]
     return notes
+
+
+def _placement(base: Record, topology: Topology) -> list[str]:
+    """Expert-parallel groups that lie across NVLink domains without need; for patterns that have such groups."""
+    size = str(base.params.get("ep", ""))
+    warning = straddling(topology, int(size)) if size.isdecimal() else ""
+    return [warning] if warning else []
 
 
 def merge_paths(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

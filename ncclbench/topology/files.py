@@ -47,11 +47,16 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A host or tray, the NVLink domain it is in (itself by default), and its NICs."""
+    """A host or tray, the NVLink domain it is in (itself by default), and its NICs.
+
+    The name ``*`` stands for every host that is not named. `leaf` is for a node of which no more is known than the
+    switch above it.
+    """
 
     name: str
     domain: str | None = None
     site: str = ""
+    leaf: str | None = None
     nic: tuple[Nic, ...] = ()
 
     @property
@@ -122,13 +127,18 @@ def read_topology(path: Path | str) -> TopologyFile:
     Raises:
         UsageError: naming the file, the key, and what was meant.
     """
+    from ncclbench.topology.imports import nccl_xml, slurm_conf, slurm_yaml
+
     file = Path(path)
     try:
         raw = file.read_bytes()
         text = raw.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the topology {file}: {error}") from None
-    return msgspec.structs.replace(parse_topology(text, str(file)), sha256=hashlib.sha256(raw).hexdigest())
+    parsers = {".xml": nccl_xml, ".conf": slurm_conf, ".yaml": slurm_yaml, ".yml": slurm_yaml}
+    found = parsers.get(file.suffix, parse_topology)(text, str(file))
+    check_topology(found)
+    return msgspec.structs.replace(found, sha256=hashlib.sha256(raw).hexdigest())
 
 
 def parse_topology(text: str, source: str) -> TopologyFile:
@@ -201,7 +211,6 @@ def check_topology(found: TopologyFile) -> None:
 
 
 def _check_node(node: Node, found: TopologyFile) -> None:
-    leaves = [leaf.name for leaf in found.leaf]
     places = Counter((nic.rail, nic.plane) for nic in node.nic)
     for (rail, plane), n in places.items():
         if n > 1:
@@ -212,13 +221,18 @@ def _check_node(node: Node, found: TopologyFile) -> None:
     twice = [device for device, n in devices.items() if n > 1]
     if twice:
         raise UsageError(f"{found.source}: {node.name} has {twice[0]} on two rails or planes")
-    for nic in node.nic:
-        if nic.leaf is not None and nic.leaf not in leaves:
-            what = _missing("leaf", nic.leaf, leaves)
-            raise UsageError(f"{found.source}: {node.name} rail {nic.rail} is on {what}")
+    _check_leaves(node, found)
     domains = [domain.name for domain in found.domain]
-    if domains and (node.domain or node.name) not in domains:
+    if domains and node.name != "*" and (node.domain or node.name) not in domains:
         raise UsageError(f"{found.source}: {node.name} is in {_missing('domain', node.domain or node.name, domains)}")
+
+
+def _check_leaves(node: Node, found: TopologyFile) -> None:
+    leaves = [leaf.name for leaf in found.leaf]
+    named = [(node.name, node.leaf), *((f"{node.name} rail {nic.rail}", nic.leaf) for nic in node.nic)]
+    for what, leaf in named:
+        if leaf is not None and leaf not in leaves:
+            raise UsageError(f"{found.source}: {what} is on {_missing('leaf', leaf, leaves)}")
 
 
 def _missing(kind: str, name: str, known: list[str]) -> str:

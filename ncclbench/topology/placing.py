@@ -6,11 +6,15 @@ and is said aloud.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from ncclbench.errors import UsageError
-from ncclbench.topology.files import Node, Switch, TopologyFile
+from ncclbench.topology.detect import natural
+from ncclbench.topology.files import Nic, Node, Switch, TopologyFile
 from ncclbench.topology.model import Topology
 from ncclbench.topology.wiring import UNKNOWN, Wiring
 
@@ -44,12 +48,82 @@ def lay_out(found: TopologyFile, world_size: int) -> Topology:
     Raises:
         UsageError: if the file has fewer places.
     """
-    if len(found.rank) >= world_size:
+    if found.rank and {seat.rank for seat in found.rank} == set(range(world_size)):
         return place(found, [seat.node for seat in sorted(found.rank, key=lambda seat: seat.rank)])
+    if [node.name for node in found.node] == ["*"]:
+        return place(found, ["any-host"] * world_size)
     places = [node.name for node in found.node for _ in (node.rails or [0])]
     if world_size > len(places):
         raise UsageError(f"{found.source} has {len(places)} rails on all its nodes, fewer than {world_size} ranks")
     return place(found, places[:world_size])
+
+
+def places_in(found: TopologyFile) -> int:
+    """How many ranks a file has room for: those it lists; else one a rail, or one a node of unknown rails."""
+    return len(found.rank) or sum(len(node.rails) or 1 for node in found.node)
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank found out about its place.
+
+    Attributes:
+        nic: the NIC nearest to its GPU that no other GPU of its host is nearer to; "" where it found none.
+        gbit_per_s: of that NIC.
+        domain: the NVLink domain that NVML names; "" where it names none.
+    """
+
+    nic: str = ""
+    gbit_per_s: float | None = None
+    domain: str = ""
+
+
+def place_detected(hosts: Sequence[str], found: Sequence[Found]) -> Topology:
+    """The topology of a job without a file: host names, and what ranks found where all of them found it."""
+    topology = Topology.from_hosts(hosts)
+    changes: dict[str, Any] = {}
+    sources = dict(topology.sources)
+    if any(one.domain for one in found):
+        changes["domains"] = _indices([one.domain or host for host, one in zip(hosts, found, strict=True)])
+        sources["domain"] = "NVML's fabric information (cluster and clique)"
+    ports = [(host, one.nic) for host, one in zip(hosts, found, strict=True)]
+    if all(one.nic for one in found) and len(set(ports)) == len(ports):
+        changes["rails"] = _rails_by_device(ports)
+        sources["rail"] = "the NIC nearest to each rank's GPU by PCI distance, in the order of NICs on its host"
+        changes["wiring"] = Wiring(
+            devices=tuple(one.nic for one in found),
+            nic_gbit_per_s=np.array([one.gbit_per_s or np.nan for one in found]),
+            leaves=np.full(len(found), UNKNOWN),
+            leaf_names=(),
+            uplinks=np.zeros(0, np.int64),
+            uplink_gbit_per_s=np.zeros(0),
+            domain_gbit_per_s=np.full(len(found), np.nan),
+        )
+    return replace(topology, **changes, sources=sources)
+
+
+def _rails_by_device(ports: Sequence[tuple[str, str]]) -> list[int]:
+    """The place of each NIC among those of its host that are used, in natural order."""
+    by_host: dict[str, list[str]] = {}
+    for host, nic in ports:
+        by_host.setdefault(host, []).append(nic)
+    ordered = {host: sorted(nics, key=natural) for host, nics in by_host.items()}
+    return [ordered[host].index(nic) for host, nic in ports]
+
+
+def straddling(topology: Topology, size: int) -> str:
+    """What to say if groups of `size` consecutive ranks span several NVLink domains; "" if none does."""
+    if size < 2 or size > topology.world_size or topology.world_size % size:
+        return ""
+    _, members = np.unique(topology.domains, return_counts=True)
+    groups = topology.domains.reshape(-1, size)
+    spans = np.array([len(np.unique(group)) for group in groups])
+    split = np.flatnonzero(spans > 1)
+    if not len(split):
+        return ""
+    first = f"ranks {split[0] * size} to {(split[0] + 1) * size - 1} sit in {spans[split[0]]} NVLink domains"
+    fits = members.max() >= size
+    advice = "place consecutive ranks in one domain" if fits else f"none here holds more than {members.max()} ranks"
+    return f"{len(split)} of {len(groups)} expert-parallel groups of {size} straddle NVLink domains ({first}); {advice}"
 
 
 def _indices(names: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -70,6 +144,8 @@ def _nodes_of(found: TopologyFile, hosts: Sequence[str]) -> list[Node]:
     for rank, host in enumerate(hosts):
         name = said.get(rank, host)
         node = by_name.get(name) or by_short.get(name.partition(".")[0])
+        if node is None and "*" in by_name:
+            node = by_name[name] = msgspec.structs.replace(by_name["*"], name=name)
         if node is None:
             known = ", ".join([*by_name][:12]) + (f" and {len(by_name) - 12} more" if len(by_name) > 12 else "")
             raise UsageError(
@@ -133,12 +209,16 @@ def _wiring(found: TopologyFile, nodes: Sequence[Node], rails: Sequence[int]) ->
     return Wiring(
         devices=tuple(",".join(port.device for port in planes if port.device) for planes in ports),
         nic_gbit_per_s=np.array([_total(planes) for planes in rates]),
-        leaves=np.array([leaves.get(planes[0].leaf or "", UNKNOWN) if planes else UNKNOWN for planes in ports]),
+        leaves=np.array([_leaf(node, planes, leaves) for node, planes in zip(nodes, ports, strict=True)]),
         leaf_names=tuple(leaves),
         uplinks=np.array([len(leaf.spines) for leaf in found.leaf]),
         uplink_gbit_per_s=np.array([_uplinks(leaf, spines) for leaf in found.leaf]),
         domain_gbit_per_s=np.array([domains.get(node.domain or node.name) or np.nan for node in nodes]),
     )
+
+
+def _leaf(node: Node, planes: Sequence[Nic], leaves: dict[str, int]) -> int:
+    return leaves.get((planes[0].leaf if planes else None) or node.leaf or "", UNKNOWN)
 
 
 def _total(rates: Sequence[float | None]) -> float:

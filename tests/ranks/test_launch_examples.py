@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ncclbench.launch.detect import detect
-from ncclbench.launch.meet import expand_nodes
+from ncclbench.topology.hostlist import expand_nodes
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "scripts/launch"

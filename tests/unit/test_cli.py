@@ -84,7 +84,7 @@ SMALL = ("-b", "8", "-e", "8", "--transport", "threads", "--nproc", "2")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("rnu",), "no command 'rnu'; did you mean 'run'? there are: run, report, doctor, list"),
+        (("rnu",), "no command 'rnu'; did you mean 'run'? there are: run, report, topo, doctor, list"),
         (("--fast",), "--fast"),
         (("run",), "name a pattern (see `ncclbench list patterns`) or a plan with --plan"),
         (("run", "all_redcue"), "no pattern 'all_redcue'; did you mean 'all_reduce'?"),
@@ -440,7 +440,7 @@ def test_help_documents_every_exit_code(ncclbench: Callable[..., Result]) -> Non
     assert ncclbench("--version")[1] == f"ncclbench, version {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["run", "report", "doctor", "list"])
+@pytest.mark.parametrize("command", ["run", "report", "topo", "doctor", "list"])
 def test_every_command_has_help_with_examples(command: str, ncclbench: Callable[..., Result]) -> None:
     code, out, _ = ncclbench(command, "-h")
     assert code == 0

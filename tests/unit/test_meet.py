@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from ncclbench.errors import EnvironmentFault
-from ncclbench.launch.meet import expand_nodes, with_store
+from ncclbench.launch.meet import with_store
+from ncclbench.topology.hostlist import expand_nodes
 from ncclbench.transports._address import connect_first, own_hosts
 from ncclbench.transports.base import Seat
 

@@ -162,7 +162,7 @@ def test_8192_ranks_are_placed_and_stay_small() -> None:
     ("text", "words"),
     [
         ("schema = 1\nnode = 3", "node must be a list: write [[node]], not [node]"),
-        ("[[node]]\nnam = 'x'", "unknown key node[0].nam; did you mean 'name'? known: name, domain, site, nic"),
+        ("[[node]]\nnam = 'x'", "unknown key node[0].nam; did you mean 'name'? known: name, domain, site, leaf, nic"),
         ("[[node]]\nname = 'x'\n[[node.nic]]\nrial = 0", "unknown key node[0].nic[0].rial; did you mean 'rail'?"),
         ("nodes = []", "unknown key nodes; did you mean 'node'?"),
         ("schema = 2\n[[node]]\nname = 'x'", "schema 2 is not known here"),

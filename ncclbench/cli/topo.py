@@ -1,0 +1,70 @@
+"""``ncclbench topo``: who sits where, and how that is known."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("topo", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--topology",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A topology file: TOML, Slurm's topology.conf or topology.yaml, or an NCCL topology XML.",
+)
+@click.option("--ranks", type=click.IntRange(min=1), help="Ranks to lay out on the file.  [default: one a rail]")
+@click.option(
+    "--ep", type=click.IntRange(min=1), help="Size of expert-parallel groups: those across domains are named."
+)
+@click.option("--json", "as_json", is_flag=True, help="One compact JSON object.")
+@click.option("--dot", "as_dot", is_flag=True, help="A graph for Graphviz.")
+def command(file: Path | None, ranks: int | None, ep: int | None, as_json: bool, as_dot: bool) -> None:
+    """Show this host's GPUs, NICs and NVLink domain, and how they were found; or what a topology file says.
+
+    \b
+    Examples:
+      ncclbench topo
+      ncclbench topo --topology cluster.toml --ep 16
+      ncclbench topo --topology /etc/slurm/topology.conf --dot | dot -Tsvg > fabric.svg
+    """
+    from ncclbench.errors import UsageError
+
+    if as_json and as_dot:
+        raise UsageError("--json and --dot exclude each other")
+    if file is None and (ranks or ep):
+        raise UsageError("--ranks and --ep go with --topology FILE, which says where ranks sit")
+    page = _of_file(file, ranks, ep) if file else _of_host()
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(page["record"]).decode())
+    else:
+        click.echo("\n".join(page["dot"] if as_dot else page["lines"]))
+
+
+def _of_host() -> dict[str, Any]:
+    import msgspec
+
+    from ncclbench.topology.detect import detect_host
+    from ncclbench.topology.pages import host_dot, host_lines
+
+    host = detect_host()
+    return {"record": msgspec.to_builtins(host), "lines": host_lines(host), "dot": host_dot(host)}
+
+
+def _of_file(file: Path, ranks: int | None, ep: int | None) -> dict[str, Any]:
+    from ncclbench.errors import UsageError
+    from ncclbench.topology.files import read_topology
+    from ncclbench.topology.pages import fabric_dot, fabric_lines
+    from ncclbench.topology.placing import lay_out, places_in, straddling
+
+    found = read_topology(file)
+    topology = lay_out(found, ranks or places_in(found))
+    if ep and topology.world_size % ep:
+        raise UsageError(f"--ep {ep} does not divide {topology.world_size} ranks")
+    warning = straddling(topology, ep) if ep else ""
+    record = {"name": found.name, **topology.as_record(), "warnings": [warning] if warning else []}
+    lines = fabric_lines(found, topology) + ([f"! {warning}"] if warning else [])
+    return {"record": record, "lines": lines, "dot": fabric_dot(found)}

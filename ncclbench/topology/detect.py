@@ -1,0 +1,193 @@
+"""What one host shows of its place: NICs, their speed and distance from the GPU, and the GPU's NVLink domain.
+
+Read from /sys and, where it is installed, NVML. What is not there is left out; nothing is guessed here.
+"""
+
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+SYS = Path("/sys")
+
+_NVIDIA = "0x10de"
+_DISPLAY = "0x03"  # PCI classes 0300 and 0302: the GPUs
+_FABRIC_READY = 3  # NVML_GPU_FABRIC_STATE_COMPLETED
+
+
+class Port(msgspec.Struct, frozen=True, kw_only=True):
+    """One network port.
+
+    Attributes:
+        device: ``mlx5_0`` (``mlx5_0:2`` for a second port), or ``eth0``.
+        kind: ``InfiniBand``, ``RoCE`` (RDMA over Ethernet) or ``Ethernet``.
+        gbit_per_s: None where the driver does not say.
+        up: whether the link is.
+        guid: of the device; the hardware address of an Ethernet interface.
+        pci: its PCI address; "" for a virtual one.
+        hops: for each GPU of the host in order, steps through the PCI tree.
+    """
+
+    device: str
+    kind: str
+    gbit_per_s: float | None
+    up: bool
+    guid: str
+    pci: str
+    hops: list[int]
+
+
+class Domain(msgspec.Struct, frozen=True, kw_only=True):
+    """The NVLink domain of a GPU that spans hosts: NVML's cluster and clique."""
+
+    cluster: str
+    clique: int
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """What one host shows of itself; `how` says for each part where it was read."""
+
+    name: str
+    gpus: list[str]
+    ports: list[Port]
+    domains: list[Domain | None]
+    how: dict[str, str]
+
+
+def detect_host(root: Path | None = None, name: str | None = None) -> Host:
+    """This host; `root` stands for /sys, `name` for the host name."""
+    sys = root or SYS
+    gpus = _gpus(sys)
+    rdma, ethernet = _rdma(sys, gpus), _ethernet(sys, gpus)
+    domains = [_domain(gpu) for gpu in gpus]
+    how = {
+        "host": "gethostname",
+        "gpus": f"{sys}/bus/pci/devices: {len(gpus)} found",
+        "nics": f"{sys}/class/infiniband: {len(rdma)} ports; {sys}/class/net: {len(ethernet)} interfaces",
+        "domain": _how_domain(gpus, domains),
+    }
+    return Host(name=name or socket.gethostname(), gpus=gpus, ports=[*rdma, *ethernet], domains=domains, how=how)
+
+
+def nearest(host: Host) -> list[str]:
+    """The NIC of each GPU: the nearest RDMA port that no other GPU has; "" where there is none left."""
+    chosen: list[str] = []
+    for index in range(len(host.gpus)):
+        free = [port for port in host.ports if port.kind != "Ethernet" and port.up and port.device not in chosen]
+        chosen.append(min(free, key=lambda port: port.hops[index]).device if free else "")
+    return chosen
+
+
+def _gpus(sys: Path) -> list[str]:
+    found = []
+    for device in _entries(sys / "bus/pci/devices"):
+        if _text(device / "vendor") == _NVIDIA and _text(device / "class").startswith(_DISPLAY):
+            found.append(device.name)
+    return found
+
+
+def _rdma(sys: Path, gpus: Sequence[str]) -> list[Port]:
+    found = []
+    for device in _entries(sys / "class/infiniband"):
+        for port in _entries(device / "ports"):
+            name = device.name if port.name == "1" else f"{device.name}:{port.name}"
+            rate = re.match(r"([\d.]+) Gb/sec", _text(port / "rate"))
+            found.append(
+                Port(
+                    device=name,
+                    kind="InfiniBand" if _text(port / "link_layer") == "InfiniBand" else "RoCE",
+                    gbit_per_s=float(rate[1]) if rate else None,
+                    up="ACTIVE" in _text(port / "state"),
+                    guid=_text(device / "node_guid"),
+                    pci=_pci(device / "device"),
+                    hops=[_hops(sys, gpu, device / "device") for gpu in gpus],
+                )
+            )
+    return found
+
+
+def _ethernet(sys: Path, gpus: Sequence[str]) -> list[Port]:
+    """Interfaces of /sys/class/net, without the loopback."""
+    found = []
+    for interface in _entries(sys / "class/net"):
+        if interface.name == "lo":
+            continue
+        megabits = _text(interface / "speed")
+        found.append(
+            Port(
+                device=interface.name,
+                kind="Ethernet",
+                gbit_per_s=int(megabits) / 1000 if megabits.isdecimal() and int(megabits) else None,
+                up=_text(interface / "operstate") == "up",
+                guid=_text(interface / "address"),
+                pci=_pci(interface / "device"),
+                hops=[_hops(sys, gpu, interface / "device") for gpu in gpus],
+            )
+        )
+    return found
+
+
+def _pci(link: Path) -> str:
+    """The PCI address at the end of a device link."""
+    try:
+        name = link.resolve(strict=True).name
+    except OSError:
+        return ""
+    return name if re.fullmatch(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", name) else ""
+
+
+def _hops(sys: Path, gpu: str, device: Path) -> int:
+    """Steps from one device to another through the tree of bridges; over the host's root they are many."""
+    one, other = ((sys / "bus/pci/devices" / gpu).resolve().parts, device.resolve().parts)
+    shared = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return len(one) + len(other) - 2 * shared
+
+
+def _domain(gpu: str) -> Domain | None:
+    """NVML's fabric information; None where there is no such thing, or it is not ready."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        info = pynvml.c_nvmlGpuFabricInfoV_t()
+        pynvml.nvmlDeviceGetGpuFabricInfoV(pynvml.nvmlDeviceGetHandleByPciBusId(gpu.encode()), pynvml.byref(info))
+    except Exception:  # no wheel, no driver, an older one, no permission: nobody to ask
+        return None
+    return _told(info)
+
+
+def _told(info: Any) -> Domain | None:
+    cluster = bytes(info.clusterUuid).hex()
+    if info.state != _FABRIC_READY or not cluster.strip("0"):
+        return None
+    return Domain(cluster=cluster, clique=int(info.cliqueId))
+
+
+def _how_domain(gpus: Sequence[str], domains: Sequence[Domain | None]) -> str:
+    if any(domains):
+        return "NVML's fabric information"
+    if not gpus:
+        return "no GPU here"
+    return "NVML tells of no domain beyond this host; a host is taken as one"
+
+
+def _entries(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir(), key=lambda entry: natural(entry.name))
+    except OSError:
+        return []
+
+
+def natural(name: str) -> list[str | int]:
+    """A key to sort by in which mlx5_10 comes after mlx5_9: text and numbers in turns, text first."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return ""
