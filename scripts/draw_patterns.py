@@ -87,12 +87,12 @@ def drawing(pattern: str) -> str:
     )
 
 
-def _order(label: str) -> tuple[int, list[object]]:
+def _order(label: str) -> tuple[int, list[int], str]:
     """Near before far and numbers as numbers, since rounds come in random order."""
     kinds = ("near", "cut", "far")
     kind = next((k for k, name in enumerate(kinds) if label.startswith(name)), 0)
     words = "".join(c if c.isdigit() else " " for c in label).split()
-    return kind, [*map(int, words), label]
+    return kind, [*map(int, words)], label
 
 
 def _spread(phases: Sequence[Phase], shown: int) -> list[Phase]:
@@ -134,7 +134,7 @@ def _flows(phase: Exchange, topology: Topology) -> Iterator[str]:
         length = float(np.hypot(x2 - x1, y2 - y1))
         ux, uy = (x2 - x1) / length, (y2 - y1) / length
         # To the right of the straight line, so that the two directions of a pair do not cover each other.
-        bend = 8 + 0.1 * length
+        bend = 8 + 0.22 * length
         cx, cy = (x1 + x2) / 2 - uy * bend, (y1 + y2) / 2 + ux * bend
         start, end = (x1 + ux * _RADIUS, y1 + uy * _RADIUS), (x2 - ux * _RADIUS, y2 - uy * _RADIUS)
         colour = int(topology.rails[src]) % len(COLOURS)

@@ -306,6 +306,15 @@ def _sizes(plan: Any, topology: Any) -> list[tuple[Any, int, str]]:
     return found
 
 
+def _wrong_start(case: Any, transport: str) -> str:
+    """Why this process, as it was started, could not measure the case; "" if it could."""
+    from ncclbench.measure.needs import why_not
+    from ncclbench.registry import load
+
+    module = load("patterns", case.pattern)
+    return why_not(case, module.needs(case), transport, os.environ, sys.argv[1:]) if hasattr(module, "needs") else ""
+
+
 def _dry_run(plan: Any, transport: str, topology: Any, speaks: bool) -> Exit:
     from ncclbench.measure.estimate import estimate_seconds
     from ncclbench.units import format_bytes, format_seconds
@@ -316,7 +325,8 @@ def _dry_run(plan: Any, transport: str, topology: Any, speaks: bool) -> Exit:
     click.echo(f"plan {plan.name}: {size} over {transport}; nothing is started\n")
     click.echo(f"{'memory/rank':>12}  {'about':>8}  case")
     total = 0.0
-    for planned, memory, reason in _sizes(plan, topology):
+    for planned, memory, unable in _sizes(plan, topology):
+        reason = unable or _wrong_start(planned.case, transport)
         seconds = 0.0 if reason else estimate_seconds(planned, memory)
         total += seconds
         note = f"  (would be skipped: {reason})" if reason else ""

@@ -146,10 +146,8 @@ def grid_of(topology: Topology, pattern: str, *, domains: int = 2, rails: int = 
     if found < domains:
         nodes = len(np.unique(topology.nodes))
         inside = f", whose {nodes} nodes share NVLink" if nodes > found else ""
-        raise Unable(
-            f"{pattern} needs {domains} nodes (NVLink domains); this job has {found}{inside}; "
-            "--topology FILE says where ranks sit"
-        )
+        hint = "; --topology FILE says where ranks sit" if topology.wiring is None else ""
+        raise Unable(f"{pattern} needs {domains} nodes (NVLink domains); this job has {found}{inside}{hint}")
     grid_DTR = topology.grid()
     if grid_DTR.shape[2] < rails:
         raise Unable(

@@ -60,10 +60,10 @@ def _nearest_rails_first(topology: Topology, grid_DTR: Ints, target: int) -> Int
 
 
 def _victim(topology: Topology, target: int, senders: Ints) -> tuple[int, int] | None:
-    """Two ranks in different domains that take no part; on the target's rail, where its leaf is, if there are any."""
+    """Two ranks in different domains that take no part; best on the target's rail, and away from its node."""
     free = np.setdiff1d(np.arange(topology.world_size), np.append(senders, target))
-    off_rail = topology.rails[free] != topology.rails[target]
-    free = free[np.argsort(off_rail, kind="stable")]
+    beside = topology.domains[free] == topology.domains[target]
+    free = free[np.lexsort((topology.rails[free] != topology.rails[target], beside))]
     for a in free.tolist():
         elsewhere = free[topology.domains[free] != topology.domains[a]]
         if len(elsewhere):
