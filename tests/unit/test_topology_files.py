@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from ncclbench.cli.run import command as run_command
 from ncclbench.errors import UsageError
+from ncclbench.store.directory import read_run
 from ncclbench.topology import Link, Topology
 from ncclbench.topology.files import parse_topology, read_topology
 from ncclbench.topology.placing import lay_out, place
@@ -227,3 +230,35 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot read the topology"):
         read_topology(tmp_path / "binary")
+
+
+def run_threads(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(run_command, [str(one) for one in arguments])
+    return result.exit_code, f"{result.output}{result.exception or ''}"
+
+
+def test_run_places_threads_by_the_file_and_its_manifest_says_so(tmp_path: Path) -> None:
+    file, out = tmp_path / "lab.toml", tmp_path / "run"
+    seats = [f'[[rank]]\nrank = {r}\nnode = "{("n0", "n1.cluster")[r // 2]}"\nrail = {r % 2}\n' for r in range(4)]
+    file.write_text(LAB + "".join(seats))
+    arguments = ["cross_rail", "-b", "4K", "-e", "4K", "-n", 6, "--transport", "threads", "--nproc", 4]
+    code, text = run_threads(*arguments, "--topology", file, "-o", out)
+    assert code == 0, text
+    run = read_run(out)
+    assert run.manifest["topology"]["node_names"] == ["n0", "n1.cluster"]
+    assert run.manifest["topology"]["sources"]["rail"] == f"topology file {file}, [[rank]]"
+    assert [record.status for record in run.records] == ["ok"]
+    code, text = run_threads(*arguments, "--topology", file, "--dry-run")
+    assert code == 0
+    assert "skipped" not in text
+    code, text = run_threads(*arguments, "--dry-run")
+    assert "would be skipped: cross_rail needs 2 nodes" in text
+
+
+def test_run_refuses_a_bad_file_before_anything_starts(tmp_path: Path) -> None:
+    file, out = tmp_path / "lab.toml", tmp_path / "run"
+    file.write_text(LAB.replace("rail = 1", "rial = 1"))
+    code, text = run_threads("ring", "--transport", "threads", "--nproc", 2, "--topology", file, "-o", out)
+    assert code == 1  # as click's runner shows an exception of ours
+    assert "unknown key node[0].nic[1].rial; did you mean 'rail'?" in text
+    assert not out.exists()
