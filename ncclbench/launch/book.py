@@ -12,6 +12,7 @@ import msgspec
 from ncclbench.errors import Exit, worst
 from ncclbench.launch.verdict import Fault
 from ncclbench.measure.case import Measurement
+from ncclbench.measure.needs import wrongly_started
 from ncclbench.measure.record import base_record
 from ncclbench.plan import Plan, PlannedCase
 from ncclbench.store.directory import FINISHED, RunWriter, read_run
@@ -84,7 +85,7 @@ class Book:
         job, self.world_size = self.job, manifest["world_size"]
         if job.resume:
             self.writer = RunWriter.resume(self.out, manifest)
-            self.records = [r for r in read_run(self.out).records if r.status in FINISHED]
+            self.records = [r for r in read_run(self.out).records if r.status in FINISHED and not wrongly_started(r)]
             self.writer.event("resume", finished=len(self.records))
         else:
             self.writer = RunWriter.create(self.out, manifest)

@@ -12,8 +12,11 @@ from types import ModuleType
 
 from ncclbench.errors import Unable
 from ncclbench.schedule.case import Case, Needs
+from ncclbench.store.records import Record
 from ncclbench.transports.base import Transport, all_gather_text
 
+# How the reason begins, wherever it stands: such a case is not finished for another start.
+WRONG_START = "NCCL reads its settings once"
 _NCCL = ("nccl", "cupy_nccl")
 # Transports that only play a fabric can play NCCL's choices too.
 _PLAYED = ("threads", "model")
@@ -52,7 +55,12 @@ def why_not(case: Case, needs: Needs, transport: str, environ: Mapping[str, str]
     found = ", ".join(f"{name} is {environ.get(name, 'not set')}" for name in wrong)
     settings = " ".join(f"{name}={value}" for name, value in needs.variables.items())
     shown = _command(case, arguments)
-    return f"NCCL reads its settings once, as a process starts, and {found}; start again with: {settings} {shown}"
+    return f"{WRONG_START}, as a process starts, and {found}; start again with: {settings} {shown}"
+
+
+def wrongly_started(record: Record) -> bool:
+    """Whether a case was skipped because of the way its process was started: another start may measure it."""
+    return record.status == "skipped" and WRONG_START in (record.reason or "")
 
 
 def _command(case: Case, arguments: Sequence[str]) -> str:

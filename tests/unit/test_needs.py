@@ -1,13 +1,18 @@
 """Cases that need a process started in a certain way, and what is said to one that was not."""
 
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from click.testing import CliRunner
 
+from ncclbench.cli.run import command as run_command
 from ncclbench.errors import Unable
+from ncclbench.measure import needs as needs_room
 from ncclbench.measure.needs import check_needs, why_not
 from ncclbench.registry import load
 from ncclbench.schedule import Case, Needs
+from ncclbench.store.directory import read_run
 from ncclbench.transports.threads import ThreadTransport, play
 
 CASE = Case(pattern="cross_rail", nbytes=64)
@@ -70,3 +75,28 @@ def test_all_ranks_skip_if_one_was_started_otherwise() -> None:
 
 def test_a_pattern_without_needs_asks_nothing() -> None:
     play(1, lambda transport: check_needs(ModuleType("plain"), CASE, transport, {}))
+
+
+def test_one_run_directory_takes_every_mode_a_start_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a user does it: the plan once, then --resume in processes that were started otherwise."""
+    monkeypatch.setattr(needs_room, "_NCCL", ("threads",))
+    monkeypatch.setattr(needs_room, "_PLAYED", ())
+    plan, fabric, out = tmp_path / "modes.toml", tmp_path / "fabric.toml", tmp_path / "run"
+    case = 'pattern = "cross_rail"\nbytes = 4096\niterations = 6\nparams = { mode = ["spine", "pxn", "crossnic0"] }\n'
+    plan.write_text(f'name = "modes"\n[[case]]\n{case}')
+    nodes = "".join(f'[[node]]\nname = "n{d}"\n' for d in range(2))
+    seats = "".join(f'[[rank]]\nrank = {r}\nnode = "n{r // 2}"\nrail = {r % 2}\n' for r in range(4))
+    fabric.write_text(nodes + seats)
+    measured = []
+    for mode, environ in RIGHT.items():
+        for name in ("NCCL_PXN_DISABLE", "NCCL_CROSS_NIC"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        again = ["--resume"] if out.exists() else []
+        arguments = ["--plan", plan, "--transport", "threads", "--nproc", 4, "--topology", fabric, "-o", out, *again]
+        result = CliRunner().invoke(run_command, [str(one) for one in arguments])
+        assert result.exit_code == 0, result.output
+        measured.append(mode)
+        statuses = {r.params.get("mode", "spine"): r.status for r in read_run(out).records}
+        assert statuses == {other: "ok" if other in measured else "skipped" for other in RIGHT}
