@@ -106,14 +106,25 @@ def _place(job: Job, seat: Seat, transport: Transport) -> str:
     gpu = transport.describe().get("pci_bus_id")
     cores = bind(seat, gpu) if job.bind else allowed_cores()
     host = "local" if seat.launcher == "threads" else socket.gethostname()
-    return _text(Place(host=host, pid=os.getpid(), cores=cores, gpu=gpu, found=_surroundings(gpu)))
+    return _text(
+        Place(
+            host=host,
+            pid=os.getpid(),
+            cores=cores,
+            gpu=gpu,
+            found=Found() if seat.launcher == "threads" else _surroundings(gpu),
+        )
+    )
 
 
 def _surroundings(gpu: str | None) -> Found:
-    """The NIC and the NVLink domain of this rank's GPU; nothing without a GPU."""
-    if not gpu:
-        return Found()
+    """The NIC and the NVLink domain of this rank's GPU; without a GPU the interface that gloo was told to use."""
     host = detect_host()
+    if not gpu:
+        told = {port.device: port for port in host.ports if port.kind == "Ethernet"}
+        own = told.get(os.environ.get("GLOO_SOCKET_IFNAME", ""))
+        # A virtual interface says some speed or other.
+        return Found(nic=own.device, gbit_per_s=own.gbit_per_s if own.pci else None) if own else Found()
     if gpu.lower() not in host.gpus:
         return Found()
     index = host.gpus.index(gpu.lower())

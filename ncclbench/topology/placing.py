@@ -67,7 +67,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What one rank found out about its place.
 
     Attributes:
-        nic: the NIC nearest to its GPU that no other GPU of its host is nearer to; "" where it found none.
+        nic: the NIC nearest to its GPU that no other GPU of its host is nearer to, or without a GPU the interface that
+            gloo was told to use; "" where it found none.
         gbit_per_s: of that NIC.
         domain: the NVLink domain that NVML names; "" where it names none.
     """
@@ -88,7 +89,9 @@ def place_detected(hosts: Sequence[str], found: Sequence[Found]) -> Topology:
     ports = [(host, one.nic) for host, one in zip(hosts, found, strict=True)]
     if all(one.nic for one in found) and len(set(ports)) == len(ports):
         changes["rails"] = _rails_by_device(ports)
-        sources["rail"] = "the NIC nearest to each rank's GPU by PCI distance, in the order of NICs on its host"
+        sources["rail"] = (
+            "each rank's own NIC (nearest to its GPU by PCI distance, or gloo's interface), in their order on its host"
+        )
         changes["wiring"] = Wiring(
             devices=tuple(one.nic for one in found),
             nic_gbit_per_s=np.array([one.gbit_per_s or np.nan for one in found]),

@@ -89,15 +89,43 @@ def test_flows_leave_their_domain_and_no_rank_has_two(
         assert not can_run(pattern, domains, rails, trays)
         return
     assert can_run(pattern, domains, rails, trays)
-    labels = [phase.label for phase in exchanges(schedules)]
-    assert len(set(labels)) == len(labels) == len(schedules)
-    for phase in exchanges(schedules):
-        assert np.all(topology.domains[phase.src] != topology.domains[phase.dst])
-        assert len(set(phase.src.tolist())) == len(set(phase.dst.tolist())) == len(phase.src)
+    check_rounds(exchanges(schedules), topology, direction, everyone=pattern != "pairs" or domains % 2 == 0)
+
+
+def check_rounds(phases: list[Exchange], topology: Topology, direction: str, *, everyone: bool) -> None:
+    """What holds for every round; `everyone`: each rank takes part, which an odd number of nodes prevents in pairs."""
+    labels = [phase.label for phase in phases]
+    assert len(set(labels)) == len(labels), "a label stands twice"
+    for phase in phases:
+        assert np.all(topology.domains[phase.src] != topology.domains[phase.dst]), "a flow stays in its domain"
+        senders, receivers = set(phase.src.tolist()), set(phase.dst.tolist())
+        assert len(senders) == len(receivers) == len(phase.src), "a rank has two flows"
         if direction == "apart":
-            assert not set(phase.src.tolist()) & set(phase.dst.tolist())
-        elif pattern != "pairs" or domains % 2 == 0:  # an odd number of nodes leaves one at rest
-            assert len(phase.src) == topology.world_size
+            assert not senders & receivers, "a rank sends and receives"
+        elif everyone:
+            assert len(phase.src) == topology.world_size, "a rank is left out"
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "direction", "words"),
+    [
+        ([0, 1, 2, 3], [2, 3, 0, 1], "both", ""),
+        ([0, 1, 2, 3], [1, 2, 3, 0], "both", "a flow stays in its domain"),
+        ([0, 0, 2, 3], [2, 3, 0, 1], "both", "a rank has two flows"),
+        ([0, 1, 2, 3], [2, 2, 0, 1], "both", "a rank has two flows"),
+        ([0, 1, 2], [2, 3, 0], "both", "a rank is left out"),
+        ([0, 1, 2, 3], [2, 3, 0, 1], "apart", "a rank sends and receives"),
+    ],
+)
+def test_the_check_of_rounds_catches_each_fault(src: list[int], dst: list[int], direction: str, words: str) -> None:
+    phase = Exchange("r", np.array(src), np.array(dst), np.array([8]), recv_offset=places(dst) * 8)
+    if not words:
+        check_rounds([phase], fabric(2, 2), direction, everyone=True)
+        words, phases = "a label stands twice", [phase, phase]
+    else:
+        phases = [phase]
+    with pytest.raises(AssertionError, match=words):
+        check_rounds(phases, fabric(2, 2), direction, everyone=True)
 
 
 def can_run(pattern: str, domains: int, rails: int, trays: int) -> bool:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from ncclbench.cli.topo import command
 from ncclbench.errors import EnvironmentFault, UsageError
+from ncclbench.launch.session import _surroundings
 from ncclbench.measure.case import run_case
 from ncclbench.plan import Settings
 from ncclbench.schedule import Case
@@ -117,7 +118,7 @@ def test_ranks_that_all_found_a_nic_are_on_its_rail() -> None:
     found = [Found(nic=nic, gbit_per_s=400) for nic in ("mlx5_10", "mlx5_9", "mlx5_9", "mlx5_10")]
     topology = place_detected(hosts, found)
     assert topology.rails.tolist() == [1, 0, 0, 1]
-    assert topology.sources["rail"].startswith("the NIC nearest to each rank's GPU")
+    assert topology.sources["rail"].startswith("each rank's own NIC (nearest to its GPU")
     assert topology.wiring is not None
     assert topology.wiring.devices == ("mlx5_10", "mlx5_9", "mlx5_9", "mlx5_10")
     assert set(topology.wiring.nic_gbit_per_s) == {400.0}
@@ -171,6 +172,24 @@ def test_the_record_of_a_case_points_them_out_too(monkeypatch: pytest.MonkeyPatc
     measured = play(4, lambda t: run_case(case, t, topology, Settings(iterations=6)))[0]
     assert measured is not None
     assert any("expert-parallel groups of 2 straddle" in note for note in measured.record.notes)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "told", "found"),
+    [
+        (GPUS[0].upper(), "eth0", Found(nic="mlx5_10", gbit_per_s=400.0)),
+        ("0000:ff:00.0", "eth0", Found()),
+        (None, "eth0", Found(nic="eth0")),
+        (None, "lo", Found()),
+        (None, "", Found()),
+    ],
+)
+def test_a_rank_finds_its_own_nic(
+    gpu: str | None, told: str, found: Found, sys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "SYS", sys)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", told)
+    assert _surroundings(gpu) == found
 
 
 # Other people's files
