@@ -1,8 +1,9 @@
-"""What there is of each kind: patterns, transports and report formats, found by module name.
+"""What there is of each kind: patterns, transports, report formats and importers, found by module name.
 
-A file in `ncclbench_patterns`, `ncclbench_reports` or `ncclbench.transports` *is* its registration. Other
-distributions add theirs through an entry point in the group `ncclbench.patterns`, `ncclbench.reports` or
-`ncclbench.transports`; its value is a module (or, for a transport, a module with `open_transport`).
+A file in `ncclbench_patterns`, `ncclbench_reports`, `ncclbench.transports` or `ncclbench.importers` *is* its
+registration. Other distributions add theirs through an entry point in the group `ncclbench.patterns`,
+`ncclbench.reports`, `ncclbench.transports` or `ncclbench.importers`; its value is a module (or, for a transport, a
+module with `open_transport`).
 Nothing is imported to list the names.
 """
 
@@ -21,9 +22,13 @@ _PACKAGES = {
     "patterns": "ncclbench_patterns",
     "reports": "ncclbench_reports",
     "transports": "ncclbench.transports",
+    "importers": "ncclbench.importers",
 }
 # One file may serve several names: torch.distributed has one backend a name.
-_SERVED_BY = {("transports", "torch_dist"): ("gloo", "nccl")}
+_SERVED_BY = {
+    ("transports", "torch_dist"): ("gloo", "nccl"),
+    ("reports", "nccl_tests"): ("nccl-tests",),  # a module cannot be called that
+}
 # What every transport is written against is not itself a transport.
 _NOT_PLUGINS = {("transports", "base")}
 
@@ -46,7 +51,7 @@ def _third_party(kind: str) -> dict[str, EntryPoint]:
 
 
 def names(kind: str) -> list[str]:
-    """Names of `kind` (``patterns``, ``reports``, ``transports``), sorted; a third party cannot hide a built-in."""
+    """Names of `kind` (``patterns``, ``reports``, ...), sorted; a third party cannot hide a built-in."""
     return sorted({*_builtin(kind), *_third_party(kind)})
 
 

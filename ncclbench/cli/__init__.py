@@ -14,16 +14,17 @@ from ncclbench.errors import Exit, NcclbenchError
 
 _RANK_0_SPEAKS_SECONDS = 2.0
 
-# Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`:
-# a submodule of that name would hide the built-in from this package.
+# Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`,
+# which would hide the built-in from this package, and for `import`, which no module can be called.
 _COMMANDS = {
     "run": "Measure patterns or a plan, and store a run directory.",
     "report": "Show one or more run directories.",
     "topo": "Show this host's GPUs, NICs and NVLink domain, or what a topology file says.",
+    "import": "Make a run directory of another tool's logs.",
     "doctor": "Show what this machine has, what it lacks, and why that matters.",
     "list": "List patterns, plans, transports and report formats.",
 }
-_MODULES = {"list": "listing"}
+_MODULES = {"list": "listing", "import": "importing"}
 
 
 class _LazyGroup(click.Group):

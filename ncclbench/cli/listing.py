@@ -6,7 +6,7 @@ import click
 
 from ncclbench.errors import NcclbenchError
 
-_KINDS = ("patterns", "plans", "transports", "reports")
+_KINDS = ("patterns", "plans", "transports", "reports", "importers")
 
 
 @click.command("list", context_settings={"help_option_names": ["-h", "--help"]})

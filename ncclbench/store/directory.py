@@ -211,13 +211,17 @@ class RunWriter:
         return writer
 
     def append(
-        self, record: Record, labels: list[str] | None = None, seconds_RNK: NDArray[np.float64] | None = None
+        self,
+        record: Record,
+        labels: list[str] | None = None,
+        seconds_RNK: NDArray[np.float64] | None = None,
+        ranks_R: NDArray[np.int32] | None = None,
     ) -> Record:
         """Store a record, and its samples before it; returns the record as stored, with the samples' path."""
         with self._lock, _storing(record.case):
             if seconds_RNK is not None and labels is not None:
                 name = f"samples/{self._stored:05d}-{record.pattern}-{record.bytes}-{record.timing}.parquet"
-                write_samples(self.path / name, labels, seconds_RNK)
+                write_samples(self.path / name, labels, seconds_RNK, ranks_R)
                 record = msgspec.structs.replace(record, samples=name)
             _append_line(self.path / "results.jsonl", msgspec.json.encode(record) + b"\n")
             self._stored += 1
@@ -251,8 +255,17 @@ def first_difference(stored: Any, now: Any, path: str) -> str | None:
     return None if stored == now else f"{path} was {stored!r}, and now is {now!r}"
 
 
-def write_samples(path: Path, labels: list[str], seconds_RNK: NDArray[np.float64]) -> None:
-    """Raw samples as Parquet: rank int32, iteration int32, phase dictionary<string>, seconds float64."""
+def write_samples(
+    path: Path, labels: list[str], seconds_RNK: NDArray[np.float64], ranks_R: NDArray[np.int32] | None = None
+) -> None:
+    """Raw samples as Parquet: rank int32, iteration int32, phase dictionary<string>, seconds float64.
+
+    Args:
+        path: of the file.
+        labels: one a column.
+        seconds_RNK: shape (R, N, columns).
+        ranks_R: the rank of each row, from 0 in order if None; -1 is stored as null: a log does not say whose it is.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -262,13 +275,14 @@ def write_samples(path: Path, labels: list[str], seconds_RNK: NDArray[np.float64
         pa.string(), len(labels), [None, pa.py_buffer(ends.data), pa.py_buffer("".join(labels).encode())]
     )
     phase = np.tile(np.arange(columns, dtype=np.int32), ranks * samples)
-    rank = np.repeat(np.arange(ranks, dtype=np.int32), samples * columns)
+    known = np.arange(ranks, dtype=np.int32) if ranks_R is None else ranks_R
+    rank = np.repeat(known, samples * columns)
     iteration = np.tile(np.repeat(np.arange(samples, dtype=np.int32), columns), ranks)
     seconds = np.ascontiguousarray(seconds_RNK).ravel()
     there = ~np.isnan(seconds)  # an iteration need not have every phase
     table = pa.table(
         {
-            "rank": _column(pa.int32(), rank[there]),
+            "rank": _ranks(rank[there]),
             "iteration": _column(pa.int32(), iteration[there]),
             "phase": pa.DictionaryArray.from_arrays(_column(pa.int32(), phase[there]), names),
             "seconds": _column(pa.float64(), seconds[there]),
@@ -281,6 +295,16 @@ def write_samples(path: Path, labels: list[str], seconds_RNK: NDArray[np.float64
         os.fsync(file.fileno())
     temporary.replace(path)
     _sync_folder(path.parent)
+
+
+def _ranks(ranks: NDArray[np.int32]) -> Any:
+    """An Arrow array in which -1 is null."""
+    import pyarrow as pa
+
+    if (ranks >= 0).all():
+        return _column(pa.int32(), ranks)
+    there = np.packbits(ranks >= 0, bitorder="little")
+    return pa.Array.from_buffers(pa.int32(), len(ranks), [pa.py_buffer(there.data), pa.py_buffer(ranks.data)])
 
 
 def _column(kind: Any, values: NDArray[Any]) -> Any:

@@ -83,27 +83,31 @@ class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One case of a run; ``docs/formats.md`` says what each field means."""
+    """One case of a run; ``docs/formats.md`` says what each field means.
+
+    `dtype`, `world_size`, `started`, `tolerance`, `warmup` and `launches_per_sample` are None only where `imported` is
+    not: a log need not say them.
+    """
 
     case: str
     pattern: str
     transport: str
     timing: str
-    dtype: str
+    dtype: str | None
     bytes: int
-    world_size: int
+    world_size: int | None
     status: Status
-    started: str
+    started: str | None
     schema: int = SCHEMA
     params: dict[str, Any] = {}
     reason: str | None = None
     wrong: int | None = None
     wrong_ranks: list[int] = []
-    tolerance: float = 0.0
+    tolerance: float | None = 0.0
     notes: list[str] = []
-    warmup: int = 0
+    warmup: int | None = 0
     stopped: str | None = None
-    launches_per_sample: int = 1
+    launches_per_sample: int | None = 1
     variants: int = 1
     """How many schedules iterations rotate through; bytes and rates are of one rotation."""
     count: int | None = None
@@ -124,3 +128,5 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     gpus: list[dict[str, Any]] = []
     ranks: list[int] = []
     """The ranks at fault, for `failed` and `timeout`."""
+    imported: dict[str, Any] | None = None
+    """Where another tool's figure comes from: tool, version, file and line; None for what ncclbench has measured."""

@@ -1,7 +1,8 @@
 """Text for the terminal: the columns of nccl-tests, with the median's interval, p99, skew and n beside them."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -87,11 +88,25 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, object]]:
 def _header(run: Run) -> str:
     manifest = run.manifest
     nodes = len(manifest.get("topology", {}).get("node_names", [])) or "?"
-    lines = [f"# {run.path}: {manifest.get('world_size')} ranks on {nodes} node(s) over {manifest.get('transport')}"]
+    ranks, transport = manifest.get("world_size") or "?", manifest.get("transport") or "several transports"
+    lines = [f"# {run.path}: {ranks} ranks on {nodes} node(s) over {transport}"]
     if manifest.get("device") == "cpu":
         lines.append("# CPU only: proves logic, not a fabric")
+    if manifest.get("imported"):
+        return "\n".join([*lines, *_imported_lines(manifest["imported"])])
     lines.append("# time is the median over iterations of the slowest rank; p50 95% is its interval; GB is 1e9 bytes")
     return "\n".join(lines)
+
+
+def _imported_lines(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where another tool's figures come from, and what they are."""
+    lines = [
+        f"# imported from {one['file']} ({one['tool']} {one['version'] or ''})".replace(" )", ")") for one in sources
+    ]
+    return [
+        *lines,
+        "# time and rates are as the log has them; where n is 1, time is a mean over launches; GB is 1e9 bytes",
+    ]
 
 
 def _section(row: dict[str, object]) -> str:
@@ -106,7 +121,7 @@ def _render_section(title: str, rows: pd.DataFrame) -> str:
         table.add_column(f"{name}\n{unit}" if unit else name, justify="left" if name in _LEFT else "right")
     remarks = []
     for row in _rows(rows):
-        if _there(row["p50_us"]):
+        if _there(row["p50_us"]) or _there(row["alg_gb_per_s"]):
             table.add_row(*(Text(cell) for cell in _cells(row)))
         if row["status"] != "ok":
             remarks.append(f"! {row['case']}: {row['status']}: {row['reason']}")
@@ -148,7 +163,7 @@ def _cells(row: dict[str, object]) -> list[str]:
     return [
         _whole(row["size_bytes"]),
         _whole(row["count"]),
-        str(row["dtype"]),
+        str(row["dtype"]) if _there(row["dtype"]) else "-",
         str(row["redop"]) if _there(row["redop"]) else "none",
         _whole(row["root"]) if _there(row["root"]) else "-1",
         _figure(row["p50_us"]),

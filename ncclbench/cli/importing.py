@@ -1,0 +1,59 @@
+"""``ncclbench import``: other tools' logs into a run directory."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from ncclbench.errors import UsageError
+
+
+@click.command("import", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("logs", nargs=-1, required=True, metavar="LOG...", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run directory to make."
+)
+@click.option(
+    "--format", "fmt", metavar="NAME", help="See `ncclbench list importers`.  [default: whatever is in the log]"
+)
+@click.option("--pattern", metavar="NAME", help="What was measured, where the log does not say (old nccl-tests).")
+@click.option("--world-size", type=click.IntRange(min=1), metavar="N", help="Ranks, where the log does not say (OSU).")
+@click.option("--skip-damaged", is_flag=True, help="Leave damaged lines out, and name them, instead of refusing.")
+@click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one compact JSON object.")
+def command(
+    logs: tuple[Path, ...],
+    out: Path,
+    fmt: str | None,
+    pattern: str | None,
+    world_size: int | None,
+    skip_damaged: bool,
+    as_json: bool,
+) -> None:
+    """Make a run directory of the logs of nccl-tests (text and JSON), OSU micro-benchmarks or Intel MPI Benchmarks.
+
+    The result can be reported, compared and judged like a run of our own. What a log does not say stays empty.
+
+    \b
+    Examples:
+      ncclbench import all_reduce.txt -o runs/old
+      ncclbench import slurm-1234.out all_reduce.json -o runs/old
+      ncclbench import osu_alltoall.txt --world-size 16 -o runs/osu
+    """
+    from ncclbench.importers._log import Log
+    from ncclbench.importers._reading import Stated
+    from ncclbench.importers._store import import_logs
+    from ncclbench.store.directory import read_run
+
+    if pattern is not None and not (pattern.isascii() and pattern.isidentifier() and len(pattern) <= 60):
+        raise UsageError(
+            f"--pattern {pattern!r} is no name of a pattern; such as all_reduce (`ncclbench list patterns`)"
+        )
+    stated = Stated(pattern=pattern, world_size=world_size, skip_damaged=skip_damaged)
+    for remark in import_logs([Log.open(path) for path in logs], out, stated, fmt, ["import", *sys.argv[2:]]):
+        click.echo(f"! {remark}", err=True)
+    records = read_run(out).records
+    click.echo(f"imported {len(records)} cases into {out}; look at them with: ncclbench report {out}")
+    if as_json:
+        statuses = [{"case": record.case, "status": record.status} for record in records]
+        click.echo(json.dumps({"run": str(out), "exit_code": 0, "records": statuses}, separators=(",", ":")))

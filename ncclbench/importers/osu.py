@@ -1,0 +1,150 @@
+"""Text that the OSU micro-benchmarks print: latency, bandwidth and blocking collectives, with or without -f and -c.
+
+A collective is timed call by call between barriers, and the mean is printed: the regime is ``averaged``, since a mean
+is no median. With -f the slowest rank's mean is the headline and the spread over the ranks is the skew; without it
+only the mean over ranks is known.
+"""
+
+import re
+
+from ncclbench.importers._log import DamageError, Line, Log, is_cell, number, whole
+from ncclbench.importers._mpi import PAIRS, MpiRow, dtype_of, found_of
+from ncclbench.importers._reading import Reading, Stated
+
+_TOOL = "osu-micro-benchmarks"
+_TITLE = re.compile(
+    r"(?:# )?OSU (MPI|NCCL|MPI4Py|OpenSHMEM|UPC)(-\w{1,20})? (.{1,100}?) Test(?: v([\w.]{1,20}))?\s*(?:,|$)"
+)
+_DATATYPE = re.compile(r"# Datatype: (\w{1,40})")
+_COLUMN = re.compile(
+    r"Size|Avg Latency ?\(us\)|Min Latency ?\(us\)|Max Latency ?\(us\)|Latency ?\(us\)|Bandwidth ?\(MB/s\)|MB/s|"
+    r"Messages/s|Iterations|P\d\d Tail Lat\(us\)|Validation"
+)
+_PATTERNS = {
+    "Allreduce Latency": "all_reduce",
+    "Allgather Latency": "all_gather",
+    "All-to-All Personalized Exchange Latency": "all_to_all",
+    "Alltoall Latency": "all_to_all",
+    "Broadcast Latency": "broadcast",
+    "Reduce Latency": "reduce",
+    "Reduce_scatter Latency": "reduce_scatter",
+    "Reduce Scatter Latency": "reduce_scatter",
+    "Gather Latency": "gather",
+    "Scatter Latency": "scatter",
+    "Barrier Latency": "barrier",
+    "Latency": "ping_pong",
+    "Bandwidth": "bandwidth",
+    "Bi-Directional Bandwidth": "bidirectional_bandwidth",
+    "Multiple Bandwidth / Message Rate": "multiple_bandwidth",
+}
+
+
+def recognises(log: Log) -> bool:
+    """Whether a line is the title of an OSU benchmark."""
+    return any(_TITLE.match(line.text.strip()) for line in log.lines if "OSU " in line.text[:200])
+
+
+def read(log: Log, stated: Stated) -> Reading:
+    """All benchmarks of the log whose columns are known; the others are named in a warning."""
+    reading = Reading(tool=_TOOL)
+    table: _Table | None = None
+    for line in log.lines:
+        text = line.text.strip()
+        if match := _TITLE.match(text):
+            table = _Table(match, line.number, len(reading.tables))
+            reading.version = reading.version or match[4]
+            reading.tables.append(table.facts)
+            continue
+        if table is None or not text:
+            continue
+        with reading.leaving_out(stated):
+            row = table.take(line, text, stated)
+            if row is not None:
+                origin = {"tool": _TOOL, "version": table.version, "file": log.name}
+                reading.found.append(found_of(row, table.number, table.rows, table.transport, origin))
+                table.rows += 1
+        if table.left_out:
+            reading.warnings.append(f"line {line.number}: {table.left_out}")
+            table = None
+    return reading
+
+
+class _Table:
+    """One benchmark's output."""
+
+    def __init__(self, title: re.Match[str], line: int, number: int) -> None:
+        self.transport = "nccl" if title[1] == "NCCL" else "mpi"
+        self.version = title[4]
+        self.name = title[3]
+        self.pattern = _PATTERNS.get(title[3]) or re.sub(r"\W+", "_", title[3], flags=re.ASCII).strip("_").lower()
+        self.number = number
+        self.datatype: str | None = None
+        self.columns: list[str] = []
+        self.left_out: str | None = None
+        self.rows = 0
+        self.facts = {"line": line, "program": title[0].lstrip("# ").strip(), "library": title[1] + (title[2] or "")}
+
+    def take(self, line: Line, text: str, stated: Stated) -> MpiRow | None:
+        """One more line: a row, or None."""
+        if match := _DATATYPE.match(text):
+            self.datatype = match[1]
+            return None
+        # The header of a barrier has no size; some people's logs have lost the `#`.
+        heading = text.removeprefix("#").strip()
+        if (heading.startswith(("Size ", "Avg Latency", "Overall")) and "(" in heading) or heading.startswith("Size  "):
+            self._header(heading)
+            return None
+        if not self.columns or text.startswith("#"):
+            return None
+        return self._row(line.number, text.split(), stated)
+
+    def _header(self, heading: str) -> None:
+        self.columns = _COLUMN.findall(heading)
+        rest = _COLUMN.sub("", heading).strip()
+        if rest or not self.columns:
+            self.left_out = f"OSU's {self.name} has columns that are not imported: {(rest or heading)[:60]}"
+
+    def _row(self, line: int, cells: list[str], stated: Stated) -> MpiRow | None:
+        if not self._like_a_row(cells):
+            return None
+        if len(cells) != len(self.columns):
+            raise DamageError(line, f"a row of {len(self.columns)} cells has {len(cells)}")
+        try:
+            return self._figures(line, dict(zip(map(_key, self.columns), cells, strict=True)), stated)
+        except ValueError as error:
+            raise DamageError(line, str(error)) from None
+
+    def _like_a_row(self, cells: list[str]) -> bool:
+        """A shell's ``real 0m5s`` or a warning of MPI belongs to nobody; a barrier's row has no size."""
+        begins = cells[0].isdecimal() or (self.columns[0] != "Size" and is_cell(cells[0]))
+        return begins or (len(cells) == len(self.columns) and 2 * sum(map(is_cell, cells)) >= len(cells))
+
+    def _figures(self, line: int, cells: dict[str, str], stated: Stated) -> MpiRow:
+        values = {name: number(cells[name], name) for name in cells if name not in ("Size", "Validation", "Iterations")}
+        mean = values.get("Avg Latency", values.get("Latency"))
+        slowest, fastest = values.get("Max Latency"), values.get("Min Latency")
+        if slowest is not None and fastest is not None and slowest < fastest:
+            raise ValueError(f"the slowest rank's {slowest} us is less than the fastest's {fastest} us")
+        rate = values.get("Bandwidth", values.get("MB/s"))
+        validation = cells.get("Validation", "Pass")
+        return MpiRow(
+            line=line,
+            pattern=self.pattern,
+            timing="averaged",
+            message=whole(cells["Size"], "Size") if "Size" in cells else 0,
+            dtype=dtype_of(self.datatype),
+            members=2 if self.pattern in PAIRS else stated.world_size,
+            time_us=mean if slowest is None else slowest,
+            over_ranks=None if mean is None or self.pattern in PAIRS else "mean" if slowest is None else "max",
+            spread_us=slowest - fastest if slowest is not None and fastest is not None else None,
+            launches=whole(cells["Iterations"], "Iterations") if "Iterations" in cells else None,
+            # MB are 1e6 bytes here: osu_bw divides by 1e6.
+            rate_gb_per_s=rate / 1e3 if rate is not None else None,
+            failed=None if validation.lower() == "pass" else f"OSU's validation says {validation[:20]}",
+            cells={**values, **({"Validation": validation[:20]} if "Validation" in cells else {})},
+        )
+
+
+def _key(column: str) -> str:
+    """The column's name without its unit."""
+    return column.partition("(")[0].strip()
