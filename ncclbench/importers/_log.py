@@ -24,6 +24,9 @@ _PREFIXES = (
     re.compile(r" {0,6}(?P<stream>\d{1,7}): ?(?=[ #\d]|$)"),  # srun --label
     re.compile(r"\[(?P<stream>\d{1,7})\] (?=[ #\d]|$)"),  # mpiexec.hydra -prepend-rank
 )
+_BEGINS = re.compile(
+    r"#? {0,4}(?:OSU (?:MPI|NCCL)|(?:nccl|rccl)-tests version|nThread \d|Benchmarking |Intel ?\(R\) MPI)"
+)
 _NUMBER = re.compile(r"-?\d{1,40}(?:\.\d{0,40})?(?:[eE][+-]?\d{1,3})?")
 # What printf makes of a rate whose time is zero, and what tools write where they have nothing to say.
 _NOTHING = frozenset({"N/A", "n/a", "nan", "-nan", "inf", "-inf"})
@@ -78,6 +81,8 @@ class Log:
                 raise UsageError(f"{path} is no file; name the logs one by one")
             with path.open("rb") as file:
                 content = file.read(MOST_BYTES + 1)
+        except UsageError:
+            raise
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:  # a null byte in its name
@@ -110,13 +115,21 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\t" else "\ufffd" for letter in text)
 
 
-class DamageError(Exception):
-    """A line that must be a figure's, and is not. `number` counts from 1."""
+def begins_another(text: str) -> bool:
+    """Whether one of the tools that we know begins to speak: whatever table was open before is over."""
+    return _BEGINS.match(text) is not None
 
-    def __init__(self, number: int, why: str) -> None:
+
+class DamageError(Exception):
+    """A line that must be a figure's, and is not. `number` counts from 1.
+
+    `one_line` is false where no single line can be left out to mend it.
+    """
+
+    def __init__(self, number: int, why: str, *, one_line: bool = True) -> None:
         """What is wrong with which line."""
         super().__init__(why)
-        self.number = number
+        self.number, self.one_line = number, one_line
 
 
 def is_cell(text: str) -> bool:

@@ -70,7 +70,8 @@ def found_of(row: MpiRow, table: int, place: int, transport: str, origin: Mappin
     """The case of a row."""
     nbytes = _whole_buffer(row)
     itemsize = _ITEMSIZE.get(row.dtype or "", 0)
-    rate = gb_per_s(nbytes, row.time_us) if row.rate_gb_per_s is None else row.rate_gb_per_s
+    # Nothing moved has no rate: zero would look like a very slow network.
+    rate = gb_per_s(nbytes or None, row.time_us) if row.rate_gb_per_s is None else row.rate_gb_per_s
     record = Record(
         case="",
         pattern=row.pattern,

@@ -98,7 +98,7 @@ def agreed(said: T | None, stated: T | None, flag: str, line: int | None) -> T |
         DamageError: if they contradict each other.
     """
     if said is not None and stated is not None and said != stated:
-        raise DamageError(line or 1, f"the log says {said}, not {stated}: leave {flag} out")
+        raise DamageError(line or 1, f"the log says {said}, not {stated}: leave {flag} out", one_line=False)
     return said if said is not None else stated
 
 

@@ -36,7 +36,11 @@ def read_log(log: Log, stated: Stated, only: str | None = None) -> list[tuple[st
         try:
             reading = module.read(log, stated)
         except DamageError as damage:
-            hint = "" if stated.skip_damaged else "; mend it, or leave such lines out with --skip-damaged"
+            hint = (
+                ""
+                if stated.skip_damaged or not damage.one_line
+                else "; mend it, or leave such lines out with --skip-damaged"
+            )
             raise UsageError(f"{log.name}, line {damage.number}: {damage}{hint}") from None
         readings.append((name, reading))
     if not any(reading.found for _, reading in readings):
@@ -51,7 +55,7 @@ def import_logs(logs: Sequence[Log], out: Path, stated: Stated, only: str | None
         UsageError: if `out` cannot be used, or a log cannot be read.
         EnvironmentFault: if the disk fails. In either case nothing is left behind.
     """
-    check_target(out, resume=False)
+    check_target(out, resume=False, hint="name another directory")
     sources, readings, found = _gather(logs, stated, only)
     manifest = _manifest(sources, readings, found, command)
     with _beside(out) as temporary:

@@ -13,7 +13,7 @@ from ncclbench.importers._reading import Reading, Stated
 
 _TOOL = "imb"
 _TITLE = re.compile(r"# +Intel ?\(R\) MPI Benchmarks? (?:Suite )?V?([\w.]{1,20})(?: Update (\d{1,3}))?, (.{1,40})")
-_BENCHMARK = re.compile(r"# Benchmarking (\w{1,60})")
+_BENCHMARK = re.compile(r"# Benchmarking ((?:Multi-)?\w{1,60})")
 _PROCESSES = re.compile(r"# #processes = (\d{1,9})")
 _GROUPS = re.compile(r"# ?\( ?(\d{1,9}) groups of (\d{1,9}) processes each running simultaneous")
 _TYPE = re.compile(r"# MPI_Datatype +: +(\w{1,40})")
@@ -141,14 +141,15 @@ class _Reader:
         if slowest is not None and fastest is not None and slowest < fastest:
             raise ValueError(f"t_max is {slowest}, less than t_min, {fastest}")
         messages = values.get("Msg/sec")
-        pattern = _PATTERNS.get(self.benchmark, self.benchmark.lower())
+        name = self.benchmark.removeprefix("Multi-")
+        pattern = _PATTERNS.get(name, name.lower())
         time_us = values.get("t[usec]") if slowest is None else slowest
         return MpiRow(
             line=line,
             pattern=pattern,
             timing="pipelined",
             message=message,
-            dtype=dtype_of(self.types.get("reduced" if pattern in _REDUCING else "moved")),
+            dtype=self._dtype(pattern),
             members=self._members(),
             groups=self.groups or 1,
             redop=self.types.get("op", "").lower() or None if pattern in _REDUCING else None,
@@ -161,6 +162,12 @@ class _Reader:
             params=self._params(),
             cells=values,
         )
+
+    def _dtype(self, pattern: str) -> str | None:
+        """Of what is moved; a barrier moves nothing."""
+        if pattern == "barrier":
+            return None
+        return dtype_of(self.types.get("reduced" if pattern in _REDUCING else "moved"))
 
     def _members(self) -> int | None:
         if self.processes is None:

@@ -8,7 +8,7 @@ by itself.
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from ncclbench.importers._log import DamageError, Line, Log, is_cell, number, whole
+from ncclbench.importers._log import DamageError, Line, Log, begins_another, is_cell, number, whole
 from ncclbench.importers._nccl_log import nccl_path, without_nccl
 from ncclbench.importers._nccl_tests import PLACEMENTS, Half, Row, Table, found_in, pattern_of
 from ncclbench.importers._reading import Reading, Stated, agreed
@@ -70,7 +70,8 @@ def _fill(reading: Reading, tables: list[Table], log: Log, stated: Stated) -> No
         said = pattern_of(table.program) if table.program else None
         pattern = agreed(said, stated.pattern, "--pattern", table.line)
         if pattern is None:
-            raise DamageError(table.line or 1, "nothing says what the table measures; say it with --pattern all_reduce")
+            why = "nothing says what the table measures; say it with --pattern all_reduce"
+            raise DamageError(table.line or 1, why, one_line=False)
         version = table.versions.get("nccl-tests") or table.versions.get("rccl-tests")
         reading.version = reading.version or version
         origin = {"tool": _TOOL, "version": version, "file": log.name}
@@ -248,6 +249,9 @@ class _Stream:
         if columns is not None:
             self._begin(line, columns)
             return
+        if begins_another(line.text):
+            self._nothing_pending()
+            self.columns = None
         for pattern, act in _COMMENTS:
             if match := pattern.match(line.text):
                 self._nothing_pending()

@@ -125,7 +125,7 @@ def read(log: Log, stated: Stated) -> Reading:
     said = pattern_of(table.program) if table.program else None
     pattern = agreed(said, stated.pattern, "--pattern", None)
     if pattern is None:
-        raise DamageError(1, "nothing says what was measured; say it with --pattern all_reduce")
+        raise DamageError(1, "nothing says what was measured; say it with --pattern all_reduce", one_line=False)
     origin = {"tool": _TOOL, "version": None, "file": log.name}
     found = found_in(table, pattern, agreed(len(devices) or None, stated.world_size, "--world-size", None), origin)
     facts = {**table.facts(), "args": report.args, "end_time": report.end_time, "json_version": report.version}
@@ -144,11 +144,13 @@ def _decode(log: Log) -> _Report:
     try:
         report = msgspec.json.decode(log.text.encode(errors="replace"), type=_Report)
     except msgspec.ValidationError as error:
-        raise DamageError(1, f"no report of nccl-tests: {error}") from None
+        raise DamageError(1, f"no report of nccl-tests: {error}", one_line=False) from None
     except (msgspec.DecodeError, RecursionError) as error:
-        raise DamageError(_line_of(log, str(error)), f"no whole JSON: {error}") from None
+        raise DamageError(_line_of(log, str(error)), f"no whole JSON: {error}", one_line=False) from None
     if not 1 <= report.version <= _NEWEST:
-        raise DamageError(1, f"version {report.version} of nccl-tests' JSON; this ncclbench reads 1 to {_NEWEST}")
+        raise DamageError(
+            1, f"version {report.version} of nccl-tests' JSON; this ncclbench reads 1 to {_NEWEST}", one_line=False
+        )
     return report
 
 
@@ -165,7 +167,7 @@ def _row(place: int, result: _Result) -> Row:
     _bounded(result.count, f"{where}.count")
     for name in ("type", "redop"):
         if not _NAME.fullmatch(getattr(result, name)):
-            raise DamageError(1, f"{where}.{name} is {getattr(result, name)[:40]!r}, which is no name")
+            raise DamageError(1, f"{where}.{name} is {getattr(result, name)[:40]!r}, which is no name", one_line=False)
     halves = {}
     for placement in PLACEMENTS:
         figures: _Figures | None = getattr(result, placement)
@@ -174,7 +176,7 @@ def _row(place: int, result: _Result) -> Row:
     try:
         root = int(str(result.root).strip())
     except ValueError:
-        raise DamageError(1, f"{where}.root is {str(result.root)[:40]!r}") from None
+        raise DamageError(1, f"{where}.root is {str(result.root)[:40]!r}", one_line=False) from None
     redop = None if result.redop in ("none", "") else result.redop
     return Row(
         line=None,
@@ -205,9 +207,9 @@ def _launches(where: str, launches: _PerIteration | None) -> dict[str, Any]:
     number = len(launches.times_us)
     for times in (launches.times_us, *launches.per_process_max_times_us):
         if len(times) != number:
-            raise DamageError(1, f"{where}: a process has {len(times)} times, and others {number}")
+            raise DamageError(1, f"{where}: a process has {len(times)} times, and others {number}", one_line=False)
         if any(not 0 <= time < 1e15 for time in times):
-            raise DamageError(1, f"{where}: a time is negative, or no time")
+            raise DamageError(1, f"{where}: a time is negative, or no time", one_line=False)
     statistics = {name: value for name in _PER_ITERATION if (value := getattr(launches, name)) is not None}
     return {
         "per_iteration": {**statistics, "skipped_iterations": launches.skipped_iterations},
@@ -221,13 +223,13 @@ def _figure(value: Number, where: str) -> float | None:
     if value is None or value in ("nan", "-nan"):
         return None
     if isinstance(value, str) or not 0 <= value < 1e30:
-        raise DamageError(1, f"{where} is {str(value)[:40]!r}, which is no figure")
+        raise DamageError(1, f"{where} is {str(value)[:40]!r}, which is no figure", one_line=False)
     return float(value)
 
 
 def _bounded(value: int, where: str) -> int:
     if not 0 <= value < _MOST:
-        raise DamageError(1, f"{where} is {value}, which cannot be")
+        raise DamageError(1, f"{where} is {value}, which cannot be", one_line=False)
     return value
 
 
@@ -260,7 +262,7 @@ def _devices(report: _Report) -> list[dict[str, Any]]:
     try:
         devices = msgspec.convert(report.config.get("devices", []), list[_Device])
     except msgspec.ValidationError as error:
-        raise DamageError(1, f"config.devices: {error}") from None
+        raise DamageError(1, f"config.devices: {error}", one_line=False) from None
     return [
         {
             "rank": _bounded(device.rank, "a device's rank"),

@@ -7,7 +7,7 @@ only the mean over ranks is known.
 
 import re
 
-from ncclbench.importers._log import DamageError, Line, Log, is_cell, number, whole
+from ncclbench.importers._log import DamageError, Line, Log, begins_another, is_cell, number, whole
 from ncclbench.importers._mpi import PAIRS, MpiRow, dtype_of, found_of
 from ncclbench.importers._reading import Reading, Stated
 
@@ -55,6 +55,8 @@ def read(log: Log, stated: Stated) -> Reading:
             reading.version = reading.version or match[4]
             reading.tables.append(table.facts)
             continue
+        if begins_another(text):
+            table = None
         if table is None or not text:
             continue
         with reading.leaving_out(stated):

@@ -98,7 +98,10 @@ def _read_records(path: Path) -> list[Record]:
     return list(latest.values())
 
 
-def check_target(path: Path, *, resume: bool) -> None:
+_HINT = "name another directory, or go on with --resume"
+
+
+def check_target(path: Path, *, resume: bool, hint: str = _HINT) -> None:
     """Refuse an output directory that a run could not use, before any rank starts.
 
     Raises:
@@ -108,20 +111,20 @@ def check_target(path: Path, *, resume: bool) -> None:
         str(path).encode()  # a name that is no text could not be written into the manifest
         if "\0" in str(path):
             raise ValueError("it has a null byte in it")
-        _check_target(path, resume=resume)
+        _check_target(path, resume, hint)
     except UsageError:
         raise
     except (OSError, ValueError) as error:
         raise UsageError(f"-o {str(path)!r} cannot be used: {error}") from None
 
 
-def _check_target(path: Path, *, resume: bool) -> None:
+def _check_target(path: Path, resume: bool, hint: str) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"-o {path} is a file; name a directory that is new or empty")
     if resume:
         read_run(path)
     elif path.is_dir() and any(not _is_leftover(entry) for entry in path.iterdir()):
-        raise UsageError(f"-o {path} is not empty; name another directory, or go on with --resume")
+        raise UsageError(f"-o {path} is not empty; {hint}")
     nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise UsageError(f"-o {path}: {nearest} is a file")

@@ -161,7 +161,7 @@ def _folded(remarks: list[str]) -> list[str]:
 def _cells(row: dict[str, object]) -> list[str]:
     interval = f"{_figure(row['p50_lo_us'])}..{_figure(row['p50_hi_us'])}" if _there(row["p50_lo_us"]) else "-"
     return [
-        _whole(row["size_bytes"]),
+        _whole(row["size_bytes"] if _there(row["size_bytes"]) else row["bytes"]),
         _whole(row["count"]),
         str(row["dtype"]) if _there(row["dtype"]) else "-",
         str(row["redop"]) if _there(row["redop"]) else "none",
