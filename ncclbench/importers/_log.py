@@ -77,16 +77,14 @@ class Log:
             UsageError: if it cannot be read, is no regular file, or is larger than any log.
         """
         try:
-            if path.exists() and not path.is_file():
-                raise UsageError(f"{path} is no file; name the logs one by one")
-            with path.open("rb") as file:
-                content = file.read(MOST_BYTES + 1)
-        except UsageError:
-            raise
+            special = path.exists() and not path.is_file()
+            content = b"" if special else _head(path, MOST_BYTES + 1)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:  # a null byte in its name
             raise UsageError(f"cannot read {str(path)!r}: {error}") from None
+        if special:
+            raise UsageError(f"{path} is no file; name the logs one by one")
         if len(content) > MOST_BYTES:
             raise UsageError(f"{path} is larger than {MOST_BYTES >> 30} GiB; cut out the part with the results")
         return cls.of(_printable(os.fsencode(path.name).decode("utf-8", errors="replace")), content)
@@ -95,6 +93,11 @@ class Log:
     def lines(self) -> list[Line]:
         """The lines, without colours and without launchers' prefixes."""
         return [_line(number, text) for number, text in enumerate(self.text.split("\n"), 1)]
+
+
+def _head(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def _line(number: int, text: str) -> Line:
