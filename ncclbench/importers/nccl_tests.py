@@ -255,7 +255,10 @@ class _Stream:
         for pattern, act in _COMMENTS:
             if match := pattern.match(line.text):
                 self._nothing_pending()
-                act(self, match)
+                try:
+                    act(self, match)
+                except ValueError as error:
+                    raise DamageError(line.number, str(error)) from None
                 return
 
     def _begin(self, line: Line, columns: list[str]) -> None:

@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Fuzz every importer with atheris: coverage leads it from the fixtures to what no test has thought of.
+
+    pip install -e '.[fuzz]'
+    python scripts/fuzz_importers.py -runs=100000            # libFuzzer's own flags; a folder is a corpus to go on with
+
+It ends with the first input that an importer neither reads nor refuses in one line, and names the file that has it.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["ncclbench.importers"]):
+    from ncclbench.errors import UsageError
+    from ncclbench.importers import _store
+    from ncclbench.importers._log import Log
+    from ncclbench.importers._reading import Stated
+    from ncclbench.registry import load, names
+
+    for _name in names("importers"):
+        load("importers", _name)
+
+_FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+
+
+def one_input(content: bytes) -> None:
+    """Read or refuse; anything else is what we look for."""
+    for stated in (Stated(), Stated(pattern="all_reduce", world_size=2, skip_damaged=True)):
+        try:
+            _store.read_log(Log.of("log", content), stated)
+        except UsageError as error:
+            assert "\n" not in str(error), error
+
+
+def main() -> None:
+    """Start from the fixtures, and from the flags and folders of the command line."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, path in enumerate(sorted(_FIXTURES.glob("*/*"))):
+            # Long inputs are slow, and have the same lines over and over.
+            (Path(folder) / f"{number}{path.suffix}").write_bytes(path.read_bytes()[:6000])
+        atheris.Setup([*sys.argv, "-max_len=8192", "-timeout=20", folder], one_input)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
