@@ -32,7 +32,9 @@ def one_input(content: bytes) -> None:
         try:
             _store.read_log(Log.of("log", content), stated)
         except UsageError as error:
-            assert "\n" not in str(error), error
+            refusal = str(error)
+            if "\n" in refusal:
+                raise RuntimeError(f"a refusal of several lines: {refusal}") from error
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from _logs import ALL, FIXTURES, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,19 +27,21 @@ from ncclbench.registry import load, names
 from ncclbench.store.directory import read_run
 from ncclbench.store.records import Record
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+ALL = sorted(path for folder in ("nccl-tests", "osu", "imb") for path in (FIXTURES / folder).iterdir())
 MUTANTS = int(os.environ.get("NCCLBENCH_MUTANTS", "150"))  # of each log
 ROOT = Path(__file__).parents[2]
 
 
 def read_or_refuse(content: bytes, stated: Stated, only: str | None = None) -> list[Reading]:
     """The readings; none if the file was refused, which is one short line that names it."""
+    refusal: str | None = None
+    readings: list[Reading] = []
     try:
         readings = [reading for _, reading in _store.read_log(Log.of("log.txt", content), stated, only)]
     except UsageError as error:
-        assert "\n" not in str(error)
-        assert str(error).startswith("log.txt")
-        assert len(str(error)) < 500
-        return []
+        refusal = str(error)
+    assert refusal is None or (refusal.startswith("log.txt") and "\n" not in refusal and len(refusal) < 500)
     for reading in readings:
         for one in reading.found:
             sound(one.record)
@@ -61,15 +62,44 @@ def sound(record: Record) -> None:
 # Made up.
 
 WORDS = [
-    "# nccl-tests version 2.19.6", "# Collective test starting: all_reduce_perf", "#  Rank  0 Group  0 Pid 1 on h device  0 [0] X",
-    "# size count type redop root time algbw busbw #wrong time algbw busbw #wrong", "# size count time algbw",
-    "8 2 float sum -1 1.5 0.1 0.1 0 1.5 0.1 0.1 N/A", "8 2 float sum -1", "h:1:2 [0] NCCL INFO x", "8 2 float sum -1h:1:2 [0] NCCL INFO",
-    "1.5 0.1 0.1 0 1.5 0.1 0.1 N/A", "# Avg bus bandwidth : 1", "# Out of bounds values : 0 OK", "[1,0]<stdout>:8 2", "0: 8 2",
-    "# OSU MPI Latency Test v7.5", "# OSU MPI Allreduce Latency Test v5.8", "# Datatype: MPI_INT.", "# Size       Avg Latency(us)",
-    "# Size  Bandwidth (MB/s)", "1 2.5", "1", "# Benchmarking Allreduce", "# #processes = 4", "# #processes = 0",
-    "#bytes #repetitions t_min[usec] t_max[usec] t_avg[usec]", "8 1000 1.0 2.0 1.5", "8 0 0 0 0", "#repetitions t_avg[usec]", "#bytes",
-    "# Size Validation", "# Avg Latency(us)", "1e308 1e999", "-1 -1", "nan inf", "\u0663 \u00b2", "9" * 30, "0x10 1_0",
-]  # fmt: skip
+    "# nccl-tests version 2.19.6",
+    "# Collective test starting: all_reduce_perf",
+    "#  Rank  0 Group  0 Pid 1 on h device  0 [0] X",
+    "# size count type redop root time algbw busbw #wrong time algbw busbw #wrong",
+    "# size count time algbw",
+    "8 2 float sum -1 1.5 0.1 0.1 0 1.5 0.1 0.1 N/A",
+    "8 2 float sum -1",
+    "h:1:2 [0] NCCL INFO x",
+    "8 2 float sum -1h:1:2 [0] NCCL INFO",
+    "1.5 0.1 0.1 0 1.5 0.1 0.1 N/A",
+    "# Avg bus bandwidth : 1",
+    "# Out of bounds values : 0 OK",
+    "[1,0]<stdout>:8 2",
+    "0: 8 2",
+    "# OSU MPI Latency Test v7.5",
+    "# OSU MPI Allreduce Latency Test v5.8",
+    "# Datatype: MPI_INT.",
+    "# Size       Avg Latency(us)",
+    "# Size  Bandwidth (MB/s)",
+    "1 2.5",
+    "1",
+    "# Benchmarking Allreduce",
+    "# #processes = 4",
+    "# #processes = 0",
+    "#bytes #repetitions t_min[usec] t_max[usec] t_avg[usec]",
+    "8 1000 1.0 2.0 1.5",
+    "8 0 0 0 0",
+    "#repetitions t_avg[usec]",
+    "#bytes",
+    "# Size Validation",
+    "# Avg Latency(us)",
+    "1e308 1e999",
+    "-1 -1",
+    "nan inf",
+    "٣ ²",
+    "999999999999999999999999999999",
+    "0x10 1_0",
+]
 made_up = st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=30)), max_size=25).map("\n".join)
 
 
@@ -91,7 +121,9 @@ SMALL = {**REPORT, "results": REPORT["results"][:1]}
 for _half in ("in_place_per_iter", "out_of_place_per_iter"):
     SMALL["results"][0][_half].update(times_us=[1.5, 2.5], per_process_max_times_us=[[1.5, 1.0], [1.0, 2.5]])
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3))
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
 
 
 @given(data=st.data())
@@ -139,12 +171,16 @@ def _twice(content: bytearray, chance: random.Random) -> None:
 def _number(content: bytearray, chance: random.Random) -> None:
     spans = [match.span() for match in re.finditer(rb"\d+", bytes(content))]
     start, stop = chance.choice(spans)
-    content[start:stop] = chance.choice([b"", b"-1", b"0", b"1e400", b"nan", b"9" * 25, b"9" * 5000, b"1.2.3", b"x", b"\xd9\xa3"])
+    content[start:stop] = chance.choice(
+        [b"", b"-1", b"0", b"1e400", b"nan", b"9" * 25, b"9" * 5000, b"1.2.3", b"x", b"\xd9\xa3"]
+    )
 
 
 def _stranger(content: bytearray, chance: random.Random) -> None:
     start = chance.randrange(len(content))
-    content[start:start] = chance.choice([b"\n", b"\r", b"#", b"\x00", b"\x1b[31m", b"h:1:2 [0] NCCL INFO x\n", b" ", b'"', b"\xff"])
+    content[start:start] = chance.choice(
+        [b"\n", b"\r", b"#", b"\x00", b"\x1b[31m", b"h:1:2 [0] NCCL INFO x\n", b" ", b'"', b"\xff"]
+    )
 
 
 MUTATIONS: tuple[Callable[[bytearray, random.Random], None], ...] = (_bits, _cut, _hole, _twice, _number, _stranger)
@@ -188,18 +224,26 @@ def test_no_damage_to_a_cell_makes_another_figure(name: str) -> None:
     """Every cell of every row, made into something that is no number: the line is named, always."""
     text = (FIXTURES / "nccl-tests" / f"{name}.txt").read_text()
     lines = text.splitlines()
-    places = [k for k, line in enumerate(lines) if rows_of(line)]
+    places = [k for k, line in enumerate(lines) if line.split()[:1] and line.split()[0].isdecimal()]
     for place in places[:: max(1, len(places) // 4)]:
         for match in CELLS.finditer(lines[place]):
             damaged = f"{lines[place][: match.start()]}{match[0][:1]}?{match[0][1:]}{lines[place][match.end() :]}"
             with pytest.raises(UsageError, match=f"^log.txt, line {place + 1}: "):
-                _store.read_log(Log.of("log.txt", "\n".join([*lines[:place], damaged, *lines[place + 1 :]]).encode()), Stated())
+                _store.read_log(
+                    Log.of("log.txt", "\n".join([*lines[:place], damaged, *lines[place + 1 :]]).encode()), Stated()
+                )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (extra `fuzz`)")
 def test_atheris_finds_nothing_in_a_bounded_run(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "fuzz_importers.py"), "-runs=3000", "-seed=1", f"-artifact_prefix={tmp_path}/"],
+        [
+            sys.executable,
+            str(ROOT / "scripts" / "fuzz_importers.py"),
+            "-runs=3000",
+            "-seed=1",
+            f"-artifact_prefix={tmp_path}/",
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,

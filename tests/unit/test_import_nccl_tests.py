@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from _logs import FIXTURES, NCCL_TESTS, comments_of, rows_of
 
 from ncclbench.errors import UsageError
 from ncclbench.importers._log import Log
@@ -19,9 +18,22 @@ from ncclbench.schedule.builders import IN_PLACE
 from ncclbench.store.directory import Run, read_run
 from ncclbench.store.records import Record
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+NCCL_TESTS = sorted((FIXTURES / "nccl-tests").iterdir())
 TEXT = (FIXTURES / "nccl-tests" / "all_reduce.txt").read_text()
 PER_ITERATION = (FIXTURES / "nccl-tests" / "all_reduce_per_iteration.txt").read_text()
 REPORT = json.loads((FIXTURES / "nccl-tests" / "all_reduce_per_iteration.json").read_text())
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of each row, as awk would have them: every line that begins with a number."""
+    return [line.split() for line in text.splitlines() if line.split() and line.split()[0].isdecimal()]
+
+
+def comments_of(text: str) -> list[str]:
+    """What stands around the rows: settings, devices, footers."""
+    kept = ("# nThread", "# Collective", "#  Rank", "# Out of", "# Avg")
+    return [line.rstrip() for line in text.splitlines() if line.startswith(kept)]
 
 
 def found(text: str, **stated: Any) -> list[Found]:
@@ -85,7 +97,11 @@ def test_every_cell_is_in_the_record_that_it_belongs_to() -> None:
         assert (record.dtype, record.redop, record.root) == ("float32", redop, int(root))
         assert record.time_us is not None
         assert (record.time_us.n, record.time_us.p50, record.time_us.mean) == (1, float(half[0]), float(half[0]))
-        assert (record.alg_gb_per_s, record.bus_gb_per_s, record.wrong) == (float(half[1]), float(half[2]), int(half[3]))
+        assert (record.alg_gb_per_s, record.bus_gb_per_s, record.wrong) == (
+            float(half[1]),
+            float(half[2]),
+            int(half[3]),
+        )
         names = ("min_us", "max_us", "p99_us", "cv_pct")
         assert origin["per_iteration"] == dict(zip(names, map(float, half[4:]), strict=True))
 
@@ -115,7 +131,9 @@ def test_every_figure_of_the_json_is_in_the_records(tmp_path: Path) -> None:
         assert slowest.tolist() == pytest.approx(statistics["times_us"], rel=1e-12)
         assert launches.time_us is not None
         assert launches.time_us.n == 200
-        assert (launches.time_us.min, launches.time_us.max) == pytest.approx((statistics["min_us"], statistics["max_us"]))
+        assert (launches.time_us.min, launches.time_us.max) == pytest.approx(
+            (statistics["min_us"], statistics["max_us"])
+        )
         assert launches.skew_us is not None
 
 
@@ -204,7 +222,12 @@ def test_the_regime_is_what_the_log_says() -> None:
     graph, grouped = TEXT.replace("graph: 0", "graph: 20"), TEXT.replace("agg iters: 1", "agg iters: 4")
     blocking = TEXT.replace("#\n# Using", "# Blocking Enabled: wait for completion and barrier\n#\n# Using", 1)
     assert settings in TEXT
-    expected = [(TEXT, "pipelined", 100), (graph, "graph", 2000), (grouped, "pipelined", 400), (blocking, "blocking", 100)]
+    expected = [
+        (TEXT, "pipelined", 100),
+        (graph, "graph", 2000),
+        (grouped, "pipelined", 400),
+        (blocking, "blocking", 100),
+    ]
     for text, timing, launches in expected:
         read = records(text)
         assert {(one.timing, one.launches_per_sample, one.warmup) for one in read} == {(timing, launches, 5)}
@@ -241,15 +264,17 @@ def test_rooted_and_reduced_cases_have_parameters_of_our_own_kind() -> None:
     assert records(TEXT.replace("     sum      -1", "     max      -1"))[1].params == {"redop": "max"}
 
 
-@pytest.mark.parametrize(
-    ("colours", "group"), [([0, 0, 1, 1], "2"), ([0, 1, 0, 1], "split"), ([0, 0, 0, 0], None)]
-)
+@pytest.mark.parametrize(("colours", "group"), [([0, 0, 1, 1], "2"), ([0, 1, 0, 1], "split"), ([0, 0, 0, 0], None)])
 def test_groups_side_by_side_are_known_from_the_devices(colours: list[int], group: str | None) -> None:
-    devices = [f"#  Rank  {r} Group  {c} Pid   16 on  node0 device  {r} [0000:00:06] H200" for r, c in enumerate(colours)]
+    devices = [
+        f"#  Rank  {r} Group  {c} Pid   16 on  node0 device  {r} [0000:00:06] H200" for r, c in enumerate(colours)
+    ]
     lines = [line for line in TEXT.splitlines() if not line.startswith("#  Rank")]
     place = lines.index("# Using devices") + 1
     read = records("\n".join([*lines[:place], *devices, *lines[place:]]))
-    assert {(one.world_size, one.group_size, one.params.get("group")) for one in read} == {(4, 2 if group else 4, group)}
+    assert {(one.world_size, one.group_size, one.params.get("group")) for one in read} == {
+        (4, 2 if group else 4, group)
+    }
     assert bool(read[0].notes) == (group is not None)
 
 
@@ -281,20 +306,25 @@ def test_an_old_version_says_neither_the_collective_nor_how_many_are_wrong() -> 
 
 def test_a_timestamp_at_the_end_of_a_row_is_no_figure(tmp_path: Path) -> None:
     lines = [
-        line.rstrip() + ("            timestamp" if "algbw" in line else "  2026-11-23 02:23:07" if rows_of(line) else "")
+        line.rstrip()
+        + ("            timestamp" if "algbw" in line else "  2026-11-23 02:23:07" if rows_of(line) else "")
         for line in TEXT.splitlines()
     ]
     text = "\n".join(lines)
     assert figures(text) == figures(TEXT)
     (tmp_path / "log").write_text(text)
-    assert rows_of(load("reports", "nccl-tests").render([imported(tmp_path / "log", tmp_path / "run")])) == rows_of(text)
+    assert rows_of(load("reports", "nccl-tests").render([imported(tmp_path / "log", tmp_path / "run")])) == rows_of(
+        text
+    )
 
 
 def test_a_replay_has_only_the_second_half(tmp_path: Path) -> None:
     line = TEXT.splitlines()[12]
     text = TEXT.replace(line, line[:52] + " " * 32 + line[84:])
     read = [one for one in records(text) if one.bytes == 32]
-    assert [((one.imported or {})["placement"], one.time_us and one.time_us.p50) for one in read] == [("in_place", 10.73)]
+    assert [((one.imported or {})["placement"], one.time_us and one.time_us.p50) for one in read] == [
+        ("in_place", 10.73)
+    ]
     (tmp_path / "log").write_text(text)
     assert load("reports", "nccl-tests").render([imported(tmp_path / "log", tmp_path / "run")]) + "\n" == text
 
@@ -401,7 +431,9 @@ def test_json_nan_and_null_are_nothing() -> None:
 
 
 def test_json_keeps_no_secret_and_says_how_the_ranks_became_one(tmp_path: Path) -> None:
-    text = changed_json("env", ["NCCL_NVLS_ENABLE=0", "AWS_SECRET_ACCESS_KEY=hunter2", "NCCL_AUTH_TOKEN=hunter2", "HOME=/x"])
+    text = changed_json(
+        "env", ["NCCL_NVLS_ENABLE=0", "AWS_SECRET_ACCESS_KEY=hunter2", "NCCL_AUTH_TOKEN=hunter2", "HOME=/x"]
+    )
     (tmp_path / "log.json").write_text(text)
     run = imported(tmp_path / "log.json", tmp_path / "run")
     assert run.manifest["provenance"]["variables"] == {"NCCL_NVLS_ENABLE": "0"}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _logs import ALL, FIXTURES
 from click.testing import CliRunner
 
 from ncclbench.cli.importing import command
@@ -19,6 +18,8 @@ from ncclbench.registry import load, names
 from ncclbench.store import directory, events
 from ncclbench.store.directory import RunWriter, read_run
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+ALL = sorted(path for folder in ("nccl-tests", "osu", "imb") for path in (FIXTURES / folder).iterdir())
 TEXT = FIXTURES / "nccl-tests" / "all_reduce.txt"
 
 
@@ -57,7 +58,12 @@ def test_the_manifest_says_where_it_comes_from_and_nothing_of_this_machine(tmp_p
     manifest = read_run(tmp_path / "run").manifest
     (source,) = manifest["imported"]
     assert source["sha256"] == hashlib.sha256(TEXT.read_bytes()).hexdigest()
-    assert (source["file"], source["tool"], source["version"], source["cases"]) == (TEXT.name, "nccl-tests", "2.19.6", 30)
+    assert (source["file"], source["tool"], source["version"], source["cases"]) == (
+        TEXT.name,
+        "nccl-tests",
+        "2.19.6",
+        30,
+    )
     assert (manifest["transport"], manifest["device"], manifest["world_size"]) == ("nccl", "cuda", 2)
     assert manifest["topology"]["node_names"] == ["node0"]
     assert manifest["ranks"][1]["gpu"] == "0000:00:07"
@@ -126,7 +132,9 @@ def test_nothing_half_written_stays(fails_at: str, tmp_path: Path, monkeypatch: 
 
 def test_nothing_is_written_if_any_log_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text(TEXT.read_text().replace("11.68", "11.6x"))
-    assert "bad.txt, line 12: out_of_place time is '11.6x'" in refused(TEXT, tmp_path / "bad.txt", "-o", tmp_path / "run")
+    assert "bad.txt, line 12: out_of_place time is '11.6x'" in refused(
+        TEXT, tmp_path / "bad.txt", "-o", tmp_path / "run"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -196,7 +204,25 @@ def test_an_importer_is_one_file_found_by_its_name() -> None:
 # Bounded, whatever is in the file: lines of a megabyte made of what every pattern begins with, and many of them. The
 # suite's own limit of time for a test is what would end a hang.
 
-LETTERS = ["#", " ", "1", "-", "[", "a", ":", ".", "# ", "1 ", "[1", "# Rank ", "1:", "a:1:1 ", "N/A ", " NCCL ", "\x1b["]
+LETTERS = [
+    "#",
+    " ",
+    "1",
+    "-",
+    "[",
+    "a",
+    ":",
+    ".",
+    "# ",
+    "1 ",
+    "[1",
+    "# Rank ",
+    "1:",
+    "a:1:1 ",
+    "N/A ",
+    " NCCL ",
+    "\x1b[",
+]
 
 
 @pytest.mark.parametrize("letters", LETTERS)
@@ -210,6 +236,7 @@ def test_a_line_of_a_megabyte_does_no_harm(letters: str, path: Path) -> None:
         try:
             found = _store.read_log(log, Stated())
         except UsageError as error:
-            assert len(str(error)) < 400
+            said = str(error)
+            assert len(said) < 400
         else:
             assert found[0][1].found
