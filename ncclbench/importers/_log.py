@@ -25,7 +25,8 @@ _PREFIXES = (
     re.compile(r"\[(?P<stream>\d{1,7})\] (?=[ #\d]|$)"),  # mpiexec.hydra -prepend-rank
 )
 _BEGINS = re.compile(
-    r"#? {0,4}(?:OSU (?:MPI|NCCL)|(?:nccl|rccl)-tests version|nThread \d|Benchmarking |Intel ?\(R\) MPI)"
+    r"#? {0,12}(?:OSU (?:MPI|NCCL)|(?:nccl|rccl)-tests version|nThread \d|Collective test|Using devices|"
+    r"size +count +type|Benchmarking |Intel ?\(R\) MPI)"
 )
 _NUMBER = re.compile(r"-?\d{1,40}(?:\.\d{0,40})?(?:[eE][+-]?\d{1,3})?")
 # What printf makes of a rate whose time is zero, and what tools write where they have nothing to say.

@@ -58,6 +58,8 @@ def read(log: Log, stated: Stated) -> Reading:
         if begins_another(text):
             table = None
         if table is None or not text:
+            if table is not None and table.rows:
+                table.over = True
             continue
         with reading.leaving_out(stated):
             row = table.take(line, text, stated)
@@ -84,6 +86,7 @@ class _Table:
         self.columns: list[str] = []
         self.left_out: str | None = None
         self.rows = 0
+        self.over = False  # a blank line has followed the rows: what comes may be a shell's
         self.facts = {"line": line, "program": title[0].lstrip("# ").strip(), "library": title[1] + (title[2] or "")}
 
     def take(self, line: Line, text: str, stated: Stated) -> MpiRow | None:
@@ -117,9 +120,11 @@ class _Table:
             raise DamageError(line, str(error)) from None
 
     def _like_a_row(self, cells: list[str]) -> bool:
-        """A shell's ``real 0m5s`` or a warning of MPI belongs to nobody; a barrier's row has no size."""
-        begins = cells[0].isdecimal() or (self.columns[0] != "Size" and is_cell(cells[0]))
-        return begins or (len(cells) == len(self.columns) and 2 * sum(map(is_cell, cells)) >= len(cells))
+        """A shell's ``exit code 0`` or a warning of MPI belongs to nobody; a barrier's row has no size."""
+        if cells[0].isdecimal() or (self.columns[0] != "Size" and is_cell(cells[0])):
+            return True
+        damaged = len(cells) == len(self.columns) and 2 * sum(map(is_cell, cells)) >= len(cells)
+        return damaged and not self.over
 
     def _figures(self, line: int, cells: dict[str, str], stated: Stated) -> MpiRow:
         values = {name: number(cells[name], name) for name in cells if name not in ("Size", "Validation", "Iterations")}

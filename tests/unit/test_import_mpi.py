@@ -96,6 +96,14 @@ def test_failed_validation_is_a_wrong_case() -> None:
     assert [one.wrong for one in read] == [None, None]  # nobody said how many
 
 
+def test_what_a_shell_says_after_a_blank_line_is_no_row() -> None:
+    text = (FIXTURES / "osu" / "osu_latency.txt").read_text()
+    ((_, found),) = read_log(Log.of("log.txt", (text + "\nElapsed 12\n").encode()), Stated())
+    assert len(found.found) == 3
+    with pytest.raises(UsageError, match="line 7: Size is 'Elapsed'"):  # it could as well be a row without its size
+        read_log(Log.of("log.txt", (text + "Elapsed 12\n").encode()), Stated())
+
+
 def test_columns_that_are_not_known_are_left_out_aloud() -> None:
     found = reading("osu/osu_barrier_and_iallreduce.txt")
     assert [(one.record.pattern, one.record.bytes, one.record.alg_gb_per_s) for one in found.found] == [

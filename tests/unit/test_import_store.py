@@ -86,6 +86,25 @@ def test_cases_that_are_there_twice_are_all_kept(tmp_path: Path) -> None:
     assert "all_reduce/float32/8/pipelined/occurrence=2" in cases
 
 
+def test_tools_that_spoke_one_after_the_other_are_each_read(tmp_path: Path) -> None:
+    """Whatever order: a table is over where another tool begins."""
+    parts = [
+        TEXT,
+        FIXTURES / "osu" / "osu_allreduce.txt",
+        FIXTURES / "imb" / "imb_2018.txt",
+        FIXTURES / "osu" / "osu_bw.txt",
+    ]
+    alone = sum(len(reading.found) for part in parts for _, reading in _store.read_log(Log.open(part), Stated()))
+    for order in (parts, parts[::-1], [*parts[1:], parts[0]]):
+        text = "\n".join(part.read_text() for part in order)
+        for version in (
+            "",
+            "# nccl-tests version 2.19.6 nccl-headers=22809 nccl-library=22809\n",
+        ):  # older ones say none
+            log = Log.of("x", text.replace(version, "").encode())
+            assert sum(len(reading.found) for _, reading in _store.read_log(log, Stated())) == alone
+
+
 def test_the_last_line_with_json_is_the_answer(tmp_path: Path) -> None:
     answer = json.loads(run_import(TEXT, "-o", tmp_path / "run", "--json").splitlines()[-1])
     assert (answer["run"], answer["exit_code"], len(answer["records"])) == (str(tmp_path / "run"), 0, 30)
