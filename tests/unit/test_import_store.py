@@ -86,8 +86,8 @@ def test_cases_that_are_there_twice_are_all_kept(tmp_path: Path) -> None:
     assert "all_reduce/float32/8/pipelined/occurrence=2" in cases
 
 
-def test_tools_that_spoke_one_after_the_other_are_each_read(tmp_path: Path) -> None:
-    """Whatever order: a table is over where another tool begins."""
+def test_tools_that_spoke_one_after_the_other_are_each_read() -> None:
+    """In any order: a table is over where another tool begins, and old versions do not say which they are."""
     parts = [
         TEXT,
         FIXTURES / "osu" / "osu_allreduce.txt",
