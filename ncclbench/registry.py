@@ -27,7 +27,10 @@ _PACKAGES = {
 # One file may serve several names: torch.distributed has one backend a name.
 _SERVED_BY = {
     ("transports", "torch_dist"): ("gloo", "nccl"),
-    ("reports", "nccl_tests"): ("nccl-tests",),  # a module cannot be called that
+    # A module cannot be called what people call these.
+    ("reports", "nccl_tests"): ("nccl-tests",),
+    ("importers", "nccl_tests"): ("nccl-tests",),
+    ("importers", "nccl_tests_json"): ("nccl-tests-json",),
 }
 # What every transport is written against is not itself a transport.
 _NOT_PLUGINS = {("transports", "base")}

@@ -138,7 +138,7 @@ def test_any_value_at_any_place_of_the_json_is_read_or_refused(data: st.DataObje
                 place[key] = data.draw(values)
                 break
             place = place[key]
-    read_or_refuse(json.dumps(report).encode(), Stated(pattern=None), "nccl_tests_json")
+    read_or_refuse(json.dumps(report).encode(), Stated(pattern=None), "nccl-tests-json")
 
 
 @pytest.mark.parametrize("bracket", ["[", '{"a":', '{"results":['])

@@ -160,7 +160,7 @@ def test_nothing_is_written_if_any_log_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "nothing of a format that can be imported; there are: imb, nccl_tests"),
+        (b"", "nothing of a format that can be imported; there are: imb, nccl-tests"),
         (b"hello\n", "nothing of a format"),
         (b"\x00\xff" * 100, "nothing of a format"),
         (b'{"version": 3', "nothing of a format"),
@@ -212,7 +212,7 @@ def test_a_name_that_is_no_text_is_kept_as_far_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_importer_is_one_file_found_by_its_name() -> None:
-    assert names("importers") == ["imb", "nccl_tests", "nccl_tests_json", "osu"]
+    assert names("importers") == ["imb", "nccl-tests", "nccl-tests-json", "osu"]
     for name in names("importers"):
         module = load("importers", name)
         assert module.__doc__
