@@ -123,8 +123,7 @@ def _surroundings(gpu: str | None) -> Found:
     if not gpu:
         told = {port.device: port for port in host.ports if port.kind == "Ethernet"}
         own = told.get(os.environ.get("GLOO_SOCKET_IFNAME", ""))
-        # A virtual interface says some speed or other.
-        return Found(nic=own.device, gbit_per_s=own.gbit_per_s if own.pci else None) if own else Found()
+        return Found(nic=own.device, gbit_per_s=own.gbit_per_s) if own else Found()
     if gpu.lower() not in host.gpus:
         return Found()
     index = host.gpus.index(gpu.lower())

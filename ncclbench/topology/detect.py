@@ -115,15 +115,16 @@ def _ethernet(sys: Path, gpus: Sequence[str]) -> list[Port]:
     for interface in _entries(sys / "class/net"):
         if interface.name == "lo":
             continue
-        megabits = _text(interface / "speed")
+        megabits, pci = _text(interface / "speed"), _pci(interface / "device")
         found.append(
             Port(
                 device=interface.name,
                 kind="Ethernet",
-                gbit_per_s=int(megabits) / 1000 if megabits.isdecimal() and int(megabits) else None,
+                # A virtual interface says some speed or other.
+                gbit_per_s=int(megabits) / 1000 if pci and megabits.isdecimal() and int(megabits) else None,
                 up=_text(interface / "operstate") == "up",
                 guid=_text(interface / "address"),
-                pci=_pci(interface / "device"),
+                pci=pci,
                 hops=[_hops(sys, gpu, interface / "device") for gpu in gpus],
             )
         )

@@ -53,6 +53,7 @@ def sys(tmp_path: Path) -> Path:
         infiniband(tmp_path, device(tmp_path, root, bridge, nic), name, layer, "4: ACTIVE")
     infiniband(tmp_path, device(tmp_path, "0000:0a", "0000:0a:02.0", "0000:0d:00.0"), "mlx5_0", "InfiniBand", "1: DOWN")
     write(tmp_path / "class/net/eth0/speed", 25000)
+    (tmp_path / "class/net/eth0/device").symlink_to(device(tmp_path, "0000:9a", "0000:9a:02.0", "0000:9d:00.0"))
     write(tmp_path / "class/net/eth0/operstate", "up")
     write(tmp_path / "class/net/eth0/address", "02:00:00:00:00:01")
     write(tmp_path / "class/net/lo/operstate", "unknown")
@@ -75,7 +76,7 @@ def test_ports_with_their_kind_rate_state_and_guid(sys: Path) -> None:
         ("mlx5_0", "InfiniBand", 400.0, False, "guid of mlx5_0", "0000:0d:00.0"),
         ("mlx5_9", "RoCE", 400.0, True, "guid of mlx5_9", "0000:9c:00.0"),
         ("mlx5_10", "InfiniBand", 400.0, True, "guid of mlx5_10", "0000:0c:00.0"),
-        ("eth0", "Ethernet", 25.0, True, "02:00:00:00:00:01", ""),
+        ("eth0", "Ethernet", 25.0, True, "02:00:00:00:00:01", "0000:9d:00.0"),
     ]
     assert host.gpus == list(GPUS)
 
@@ -94,6 +95,11 @@ def test_a_host_without_anything_says_so(tmp_path: Path) -> None:
     host = detect_host(tmp_path, "bare")
     assert (host.gpus, host.ports) == ([], [])
     assert "no GPU here" in "\n".join(host_lines(host))
+
+
+def test_the_speed_of_a_virtual_interface_means_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "class/net/veth0/speed", 10000)
+    assert [port.gbit_per_s for port in detect_host(tmp_path).ports] == [None]
 
 
 def test_numbers_in_names_are_numbers() -> None:
@@ -179,7 +185,7 @@ def test_the_record_of_a_case_points_them_out_too(monkeypatch: pytest.MonkeyPatc
     [
         (GPUS[0].upper(), "eth0", Found(nic="mlx5_10", gbit_per_s=400.0)),
         ("0000:ff:00.0", "eth0", Found()),
-        (None, "eth0", Found(nic="eth0")),
+        (None, "eth0", Found(nic="eth0", gbit_per_s=25.0)),
         (None, "lo", Found()),
         (None, "", Found()),
     ],
