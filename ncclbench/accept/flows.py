@@ -218,6 +218,27 @@ def _victim_suffers(phases: Mapping[str, PhaseResult]) -> dict[str, float]:
     return found
 
 
+def heat(record: Record) -> dict[str, dict[str, float]]:
+    """Of each ``factor=F`` of `rail_hot`: how uneven its bytes are, and how much longer it takes than the even one.
+
+    ``bytes`` is what the busiest rank sends or receives over the mean; ``time`` that the slowest rank's median is
+    over that of ``factor=1``. All that time grows above bytes is lost to waiting.
+    """
+    phases = {p.label: p for p in record.phases if p.label.startswith("factor=") and p.time_us}
+    even = phases.get("factor=1")
+    if even is None or even.time_us is None:
+        return {}
+    found = {}
+    for label, phase in phases.items():
+        wire = sum(n for link, n in phase.ledger["sent_bytes"].items() if link != "self")
+        assert phase.time_us is not None
+        found[label] = {
+            "bytes": phase.ledger["bottleneck_bytes"] * record.world_size / wire,
+            "time": phase.time_us.p50 / even.time_us.p50,
+        }
+    return found
+
+
 def contrast(record: Record) -> float | None:
     """Median rate of the ``far`` rounds over that of the ``near`` ones; None where either is missing."""
     near, far = flows_of(record, "near"), flows_of(record, "far")
@@ -242,8 +263,8 @@ def describe_flows(record: Record, topology: Mapping[str, Any]) -> dict[str, Any
     """Everything above that this record has, as plain data for reports; ``topology`` is the manifest's.
 
     Keys: ``rail_matrix_gb_per_s`` (null where nothing went), ``send_gb_per_s`` and ``receive_gb_per_s`` of each rank,
-    and where the pattern has them ``jain``, ``interference``, ``far_over_near``, ``far_over_near_by_leaf`` and, where
-    the topology file says how many uplinks a leaf has, ``spreading`` of a permutation.
+    and where the pattern has them ``jain``, ``interference``, ``heat``, ``far_over_near``, ``far_over_near_by_leaf``
+    and, where the topology file says how many uplinks a leaf has, ``spreading`` of a permutation.
     """
     found: dict[str, Any] = {}
     table = flows_of(record)
@@ -256,6 +277,7 @@ def describe_flows(record: Record, topology: Mapping[str, Any]) -> dict[str, Any
     further: dict[str, Any] = {
         "jain": incast_fairness(record),
         "interference": interference(record),
+        "heat": heat(record),
         "far_over_near": contrast(record),
         "far_over_near_by_leaf": {wiring["leaf_names"][leaf]: ratio for leaf, ratio in by_leaf.items()},
     }

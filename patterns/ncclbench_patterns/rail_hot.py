@@ -11,6 +11,8 @@ from ncclbench.schedule import Params as BaseParams
 from ncclbench.topology import Topology
 
 _FACTORS = (1, 2, 4)
+# The rows of an uneven all-to-all are a number a pair of ranks: 128 MiB a round at this many.
+_MOST_RANKS = 4096
 
 
 class Params(BaseParams, frozen=True, kw_only=True):
@@ -29,6 +31,8 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
     rail = case.read(Params).rail
     ranks = topology.world_size
     count = shard_count(case, ranks)
+    if ranks > _MOST_RANKS:
+        raise Unable(f"rail_hot holds a number for each pair of ranks: {ranks} are more than {_MOST_RANKS}")
     grid_of(topology, "rail_hot", rails=2)
     if rail not in topology.rails:
         raise Unable(f"rail_hot: no rank is on rail {rail}; there are: {np.unique(topology.rails).tolist()}")

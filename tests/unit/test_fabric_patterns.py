@@ -285,6 +285,19 @@ def test_rail_hot_multiplies_what_one_rail_is_sent(domains: int, rails: int, hot
         assert np.array_equal(received, np.where(topology.rails == hot, factor, 1))
 
 
+@pytest.mark.parametrize("pattern", [name for name in FABRIC if name != "pairs"])
+def test_8192_ranks_are_no_trouble_or_too_many(pattern: str) -> None:
+    topology = fabric(1024, 8, per_leaf=32)
+    if pattern == "rail_hot":
+        with pytest.raises(Unable, match="8192 are more than 4096"):
+            made(pattern, topology, nbytes=1 << 20)
+        return
+    for one in made(pattern, topology, nbytes=1 << 20):
+        for phase in one.phases:
+            arrays = [phase.groups] if isinstance(phase, Collective) else [phase.src, phase.dst, phase.nbytes]  # type: ignore[union-attr]
+            assert sum(array.nbytes for array in arrays) < 1 << 20
+
+
 @given(domains=DOMAINS, rails=RAILS)
 def test_domain_straddle_keeps_the_size_of_groups_and_splits_them(domains: int, rails: int) -> None:
     topology = fabric(domains, rails)

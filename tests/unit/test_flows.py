@@ -14,6 +14,7 @@ from ncclbench.accept.flows import (
     describe_flows,
     endpoint_medians,
     flows_of,
+    heat,
     incast_fairness,
     interference,
     jain,
@@ -21,10 +22,12 @@ from ncclbench.accept.flows import (
     rail_matrix,
     spreading,
 )
-from ncclbench.measure.case import build_variants
+from ncclbench.measure.case import build_variants, run_case
+from ncclbench.plan import Settings
 from ncclbench.schedule import Case, Exchange
 from ncclbench.store.records import PhaseResult, Record
 from ncclbench.topology import Topology, Wiring
+from ncclbench.transports.threads import play
 
 NODES, RAILS, NBYTES = 8, 4, 1_000_000
 
@@ -232,3 +235,19 @@ def test_the_spreading_of_a_permutation_needs_the_uplinks_of_the_file() -> None:
     assert told["spreading"]["null_load"] == pytest.approx(largest_load(2, 4))
     assert told["spreading"]["score"] > 0.8
     assert "spreading" not in describe_flows(found, {**where.as_record(), "wiring": {}})
+
+
+def test_a_hot_rail_is_uneven_in_bytes_by_hand_and_in_time_by_the_clock() -> None:
+    """8 nodes of 4 rails: with factor 4 a hot rank is sent 4 shares by each of the 31 others, which send 55 each."""
+    where = topology()
+    case = Case(pattern="rail_hot", nbytes=1 << 16)
+    measured_ = play(NODES * RAILS, lambda t: run_case(case, t, where, Settings(iterations=6, check=False)))[0]
+    assert measured_ is not None
+    found = heat(measured_.record)
+    hot, mean = 4 * 31, (24 * 31 + 8 * 31 * 4) / 32
+    assert found["factor=4"]["bytes"] == pytest.approx(hot / mean)
+    assert found["factor=1"] == {"bytes": 1.0, "time": 1.0}
+    p50 = {phase.label: phase.time_us.p50 for phase in measured_.record.phases if phase.time_us}
+    assert found["factor=2"]["time"] == pytest.approx(p50["factor=2"] / p50["factor=1"])
+    assert describe_flows(measured_.record, where.as_record())["heat"] == found
+    assert heat(record([])) == {}
