@@ -54,8 +54,9 @@ def format_bytes(nbytes: float) -> str:
     """`nbytes` rounded for a reader: ``1.5 MiB``."""
     value = float(nbytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        shown = round(value, 0 if unit == "B" else 1)
+        if shown < 1024:  # as it will be shown: 1023.99 KiB is 1.0 MiB
+            return f"{shown:.0f} {unit}" if unit == "B" else f"{shown:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
 

@@ -109,6 +109,8 @@ def test_a_size_is_printed_with_the_largest_exact_suffix(nbytes: int, text: str)
     [
         *[(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB")],
         *[(1 << 30, "1.0 GiB"), (1 << 40, "1.0 TiB"), (1 << 51, "2048.0 TiB")],
+        # Rounded to four digits these would be 1024.0 of the unit below.
+        *[((1 << 20) - 1, "1.0 MiB"), ((1 << 30) - 1, "1.0 GiB"), ((1 << 40) - 1, "1.0 TiB")],
     ],
 )
 def test_bytes_are_printed_in_the_unit_that_fits(nbytes: int, text: str) -> None:
