@@ -39,7 +39,10 @@ def with_store(seat: Seat, environ: MutableMapping[str, str] = os.environ) -> Se
         from ncclbench.transports.mpi import agree_on_store
 
         return agree_on_store(seat)
-    raise EnvironmentFault(f"{seat.launcher} names no meeting place: set MASTER_ADDR and MASTER_PORT on all ranks")
+    raise EnvironmentFault(
+        f"{seat.launcher} names no meeting place: set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) "
+        "on all ranks, or start with torchrun"
+    )
 
 
 def stay_on_this_host(environ: MutableMapping[str, str]) -> None:
