@@ -1,6 +1,6 @@
 """The few lines that all standard collectives share, so that each pattern's file is only what is its own."""
 
-from ncclbench.errors import Unable
+from ncclbench.errors import Unable, UsageError
 from ncclbench.schedule.case import Case
 from ncclbench.schedule.dtypes import Redop
 from ncclbench.schedule.phases import READS_ALL_SHARDS, WRITES_ALL_SHARDS, Collective, Op
@@ -47,10 +47,13 @@ def collective(
 
     Raises:
         Unable: if the size, the root or the groups do not fit this job.
+        UsageError: if the root or the groups fit no job.
     """
     groups_GN = topology.groups(group)
     members = groups_GN.shape[1]
-    if root is not None and not 0 <= root < members:
+    if root is not None and root < 0:  # in no job at all
+        raise UsageError(f"root must be a place in its group, from 0 on, got {root}")
+    if root is not None and root >= members:
         raise Unable(f"root {root} is not in a group of {members}")
     sharded = op in READS_ALL_SHARDS | WRITES_ALL_SHARDS
     count = shard_count(case, members if sharded else 1)

@@ -180,9 +180,11 @@ class Topology:
         if spec == "world":
             return ranks[None]
         if spec.isdecimal():
-            size = int(spec)
-            if size < 1 or self.world_size % size:
-                raise Unable(f"groups of {size} do not divide a world of {self.world_size}")
+            size = int(spec) if len(spec) < 10 else 10**9
+            if size < 1:
+                raise UsageError(f"group must be a number of ranks from 1 on, got {spec}")
+            if self.world_size % size:
+                raise Unable(f"groups of {spec[:10]} do not divide a world of {self.world_size}")
             return ranks.reshape(-1, size)
         keys = {"node": self.nodes, "domain": self.domains, "rail": self.rails, "site": self.sites}
         if spec not in keys:

@@ -380,10 +380,26 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones(pattern: str) -> No
 
 
 @pytest.mark.parametrize("pattern", ["broadcast", "reduce", "gather", "scatter"])
-@pytest.mark.parametrize("root", [4, -1])
+@pytest.mark.parametrize("root", [4, 17])
 def test_a_root_outside_its_group_is_unable(pattern: str, root: int) -> None:
     with pytest.raises(Unable, match=f"root {root} is not in a group of 4"):
         build_schedule(Case(pattern=pattern, nbytes=64, params={"root": root}), Topology.single_node(4))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("name", "value"), [("group", "0"), ("group", "00"), ("root", -1)])
+def test_what_no_job_could_run_is_an_error_and_not_skipped(pattern: str, name: str, value: Any) -> None:
+    if name not in load("patterns", pattern).Params.__struct_fields__:
+        return
+    for ranks in (1, 4):
+        with pytest.raises(UsageError, match="from 0 on, got -1|from 1 on, got 0"):
+            build_schedule(Case(pattern=pattern, nbytes=64, params={name: value}), Topology.single_node(ranks))
+
+
+@pytest.mark.parametrize("spec", ["9" * 9, "9" * 5000])
+def test_a_group_larger_than_any_job_is_unable(spec: str) -> None:
+    with pytest.raises(Unable, match="do not divide a world of 4"):
+        Topology.single_node(4).groups(spec)
 
 
 # Three nodes of two ranks, their ranks interleaved, as a launcher that deals ranks out round-robin places them.
