@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.store import events
-from ncclbench.store.records import SCHEMA, Record
+from ncclbench.store.records import SCHEMA, ManifestShape, Record
 
 # A case with one of these is finished: --resume does not measure it again.
 FINISHED = frozenset({"ok", "wrong", "skipped"})
@@ -73,6 +73,10 @@ def read_run(path: Path) -> Run:
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"{manifest_file} is damaged: {error}") from None
     _refuse_newer(manifest, manifest_file)
+    try:
+        msgspec.convert(manifest, ManifestShape)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{manifest_file} is damaged: {error}") from None
     return Run(
         path, manifest, tuple(_read_records(path / "results.jsonl")), tuple(events.read_events(path / "events.jsonl"))
     )
@@ -80,7 +84,7 @@ def read_run(path: Path) -> Run:
 
 def _refuse_newer(data: Any, where: Path | str) -> None:
     schema = data.get("schema") if isinstance(data, dict) else None
-    if not isinstance(schema, int):
+    if type(schema) is not int or schema < 1:  # a bool is an int to isinstance
         raise UsageError(f"{where} has no schema number")
     if schema > SCHEMA:
         raise UsageError(f"{where} has schema {schema}; this ncclbench reads up to {SCHEMA}: use a newer one")
@@ -139,12 +143,12 @@ def _is_leftover(entry: Path) -> bool:
 
 
 @contextmanager
-def _storing(what: str) -> Iterator[None]:
+def _storing(what: str, advice: str = "what was stored before is intact") -> Iterator[None]:
     """A full or vanished disk is the environment's fault, and says so in one line."""
     try:
         yield
     except OSError as error:
-        raise EnvironmentFault(f"could not store {what}: {error}; what was stored before is intact") from error
+        raise EnvironmentFault(f"could not store {what}: {error}; {advice}") from error
 
 
 def _lock(path: Path) -> int:
@@ -186,7 +190,7 @@ class RunWriter:
             EnvironmentFault: if the disk fails.
         """
         check_target(path, resume=False)
-        with _storing(str(path)):
+        with _storing(str(path), "nothing was stored; name another directory with -o"):
             (path / "samples").mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
             _write_whole(path / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")

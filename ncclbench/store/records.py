@@ -82,6 +82,31 @@ class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
     bus_gb_per_s: float | None = None
 
 
+class TopologyShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What readers rely on in a manifest's `topology`, where it is there."""
+
+    world_size: int = 0
+    nodes: list[int] = []
+    domains: list[int] = []
+    rails: list[int] = []
+    sites: list[int] = []
+    node_names: list[str] = []
+    sources: dict[str, str] = {}
+
+
+class ManifestShape(msgspec.Struct, frozen=True, kw_only=True):
+    """The types that readers rely on in a manifest: one that has others is damaged, and is not half read."""
+
+    plan: dict[str, Any] = {}
+    topology: TopologyShape = TopologyShape()
+    transport: str = ""
+    device: str = ""
+    world_size: int = 0
+    ranks: list[dict[str, Any]] = []
+    provenance: dict[str, Any] = {}
+    started: str = ""
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One case of a run; ``docs/formats.md`` says what each field means.
 

@@ -296,6 +296,41 @@ def test_a_newer_record_is_refused_with_its_line(run: Path) -> None:
         read_run(run)
 
 
+@pytest.mark.parametrize("schema", ["true", "-1", "0", "1.0", "null"])
+def test_a_schema_that_is_no_number_from_1_on(schema: str, run: Path) -> None:
+    results = run / "results.jsonl"
+    line = results.read_text().splitlines()[0]
+    results.write_text(line.replace('"schema":1', f'"schema":{schema}') + "\n")
+    with pytest.raises(UsageError, match=r"results\.jsonl, line 1 has no schema number"):
+        read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("topology", "two nodes"), ("topology", ["n0"]), ("topology", {"node_names": "n0"})],
+        *[("topology", {"node_names": [1]}), ("topology", {"nodes": {"0": 0}}), ("topology", None)],
+        *[("plan", []), ("world_size", "2"), ("transport", 7), ("ranks", [1]), ("provenance", 3)],
+    ],
+)
+def test_a_manifest_of_other_types_is_damaged_and_says_where(field: str, value: Any, run: Path) -> None:
+    (run / "manifest.json").write_text(json.dumps({**MANIFEST, field: value}))
+    with pytest.raises(UsageError, match=rf"manifest\.json is damaged: .* at `\$\.{field}") as refused:
+        read_run(run)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_disk_that_fails_at_the_very_start_does_not_speak_of_what_was_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ncclbench.store.directory._write_whole", full)
+    with pytest.raises(EnvironmentFault, match="No space left on device; nothing was stored; name another directory"):
+        RunWriter.create(tmp_path / "new", MANIFEST)
+
+
 @pytest.mark.parametrize("content", ["{}", '{"schema": "1"}', "[]"])
 def test_a_manifest_without_a_schema(content: str, run: Path) -> None:
     (run / "manifest.json").write_text(content)
