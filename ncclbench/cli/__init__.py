@@ -1,9 +1,9 @@
 """The command line: one file a command, loaded when it is called, so that ``--help`` costs next to nothing."""
 
+import errno
 import json
 import os
 import sys
-import time
 import traceback
 from importlib import import_module
 
@@ -11,8 +11,7 @@ import click
 
 from ncclbench import __version__
 from ncclbench.errors import Exit, NcclbenchError
-
-_RANK_0_SPEAKS_SECONDS = 2.0
+from ncclbench.launch.signals import own_rank, wait_for_rank_0
 
 # Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`,
 # which would hide the built-in from this package, and for `import`, which no module can be called.
@@ -79,8 +78,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every error of ours is one line, and every exit code is one of ours."""
-    if sys.stdout is None:  # closed by the caller
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  stays open until the process ends
+    _open_what_was_closed()
     try:
         code = cli(standalone_mode=False)
         sys.stdout.flush()
@@ -93,12 +91,39 @@ def main() -> None:
     except KeyboardInterrupt:
         code = _complain("interrupted", Exit.ENVIRONMENT)
     except (BrokenPipeError, SystemExit):  # click turns the first into the second
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone, as with `| head`
+        _discard_stdout()  # the reader is gone, as with `| head`
         code = Exit.GOOD
+    except OSError as error:
+        code = _not_written(error)
     except Exception:
         traceback.print_exc()  # a defect of ours, and 1 would mean that a rack has failed
         code = _complain("this is a defect in ncclbench; please report it with the lines above", Exit.ENVIRONMENT)
     sys.exit(int(code or 0))
+
+
+def _open_what_was_closed() -> None:
+    """Put /dev/null where the caller has closed stdin, stdout or stderr: the next socket would become it."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:  # stays open until the process ends
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115, PTH123
+
+
+def _discard_stdout() -> None:
+    """What is still in Python's buffers goes nowhere, instead of failing once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _not_written(error: OSError) -> Exit:
+    """Stdout is on a disk that is full, or fails. The run directory's own failures never come here as an OSError."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) or error.filename is not None:
+        traceback.print_exc()
+        return _complain("this is a defect in ncclbench; please report it with the lines above", Exit.ENVIRONMENT)
+    _discard_stdout()
+    return _complain(f"could not write to stdout: {error.strerror}", Exit.ENVIRONMENT)
 
 
 def _complain(message: str, code: Exit) -> Exit:
@@ -107,15 +132,13 @@ def _complain(message: str, code: Exit) -> Exit:
     A usage error is the same on all ranks, and is said by rank 0 alone: in a job of 8,192 it would otherwise be said
     as often. What is wrong with one rank's surroundings is said by that rank.
     """
-    ranks = (os.environ.get(name) for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"))
-    rank = next((rank for rank in ranks if rank), "0")
+    rank = own_rank()
     if rank == "0":
         click.echo(f"ncclbench: error: {message}", err=True)
         if "--json" in sys.argv[1:] and sys.argv[1:2] == ["run"]:
             click.echo(json.dumps({"run": None, "exit_code": int(code), "error": message, "records": []}))
         return code
-    if "OMPI_COMM_WORLD_RANK" in os.environ or "PMI_RANK" in os.environ:
-        time.sleep(_RANK_0_SPEAKS_SECONDS)  # mpiexec ends the job with the first rank that ends
+    wait_for_rank_0()
     if code is not Exit.USAGE:
         click.echo(f"ncclbench: error: rank {rank}: {message}", err=True)
     return code

@@ -125,10 +125,6 @@ def command(**options: Any) -> None:
 
 
 def _run(options: dict[str, Any]) -> Exit:
-    from ncclbench.launch.supervise import supervise, under_mpiexec
-
-    if under_mpiexec(os.environ):
-        supervise()
     from ncclbench.launch.detect import OWN_START, detect
     from ncclbench.plan import Plan
 
@@ -271,7 +267,7 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
 
         return start_under_mpiexec(nproc, [*sys.argv[1:], "--transport", transport, "--out", str(out)])
     # The ranks are told what was decided here: a directory named after the time must be the same for all.
-    return start_ranks(nproc, [*sys.argv[1:], "--transport", transport, "--out", str(out)])
+    return start_ranks(nproc, [*sys.argv[1:], "--transport", transport, "--out", str(out)], out)
 
 
 def _planned_topology(nproc: int, options: dict[str, Any]) -> Any:

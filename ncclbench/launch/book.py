@@ -15,7 +15,7 @@ from ncclbench.measure.case import Measurement
 from ncclbench.measure.needs import wrongly_started
 from ncclbench.measure.record import base_record
 from ncclbench.plan import Plan, PlannedCase
-from ncclbench.store.directory import FINISHED, RunWriter, read_run
+from ncclbench.store.directory import FINISHED, RunWriter, read_run, what_is_kept
 from ncclbench.store.events import utc_now
 from ncclbench.store.records import Record
 from ncclbench.topology.files import TopologyFile
@@ -77,6 +77,8 @@ class Book:
         self._current: PlannedCase | None = None
         self._started = utc_now()
         self._over = False
+        self._told = threading.Event()  # the listener knows the end
+        self._code = Exit.ENVIRONMENT
         # The measuring thread writes results, the watchdog's writes faults: whoever closes the book first is the last.
         self._lock = threading.RLock()
 
@@ -116,9 +118,17 @@ class Book:
         code = worst(_EXIT_OF_STATUS.get(record.status, Exit.GOOD) for record in self.records)
         with self._writing() as writer:
             writer.event("end", exit_code=int(code))
-            self._over = True
-        self.job.listener.ended(self.out, self.records, code, None)
+            self._over, self._code = True, code
+        try:
+            self.job.listener.ended(self.out, self.records, code, None)
+        finally:
+            self._told.set()
         return code
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended, well or not."""
+        return self._over
 
     @contextmanager
     def _writing(self) -> Iterator[RunWriter]:
@@ -133,12 +143,20 @@ class Book:
     def fault(self, fault: Fault) -> Exit:
         """The run is over before its end: mark the case in progress, keep all that was finished.
 
-        Returns what the run ends in: wrong data found before outweigh the fault.
+        Returns what the run ends in: wrong data found before outweigh the fault, and a run that had ended before it
+        ends as it did, once that has been shown.
         """
         with self._lock:
-            if self._over:
-                return Exit.ENVIRONMENT
-            self._over = True
+            over, self._over = self._over, True
+        if over:
+            self._told.wait()
+            return self._code
+        try:
+            return self._close(fault)
+        finally:
+            self._told.set()
+
+    def _close(self, fault: Fault) -> Exit:
         case = f"{self._current.case.id}: " if self._current else ""
         if self.writer is not None and self._current is not None:
             record = msgspec.structs.replace(
@@ -151,13 +169,13 @@ class Book:
             self.records.append(record)
         if self.writer is not None:
             self.writer.event("lost", ranks=list(fault.ranks), reason=fault.reason)
-        code = worst([Exit.ENVIRONMENT, *(_EXIT_OF_STATUS.get(r.status, Exit.GOOD) for r in self.records)])
+        self._code = worst([Exit.ENVIRONMENT, *(_EXIT_OF_STATUS.get(r.status, Exit.GOOD) for r in self.records)])
         if self.writer is not None:
-            self.writer.event("end", exit_code=int(code))
+            self.writer.event("end", exit_code=int(self._code))
         out = self.out if self.writer else None
-        message = f"{case}{fault.reason}; finished cases are kept, go on with --resume"
-        self.job.listener.ended(out, self.records, code, message)
-        return code
+        message = f"{case}{fault.reason}{what_is_kept(self.out)}"
+        self.job.listener.ended(out, self.records, self._code, message)
+        return self._code
 
     def take_over(self, number: int) -> None:
         """Rank 1, once rank 0 is gone: open what is there, if this rank can see it."""
@@ -165,7 +183,8 @@ class Book:
             return
         run = read_run(self.out)
         if run.events and run.events[-1]["kind"] == "end":  # rank 0 had written everything down before it went
-            self._over = True
+            self._over, self._code = True, worst([run.events[-1].get("exit_code", Exit.ENVIRONMENT)])
+            self._told.set()
             return
         self.writer = RunWriter(self.out)
         self.records = list(run.records)

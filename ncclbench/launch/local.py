@@ -10,38 +10,51 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 from ncclbench.errors import EnvironmentFault, Exit, worst
 from ncclbench.launch.detect import LOCAL_PARENT, LOCAL_STORE, LOCAL_STORE_FD
+from ncclbench.launch.signals import blocked, passing_on, settled
+from ncclbench.store.directory import what_is_kept
 
 # Ranks end by themselves when one is lost, since rank 0 must first write down why; after that they are ended.
 _GRACE_SECONDS = 3.0
+# From a signal on: rank 0 collects signs, and stores the record in progress.
+_STORE_SECONDS = 8.0
 _KILL_SECONDS = 1.0
 _POLL_SECONDS = 0.05
 
 
-def start_ranks(nproc: int, arguments: Sequence[str]) -> Exit:
-    """Run ``ncclbench ARGUMENTS`` as `nproc` ranks of one job; returns the most severe of their exit codes."""
+def start_ranks(nproc: int, arguments: Sequence[str], out: Path) -> Exit:
+    """Run ``ncclbench ARGUMENTS`` as `nproc` ranks of one job; returns the most severe of their exit codes.
+
+    Args:
+        nproc: how many.
+        arguments: without the name of the program.
+        out: the run directory that they are going to write.
+    """
     ranks: list[subprocess.Popen[bytes]] = []
+    told: list[float] = []  # when a signal was passed on
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        told.append(time.monotonic())
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            for rank in range(nproc):
-                ranks.append(_start(rank, nproc, arguments, listener))
-        return _watch(ranks)
-    except OSError as error:
-        raise EnvironmentFault(f"could not start rank {len(ranks)}: {error}") from None
-    finally:
-        _end(ranks)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with passing_on(pass_on):
+        try:
+            # A signal meanwhile reaches all ranks, once all are there; they inherit the block, and end it themselves.
+            with blocked(), socket.create_server(("127.0.0.1", 0)) as listener:
+                for rank in range(nproc):
+                    ranks.append(_start(rank, nproc, arguments, listener))
+            return _watch(ranks, told, out)
+        except OSError as error:
+            raise EnvironmentFault(f"could not start rank {len(ranks)}: {error}") from None
+        finally:
+            settled.set()
+            _end(ranks)
 
 
 def _start(rank: int, nproc: int, arguments: Sequence[str], listener: socket.socket) -> "subprocess.Popen[bytes]":
@@ -77,19 +90,21 @@ def _rank_variables(rank: int, nproc: int, port: int) -> Mapping[str, str]:
     return variables
 
 
-def _watch(ranks: "list[subprocess.Popen[bytes]]") -> Exit:
+def _watch(ranks: "list[subprocess.Popen[bytes]]", told: list[float], out: Path) -> Exit:
     deadline: float | None = None
     while None in (codes := [rank.poll() for rank in ranks]):
         failed = any(code not in (None, 0) for code in codes)
         if failed and deadline is None:
             deadline = time.monotonic() + _GRACE_SECONDS
+        if told and deadline is None:  # they end by themselves; one inside a library that heeds nothing does not
+            deadline = told[0] + _STORE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             break
         time.sleep(_POLL_SECONDS)
     killed = [k for k, rank in enumerate(ranks) if (rank.poll() or 0) < 0]
     if killed and Exit.ENVIRONMENT not in [rank.returncode for rank in ranks]:  # otherwise a rank has said so
         names = ", ".join(f"rank {k} ({signal.Signals(-ranks[k].returncode).name})" for k in killed)
-        print(f"ncclbench: error: killed: {names}; finished cases are kept, go on with --resume", file=sys.stderr)
+        print(f"ncclbench: error: killed: {names}{what_is_kept(out)}", file=sys.stderr)
     _end(ranks)
     return worst(rank.returncode for rank in ranks)
 

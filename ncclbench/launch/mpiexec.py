@@ -17,10 +17,12 @@ from types import FrameType
 
 from ncclbench.errors import EnvironmentFault, Exit, worst
 from ncclbench.launch.detect import OWN_START
+from ncclbench.launch.signals import SIGNALS, announce, passing_on, settled
 
 # mpiexec ends its ranks when it is told to end; rank 0 first writes down why.
 _GRACE_SECONDS = 8.0
 _ASK_SECONDS = 20.0
+_POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
 
@@ -41,18 +43,28 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str]) -> Exit:
         preexec_fn=_end_with_parent,
     )
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        if job.poll() is None:
-            job.send_signal(number)
+    told: list[float] = []  # when a signal was passed on
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        return exit_of(job.wait())
-    finally:
-        _end(job)
-        _end_ranks(mark)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        told.append(time.monotonic())
+        # The ranks themselves: an mpiexec that is told to end cuts off what rank 0 still has to say.
+        ranks = _processes(mark, ranks_only=True)
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(rank, number)
+        if not ranks and job.poll() is None:
+            announce(signal.Signals(number))
+            job.terminate()
+
+    with passing_on(pass_on):
+        try:
+            while job.poll() is None and not (told and time.monotonic() > told[0] + _GRACE_SECONDS):
+                time.sleep(_POLL_SECONDS)
+            return exit_of(job.returncode if job.returncode is not None else Exit.ENVIRONMENT)
+        finally:
+            settled.set()
+            _end(job)
+            _end_ranks(mark)
 
 
 def find_mpiexec(beside: Path) -> str:
@@ -99,6 +111,7 @@ def _version(mpiexec: str) -> str:
 
 def _end_with_parent() -> None:
     """In the child: ask Linux for a SIGTERM when we die, even by SIGKILL, so that no job outlives its command."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -108,7 +121,7 @@ def _end(job: "subprocess.Popen[bytes]") -> None:
     job.terminate()
     deadline = time.monotonic() + _GRACE_SECONDS
     while job.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(_POLL_SECONDS)
     if job.poll() is None:
         job.kill()
         job.wait()
@@ -117,19 +130,21 @@ def _end(job: "subprocess.Popen[bytes]") -> None:
 def _end_ranks(mark: str) -> None:
     """Ranks may outlive mpiexec, to write down what happened; after that, none is left."""
     deadline = time.monotonic() + _GRACE_SECONDS
-    while (left := _ranks(mark)) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while (left := _processes(mark)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
     for rank in left:
         with suppress(ProcessLookupError):
             os.kill(rank, signal.SIGKILL)
 
 
-def _ranks(mark: str) -> list[int]:
-    """Processes on this machine that carry our mark in their environment."""
+def _processes(mark: str, *, ranks_only: bool = False) -> list[int]:
+    """Processes on this machine that carry our mark in their environment: mpiexec's own, and the ranks."""
     variable = f"{OWN_START}={mark}".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # gone, or somebody else's
-            if variable in entry.read_bytes().split(b"\0"):
+            variables = entry.read_bytes().split(b"\0")
+            is_rank = any(item.startswith((b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=")) for item in variables)
+            if variable in variables and (is_rank or not ranks_only):
                 found.append(int(entry.parent.name))
     return found

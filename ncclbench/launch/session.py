@@ -5,6 +5,7 @@ meet -> agree on plan and versions -> check memory -> open the run directory -> 
 
 import hashlib
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from ncclbench.launch.bind import allowed_cores, bind
 from ncclbench.launch.book import Book, Job
 from ncclbench.launch.detect import LOCAL_PARENT
 from ncclbench.launch.meet import with_store
+from ncclbench.launch.signals import heeding, settled
 from ncclbench.launch.verdict import Fault
-from ncclbench.launch.watchdog import Watchdog
+from ncclbench.launch.watchdog import Watchdog, end_process
 from ncclbench.measure.case import memory_needed, run_case
 from ncclbench.measure.regimes import Progress
 from ncclbench.plan import PlannedCase
@@ -64,14 +66,15 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
             if planned.case.id not in finished:
                 _run_one(number, planned, transport, topology, book, progress, watchdog)
         transport.barrier()
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         _give_up(watchdog, error)
         raise
     if watchdog:
         watchdog.close()
-    code = book.end() if transport.rank == 0 else Exit.GOOD
-    transport.close()
-    return code
+    try:
+        return book.end() if transport.rank == 0 else Exit.GOOD
+    finally:
+        transport.close()
 
 
 def _prepare(
@@ -162,9 +165,13 @@ def _run_one(
 
 def _give_up(watchdog: Watchdog | None, error: BaseException) -> None:
     """Tell the watchdog, which ends this process; without one, the error goes on to the caller."""
-    message = str(error) if isinstance(error, NcclbenchError) else f"{type(error).__name__}: {error}"
     if watchdog:
-        watchdog.fail("transport" if isinstance(error, TransportError) else "raised", message)
+        watchdog.fail("transport" if isinstance(error, TransportError) else "raised", _in_a_line(error))
+
+
+def _in_a_line(error: BaseException) -> str:
+    """What went wrong; an error that is not one of ours is named by its type as well."""
+    return str(error) if isinstance(error, NcclbenchError) else f"{type(error).__name__}: {error}"
 
 
 def _refuse_disagreement(job: Job, transport: Transport) -> None:
@@ -277,12 +284,16 @@ def play_ranks(job: Job, nproc: int) -> Exit:
         )
         return run_rank(job, seat, transport, book, None)
 
+    def interrupted(number: signal.Signals) -> None:
+        end_process(book.fault(Fault("failed", (), f"interrupted by {number.name}", -1)))
+
     timeout = max(planned.settings.timeout for planned in job.plan.cases)
-    try:
-        return worst(play(nproc, main, timeout))
-    except (UsageError, EnvironmentFault) as error:
-        if book.writer is None:
-            raise
-        return book.fault(Fault("failed", (), str(error), -1))
-    except KeyboardInterrupt:
-        return book.fault(Fault("failed", (), "interrupted by SIGINT", -1))
+    with heeding(interrupted):
+        try:
+            code = worst(play(nproc, main, timeout))
+        except Exception as error:
+            if book.writer is None or book.is_over:  # nothing is open, or the end could not be shown
+                raise
+            code = book.fault(Fault("failed", (), _in_a_line(error), -1))
+        settled.set()
+        return code

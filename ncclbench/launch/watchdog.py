@@ -147,7 +147,7 @@ class Watchdog:
             self._failure = ("signal", "interrupted: the launching process is gone")
             self._last_word = time.monotonic() + _SETTLE_SECONDS
         if time.monotonic() > self._last_word:
-            _end_process()
+            end_process()
 
     # Rank 0.
 
@@ -224,7 +224,7 @@ class Watchdog:
                 peer.socket.settimeout(0.5)
                 peer.socket.sendall(abort)
         self._kill_neighbours(hung)
-        _end_process(code)
+        end_process(code)
 
     def _kill_neighbours(self, ranks: Iterable[int]) -> None:
         """End ranks of this job on this node that cannot end themselves: stopped, or lost in a driver."""
@@ -283,7 +283,7 @@ class Watchdog:
         for kind, *_, text in _messages(bytearray(data or b"")):
             if kind == _ABORT:
                 self._kill_neighbours(int(rank) for rank in text.split(",") if rank)
-                _end_process()
+                end_process()
             if kind == _BYE:
                 return True
         return False
@@ -298,7 +298,7 @@ class Watchdog:
         else:
             time.sleep(_TAKE_OVER_SECONDS)
         self._kill_neighbours([0] if status == "timeout" else [])
-        _end_process(code)
+        end_process(code)
 
 
 def _receive(link: socket.socket) -> bytes | None:
@@ -352,7 +352,8 @@ def _messages(received: bytearray) -> "list[tuple[int, int, int, int, int, str]]
     return found
 
 
-def _end_process(code: Exit = Exit.ENVIRONMENT) -> None:
+def end_process(code: Exit = Exit.ENVIRONMENT) -> None:
+    """End at once, whatever the main thread is doing; what was printed is out."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -102,6 +102,11 @@ def _read_records(path: Path) -> list[Record]:
     return list(latest.values())
 
 
+def what_is_kept(path: Path) -> str:
+    """The end of a message about a run that was cut short: what of it there is, if there is anything."""
+    return "; finished cases are kept, go on with --resume" if (path / "manifest.json").exists() else ""
+
+
 _HINT = "name another directory, or go on with --resume"
 
 

@@ -392,7 +392,7 @@ def test_what_no_job_could_run_is_an_error_and_not_skipped(pattern: str, name: s
     if name not in load("patterns", pattern).Params.__struct_fields__:
         return
     for ranks in (1, 4):
-        with pytest.raises(UsageError, match="from 0 on, got -1|from 1 on, got 0"):
+        with pytest.raises(UsageError, match=r"from 0 on, got -1|from 1 on, got 0"):
             build_schedule(Case(pattern=pattern, nbytes=64, params={name: value}), Topology.single_node(ranks))
 
 

@@ -1,0 +1,146 @@
+"""SIGTERM and SIGINT before and beside the watchdog: heeded at once, whatever the main thread is doing.
+
+Python runs a signal's handler in the main thread, between two bytecodes: one that sits in a library's C code, where
+ranks wait for each other, hears nothing. The kernel's signal is therefore written to a socket as well, and a thread
+of its own reads it. Until ranks are watched there is nothing to save, so the process says one line and ends;
+`Watchdog.join` then takes the signals over, and so does `heeding` where ranks are threads.
+
+Ranks are started with both signals blocked, which children inherit: one that arrives while an interpreter is still
+starting waits until that rank heeds signals, instead of ending it with a traceback or without a word.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from ncclbench.errors import Exit
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_RANK_0_SPEAKS_SECONDS = 2.0
+
+OnSignal = Callable[[signal.Signals], object]
+
+# Set once the outcome of this process is certain: a signal after that changes nothing, and must not seem to.
+settled = threading.Event()
+
+
+class Guard:
+    """A thread that hears this process's signals.
+
+    Args:
+        on_signal: is called in that thread for each.
+    """
+
+    def __init__(self, on_signal: OnSignal) -> None:
+        """Start the thread; it hears nothing yet."""
+        self._on_signal = on_signal
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def take(self) -> None:
+        """From now on signals come here. Only the main thread may call this.
+
+        They stay blocked in it, and in every thread that it starts from here on, so that no library's system call is
+        interrupted by one and fails in a way of its own.
+        """
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)  # the descriptor tells the thread, at once
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def close(self) -> None:
+        """Stop listening; somebody else must have taken the signals."""
+        self._write.close()
+
+    def _listen(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        while numbers := self._read.recv(64):
+            for number in numbers:
+                if number in SIGNALS and not settled.is_set():
+                    self._on_signal(signal.Signals(number))
+        self._read.close()
+
+
+@contextmanager
+def heeding(on_signal: OnSignal) -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT call `on_signal` in a thread of its own."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say who heeds signals
+        yield
+        return
+    settled.clear()
+    guard = Guard(on_signal)
+    with _restoring():
+        guard.take()
+        yield
+    guard.close()
+
+
+@contextmanager
+def passing_on(pass_on: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside, the main thread, which only waits for ranks, calls `pass_on` for each of these signals."""
+    with _restoring():
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            signal.signal(number, pass_on)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        yield
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Neither signal is delivered inside, and both stay blocked in processes that are started inside."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _restoring() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    descriptor = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+
+
+def own_rank() -> str:
+    """This process's rank as its launcher's environment has it, before anything is checked; "0" without one."""
+    ranks = (os.environ.get(name) for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"))
+    return next((rank for rank in ranks if rank), "0")
+
+
+def wait_for_rank_0() -> None:
+    """Let rank 0 speak: an mpiexec ends the whole job with the first rank that ends."""
+    if "OMPI_COMM_WORLD_RANK" in os.environ or "PMI_RANK" in os.environ:
+        time.sleep(_RANK_0_SPEAKS_SECONDS)
+
+
+def announce(number: signal.Signals) -> None:
+    """Say that a run was interrupted before there was anything to keep, as every other error of a run is said."""
+    message = f"interrupted by {number.name}"
+    _write(2, f"ncclbench: error: {message}")
+    if "--json" in sys.argv[1:]:
+        _write(1, json.dumps({"run": None, "exit_code": int(Exit.ENVIRONMENT), "error": message, "records": []}))
+
+
+def _write(descriptor: int, line: str) -> None:
+    """Past Python's own buffers, which another thread may be holding."""
+    with suppress(OSError):
+        os.write(descriptor, f"{line}\n".encode())
