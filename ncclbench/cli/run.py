@@ -133,7 +133,8 @@ def _run(options: dict[str, Any]) -> Exit:
     transport = _choose_transport(options["transport"], seat.launcher if seat else None)
     if options["dry_run"]:
         topology = _planned_topology(seat.world_size if seat else _nproc(options), options)
-        return _dry_run(plan, transport, topology, seat is None or seat.rank == 0)
+        speaks = seat is None or seat.rank == 0
+        return _dry_run(plan, transport, topology, speaks=speaks, as_json=options["as_json"])
     out = options["out"] or Path("runs") / f"{plan.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     if options["resume"] and options["out"] is None:
         raise UsageError("--resume needs -o RUN, the run to go on with")
@@ -311,21 +312,41 @@ def _wrong_start(case: Any, transport: str) -> str:
     return why_not(case, module.needs(case), transport, os.environ, sys.argv[1:]) if hasattr(module, "needs") else ""
 
 
-def _dry_run(plan: Any, transport: str, topology: Any, speaks: bool) -> Exit:
+def _dry_run(plan: Any, transport: str, topology: Any, *, speaks: bool, as_json: bool) -> Exit:
     from ncclbench.measure.estimate import estimate_seconds
+
+    # All of it before a word is said: an error must not come after half an answer.
+    found, nproc = _sizes(plan, topology), topology.world_size
+    sizes = [(planned, memory, unable or _wrong_start(planned.case, transport)) for planned, memory, unable in found]
+    seconds = [0.0 if reason else estimate_seconds(planned, memory) for planned, memory, reason in sizes]
+    if speaks and as_json:
+        click.echo(_dry_run_json(plan, transport, nproc, sizes, seconds))
+    elif speaks:
+        click.echo(_dry_run_table(plan, transport, nproc, sizes, seconds))
+    return Exit.GOOD
+
+
+def _dry_run_json(plan: Any, transport: str, nproc: int, sizes: list[Any], seconds: list[float]) -> str:
+    import json
+
+    cases = [
+        {"case": planned.case.id, "memory_bytes": memory, "seconds": each, "skipped": reason or None}
+        for (planned, memory, reason), each in zip(sizes, seconds, strict=True)
+    ]
+    summary = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
+    named = {"plan": plan.name, "transport": transport, "world_size": nproc, "seconds": sum(seconds), "cases": cases}
+    return json.dumps({**summary, **named}, separators=(",", ":"))
+
+
+def _dry_run_table(plan: Any, transport: str, nproc: int, sizes: list[Any], seconds: list[float]) -> str:
     from ncclbench.units import format_bytes, format_seconds
 
-    if not speaks:
-        return Exit.GOOD
-    size = f"{len(plan.cases)} cases on {topology.world_size} ranks"
-    click.echo(f"plan {plan.name}: {size} over {transport}; nothing is started\n")
-    click.echo(f"{'memory/rank':>12}  {'about':>8}  case")
-    total = 0.0
-    for planned, memory, unable in _sizes(plan, topology):
-        reason = unable or _wrong_start(planned.case, transport)
-        seconds = 0.0 if reason else estimate_seconds(planned, memory)
-        total += seconds
+    lines = [
+        f"plan {plan.name}: {len(plan.cases)} cases on {nproc} ranks over {transport}; nothing is started\n",
+        f"{'memory/rank':>12}  {'about':>8}  case",
+    ]
+    for (planned, memory, reason), each in zip(sizes, seconds, strict=True):
         note = f"  (would be skipped: {reason})" if reason else ""
-        click.echo(f"{format_bytes(memory):>12}  {format_seconds(seconds):>8}  {planned.case.id}{note}")
-    click.echo(f"\nabout {format_seconds(total)} in all: a guess from 100 us and 1 GB/s an iteration")
-    return Exit.GOOD
+        lines.append(f"{format_bytes(memory):>12}  {format_seconds(each):>8}  {planned.case.id}{note}")
+    lines.append(f"\nabout {format_seconds(sum(seconds))} in all: a guess from 100 us and 1 GB/s an iteration")
+    return "\n".join(lines)

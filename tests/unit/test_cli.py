@@ -330,6 +330,38 @@ def test_a_dry_run_shows_cases_memory_and_time_and_starts_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_as_json_is_one_compact_object(ncclbench: Callable[..., Result]) -> None:
+    arguments = ("run", "all_reduce", "hypercube", "-b", "1K", "-e", "2K", "--nproc", "3", "--dry-run", "--json")
+    code, out, err = ncclbench(*arguments)
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    answer = json.loads(out)
+    assert json.dumps(answer, separators=(",", ":")) == out.rstrip("\n")
+    assert (answer["dry_run"], answer["plan"], answer["world_size"]) == (True, "all_reduce-hypercube", 3)
+    assert (answer["exit_code"], answer["error"]) == (0, None)
+    first, *_, last = answer["cases"]
+    assert (first["case"], first["memory_bytes"]) == ("all_reduce/float32/1024/isolated", 1024)
+    assert first["seconds"] > 0
+    assert first["skipped"] is None
+    assert "power of two" in last["skipped"]
+    assert answer["seconds"] == sum(case["seconds"] for case in answer["cases"])
+
+
+def test_an_error_of_a_dry_run_comes_before_any_output(refused: Callable[..., str], tmp_path: Path) -> None:
+    """The second case is what is wrong: the first must not have been shown by then."""
+    plan = tmp_path / "p.toml"
+    plan.write_text(
+        'name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = 8\n'
+        '[[case]]\npattern = "broadcast"\nbytes = 8\nparams = { root = -1 }\n'
+    )
+    assert "root must be" in refused("run", "--plan", str(plan), "--dry-run", "--nproc", "2")
+
+
+@pytest.mark.parametrize("param", ["group=0", "root=-1"])
+@pytest.mark.parametrize("transport", ["threads", "gloo"])
+def test_parameters_that_fit_no_job_are_refused(transport: str, param: str, refused: Callable[..., str]) -> None:
+    refused("run", "broadcast", *SMALL[:4], "--nproc", "2", "--transport", transport, "--param", param)
+
+
 def test_a_dry_run_shows_what_would_not_fit(ncclbench: Callable[..., Result]) -> None:
     code, out, _ = ncclbench("run", "all_reduce", "-b", "8T", "-e", "8T", "--nproc", "2", "--dry-run")
     assert "8.0 TiB" in out
