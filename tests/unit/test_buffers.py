@@ -60,6 +60,45 @@ def test_a_control_group_without_a_limit(proc: Path, cgroup: Path) -> None:
     assert available_memory(proc, cgroup) == 8 * GIB
 
 
+def group(folder: Path, limit: str, used: int, version: int = 2, inactive: int = 0) -> None:
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"cache 77\n{names[2]} {inactive}\n")
+
+
+def own_groups(proc: Path, *lines: str) -> None:
+    (proc / "self").mkdir()
+    (proc / "self/cgroup").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("limited", ["", "job", "job/step"])
+def test_a_limit_counts_at_every_level_in_either_version(version: int, limited: str, proc: Path, cgroup: Path) -> None:
+    root = cgroup / "memory" if version == 1 else cgroup
+    own_groups(proc, "9:cpu,cpuacct:/elsewhere", "4:memory:/job/step" if version == 1 else "0::/job/step")
+    for level in ("", "job", "job/step", "other"):
+        none = "max" if version == 2 else str((1 << 63) - 4096)
+        group(root / level, str(3 * GIB) if level == limited else none, GIB, version)
+    assert available_memory(proc, cgroup) == 2 * GIB
+    group(cgroup / "memory/elsewhere" if version == 1 else cgroup / "elsewhere", str(GIB), 0, version)
+    assert available_memory(proc, cgroup) == 2 * GIB  # the group of another controller limits no memory
+
+
+def test_cached_files_of_a_control_group_can_be_dropped(proc: Path, cgroup: Path) -> None:
+    group(cgroup, str(3 * GIB), 2 * GIB, inactive=GIB)
+    assert available_memory(proc, cgroup) == 2 * GIB
+
+
+def test_a_path_that_is_not_there_inside_a_container_is_no_limit(proc: Path, cgroup: Path) -> None:
+    own_groups(proc, "4:memory:/kubepods/../pod1", "nonsense", "0::/kubepods")
+    group(cgroup / "memory", str(3 * GIB), GIB, version=1)
+    assert available_memory(proc, cgroup) == 2 * GIB
+
+
 @pytest.mark.parametrize("content", [None, "MemTotal: 1 kB\n"])
 def test_where_the_kernel_does_not_say_the_total_is_the_best_there_is(
     content: str | None, tmp_path: Path, cgroup: Path

@@ -1,5 +1,6 @@
 """What ranks must hold: against a slow simulation of the phases, and against the arithmetic of the types themselves."""
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import reduce
 from itertools import product
@@ -29,7 +30,7 @@ from ncclbench.schedule import (
 )
 from ncclbench.schedule.dtypes import finish_average
 from ncclbench.schedule.fill import Fill, Spread
-from ncclbench.schedule.oracle import CANARY_BYTE, Oracle, repeats_before_overflow
+from ncclbench.schedule.oracle import CANARY_BYTE, Oracle, count_overwritten, count_unequal, repeats_before_overflow
 from ncclbench.schedule.phases import SimplePhase, flatten
 from ncclbench.schedule.trace import Given, Mark, Term, trace
 from ncclbench.topology import Topology
@@ -651,3 +652,38 @@ def test_schedules_that_do_not_grow_their_own_input_are_never_refilled(pattern: 
 @pytest.mark.parametrize("redop", [Redop.MIN, Redop.MAX, Redop.AVG])
 def test_reductions_that_do_not_grow_are_never_refilled(redop: Redop) -> None:
     assert repeats_before_overflow(in_place("float16", redop, np.arange(8)[None])) >= 1 << 20
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-6])
+def test_a_comparison_needs_no_memory_that_grows_with_the_buffer(tolerance: float) -> None:
+    """What a case too large is refused by counts the buffers alone."""
+    dtype = DTYPES["float32"]
+    period = np.arange(1, 998, dtype=np.float32).view(np.uint32)
+    actual = np.resize(period, 1 << 24)
+    tracemalloc.start()
+    try:
+        assert count_unequal(actual, period, tolerance, dtype) == 0
+        assert count_overwritten(actual) == len(actual)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < actual.nbytes
+
+
+@pytest.mark.parametrize("length", [996, 997, 5 * 997, 7 * 997 + 13])
+def test_every_element_is_compared_wherever_the_blocks_end(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ncclbench.schedule.oracle._BLOCK", 2 * 997)
+    dtype = DTYPES["int32"]
+    period = np.arange(997, dtype=np.uint32)
+    actual = np.resize(period, length)
+    assert count_unequal(actual, period, 0.0, dtype) == 0
+    assert count_unequal(actual ^ np.uint32(1 << 31), period, 0.0, dtype) == length
+    canary = np.full(length, 0xA5A5A5A5, np.uint32)
+    assert count_overwritten(canary) == 0
+    for place in {0, 995, length // 2, length - 1}:
+        spoilt = canary.copy()
+        spoilt[place] ^= 1 << 24
+        assert count_overwritten(spoilt) == 1
+        wrong = actual.copy()
+        wrong[place] ^= 1
+        assert count_unequal(wrong, period, 0.0, dtype) == 1
