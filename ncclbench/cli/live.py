@@ -24,8 +24,16 @@ def one_line(record: Record) -> str:
     return f"{record.case}: p50 {record.time_us.p50:.4g} us{rate}, n {record.time_us.n}{wrong}"
 
 
+def _warn(text: str) -> None:
+    click.echo(f"ncclbench: warning: {text}", err=True)
+
+
 class JsonListener:
     """Nothing until the end; then one compact JSON object as the last line of stdout."""
+
+    def warned(self, text: str) -> None:
+        """A line on stderr, as errors."""
+        _warn(text)
 
     def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None:
         """Say nothing."""
@@ -62,6 +70,10 @@ class LineListener:
         self.total, self.done = cases, finished
         resumed = f", {finished} finished before" if finished else ""
         self._say(f"{cases} cases on {header['world_size']} ranks over {header['transport']} -> {run}{resumed}")
+
+    def warned(self, text: str) -> None:
+        """A line on stderr."""
+        _warn(text)
 
     def began(self, number: int, case: str) -> None:
         """Say nothing: the line comes with the result."""

@@ -29,6 +29,9 @@ class Listener(Protocol):
     def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None:
         """The run directory is open."""
 
+    def warned(self, text: str) -> None:
+        """Something is not as it should be, and the run goes on."""
+
     def began(self, number: int, case: str) -> None:
         """A case begins; `number` counts from 0."""
 
@@ -64,6 +67,13 @@ class Job:
     topology: TopologyFile | None = None
 
 
+def _nothing_measured(records: list[Record]) -> str | None:
+    """Why a run says nothing at all, though nothing failed; None for any other."""
+    if any(record.status != "skipped" for record in records):
+        return None
+    return f"nothing was measured: all {len(records)} cases were skipped, the first because {records[0].reason}"
+
+
 class Book:
     """What rank 0 keeps: the run directory, the records, and which case is being measured."""
 
@@ -89,11 +99,22 @@ class Book:
             self.writer = RunWriter.resume(self.out, manifest)
             self.records = [r for r in read_run(self.out).records if r.status in FINISHED and not wrongly_started(r)]
             self.writer.event("resume", finished=len(self.records))
+            self._warn_of_lost_samples()
         else:
             self.writer = RunWriter.create(self.out, manifest)
             self.writer.event("start", command=job.command)
         job.listener.started(self.out, len(job.plan.cases), len(self.records), manifest)
         return {record.case for record in self.records}
+
+    def _warn_of_lost_samples(self) -> None:
+        """A finished case stays finished, but a reader of the run must know that its figures have lost their proof."""
+        lost = [r.case for r in self.records if r.samples and not (self.out / r.samples).is_file()]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            text = f"the samples of {lost[0]}{more} are gone from {self.out}: their records are kept without them"
+            self.job.listener.warned(text)
+            assert self.writer is not None
+            self.writer.event("warning", text=text, cases=lost)
 
     def begin(self, number: int, planned: PlannedCase) -> None:
         """A case begins."""
@@ -116,11 +137,13 @@ class Book:
     def end(self) -> Exit:
         """All cases are done."""
         code = worst(_EXIT_OF_STATUS.get(record.status, Exit.GOOD) for record in self.records)
+        error = _nothing_measured(self.records)
+        code = Exit.INCONCLUSIVE if error else code
         with self._writing() as writer:
             writer.event("end", exit_code=int(code))
             self._over, self._code = True, code
         try:
-            self.job.listener.ended(self.out, self.records, code, None)
+            self.job.listener.ended(self.out, self.records, code, error)
         finally:
             self._told.set()
         return code

@@ -2,13 +2,17 @@
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ncclbench.errors import Exit
 from ncclbench.launch.book import Book, Job
 from ncclbench.launch.verdict import Fault
 from ncclbench.measure.case import Measurement
+from ncclbench.measure.sampling import Samples
 from ncclbench.plan import parse_plan
 from ncclbench.store.directory import RunWriter, read_run
 from ncclbench.store.records import Record, Status
@@ -23,10 +27,14 @@ class Ear:
     def __init__(self) -> None:
         self.run: Path | None = None
         self.records: list[Record] = []
+        self.warnings: list[str] = []
         self.code: Exit | None = None
         self.error: str | None = None
 
     def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None: ...
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
 
     def began(self, number: int, case: str) -> None: ...
 
@@ -106,6 +114,45 @@ def test_rank_1_finishes_a_book_that_rank_0_left_open_and_no_other(tmp_path: Pat
     late.take_over(1)
     late.fault(Fault("failed", (0,), "rank 0 died", 1))
     assert len((tmp_path / "run/results.jsonl").read_bytes().splitlines()) == 1
+
+
+def test_a_run_of_which_every_case_was_skipped_says_nothing_and_says_so(tmp_path: Path) -> None:
+    book, ear = opened(tmp_path / "run")
+    book.finish(measured(0, "skipped"))
+    book.finish(measured(1, "skipped"))
+    assert book.end() is Exit.INCONCLUSIVE
+    assert ear.code is Exit.INCONCLUSIVE
+    assert ear.error is not None
+    assert "nothing was measured: all 2 cases were skipped" in ear.error
+    assert read_run(tmp_path / "run").events[-1]["exit_code"] == Exit.INCONCLUSIVE
+
+
+def test_one_case_that_was_measured_is_enough(tmp_path: Path) -> None:
+    book, ear = opened(tmp_path / "run")
+    book.finish(measured(0, "skipped"))
+    book.finish(measured(1, "ok"))
+    assert book.end() is Exit.GOOD
+    assert ear.error is None
+
+
+def test_samples_that_are_gone_are_warned_of_when_a_run_goes_on(tmp_path: Path) -> None:
+    book, _ = opened(tmp_path / "run")
+    for number in range(2):
+        samples = Samples(["total"], np.full((2, 6, 1), 1e-6), "iterations")
+        book.finish(replace(measured(number), samples=samples))
+    del book
+    (gone,) = (tmp_path / "run/samples").glob("00001-*.parquet")
+    gone.unlink()
+    book, ear = opened(tmp_path / "run", resume=True)
+    (warning,) = ear.warnings
+    assert f"the samples of {PLAN.cases[1].case.id} are gone" in warning
+    assert read_run(tmp_path / "run").events[-1]["kind"] == "warning"
+    assert len(book.records) == 2
+    whole, ear = opened(tmp_path / "other")
+    whole.finish(replace(measured(0), samples=samples))
+    del whole
+    _, ear = opened(tmp_path / "other", resume=True)
+    assert ear.warnings == []
 
 
 def test_a_longer_timeout_may_go_on_with_the_run(tmp_path: Path) -> None:

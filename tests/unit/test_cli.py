@@ -397,18 +397,29 @@ def test_a_run_without_o_is_named_after_its_plan(ncclbench: Callable[..., Result
 
 
 def test_a_skipped_case_is_no_failure(ncclbench: Callable[..., Result]) -> None:
-    arguments = ("run", "hypercube", "-b", "64", "-e", "64", "--transport", "threads", "--nproc", "3", "--json")
-    code, out, _ = ncclbench(*arguments)
-    assert code == 0
-    (record,) = json.loads(out)["records"]
-    assert record["status"] == "skipped"
+    arguments = ("-b", "64", "-e", "64", "--transport", "threads", "--nproc", "3", "-n", "6", "--json")
+    code, out, err = ncclbench("run", "hypercube", "all_reduce", *arguments)
+    assert (code, err) == (0, "")
+    record, other = json.loads(out)["records"]
+    assert (record["status"], other["status"]) == ("skipped", "ok")
     assert "power of two" in record["reason"]
+
+
+def test_a_run_of_skipped_cases_alone_is_inconclusive(ncclbench: Callable[..., Result]) -> None:
+    arguments = ("run", "hypercube", "-b", "64", "-e", "128", "--transport", "threads", "--nproc", "3", "--json")
+    code, out, err = ncclbench(*arguments)
+    assert code == Exit.INCONCLUSIVE
+    assert err.startswith(
+        "ncclbench: error: nothing was measured: all 2 cases were skipped, the first because hypercube"
+    )
+    assert err.count("\n") == 1
+    assert json.loads(out)["exit_code"] == Exit.INCONCLUSIVE
 
 
 def test_graph_timing_is_skipped_on_a_cpu_with_its_reason(ncclbench: Callable[..., Result]) -> None:
     code, out, _ = ncclbench("run", "all_reduce", *SMALL, "--timing", "graph", "--json")
     (record,) = json.loads(out)["records"]
-    assert (code, record["status"]) == (0, "skipped")
+    assert (code, record["status"]) == (Exit.INCONCLUSIVE, "skipped")
     assert "GPU" in record["reason"]
 
 
