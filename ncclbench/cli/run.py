@@ -333,7 +333,7 @@ def _dry_run_json(plan: Any, transport: str, nproc: int, sizes: list[Any], secon
         {"case": planned.case.id, "memory_bytes": memory, "seconds": each, "skipped": reason or None}
         for (planned, memory, reason), each in zip(sizes, seconds, strict=True)
     ]
-    summary = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
+    summary: dict[str, Any] = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
     named = {"plan": plan.name, "transport": transport, "world_size": nproc, "seconds": sum(seconds), "cases": cases}
     return json.dumps({**summary, **named}, separators=(",", ":"))
 

@@ -1,13 +1,14 @@
 """What transports share: work on a rank's own buffers, and branches that run at the same time."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from ncclbench.buffers import Buffers
 from ncclbench.schedule.dtypes import Array
-from ncclbench.schedule.phases import Kernel, Local
-from ncclbench.transports.base import Call
+from ncclbench.schedule.phases import Concurrent, Kernel, Local, Phase, SimplePhase
+from ncclbench.transports.base import Call, Step
 
 
 def local_call(phase: Local, rank: int, buffers: Buffers) -> Call:
@@ -37,16 +38,42 @@ def _take_rows(target: Array, source: Array, rows: Array) -> None:
     target[:] = source[rows]
 
 
+def steps_of(phases: Sequence[Phase], call: Callable[[SimplePhase, tuple[int, ...]], Call]) -> tuple[Step, ...]:
+    """One step a phase; the branches of a `Concurrent` one run in threads.
+
+    Args:
+        phases: a schedule's.
+        call: makes the ready call of a phase; told in which branch it is, ``(b,)``, or ``()`` outside branches. What
+            runs at the same time must not share a communicator, so each branch has its own.
+    """
+    steps = []
+    for phase in phases:
+        if isinstance(phase, Concurrent):
+            branches = [[call(step, (b,)) for step in branch] for b, branch in enumerate(phase.branches)]
+            steps.append(Step(phase.label, branches_call(branches)))
+        else:
+            steps.append(Step(phase.label, call(phase, ())))
+    return tuple(steps)
+
+
 def branches_call(branches: Sequence[Sequence[Call]]) -> Call:
     """A call that runs each branch in a thread of its own, and returns when all are done."""
-    pool = ThreadPoolExecutor(max_workers=len(branches), thread_name_prefix="branch")
+    return _Branches(branches)
 
-    def run() -> None:
-        running = [pool.submit(_run_all, branch) for branch in branches]
+
+class _Branches:
+    """Threads that wait for the next iteration, and end with the program that they are part of."""
+
+    def __init__(self, branches: Sequence[Sequence[Call]]) -> None:
+        self._branches = branches
+        pool = ThreadPoolExecutor(max_workers=len(branches), thread_name_prefix="branch")
+        self._submit = pool.submit
+        weakref.finalize(self, pool.shutdown, wait=False)
+
+    def __call__(self) -> None:
+        running = [self._submit(_run_all, branch) for branch in self._branches]
         for branch in running:
             branch.result()
-
-    return run
 
 
 def _run_all(calls: Sequence[Call]) -> None:

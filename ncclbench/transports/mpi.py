@@ -20,7 +20,7 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
-from ncclbench.transports._local import branches_call, local_call
+from ncclbench.transports._local import local_call, steps_of
 from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
 from ncclbench.transports.base import (
     Call,
@@ -28,7 +28,6 @@ from ncclbench.transports.base import (
     DeviceStream,
     Program,
     Seat,
-    Step,
     all_gather_text,
     broadcast_text,
     nothing,
@@ -138,23 +137,17 @@ class MpiTransport:
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         """Ready calls on the buffers' memory."""
-        steps: list[Step] = []
+        if any(isinstance(phase, Concurrent) for phase in schedule.phases):
+            _need_threads()
         notes: list[str] = []
-        for phase in schedule.phases:
-            if isinstance(phase, Concurrent):
-                if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-                    raise Unable(f"concurrent branches need MPI_THREAD_MULTIPLE; this MPI grants {thread_level()}")
-                branches = [
-                    [self._call(step, schedule.dtype, buffers, notes, branch=(b,)) for step in branch]
-                    for b, branch in enumerate(phase.branches)
-                ]
-                steps.append(Step(phase.label, branches_call(branches)))
-            else:
-                steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers, notes)))
-        return Program(tuple(steps), notes=tuple(dict.fromkeys(notes)))
+
+        def call(phase: SimplePhase, branch: tuple[int, ...]) -> Call:
+            return self._call(phase, schedule.dtype, buffers, notes, branch)
+
+        return Program(steps_of(schedule.phases, call), notes=tuple(dict.fromkeys(notes)))
 
     def _call(
-        self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, notes: list[str], branch: tuple[int, ...] = ()
+        self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, notes: list[str], branch: tuple[int, ...]
     ) -> Call:
         if isinstance(phase, Local):
             return local_call(phase, self.rank, buffers)
@@ -357,6 +350,12 @@ def _persistent(method: Callable[..., object], *args: Message, **keywords: Any) 
     """As `partial`, with MPI-4's persistent form of the method: ``Allreduce_init`` for ``Allreduce``."""
     comm: object = getattr(method, "__self__", None)
     return _Persistent(getattr(comm, f"{method.__name__}_init")(*args, **keywords))
+
+
+def _need_threads() -> None:
+    """Branches call MPI from threads of their own at the same time."""
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise Unable(f"concurrent branches need MPI_THREAD_MULTIPLE; this MPI grants {thread_level()}")
 
 
 def _need_persistent() -> None:

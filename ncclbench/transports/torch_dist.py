@@ -20,12 +20,12 @@ from torch._C._distributed_c10d import TCPStore
 from ncclbench.buffers import Buffers, Device, loaded_nccl
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Dtype, Redop
-from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._local import branches_call, local_call
+from ncclbench.transports._local import local_call, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_state
-from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, Step, nothing
+from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, nothing
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -191,19 +191,13 @@ class TorchTransport:
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         """Ready calls on tensors that share the buffers' memory."""
-        steps = []
-        for phase in schedule.phases:
-            if isinstance(phase, Concurrent):
-                branches = [
-                    [self._call(step, schedule.dtype, buffers, branch=(b,)) for step in branch]
-                    for b, branch in enumerate(phase.branches)
-                ]
-                steps.append(Step(phase.label, branches_call(branches)))
-            else:
-                steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers)))
-        return Program(tuple(steps), finish=self.stream.synchronize if self.stream else nothing)
 
-    def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...] = ()) -> Call:
+        def call(phase: SimplePhase, branch: tuple[int, ...]) -> Call:
+            return self._call(phase, schedule.dtype, buffers, branch)
+
+        return Program(steps_of(schedule.phases, call), finish=self.stream.synchronize if self.stream else nothing)
+
+    def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...]) -> Call:
         if isinstance(phase, Local):
             return local_call(phase, self.rank, buffers)
         if isinstance(phase, Exchange):
