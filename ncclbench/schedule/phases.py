@@ -160,6 +160,8 @@ class AllToAllV:
 class Exchange:
     """One round of point-to-point flows, all at once. A flow from a rank to itself is a local copy.
 
+    In place, no flow may land on bytes that its rank sends in the same round.
+
     Attributes:
         label: the phase's name in samples and records.
         src: sending ranks, shape (F,).
@@ -197,6 +199,23 @@ class Exchange:
         end = start + self.nbytes[order]
         if np.any((dst[1:] == dst[:-1]) & (start[1:] < end[:-1])):
             raise ValueError(f"{self.label}: two flows land on the same bytes of one rank")
+        if self.read == self.write and self._overwrites_a_source():
+            raise ValueError(
+                f"{self.label}: a flow lands on bytes of {self.read!r} that another sends at the same time"
+            )
+
+    def _overwrites_a_source(self) -> bool:
+        """Whether any rank receives where it also sends from: in place, what is sent would depend on who is faster."""
+        starts, ends = self.recv_offset, self.recv_offset + self.nbytes
+        order = np.lexsort((starts, self.dst))
+        dst, starts, ends = self.dst[order], starts[order], ends[order]
+        # Where flows land they do not overlap, so of those on a rank that begin before a source ends, the last one
+        # reaches furthest. Offsets are replaced by their place among all, so that rank and offset fit one number.
+        places = np.unique(np.concatenate([starts, self.send_offset + self.nbytes]))
+        landing = dst * len(places) + np.searchsorted(places, starts)
+        sources = self.src * len(places) + np.searchsorted(places, self.send_offset + self.nbytes)
+        last = np.searchsorted(landing, sources) - 1  # the last that begins before the source ends, if on its rank
+        return bool(np.any((last >= 0) & (dst[last] == self.src) & (ends[last] > self.send_offset)))
 
 
 class Kernel(StrEnum):

@@ -135,11 +135,17 @@ def _exchanges(draw: st.DrawFn, label: str, world: int, itemsize: int, read: str
     flows = draw(st.lists(st.tuples(rank, rank, st.integers(1, 6), offset, offset), min_size=1, max_size=6))
     kept: list[tuple[int, int, int, int, int]] = []
     taken: set[tuple[int, int]] = set()
+    sent: set[tuple[int, int]] = set()
     for src, dst, size, first, start in flows:
         lands_on = {(dst, start + k) for k in range(size)}
-        if not lands_on & taken:
+        sends = {(src, first + k) for k in range(size)}
+        races = read == write and (lands_on & (sent | sends) or sends & taken)
+        if not lands_on & taken and not races:
             kept.append((src, dst, size, first, start))
             taken |= lands_on
+            sent |= sends
+    if not kept:  # one that overlaps with nothing
+        kept.append((0, world - 1, 6, 0, LENGTH - 6))
     src_F, dst_F, size_F, first_F, start_F = np.transpose(kept)
     return Exchange(label, src_F, dst_F, size_F * itemsize, first_F * itemsize, start_F * itemsize, read, write)
 

@@ -190,6 +190,44 @@ def test_flows_may_land_side_by_side_and_leave_from_the_same_bytes() -> None:
     assert phase.nbytes.tolist() == [8, 8]
 
 
+def test_what_a_flow_sends_is_not_overwritten_by_another_in_the_same_round() -> None:
+    """A swap in place: which of the two arrives first would decide what the other one sends."""
+    swap: dict[str, Any] = {"src": np.array([0, 1]), "dst": np.array([1, 0])}
+    exchange(**swap)  # from one buffer into another
+    with pytest.raises(ValueError, match="lands on bytes of 'data' that another sends at the same time"):
+        exchange(**swap, read="data", write="data")
+    with pytest.raises(ValueError, match="lands on bytes"):  # by one byte
+        exchange(**swap, read="data", write="data", recv_offset=np.array([7]))
+    assert exchange(**swap, read="data", write="data", recv_offset=np.array([8])).read == "data"
+
+
+FLOWS = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(1, 4), st.integers(0, 8), st.integers(0, 8)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(FLOWS)
+def test_an_exchange_in_place_is_refused_exactly_where_bytes_are_sent_and_received_at_once(
+    flows: list[tuple[int, int, int, int, int]],
+) -> None:
+    """Against the sets of bytes themselves."""
+    landed = [(dst, start + k) for _, dst, size, _, start in flows for k in range(size)]
+    sent = {(src, first + k) for src, _, size, first, _ in flows for k in range(size)}
+    src, dst, nbytes, send_offset, recv_offset = np.transpose(flows)
+    fields = {"src": src, "dst": dst, "nbytes": nbytes, "send_offset": send_offset, "recv_offset": recv_offset}
+    if len(set(landed)) != len(landed):
+        why = "same bytes of one rank"
+    elif sent & set(landed):
+        why = "at the same time"
+    else:
+        Exchange(label="x", **fields, read="data", write="data")
+        return
+    with pytest.raises(ValueError, match=why):
+        Exchange(label="x", **fields, read="data", write="data")
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
