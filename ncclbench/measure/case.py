@@ -27,7 +27,7 @@ from ncclbench.schedule.oracle import Oracle, repeats_before_overflow
 from ncclbench.schedule.schedule import Schedule, shared_buffers
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology
-from ncclbench.transports.base import Transport, all_gather_text
+from ncclbench.transports.base import Program, Transport, all_gather_text
 
 # Values before, while and after timing: what is left over from one pass is wrong in the next, and neither check sees
 # data of its own in a stale buffer.
@@ -131,8 +131,28 @@ class _Measuring:
             copies -= 1
         self.buffers = [allocate(variants[0], transport.device, settings.buffers, *variants[1:]) for _ in range(copies)]
         turns = range(copies * len(variants))
-        self.programs = tuple(transport.compile(variants[i % len(variants)], self.buffers[i % copies]) for i in turns)
+        self.programs = self._agreed(
+            lambda: tuple(transport.compile(variants[i % len(variants)], self.buffers[i % copies]) for i in turns)
+        )
         self.timed = self._oracle(variants[0], _TIMED)
+
+    def _agreed(self, compile_all: Callable[[], tuple[Program, ...]]) -> tuple[Program, ...]:
+        """What `compile_all` returns, once every rank has it.
+
+        A library may be unable on one node only. Were the others to go on, they would wait for that rank for ever; so
+        if any rank is unable, all are. Other errors end the run, and the watchdog frees those who wait here.
+        """
+        programs: tuple[Program, ...] = ()
+        mine = ""
+        try:
+            programs = compile_all()
+        except Unable as unable:
+            mine = str(unable)
+        reasons = all_gather_text(self.transport.control, mine)
+        if any(reasons):
+            rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
+            raise Unable(reason if len(set(reasons)) == 1 else f"rank {rank}: {reason}")
+        return programs
 
     def run(self) -> Outcome | None:
         """Check, warm up, time, check again; the outcome on rank 0, None elsewhere."""

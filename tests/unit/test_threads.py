@@ -36,7 +36,7 @@ from ncclbench.schedule.oracle import Oracle
 from ncclbench.schedule.rates import bus_factor
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology
-from ncclbench.transports.base import all_gather_text, broadcast_text
+from ncclbench.transports.base import Program, all_gather_text, broadcast_text
 from ncclbench.transports.threads import ThreadTransport, ThreadWorld, play
 
 # Patterns of one schedule; those with variants need nodes and rails, and have tests of their own.
@@ -411,3 +411,39 @@ def test_a_world_that_was_aborted_lets_nobody_wait() -> None:
 
 def test_the_manifest_names_the_transport() -> None:
     assert play(1, lambda transport: dict(transport.describe())) == [{"transport": "threads", "numpy": np.__version__}]
+
+
+class _UnableHere(ThreadTransport):
+    """Cannot compile the case of 64 bytes on some ranks: their library is another one."""
+
+    where: tuple[int, ...] = ()
+
+    def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
+        program = super().compile(schedule, buffers)
+        if self.rank in self.where and schedule.size_bytes == 64:
+            raise Unable("this library has no such thing")
+        return program
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ((1,), "rank 1: this library has no such thing"),
+        ((1, 2), "rank 1: this library has no such thing"),
+        ((0, 1, 2), "this library has no such thing"),
+    ],
+)
+def test_if_one_rank_is_unable_all_are_and_the_next_case_runs(where: tuple[int, ...], reason: str) -> None:
+    topology, settings = Topology.single_node(3), Settings(iterations=2, warmup=1)
+    cases = [Case(pattern="all_reduce", nbytes=nbytes) for nbytes in (64, 128)]
+
+    def main(transport: ThreadTransport) -> list[Measurement | None]:
+        mine = _UnableHere(transport.world, transport.rank)
+        mine.where = where
+        return [run_case(case, mine, topology, settings) for case in cases]
+
+    first, second = play(3, main, timeout=20)[0]
+    assert first is not None
+    assert second is not None
+    assert (first.record.status, first.record.reason) == ("skipped", reason)
+    assert second.record.status == "ok"
