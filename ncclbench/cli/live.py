@@ -20,6 +20,8 @@ def one_line(record: Record) -> str:
     if record.time_us is None:
         return f"{record.case}: {record.status}: {record.reason}"
     rate = f", busbw {record.bus_gb_per_s:.3g} GB/s" if record.bus_gb_per_s is not None else ""
+    if record.overlap is not None:
+        rate += f", {record.overlap.share_percent:.0f}% hidden behind computing"
     wrong = f", WRONG: {record.reason}" if record.wrong else ""
     return f"{record.case}: p50 {record.time_us.p50:.4g} us{rate}, n {record.time_us.n}{wrong}"
 

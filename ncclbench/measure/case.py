@@ -13,7 +13,7 @@ import numpy as np
 
 from ncclbench.buffers import allocate, cold_copies, uploader
 from ncclbench.errors import Unable
-from ncclbench.measure import device, regimes
+from ncclbench.measure import device, overlap, regimes
 from ncclbench.measure.needs import check_needs
 from ncclbench.measure.proof import Expected, PortWatch, expected
 from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
@@ -126,6 +126,7 @@ class _Measuring:
         progress.enter("compile")
         self.case, self.variants, self.transport, self.settings = case, variants, transport, settings
         self.topology, self.clock, self.progress = topology, clock, progress
+        self.overlaps = overlap.is_overlapped(variants, case.timing)
         copies = cold_copies(sum(shared_buffers(variants).values()), transport.device, settings.cache)
         while gcd(copies, len(variants)) > 1:  # only then do variants and buffers that rotate meet in every pair
             copies -= 1
@@ -214,7 +215,10 @@ class _Measuring:
             oracle.prepare(buffers)
             program.finish()
             self.transport.barrier()  # no rank starts before all are filled
-            program.run()
+            if self.overlaps and salt == _AFTER:
+                overlap.run_with_work(program)
+            else:
+                program.run()
             self.transport.barrier()
             wrong += oracle.count_wrong(buffers)
             self.progress.ticks += 1
@@ -258,6 +262,8 @@ class _Measuring:
             launches = self._whole_turns(device.graph_launches(self.case.nbytes))
             return device.captured(loop, launches), ["total"], launches
         on_host = self.transport.stream is None
+        if self.overlaps:
+            return overlap.overlapped(loop, self.transport.control), list(overlap.COLUMNS), 1
         return partial(regimes.isolated if on_host else device.gated, loop), loop.columns, 1
 
     def _whole_turns(self, launches: int) -> int:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from ncclbench.measure.flows import flow_results, group_medians
+from ncclbench.measure.overlap import overlap_of
 from ncclbench.measure.proof import Counted, Expected, proof_notes, reconcile
 from ncclbench.measure.sampling import Samples
 from ncclbench.measure.statistics import MICRO, Floats, skew, summarise
@@ -133,6 +134,7 @@ def complete_record(
         phases=phases,
         # The groups of variants differ, and with them what a rank's total means: those are in the phases.
         groups=_group_results(schedule, samples.seconds_RNK[:, :, 0], factor) if len(variants) == 1 else [],
+        overlap=overlap_of(samples.labels, samples.seconds_RNK),
         ledger=rotation_record([schedule_ledger(variant, topology) for variant in variants], rotation),
         setup=dict(outcome.setup),
         path=path,

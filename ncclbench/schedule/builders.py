@@ -33,6 +33,7 @@ def collective(
     redop: Redop | None = None,
     root: int | None = None,
     persistent: bool = False,
+    overlap: bool = False,
 ) -> Schedule:
     """The schedule of one collective over all groups at once, labelled with its own name.
 
@@ -44,6 +45,7 @@ def collective(
         redop: for the reducing ops.
         root: position of the root in its group, for the rooted ops.
         persistent: see `Collective`.
+        overlap: see `Collective`.
 
     Raises:
         Unable: if the size, the root or the groups do not fit this job.
@@ -68,6 +70,7 @@ def collective(
         read="data" if in_place else "send",
         write="data" if in_place else "recv",
         persistent=persistent,
+        overlap=overlap,
     )
     itemsize = case.element.itemsize
     buffers = {phase.read: phase.read_count * itemsize}

@@ -54,6 +54,9 @@ class CollectiveParams(GroupParams, frozen=True, kw_only=True):
     persistent: bool = False
     """plan the call once, and only start it each time: MPI-4's persistent collectives."""
 
+    overlap: bool = False
+    """start the call, compute, then wait for it: how much of it is hidden behind the computing, as OSU defines it."""
+
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One thing to measure.

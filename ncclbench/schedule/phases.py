@@ -73,6 +73,8 @@ class Collective:
         read: name of the buffer that is sent.
         write: name of the buffer that is received into; equal to `read` for an in-place op.
         persistent: planned once and only started each time (MPI-4); a transport that has no such thing is `Unable`.
+        overlap: started, and waited for later, so that a rank can compute in between; a transport that cannot do that
+            is `Unable`.
     """
 
     label: str
@@ -84,6 +86,7 @@ class Collective:
     read: str = "send"
     write: str = "recv"
     persistent: bool = False
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         """Freeze the arrays and refuse what no library could run."""

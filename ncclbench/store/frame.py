@@ -19,12 +19,13 @@ def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
 def _row(record: Record) -> dict[str, object]:
     row: dict[str, object] = msgspec.to_builtins(record)
     time_us, skew_us = row.pop("time_us") or {}, row.pop("skew_us") or {}
-    for nested in ("phases", "ledger"):
+    for nested in ("phases", "ledger", "overlap"):
         row.pop(nested)
     assert isinstance(time_us, dict)
     assert isinstance(skew_us, dict)
     for name in _TIMES:
         row[name if name in ("n", "cv") else f"{name}_us"] = time_us.get(name)
     row["skew_p50_us"], row["skew_max_us"] = skew_us.get("p50"), skew_us.get("max")
+    row["overlap_percent"] = record.overlap.share_percent if record.overlap else None
     row["bottleneck_gb_per_s"] = (record.ledger or {}).get("bottleneck_gb_per_s")
     return row

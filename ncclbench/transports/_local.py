@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from ncclbench.buffers import Buffers
+from ncclbench.errors import Unable
 from ncclbench.schedule.dtypes import Array
-from ncclbench.schedule.phases import Concurrent, Kernel, Local, Phase, SimplePhase
+from ncclbench.schedule.phases import Collective, Concurrent, Kernel, Local, Phase, SimplePhase
 from ncclbench.transports.base import Call, Step
 
 
@@ -36,6 +37,18 @@ def _sum_rows(target: Array, rows: Array) -> None:
 
 def _take_rows(target: Array, source: Array, rows: Array) -> None:
     target[:] = source[rows]
+
+
+def refuse_what_only_mpi_has(phase: Collective, who: str) -> None:
+    """A case that asks for it is skipped, on all ranks alike.
+
+    Raises:
+        Unable: if the collective is to be persistent, or overlapped with computing.
+    """
+    if phase.persistent:
+        raise Unable(f"{who} no persistent collectives; --transport mpi has")
+    if phase.overlap:
+        raise Unable(f"{who} no overlap of a collective with computing; --transport mpi has")
 
 
 def steps_of(phases: Sequence[Phase], call: Callable[[SimplePhase, tuple[int, ...]], Call]) -> tuple[Step, ...]:

@@ -24,6 +24,19 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True)
+class Split:
+    """A call in two halves, between which a rank may do something else; called as a whole it blocks."""
+
+    start: Call
+    wait: Call
+
+    def __call__(self) -> None:
+        """Start it, and wait."""
+        self.start()
+        self.wait()
+
+
+@dataclass(frozen=True)
 class Step:
     """One phase of a program: its label, and the call that launches it."""
 

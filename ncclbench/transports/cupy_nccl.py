@@ -27,7 +27,7 @@ from ncclbench.schedule.dtypes import Dtype, Redop
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._cuda import CudaStream, claim_gpu, nccl_version, refuse_shared_gpu
-from ncclbench.transports._local import local_call
+from ncclbench.transports._local import local_call, refuse_what_only_mpi_has
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_state
 from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
@@ -96,8 +96,8 @@ class CupyNcclTransport:
         for phase in schedule.phases:
             if isinstance(phase, Concurrent):
                 raise Unable("cupy_nccl runs one stream; concurrent phases need the nccl transport")
-            if isinstance(phase, Collective) and phase.persistent:
-                raise Unable("NCCL has no persistent collectives; --transport mpi has")
+            if isinstance(phase, Collective):
+                refuse_what_only_mpi_has(phase, "NCCL has")
             steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers)))
         return Program(tuple(steps), finish=self.stream.synchronize)
 

@@ -28,6 +28,7 @@ from ncclbench.transports.base import (
     DeviceStream,
     Program,
     Seat,
+    Split,
     all_gather_text,
     broadcast_text,
     nothing,
@@ -184,21 +185,28 @@ class MpiTransport:
             raise Unable(f"MPI has {phase.op} in place only where every shard already lies in its own place")
         if phase.persistent:
             _need_persistent()
+        if phase.overlap and phase.op is Op.BROADCAST and phase.read != phase.write:
+            raise Unable("MPI broadcasts one buffer: out of place it is a copy too, which cannot be overlapped")
         datatype = self._elements.datatype(dtype, phase.count) if phase.op is not Op.BARRIER else MPI.BYTE
         notes += _remarks(phase, dtype, datatype, self._elements.most)
         op = self._elements.op(dtype, phase.redop, datatype) if phase.op in REDUCING else MPI.OP_NULL
         if member < 0:
-            return nothing
+            return Split(nothing, nothing) if phase.overlap else nothing
         # In place, MPI counts what is read as what is written, also where less is.
         written = phase.write_count if phase.read != phase.write else max(phase.read_count, phase.write_count)
         send, recv = (
             [buffers[name].view(np.uint8)[: count * dtype.itemsize], datatype]
             for name, count in ((phase.read, phase.read_count), (phase.write, written))
         )
-        make = _persistent if phase.persistent else partial
+        make = _persistent if phase.persistent else _nonblocking if phase.overlap else partial
         call = _rooted_call(make, phase, member, comm, send, recv, op)
         if phase.redop is Redop.AVG and phase.op in REDUCING and (member == phase.root or phase.op is not Op.REDUCE):
-            return partial(_then_divide, call, buffers[phase.write][: phase.write_count], phase.members)
+            divide = partial(_divide, buffers[phase.write][: phase.write_count], phase.members)
+            return (
+                Split(call.start, partial(_run_both, call.wait, divide))
+                if isinstance(call, Split)
+                else partial(_run_both, call, divide)
+            )
         return call
 
     def _uneven_call(self, phase: AllToAllV, index: int, member: int, comm: MPI.Comm, buffers: Buffers) -> Call:
@@ -328,28 +336,50 @@ def _symmetric_call(
             raise AssertionError(f"{what} has a root")
 
 
-class _Persistent:
-    """A persistent collective: planned once by MPI, then only started and waited for."""
+class _Prepared:
+    """A persistent request, given back to MPI with the program that it is part of."""
 
     def __init__(self, request: MPI.Prequest) -> None:
         """Take the request over."""
         self._request = request
 
-    def __call__(self) -> None:
-        """Start it, and wait."""
+    def start(self) -> None:
+        """Start it."""
         self._request.Start()
+
+    def wait(self) -> None:
+        """Wait for it; it can be started again."""
         self._request.Wait()
 
     def __del__(self) -> None:
-        """Give it back with the program that it is part of."""
+        """Give it back."""
         if not MPI.Is_finalized():
             self._request.Free()
 
 
-def _persistent(method: Callable[..., object], *args: Message, **keywords: Any) -> Call:
-    """As `partial`, with MPI-4's persistent form of the method: ``Allreduce_init`` for ``Allreduce``."""
+def _persistent(method: Callable[..., object], *args: Message, **keywords: Any) -> Split:
+    """As `partial`, with MPI-4's persistent form of the method: ``Allreduce_init`` for ``Allreduce``.
+
+    Planned once by MPI, then only started and waited for.
+    """
     comm: object = getattr(method, "__self__", None)
-    return _Persistent(getattr(comm, f"{method.__name__}_init")(*args, **keywords))
+    prepared = _Prepared(getattr(comm, f"{method.__name__}_init")(*args, **keywords))
+    return Split(prepared.start, prepared.wait)
+
+
+def _nonblocking(method: Callable[..., object], *args: Message, **keywords: Any) -> Split:
+    """As `partial`, with the non-blocking form of the method: ``Iallreduce`` for ``Allreduce``."""
+    comm: object = getattr(method, "__self__", None)
+    begin: Callable[[], MPI.Request] = partial(getattr(comm, f"I{method.__name__.lower()}"), *args, **keywords)
+    pending: list[MPI.Request] = []
+
+    def start() -> None:
+        pending.append(begin())
+
+    def wait() -> None:
+        pending.pop().Wait()
+
+    return Split(start, wait)
 
 
 def _need_threads() -> None:
@@ -371,8 +401,7 @@ def _run_both(first: Call, second: Call) -> None:
     second()
 
 
-def _then_divide(call: Call, total: Array, members: int) -> None:
-    call()
+def _divide(total: Array, members: int) -> None:
     total[:] = finish_average(total, members)
 
 

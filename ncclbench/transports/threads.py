@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from ncclbench.buffers import Buffers, Device
-from ncclbench.errors import TransportError, Unable
+from ncclbench.errors import TransportError
 from ncclbench.schedule.dtypes import Array, Redop, finish_average, reducer
 from ncclbench.schedule.phases import (
     READS_ALL_SHARDS,
@@ -31,7 +31,7 @@ from ncclbench.schedule.phases import (
     SimplePhase,
 )
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._local import branches_call, local_call
+from ncclbench.transports._local import branches_call, local_call, refuse_what_only_mpi_has
 from ncclbench.transports.base import Call, Control, DeviceStream, Program, Step, nothing
 
 T = TypeVar("T")
@@ -148,8 +148,8 @@ class ThreadTransport:
     def _call(self, phase: SimplePhase, path: tuple[int, ...], buffers: Buffers, shared: _Shared) -> Call:
         if isinstance(phase, Local):
             return local_call(phase, self.rank, buffers)
-        if isinstance(phase, Collective) and phase.persistent:
-            raise Unable("threads have no persistent collectives; --transport mpi has")
+        if isinstance(phase, Collective):
+            refuse_what_only_mpi_has(phase, "threads have")
         party = participants(phase, self.rank)
         if self.rank not in party:
             return nothing

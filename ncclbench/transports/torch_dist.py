@@ -22,7 +22,7 @@ from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._local import local_call, steps_of
+from ncclbench.transports._local import local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_state
 from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, nothing
@@ -211,8 +211,7 @@ class TorchTransport:
     def _refuse_impossible(self, phase: Collective, dtype: Dtype) -> None:
         if phase.op in (Op.ALL_REDUCE, Op.BROADCAST, Op.REDUCE) and phase.read != phase.write:
             raise Unable(f"torch.distributed has {phase.op} in place only")
-        if phase.persistent:
-            raise Unable("torch.distributed has no persistent collectives; --transport mpi has")
+        refuse_what_only_mpi_has(phase, "torch.distributed has")
         averages = phase.op in REDUCING and phase.redop is Redop.AVG
         if averages and self.name == "gloo" and not dtype.is_float:
             raise Unable(f"gloo has no avg of {dtype.name}")

@@ -14,4 +14,6 @@ class Params(CollectiveParams, frozen=True):
 def schedule(case: Case, topology: Topology) -> Schedule:
     """One all_gather in every group; the gathered buffer is n shards."""
     params = case.read(Params)
-    return collective(case, topology, Op.ALL_GATHER, group=params.group, persistent=params.persistent)
+    return collective(
+        case, topology, Op.ALL_GATHER, group=params.group, persistent=params.persistent, overlap=params.overlap
+    )

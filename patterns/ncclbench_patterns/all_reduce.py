@@ -17,5 +17,11 @@ def schedule(case: Case, topology: Topology) -> Schedule:
     """One in-place all_reduce of the whole buffer in every group."""
     params = case.read(Params)
     return collective(
-        case, topology, Op.ALL_REDUCE, group=params.group, redop=params.redop, persistent=params.persistent
+        case,
+        topology,
+        Op.ALL_REDUCE,
+        group=params.group,
+        redop=params.redop,
+        persistent=params.persistent,
+        overlap=params.overlap,
     )

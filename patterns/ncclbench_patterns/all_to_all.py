@@ -14,4 +14,6 @@ class Params(CollectiveParams, frozen=True):
 def schedule(case: Case, topology: Topology) -> Schedule:
     """One all_to_all in every group; each rank's buffer is n shards, one a destination."""
     params = case.read(Params)
-    return collective(case, topology, Op.ALL_TO_ALL, group=params.group, persistent=params.persistent)
+    return collective(
+        case, topology, Op.ALL_TO_ALL, group=params.group, persistent=params.persistent, overlap=params.overlap
+    )

@@ -16,4 +16,12 @@ class Params(CollectiveParams, frozen=True):
 def schedule(case: Case, topology: Topology) -> Schedule:
     """One in-place broadcast in every group."""
     params = case.read(Params)
-    return collective(case, topology, Op.BROADCAST, group=params.group, root=params.root, persistent=params.persistent)
+    return collective(
+        case,
+        topology,
+        Op.BROADCAST,
+        group=params.group,
+        root=params.root,
+        persistent=params.persistent,
+        overlap=params.overlap,
+    )

@@ -25,4 +25,5 @@ def schedule(case: Case, topology: Topology) -> Schedule:
         redop=params.redop,
         root=params.root,
         persistent=params.persistent,
+        overlap=params.overlap,
     )

@@ -17,5 +17,11 @@ def schedule(case: Case, topology: Topology) -> Schedule:
     """One reduce_scatter in every group; the buffer is n shards."""
     params = case.read(Params)
     return collective(
-        case, topology, Op.REDUCE_SCATTER, group=params.group, redop=params.redop, persistent=params.persistent
+        case,
+        topology,
+        Op.REDUCE_SCATTER,
+        group=params.group,
+        redop=params.redop,
+        persistent=params.persistent,
+        overlap=params.overlap,
     )

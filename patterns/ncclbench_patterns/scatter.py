@@ -16,4 +16,12 @@ class Params(CollectiveParams, frozen=True):
 def schedule(case: Case, topology: Topology) -> Schedule:
     """One scatter in every group; the root's buffer is n shards."""
     params = case.read(Params)
-    return collective(case, topology, Op.SCATTER, group=params.group, root=params.root, persistent=params.persistent)
+    return collective(
+        case,
+        topology,
+        Op.SCATTER,
+        group=params.group,
+        root=params.root,
+        persistent=params.persistent,
+        overlap=params.overlap,
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from ncclbench.measure.case import Measurement, run_case
@@ -90,6 +91,16 @@ def mpi(request: pytest.FixtureRequest) -> Mpi:
     return open_mpi() if request.param == "openmpi" else mpich()
 
 
+# Parameters that no other transport has.
+ONLY_MPI = {"persistent", "overlap"}
+
+
+def ways(fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Parameters of a collective: persistent, overlapped, both, and overlapped with work after the library's own."""
+    both = [{name: True} for name in sorted(ONLY_MPI)] + [dict.fromkeys(sorted(ONLY_MPI), True)]
+    return both + ([{"overlap": True, "redop": "avg"}] if "redop" in fields else [])
+
+
 def cases() -> list[Case]:
     """Every pattern with every dtype, every reduction with every dtype that MPI does not know, groups, persistence."""
     found: list[Case] = []
@@ -102,7 +113,7 @@ def cases() -> list[Case]:
         if "group" in fields:
             found.append(Case(pattern=pattern, nbytes=4096, params={"group": "2"}))
         if issubclass(kind, CollectiveParams):
-            found.append(Case(pattern=pattern, nbytes=4096, params={"persistent": True}))
+            found += [Case(pattern=pattern, nbytes=4096, params=params) for params in ways(fields)]
         if "root" in fields:
             found.append(Case(pattern=pattern, nbytes=4096, params={"root": 1}))
     for dtype in ("bfloat16", "float16", "float32", "uint8"):
@@ -157,9 +168,14 @@ def test_every_pattern_validates_and_agrees_with_threads(mpi: Mpi, size: int, mo
     assert [r for r in answer["records"] if r["status"] not in ("ok", "skipped")] == []
     assert {r["dtype"] for r in answer["records"] if r["status"] == "ok"} == set(DTYPES)
     assert {r["redop"] for r in answer["records"] if r["status"] == "ok"} >= set(Redop)
-    by_threads = {r["case"]: r for r in on_threads(size, [c for c in chosen if "persistent" not in c.params])}
+    by_threads = {r["case"]: r for r in on_threads(size, [c for c in chosen if not ONLY_MPI & c.params.keys()])}
     for record in answer["records"]:
-        if "persistent" not in record["params"]:
+        overlap = record.get("overlap")
+        assert (overlap is not None) == (record["status"] == "ok" and "overlap" in record["params"])
+        if overlap is not None:
+            assert 0 <= overlap["share_percent"] <= 100
+            assert overlap["overlapped_us"] >= overlap["compute_us"] > 0
+        if not ONLY_MPI & record["params"].keys():
             assert stable(record) == stable(by_threads[record["case"]])
     unable = answer["odd"].pop("gather in place")
     assert "in place only where every shard already lies" in unable
@@ -173,6 +189,22 @@ def test_persistent_collectives_are_run_and_named(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (record,) = json.loads(done.stdout.splitlines()[-1])["records"]
     assert (record["status"], record["params"]) == ("ok", {"persistent": True})
+
+
+def test_overlap_keeps_the_samples_that_it_was_computed_from(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = [*RUN, "all_reduce", "-b", "64K", "-e", "64K", "-n", "20", "--transport", "mpi", "-o", out, "--json"]
+    done = open_mpi().run(2, *arguments, "--param", "overlap=true")
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(done.stdout.splitlines()[-1])["records"]
+    samples = pq.read_table(out / record["samples"]).to_pandas()
+    means = samples.groupby("phase", observed=True)["seconds"].mean() * 1e6
+    assert set(means.index) == {"total", "overlapped", "compute"}
+    found = record["overlap"]
+    assert found["pure_us"] == pytest.approx(means["total"])
+    share = max(0.0, 100 - (means["overlapped"] - means["compute"]) / means["total"] * 100)
+    assert found["share_percent"] == pytest.approx(share)
+    assert record["time_us"]["n"] == 20
 
 
 def test_the_main_command_under_mpiexec(mpi: Mpi, tmp_path: Path) -> None:
