@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ncclbench.errors import Exit, worst
+from ncclbench.errors import EnvironmentFault, Exit, worst
 from ncclbench.launch.verdict import Fault
 from ncclbench.measure.case import Measurement
 from ncclbench.measure.needs import wrongly_started
@@ -181,24 +181,29 @@ class Book:
 
     def _close(self, fault: Fault) -> Exit:
         case = f"{self._current.case.id}: " if self._current else ""
-        if self.writer is not None and self._current is not None:
+        self._code = worst([Exit.ENVIRONMENT, *(_EXIT_OF_STATUS.get(r.status, Exit.GOOD) for r in self.records)])
+        message = f"{case}{fault.reason}{what_is_kept(self.out)}"
+        try:
+            if self.writer is not None:
+                self._store(self.writer, fault)
+        except EnvironmentFault as error:  # a full disk takes the last word as well, but the user is told
+            message += "" if "could not store" in fault.reason else f"; and then: {error}"
+        self.job.listener.ended(self.out if self.writer else None, self.records, self._code, message)
+        return self._code
+
+    def _store(self, writer: RunWriter, fault: Fault) -> None:
+        """The record in progress, what happened, and the end."""
+        if self._current is not None:
             record = msgspec.structs.replace(
                 base_record(
                     self._current.case, self.job.transport, self.world_size, self._started, fault.status, fault.reason
                 ),
                 ranks=list(fault.ranks),
             )
-            self.writer.append(record)
+            writer.append(record)
             self.records.append(record)
-        if self.writer is not None:
-            self.writer.event("lost", ranks=list(fault.ranks), reason=fault.reason)
-        self._code = worst([Exit.ENVIRONMENT, *(_EXIT_OF_STATUS.get(r.status, Exit.GOOD) for r in self.records)])
-        if self.writer is not None:
-            self.writer.event("end", exit_code=int(self._code))
-        out = self.out if self.writer else None
-        message = f"{case}{fault.reason}{what_is_kept(self.out)}"
-        self.job.listener.ended(out, self.records, self._code, message)
-        return self._code
+        writer.event("lost", ranks=list(fault.ranks), reason=fault.reason)
+        writer.event("end", exit_code=int(self._code))
 
     def take_over(self, number: int) -> None:
         """Rank 1, once rank 0 is gone: open what is there, if this rank can see it."""

@@ -17,6 +17,8 @@ from ncclbench.errors import Exit
 
 # Rank 0 collects signs for 0.7 s after it has seen a connection close, then writes and tells the others.
 _OUTLIVE_SECONDS = 3.0
+# mpiexec passes on what ranks print, but stops in the moment in which one of its processes ends in anything but 0.
+_DRAIN_SECONDS = 0.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -49,6 +51,8 @@ def supervise() -> None:
 def _wait(child: int) -> int:
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
+        if os.WEXITSTATUS(status):
+            time.sleep(_DRAIN_SECONDS)
         return os.WEXITSTATUS(status)
     time.sleep(_OUTLIVE_SECONDS)  # killed: the others still have to say so
     return Exit.ENVIRONMENT

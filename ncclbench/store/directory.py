@@ -301,11 +301,15 @@ def write_samples(
         }
     )
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file is worth nothing, and its room may do for the last word
+        raise
     _sync_folder(path.parent)
 
 
