@@ -2,10 +2,12 @@
 
     mpiexec -n 4 python mpi_worker.py CASES.json RECORDS.json [MOST]
 
-MOST is the largest count of one MPI call, to try what otherwise needs more than 2**31 elements.
+MOST is the largest count of one MPI call, to try what otherwise needs more than 2**31 elements. THREAD_LEVEL in the
+environment (``FUNNELED``, ``SERIALIZED``) has MPI started with less than it could.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,10 @@ SETTINGS = Settings(iterations=6, warmup=1)
 
 
 def main(cases: Path, records: Path, most: int | None) -> None:
-    owned = start_mpi()
+    level = os.environ.get("THREAD_LEVEL")
+    if level:
+        MPI.Init_thread(getattr(MPI, f"THREAD_{level}"))
+    owned = start_mpi() or bool(level)
     transport = MpiTransport(MPI.COMM_WORLD, owned=owned, most=most)
     topology = Topology.single_node(transport.world_size)
     found = []
