@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ncclbench.errors import Exit
+from ncclbench.errors import EnvironmentFault, Exit
 from ncclbench.launch.verdict import BEAT_SECONDS, Ending, Fault, Sighting, judge
 from ncclbench.measure.regimes import Progress
 from ncclbench.store.records import Status
@@ -39,6 +39,8 @@ _COLLECT_SECONDS = 0.7
 _TAKE_OVER_SECONDS = 2.0
 # How long a rank with bad news waits for rank 0 to settle the matter.
 _SETTLE_SECONDS = 10.0
+# For each of rank 0's addresses, before the next one is tried.
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass
@@ -107,12 +109,21 @@ class Watchdog:
         if self.rank == 0:
             main: Callable[[], None] = self._serve
         else:
-            link = connect_first(host.split(","), int(port), timeout=30)
+            link = self._reach(host.split(","), int(port))
             link.sendall(_encode(_HELLO, self.rank, self.progress, token))
             link.setblocking(False)
             main = lambda: self._follow(link)  # noqa: E731  the thread's body, bound to this connection
         self._thread = threading.Thread(target=main, name="watchdog", daemon=True)
         self._thread.start()
+
+    def _reach(self, hosts: list[str], port: int) -> socket.socket:
+        try:
+            return connect_first(hosts, port, timeout=_CONNECT_SECONDS)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"rank {self.rank} cannot reach rank 0 as {' or '.join(hosts)} on port {port} ({error}): see the "
+                "firewall, or name rank 0's host in MASTER_ADDR on all ranks"
+            ) from None
 
     def fail(self, how: Ending, message: str) -> None:
         """This rank cannot go on. Tells rank 0 and waits until the process is ended; returns only if nobody ends it."""

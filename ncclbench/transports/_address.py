@@ -1,10 +1,13 @@
 """How ranks on other nodes reach this one, before anything else connects them."""
 
+import fcntl
 import socket
+import struct
 from collections.abc import Iterable
 from contextlib import suppress
 
 LOOPBACK = "127.0.0.1"
+_SIOCGIFADDR = 0x8915  # Linux: an interface's address
 # Any address that needs a route: a UDP socket that is connected there sends nothing, but learns its own address.
 _ELSEWHERE = ("192.0.2.1", 9)
 
@@ -22,7 +25,20 @@ def own_hosts() -> list[str]:
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(_ELSEWHERE)
         found.append(probe.getsockname()[0])
-    return found or [LOOPBACK]
+    # A cluster's network need not lead anywhere else, nor its names be known to it.
+    found += interface_addresses()
+    return list(dict.fromkeys(found)) or [LOOPBACK]
+
+
+def interface_addresses() -> list[str]:
+    """The IPv4 address of every interface of this node that has one, loopback apart."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has no address
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found.append(socket.inet_ntoa(answer[20:24]))
+    return [address for address in found if not address.startswith("127.")]
 
 
 def connect_first(hosts: Iterable[str], port: int, timeout: float) -> socket.socket:

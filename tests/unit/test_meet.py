@@ -6,7 +6,8 @@ import pytest
 from ncclbench.errors import EnvironmentFault
 from ncclbench.launch.meet import with_store
 from ncclbench.topology.hostlist import expand_nodes
-from ncclbench.transports._address import connect_first, own_hosts
+from ncclbench.transports import _address
+from ncclbench.transports._address import LOOPBACK, connect_first, interface_addresses, own_hosts
 from ncclbench.transports.base import Seat
 
 # As srun sets them for `srun -N 2 --ntasks-per-node 2`, on rank 3.
@@ -113,3 +114,23 @@ def test_the_first_host_that_answers_is_taken() -> None:
             assert link.getpeername() == ("127.0.0.1", port)
     with pytest.raises(OSError, match=r"refused|reach|resolve|known|Name"):
         connect_first(["127.0.0.1"], port, 5)
+
+
+def test_a_node_without_a_name_or_a_way_out_is_known_by_its_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster's network that leads nowhere else: loopback would be another node's own."""
+
+    def nobody(*_: object) -> None:
+        raise OSError("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    monkeypatch.setattr(_address, "_ELSEWHERE", ("not an address", 9))
+    monkeypatch.setattr(_address, "interface_addresses", lambda: ["10.0.0.7", "10.1.0.7"])
+    assert own_hosts() == ["10.0.0.7", "10.1.0.7"]
+    monkeypatch.setattr(_address, "interface_addresses", list)
+    assert own_hosts() == [LOOPBACK]
+
+
+def test_addresses_of_interfaces_are_addresses_and_none_is_loopback() -> None:
+    for address in interface_addresses():
+        assert socket.inet_ntoa(socket.inet_aton(address)) == address
+        assert not address.startswith("127.")
