@@ -20,7 +20,7 @@ class Sighting:
 
     Attributes:
         case: index of the case it was last seen in; -1 before the first.
-        stage: ``compile``, ``check before``, ``warmup``, ``timed``, ``check after``.
+        stage: ``compile``, ``compiled``, ``check before``, ``warmup``, ``timed``, ``check after``.
         iteration: the iteration in that stage; -1 if it counts none.
         ticks: how many steps it has taken in all.
         moved: when `ticks` last changed.

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ncclbench.errors import EnvironmentFault, Exit
 from ncclbench.launch.verdict import BEAT_SECONDS, Ending, Fault, Sighting, judge
@@ -261,7 +262,7 @@ class Watchdog:
                     return
             self._heed_parent()
             # Rank 0 finds silent ranks by itself; only its own silence must be found by the others.
-            if time.monotonic() - heard > self.limit + 2 * self._interval:
+            if time.monotonic() - heard > self.limit + self._interval:
                 self._hub_is_gone("timeout", f"rank 0 has been silent for {time.monotonic() - heard:.0f} s")
             told = self._report(link, told)
             if self._ending.is_set():
@@ -307,9 +308,23 @@ class Watchdog:
                 where = f"{what} (rank 1 was in {self.progress.stage})"
                 code = self.on_fault(Fault(status, (0,), where, self.progress.case))
         else:
-            time.sleep(_TAKE_OVER_SECONDS)
+            self._wait_for_rank_1()
         self._kill_neighbours([0] if status == "timeout" else [])
         end_process(code)
+
+    def _wait_for_rank_1(self) -> None:
+        """Until it has written down what happened: for a while, and where it can be seen, no longer than it lives."""
+        deadline = time.monotonic() + _TAKE_OVER_SECONDS
+        while time.monotonic() < deadline and (1 not in self._neighbours or _lives(self._neighbours[1])):
+            time.sleep(0.05)
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this node has not ended; one that only waits to be reaped has."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
 
 
 def _receive(link: socket.socket) -> bytes | None:

@@ -149,6 +149,7 @@ class _Measuring:
             programs = compile_all()
         except Unable as unable:
             mine = str(unable)
+        self.progress.enter("compiled")  # a rank that hangs while it compiles stands behind those that wait for it
         reasons = all_gather_text(self.transport.control, mine)
         if any(reasons):
             rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.ranks
 
 LIMIT = 3.0  # seconds without progress, the plan's timeout
-GRACE = 10.0  # what may pass beyond that until the last process is gone; 1 to 3 s where nothing else runs
+GRACE = 5.0  # what may pass beyond that until the last process is gone
 CASES = ["all_reduce/float32/1024/isolated", "all_reduce/float32/4096/isolated", "all_reduce/float32/16384/isolated"]
 # One launch to check and one to warm up; the tenth is in the middle of the twenty that are timed.
 AT = "4096:10"

@@ -1,7 +1,11 @@
 """Who is to blame: what the watchdog makes of every kind of sighting, and how its messages survive the network."""
 
 import itertools
+import os
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -275,3 +279,15 @@ def test_a_closed_connection_is_not_an_empty_one() -> None:
         assert watchdog._receive(here) == b"x"
         there.close()
         assert watchdog._receive(here) == b""
+
+
+def test_a_process_lives_until_it_has_ended_reaped_or_not() -> None:
+    assert watchdog._lives(os.getpid())
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert watchdog._lives(child.pid)
+    assert child.stdin is not None
+    child.stdin.close()
+    while watchdog._lives(child.pid):  # it is a zombie now, since nobody has waited for it
+        time.sleep(0.01)
+    assert child.poll() is not None
+    assert not watchdog._lives(child.pid)
