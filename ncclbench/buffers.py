@@ -38,7 +38,7 @@ def allocate(schedule: Schedule, device: Device, kind: Kind = "pool", *variants:
     sizes = shared_buffers([schedule, *variants])
     if device == "cpu":
         return {name: _host_bytes(n).view(schedule.dtype.numpy) for name, n in sizes.items()}
-    return {name: _device_bytes(n, kind).view(schedule.dtype.bits) for name, n in sizes.items()}
+    return {name: device_bytes(n, kind).view(schedule.dtype.bits) for name, n in sizes.items()}
 
 
 def _host_bytes(nbytes: int) -> NDArray[np.uint8]:
@@ -47,7 +47,7 @@ def _host_bytes(nbytes: int) -> NDArray[np.uint8]:
     return whole[-whole.ctypes.data % _PAGE :][:nbytes]
 
 
-def _device_bytes(nbytes: int, kind: Kind) -> Any:
+def device_bytes(nbytes: int, kind: Kind = "pool") -> Any:
     """Device memory: from CuPy's pool, from ncclMemAlloc, or from torch's caching allocator."""
     import cupy
 

@@ -86,6 +86,13 @@ def _complete(kind: str) -> Any:
     help="On GPUs: CuPy's pool, ncclMemAlloc or torch's allocator.  [default: pool]",
 )
 @click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the mpi transport's buffers are; auto: on GPUs where there are any, and CuPy.",
+)
+@click.option(
     "--bind",
     type=click.Choice(["none", "auto"]),
     default="none",
@@ -240,6 +247,7 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Any:
         command=sys.argv[1:],
         listener=listener,
         bind=options["bind"] == "auto",
+        device=options["device"],
         topology=_topology_file(options),
     )
 

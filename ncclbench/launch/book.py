@@ -53,6 +53,7 @@ class Job:
         resume: go on with the run that is there.
         command: the command line, for the manifest.
         listener: told what happens, on rank 0.
+        device: where buffers are to be; see `Seat`.
         bind: keep each rank to its share of the cores.
         topology: a topology file that places the ranks; None to go by host names.
     """
@@ -63,6 +64,7 @@ class Job:
     resume: bool
     command: list[str]
     listener: Listener
+    device: str = "auto"
     bind: bool = False
     topology: TopologyFile | None = None
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,7 @@ def join_and_run(job: Job, seat: Seat, timeout: float) -> Exit:
     module = load("transports", job.transport)
     if getattr(module, "NEEDS_STORE", False):
         seat = with_store(seat)
+    seat = replace(seat, device=job.device)
     transport: Transport = module.open_transport(job.transport, seat, timeout)
     return run_rank(job, seat, transport, Book(job), _watch_hosts(seat))
 

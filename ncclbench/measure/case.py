@@ -94,6 +94,7 @@ def run_case(
     settings, progress = settings or Settings(), progress or Progress()
     started = datetime.datetime.now(datetime.UTC)
     base = base_record(case, transport.name, topology.world_size, started)
+    base = msgspec.structs.replace(base, staged=getattr(transport, "staged", None))
     try:
         variants = build_variants(case, topology)
         check_needs(load("patterns", case.pattern), case, transport)

@@ -165,6 +165,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     phases: list[PhaseResult] = []
     groups: list[GroupResult] = []
     overlap: Overlap | None = None
+    staged: bool | None = None
     ledger: dict[str, Any] | None = None
     samples: str | None = None
     setup: dict[str, Any] = {}

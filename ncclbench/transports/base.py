@@ -167,6 +167,8 @@ class Seat:
         local_rank: place among the ranks of this node.
         local_size: ranks on this node.
         launcher: who started it: ``local``, ``torchrun``, ``openmpi``, ...
+        device: where buffers are to be, for a transport that can have them on a GPU and on the host: ``auto``,
+            ``cpu`` or ``cuda``.
         address: host and port of rank 0's store, where the launcher's environment does not say it itself.
         listen_fd: on rank 0, a socket that already listens on that port, so that nobody can take it meanwhile.
     """
@@ -176,6 +178,7 @@ class Seat:
     local_rank: int
     local_size: int
     launcher: str
+    device: str = "auto"
     address: tuple[str, int] | None = None
     listen_fd: int | None = None
 

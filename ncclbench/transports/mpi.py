@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import mpi4py
 import numpy as np
 
-from ncclbench.buffers import Buffers, Device
+from ncclbench.buffers import Buffers, Device, device_bytes
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
@@ -22,6 +24,14 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
 from ncclbench.transports._local import local_call, steps_of
 from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
+from ncclbench.transports._staging import (
+    CupyMemory,
+    Memory,
+    Staging,
+    after_synchronising,
+    library_says_cuda,
+    transfer_arrives,
+)
 from ncclbench.transports.base import (
     Call,
     Control,
@@ -43,6 +53,9 @@ _MPICH_FAMILY = frozenset({"MPICH", "Intel MPI", "MVAPICH", "MVAPICH2"})
 # For each of rank 0's addresses, before the next one is tried.
 _CONNECT_SECONDS = 5.0
 
+# Large enough that no library sends it inside an envelope of its own, which any of them could.
+_PROBE_BYTES = 1 << 20
+
 # A buffer and its datatype, as mpi4py takes them; the count follows from the two. Or MPI.IN_PLACE.
 Message = Any
 
@@ -54,7 +67,35 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "MpiTransport":
         EnvironmentFault: if MPI does not start, or says otherwise than the launcher who this rank is.
     """
     del name, timeout
-    return MpiTransport(MPI.COMM_WORLD, owned=_start_as(seat))
+    owned = _start_as(seat)
+    return MpiTransport(MPI.COMM_WORLD, owned=owned, memory=_device_memory(seat))
+
+
+def _device_memory(seat: Seat) -> Memory | None:
+    """This rank's GPU, if buffers are to be there: with ``auto`` they are where there is a GPU, and CuPy.
+
+    Raises:
+        EnvironmentFault: if they are to be on a GPU and cannot.
+    """
+    if seat.device == "cpu" or (seat.device == "auto" and not (_gpu_is_here() and find_spec("cupy"))):
+        return None
+    try:
+        import cupy
+
+        from ncclbench.transports._cuda import claim_gpu
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"GPU buffers need CuPy: pip install cupy-cuda13x (or cupy-cuda12x), or --device cpu: {error}"
+        ) from error
+    try:
+        count = int(cupy.cuda.runtime.getDeviceCount())
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise EnvironmentFault(f"rank {seat.rank}: no GPU can be used ({error}); use --device cpu") from None
+    return CupyMemory(claim_gpu(seat, count))
+
+
+def _gpu_is_here() -> bool:
+    return Path("/dev/nvidiactl").exists()
 
 
 def agree_on_store(seat: Seat) -> Seat:
@@ -119,13 +160,18 @@ class MpiTransport:
         world: all ranks; it is duplicated, so nobody else's messages meet ours.
         owned: whether `close` finalises MPI.
         most: the largest count that one call takes, if not what the library says.
+        memory: of the GPU that buffers are on; None if they are on the host.
+
+    Attributes:
+        staged: whether GPU buffers go through the host; None where buffers are there anyway.
     """
 
     name = "mpi"
-    device: Device = "cpu"
     stream: DeviceStream | None = None
 
-    def __init__(self, world: MPI.Comm, *, owned: bool = False, most: int | None = None) -> None:
+    def __init__(
+        self, world: MPI.Comm, *, owned: bool = False, most: int | None = None, memory: Memory | None = None
+    ) -> None:
         """Duplicate `world` for data and for control messages."""
         self.rank, self.world_size = world.rank, world.size
         self._owned = owned
@@ -135,17 +181,40 @@ class MpiTransport:
         self.control: Control = MpiControl(self._quiet)
         self._elements = Elements(most or most_count())
         self._comms: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], MPI.Comm] = {}
+        self._memory = memory
+        self.device: Device = "cuda" if memory else "cpu"
+        self.staged: bool | None = None
+        if memory:  # one rank that must stage is enough: all are measured alike
+            self.staged = not self.control.all_gather(np.array([self._is_cuda_aware(memory)])).all()
+
+    def _is_cuda_aware(self, memory: Memory) -> bool:
+        """By the library's own word, then by a small transfer; a library that has not said yes would crash on it."""
+        if not library_says_cuda():
+            return False
+        send, recv = (device_bytes(_PROBE_BYTES) for _ in range(2))
+
+        def exchange(out: Array, into: Array) -> None:
+            MPI.COMM_SELF.Sendrecv([out, MPI.BYTE], dest=0, recvbuf=[into, MPI.BYTE], source=0)
+
+        return transfer_arrives(memory, send, recv, exchange)
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         """Ready calls on the buffers' memory."""
         if any(isinstance(phase, Concurrent) for phase in schedule.phases):
             _need_threads()
         notes: list[str] = []
+        memory = self._memory
+        staging = Staging(memory, schedule, buffers, self.rank) if memory and self.staged else None
 
         def call(phase: SimplePhase, branch: tuple[int, ...]) -> Call:
-            return self._call(phase, schedule.dtype, buffers, notes, branch)
+            if memory is None or isinstance(phase, Local):  # which runs where the buffers are
+                return self._call(phase, schedule.dtype, buffers, notes, branch)
+            if staging:
+                return staging.around(phase, self._call(phase, schedule.dtype, staging.twins, notes, branch))
+            return after_synchronising(memory, self._call(phase, schedule.dtype, buffers, notes, branch))
 
-        return Program(steps_of(schedule.phases, call), notes=tuple(dict.fromkeys(notes)))
+        steps = steps_of(schedule.phases, call)
+        return Program(steps, memory.synchronize if memory else nothing, tuple(dict.fromkeys(notes)))
 
     def _call(
         self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, notes: list[str], branch: tuple[int, ...]
@@ -189,6 +258,8 @@ class MpiTransport:
             raise Unable("MPI broadcasts one buffer: out of place it is a copy too, which cannot be overlapped")
         datatype = self._elements.datatype(dtype, phase.count) if phase.op is not Op.BARRIER else MPI.BYTE
         notes += _remarks(phase, dtype, datatype, self._elements.most)
+        if self.staged is False and phase.op in REDUCING and (phase.redop is Redop.AVG or not datatype.is_predefined):
+            raise Unable(f"MPI itself has no {phase.redop} of {dtype.name}, and NumPy cannot compute it on a GPU")
         op = self._elements.op(dtype, phase.redop, datatype) if phase.op in REDUCING else MPI.OP_NULL
         if member < 0:
             return Split(nothing, nothing) if phase.overlap else nothing
@@ -261,6 +332,7 @@ class MpiTransport:
             "mpi4py": mpi4py.__version__,
             "thread_level": thread_level(),
             "numpy": np.__version__,
+            **({"staged": self.staged, "pci_bus_id": getattr(self._memory, "pci", None)} if self._memory else {}),
         }
 
     def evidence(self) -> Mapping[str, Any]:

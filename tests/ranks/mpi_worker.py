@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -23,9 +24,11 @@ from ncclbench.plan import Settings
 from ncclbench.schedule import DTYPES, AllToAllV, Case, Collective, Concurrent, Exchange, Kernel, Local, Op, Schedule
 from ncclbench.schedule.oracle import Oracle
 from ncclbench.topology import Topology
+from ncclbench.transports import mpi
 from ncclbench.transports._mpi import MPI, start_mpi
 from ncclbench.transports.base import Transport
 from ncclbench.transports.mpi import MpiTransport
+from tests.ranks.fake_device import FakeDevice
 
 SETTINGS = Settings(iterations=6, warmup=1)
 
@@ -35,7 +38,8 @@ def main(cases: Path, records: Path, most: int | None) -> None:
     if level:
         MPI.Init_thread(getattr(MPI, f"THREAD_{level}"))
     owned = start_mpi() or bool(level)
-    transport = MpiTransport(MPI.COMM_WORLD, owned=owned, most=most)
+    transport = MpiTransport(MPI.COMM_WORLD, owned=owned, most=most, memory=fake_device())
+    transport.device = "cpu"
     topology = Topology.single_node(transport.world_size)
     found = []
     for case in msgspec.json.decode(cases.read_bytes(), type=list[Case]):
@@ -47,6 +51,15 @@ def main(cases: Path, records: Path, most: int | None) -> None:
     if transport.rank == 0:
         records.write_text(json.dumps({"records": found, "odd": odd, "describe": described}))
     transport.close()
+
+
+def fake_device() -> FakeDevice | None:
+    """FAKE_DEVICE in the environment: ``staged``, or ``aware`` for an MPI that takes its pointers, as it does here."""
+    kind = os.environ.get("FAKE_DEVICE")
+    if kind == "aware":
+        patch.object(mpi, "library_says_cuda", lambda: True).start()
+        patch.object(mpi, "device_bytes", lambda nbytes: np.empty(nbytes, np.uint8)).start()
+    return FakeDevice() if kind else None
 
 
 def odd_schedules(size: int) -> Iterator[tuple[str, Schedule]]:

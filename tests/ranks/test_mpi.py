@@ -191,6 +191,25 @@ def test_persistent_collectives_are_run_and_named(tmp_path: Path) -> None:
     assert (record["status"], record["params"]) == ("ok", {"persistent": True})
 
 
+@pytest.mark.parametrize("kind", ["staged", "aware"])
+def test_buffers_of_a_device_are_right_staged_or_not(kind: str, tmp_path: Path) -> None:
+    """A device that is not there, real ranks and real MPI; no GPU and no CUDA-aware MPI is tried here."""
+    chosen = cases()
+    (tmp_path / "cases.json").write_bytes(msgspec.json.encode(chosen))
+    paths = (tmp_path / "cases.json", tmp_path / "records.json")
+    done = open_mpi().run(3, WORKER, *paths, env={"FAKE_DEVICE": kind})
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(paths[1].read_text())
+    assert [r for r in answer["records"] if r["status"] not in ("ok", "skipped")] == []
+    assert {r["staged"] for r in answer["records"]} == {kind == "staged"}
+    assert answer["describe"]["staged"] == (kind == "staged")
+    skipped = [r for r in answer["records"] if "NumPy cannot compute it on a GPU" in (r["reason"] or "")]
+    assert bool(skipped) == (kind == "aware")
+    assert {r["dtype"] for r in answer["records"] if r["status"] == "ok"} == set(DTYPES)
+    answer["odd"].pop("gather in place")
+    assert set(answer["odd"].values()) == {0}
+
+
 @pytest.mark.parametrize("level", ["FUNNELED", "SERIALIZED"])
 def test_branches_need_an_mpi_that_may_be_called_from_threads(mpi: Mpi, level: str, tmp_path: Path) -> None:
     """The library is started with less than it could: branches are refused, and all else runs."""

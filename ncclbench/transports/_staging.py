@@ -1,0 +1,209 @@
+"""GPU buffers over MPI: given to the library as they are where it can read them, or staged through the host.
+
+An MPI that knows CUDA takes device pointers; any other one crashes on them. So the library is asked first, and only
+if it says yes a small transfer is tried, and what arrived is looked at. Otherwise each phase copies what it sends to
+pinned host memory, lets MPI move that, and copies what it received back; all of that is timed, and the record says
+``"staged": true``.
+
+MPI knows nothing of streams: whatever was enqueued must be done before MPI may read, so the stream is synchronised
+before every call.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.buffers import Buffers
+from ncclbench.schedule.dtypes import Array
+from ncclbench.schedule.phases import AllToAllV, Collective, Exchange, SimplePhase
+from ncclbench.schedule.schedule import Schedule
+from ncclbench.schedule.trace import pieces
+from ncclbench.transports.base import Call, Split
+
+# A stretch of a buffer in bytes: start and stop.
+Stretch = tuple[int, int]
+
+_MPICH_CUDA = 0  # MPIX_GPU_SUPPORT_CUDA
+
+
+class Memory(Protocol):
+    """What staging needs of a device; tests bring their own."""
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        """Host memory that the device copies from and to without a detour."""
+
+    def to_host(self, host: Array, device: Array) -> None:
+        """Enqueue a copy of bytes; both have the same length."""
+
+    def to_device(self, device: Array, host: Array) -> None:
+        """Enqueue a copy of bytes; both have the same length."""
+
+    def synchronize(self) -> None:
+        """Wait until everything enqueued is done."""
+
+
+class CupyMemory:
+    """This rank's GPU, through CuPy.
+
+    Args:
+        device: its index.
+    """
+
+    def __init__(self, device: int) -> None:
+        """Make the GPU current, and a stream on it."""
+        import cupy
+
+        self._cupy = cupy
+        cupy.cuda.Device(device).use()
+        self.pci = cupy.cuda.runtime.deviceGetPCIBusId(device)
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.stream.use()
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        """Page-locked host memory, given back with the array."""
+        return np.frombuffer(self._cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+
+    def to_host(self, host: Array, device: Any) -> None:
+        """Enqueue a copy from the device."""
+        self._copy(host.ctypes.data, device.data.ptr, host.nbytes, self._cupy.cuda.runtime.memcpyDeviceToHost)
+
+    def to_device(self, device: Any, host: Array) -> None:
+        """Enqueue a copy to the device."""
+        self._copy(device.data.ptr, host.ctypes.data, host.nbytes, self._cupy.cuda.runtime.memcpyHostToDevice)
+
+    def _copy(self, target: int, source: int, nbytes: int, kind: int) -> None:
+        self._cupy.cuda.runtime.memcpyAsync(target, source, nbytes, kind, self.stream.ptr)
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self.stream.synchronize()
+
+
+def library_says_cuda(maps: Path = Path("/proc/self/maps")) -> bool:
+    """Whether the MPI library in this process says that it takes device pointers: Open MPI's question, or MPICH's."""
+    for path in sorted(
+        {line.split()[-1] for line in maps.read_text().splitlines() if "libmpi" in line and "/" in line}
+    ):
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        if hasattr(library, "MPIX_Query_cuda_support"):
+            return bool(library.MPIX_Query_cuda_support())
+        if hasattr(library, "MPIX_GPU_query_support"):
+            answer = ctypes.c_int(0)
+            library.MPIX_GPU_query_support(ctypes.c_int(_MPICH_CUDA), ctypes.byref(answer))
+            return bool(answer.value)
+    return False
+
+
+def transfer_arrives(memory: Memory, send: Array, recv: Array, exchange: Callable[[Array, Array], object]) -> bool:
+    """Whether a small transfer between two device buffers of bytes arrives whole.
+
+    Args:
+        memory: the device.
+        send: is filled with a pattern.
+        recv: must hold it afterwards; it is filled with something else before.
+        exchange: has MPI send one into the other.
+    """
+    host = memory.pinned(len(send))
+    pattern = np.resize(np.arange(251, dtype=np.uint8), len(send))
+    for device, values in ((recv, ~pattern), (send, pattern)):
+        host[:] = values
+        memory.to_device(device, host)
+        memory.synchronize()
+    exchange(send, recv)
+    memory.to_host(host, recv)
+    memory.synchronize()
+    return bool(np.array_equal(host, pattern))
+
+
+class Staging:
+    """Host twins of a schedule's device buffers, and calls that go through them.
+
+    Args:
+        memory: the device.
+        schedule: whose buffers they are.
+        buffers: on the device.
+        rank: this rank.
+    """
+
+    def __init__(self, memory: Memory, schedule: Schedule, buffers: Buffers, rank: int) -> None:
+        """Allocate the twins."""
+        self._memory, self._itemsize, self._rank = memory, schedule.dtype.itemsize, rank
+        self._device = {name: buffer.view(np.uint8) for name, buffer in buffers.items()}
+        self._host = {name: memory.pinned(buffer.nbytes) for name, buffer in buffers.items()}
+        self.twins: Buffers = {name: host.view(schedule.dtype.numpy) for name, host in self._host.items()}
+
+    def around(self, phase: SimplePhase, call: Call) -> Call:
+        """`call` works on the twins; what is returned works on the device's buffers."""
+        reads = merged(sent_by(phase, self._rank, self._itemsize))
+        writes = merged(written_by(phase, self._rank, self._itemsize))
+
+        def bring() -> None:
+            for start, stop in reads:
+                self._memory.to_host(self._host[phase.read][start:stop], self._device[phase.read][start:stop])
+            self._memory.synchronize()
+
+        def take_back() -> None:
+            for start, stop in writes:
+                self._memory.to_device(self._device[phase.write][start:stop], self._host[phase.write][start:stop])
+            self._memory.synchronize()
+
+        return _between(bring, call, take_back)
+
+
+def after_synchronising(memory: Memory, call: Call) -> Call:
+    """`call` works on device buffers, once all that was enqueued before it is done."""
+    return _between(memory.synchronize, call, None)
+
+
+def _between(before: Call, call: Call, after: Call | None) -> Call:
+    if isinstance(call, Split):
+        return Split(_all_of(before, call.start), _all_of(call.wait, after) if after else call.wait)
+    return _all_of(before, call, *([after] if after else []))
+
+
+def _all_of(*calls: Call) -> Call:
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def sent_by(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[Stretch]:
+    """What `phase` reads of a rank's `read` buffer, in bytes."""
+    if isinstance(phase, Exchange):
+        for k in np.flatnonzero(phase.src == rank):
+            start = int(phase.send_offset[k])
+            yield start, start + int(phase.nbytes[k])
+    elif isinstance(phase, AllToAllV):
+        for group, member in np.argwhere(phase.groups == rank).tolist():
+            yield 0, int(phase.splits(group, member)[0].sum())
+    elif isinstance(phase, Collective) and np.any(phase.groups == rank):
+        yield 0, phase.read_count * itemsize
+
+
+def written_by(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[Stretch]:
+    """What `phase` writes of a rank's `write` buffer, in bytes: nothing else may be copied back over."""
+    for piece in pieces(phase, rank, itemsize):
+        if piece.sources:  # what a library may leave as it likes need not be brought back
+            yield piece.start * itemsize, piece.stop * itemsize
+
+
+def merged(stretches: Iterator[Stretch]) -> list[Stretch]:
+    """The same bytes in as few stretches as there can be; empty ones are dropped."""
+    joined: list[Stretch] = []
+    for start, stop in sorted(stretches):
+        if start == stop:
+            continue
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
+        else:
+            joined.append((start, stop))
+    return joined

@@ -1,0 +1,39 @@
+"""A device that is not there: its memory is NumPy's, and whatever is enqueued happens when it is waited for.
+
+So a copy that nobody waits for has not happened yet when MPI reads, as on a GPU.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.schedule.dtypes import Array
+
+
+class FakeDevice:
+    """A `Memory` whose stream stands still until it is synchronised."""
+
+    pci = "0000:00:00.0"
+
+    def __init__(self) -> None:
+        self.enqueued: list[Callable[[], None]] = []
+        self.to_host_bytes = self.to_device_bytes = self.synchronised = 0
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        return np.full(nbytes, 0x5A, np.uint8)
+
+    def to_host(self, host: Array, device: Array) -> None:
+        assert host.nbytes == device.nbytes
+        self.to_host_bytes += host.nbytes
+        self.enqueued.append(lambda: np.copyto(host, device))
+
+    def to_device(self, device: Array, host: Array) -> None:
+        assert host.nbytes == device.nbytes
+        self.to_device_bytes += host.nbytes
+        self.enqueued.append(lambda: np.copyto(device, host))
+
+    def synchronize(self) -> None:
+        self.synchronised += 1
+        while self.enqueued:
+            self.enqueued.pop(0)()
