@@ -90,6 +90,17 @@ class Job:
                 continue
         return found
 
+    def ranks(self) -> list[psutil.Process]:
+        """Those of them that are ranks, and not what started them."""
+        found = []
+        for process in self.survivors():
+            try:
+                if "RANK" in process.environ():
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
     def nobody_is_left(self, seconds: float = 5.0) -> bool:
         """Whether all processes of the job end, within some seconds after it."""
         return eventually(lambda: not self.survivors(), seconds)
