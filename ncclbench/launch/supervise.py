@@ -18,7 +18,7 @@ from ncclbench.errors import Exit
 # Rank 0 collects signs for 0.7 s after it has seen a connection close, then writes and tells the others.
 _OUTLIVE_SECONDS = 3.0
 # mpiexec passes on what ranks print, but stops in the moment in which one of its processes ends in anything but 0.
-_DRAIN_SECONDS = 0.5
+_DRAIN_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

@@ -63,7 +63,8 @@ def test_a_signal_in_mid_case_keeps_what_was_finished(transport: str, number: si
     job.signal(number)
     finished = job.wait(30)
     assert finished.code == Exit.ENVIRONMENT
-    assert ours(finished.err) == [
+    # An mpiexec's own report may speak of errors as well.
+    assert [line for line in ours(finished.err) if line.startswith("ncclbench")] == [
         f"ncclbench: error: {CASES[1]}: interrupted by {number.name}; finished cases are kept, go on with --resume"
     ]
     assert "Traceback" not in finished.err
