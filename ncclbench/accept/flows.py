@@ -268,7 +268,7 @@ def describe_flows(record: Record, topology: Mapping[str, Any]) -> dict[str, Any
     """
     found: dict[str, Any] = {}
     table = flows_of(record)
-    if len(table.src):
+    if len(table.src) and record.world_size is not None:
         ends = endpoint_medians(table, record.world_size)
         found["rail_matrix_gb_per_s"] = [_nullable(row) for row in rail_matrix(table, topology["rails"])]
         found["send_gb_per_s"], found["receive_gb_per_s"] = _nullable(ends.send), _nullable(ends.receive)
