@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ncclbench.schedule.dtypes import Redop
+from ncclbench.schedule.rowwork import RowWork
 
 Ints = NDArray[np.int64]
 
@@ -283,7 +284,7 @@ class Concurrent:
                     raise ValueError(f"{self.label}: branch {i} writes what branch {j} uses")
 
 
-SimplePhase: TypeAlias = Collective | AllToAllV | Exchange | Local
+SimplePhase: TypeAlias = Collective | AllToAllV | Exchange | Local | RowWork
 Phase: TypeAlias = SimplePhase | Concurrent
 
 

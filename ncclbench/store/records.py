@@ -74,6 +74,22 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[dict[str, Any]] | None = None
 
 
+class Subtotal(msgspec.Struct, frozen=True, kw_only=True):
+    """Several phases' durations added up on each rank; then the slowest rank of each iteration."""
+
+    labels: list[str]
+    time_us: Summary
+
+
+class ComparableRate(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate as another program defines it, for comparison with that program alone."""
+
+    gb_per_s: float
+    bytes: int
+    over: str
+    definition: str
+
+
 class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
     """One of several groups that ran side by side."""
 
@@ -121,6 +137,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     bus_gb_per_s: float | None = None
     phases: list[PhaseResult] = []
     groups: list[GroupResult] = []
+    subtotals: dict[str, Subtotal] = {}
+    comparable: dict[str, ComparableRate] = {}
+    facts: list[dict[str, Any]] = []
+    """What a pattern says of its schedules, one entry a variant; see the pattern's own page."""
     ledger: dict[str, Any] | None = None
     samples: str | None = None
     setup: dict[str, Any] = {}

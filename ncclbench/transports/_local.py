@@ -7,11 +7,15 @@ from functools import partial
 from ncclbench.buffers import Buffers
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.phases import Kernel, Local
+from ncclbench.schedule.rowwork import RowWork
+from ncclbench.transports._rows import row_call
 from ncclbench.transports.base import Call
 
 
-def local_call(phase: Local, rank: int, buffers: Buffers) -> Call:
-    """The ready call of a `Local` phase; works on NumPy and on CuPy arrays."""
+def local_call(phase: Local | RowWork, rank: int, buffers: Buffers) -> Call:
+    """The ready call of a phase that stays on a rank; works on NumPy and on CuPy arrays."""
+    if isinstance(phase, RowWork):
+        return row_call(phase, rank, buffers)
     read, write, count = buffers[phase.read], buffers[phase.write], phase.count
     if phase.kernel is Kernel.COPY:
         return partial(_copy, write[:count], read[:count])

@@ -18,6 +18,7 @@ from ncclbench.buffers import Buffers, Device
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
 from ncclbench.transports._local import branches_call, local_call
@@ -156,7 +157,7 @@ class MpiTransport:
     def _call(
         self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, notes: list[str], branch: tuple[int, ...] = ()
     ) -> Call:
-        if isinstance(phase, Local):
+        if isinstance(phase, Local | RowWork):
             return local_call(phase, self.rank, buffers)
         if isinstance(phase, Exchange):
             return self._exchange_call(phase, buffers, branch)

@@ -30,6 +30,7 @@ from ncclbench.schedule.phases import (
     Op,
     SimplePhase,
 )
+from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._local import branches_call, local_call
 from ncclbench.transports.base import Call, Control, DeviceStream, Program, Step, nothing
@@ -146,7 +147,7 @@ class ThreadTransport:
         return Program(tuple(steps))
 
     def _call(self, phase: SimplePhase, path: tuple[int, ...], buffers: Buffers, shared: _Shared) -> Call:
-        if isinstance(phase, Local):
+        if isinstance(phase, Local | RowWork):
             return local_call(phase, self.rank, buffers)
         if isinstance(phase, Collective) and phase.persistent:
             raise Unable("threads have no persistent collectives; --transport mpi has")

@@ -21,6 +21,7 @@ from ncclbench.buffers import Buffers, Device, loaded_nccl
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._local import branches_call, local_call
 from ncclbench.transports._nccl_log import NcclLog
@@ -204,7 +205,7 @@ class TorchTransport:
         return Program(tuple(steps), finish=self.stream.synchronize if self.stream else nothing)
 
     def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...] = ()) -> Call:
-        if isinstance(phase, Local):
+        if isinstance(phase, Local | RowWork):
             return local_call(phase, self.rank, buffers)
         if isinstance(phase, Exchange):
             return self._exchange_call(phase, buffers, branch)
