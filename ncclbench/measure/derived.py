@@ -1,6 +1,6 @@
 """What a record says beyond phases: subtotals, figures as other programs define them, and a pattern's own facts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def subtotals_of(variants: Sequence[Schedule], samples: Samples) -> dict[str, Su
     return found
 
 
-def comparable_of(variants: Sequence[Schedule], times_us: dict[str, Summary | None]) -> dict[str, ComparableRate]:
+def comparable_of(variants: Sequence[Schedule], times_us: Mapping[str, Summary | None]) -> dict[str, ComparableRate]:
     """Rates as others define them, over the median of a phase or subtotal in `times_us`; bytes are a mean variant's."""
     found = {}
     for name, one in variants[0].comparable.items():
@@ -39,4 +39,15 @@ def comparable_of(variants: Sequence[Schedule], times_us: dict[str, Summary | No
         if time_us is not None and time_us.p50 > 0:
             rate = alg_gb_per_s(mean, time_us.p50 / MICRO)
             found[name] = ComparableRate(gb_per_s=rate, bytes=mean, over=one.over, definition=one.definition)
+    return found
+
+
+def ratios_of(variants: Sequence[Schedule], times_us: Mapping[str, Summary | None]) -> dict[str, float]:
+    """The medians that a pattern wants divided, where both were timed."""
+    found = {}
+    for variant in variants:
+        for name, (over, under) in variant.ratios.items():
+            one, other = times_us.get(over), times_us.get(under)
+            if one is not None and other is not None and other.p50 > 0:
+                found[name] = one.p50 / other.p50
     return found

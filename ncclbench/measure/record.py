@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ncclbench.measure.derived import comparable_of, subtotals_of
+from ncclbench.measure.derived import comparable_of, ratios_of, subtotals_of
 from ncclbench.measure.flows import flow_results, group_medians
 from ncclbench.measure.proof import Counted, Expected, proof_notes, reconcile
 from ncclbench.measure.sampling import Samples
@@ -137,6 +137,7 @@ def complete_record(
         # The groups of variants differ, and with them what a rank's total means: those are in the phases.
         groups=_group_results(schedule, samples.seconds_RNK[:, :, 0], factor) if len(variants) == 1 else [],
         subtotals=subtotals,
+        ratios=ratios_of(variants, timed),
         comparable=comparable_of(variants, timed),
         facts=[dict(variant.facts) for variant in variants if variant.facts],
         ledger=rotation_record([schedule_ledger(variant, topology) for variant in variants], rotation),

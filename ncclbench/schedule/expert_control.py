@@ -1,7 +1,8 @@
-"""The control of a dispatch: as many bytes, in equal splits.
+"""The control of a dispatch: its bare all-to-alls, and as many bytes in equal splits.
 
 What the same layer would take if no expert were busier than another: every rank sends every other the same number of
-rows, and all rows together are as many as the routing has. The skew penalty is the one time over the other.
+rows, and all rows together are as many as the routing has. The two take turns in one case, each from a barrier on, so
+that their ratio, the skew penalty, compares nothing but splits.
 """
 
 import numpy as np
@@ -28,10 +29,17 @@ def equal_rows(rows_NN: Ints) -> Ints:
     return out
 
 
-def build_control(layer: Layer, routing: Routing, options: Options) -> Schedule:
-    """Two all-to-alls: ``dispatch`` of rows in their format, ``combine`` of bfloat16 rows."""
-    groups = layer.placement.groups
-    rows = np.stack([equal_rows(one) for one in layer.flat_rows])
+def build_control(layer: Layer, routing: Routing, options: Options, *, equal: bool) -> Schedule:
+    """Two all-to-alls: ``dispatch`` of rows in their format, ``combine`` of bfloat16 rows.
+
+    Args:
+        layer: who sends which rows.
+        routing: what was drawn.
+        options: how rows look.
+        equal: in equal splits, labels beginning with ``control_``; otherwise in those of the routing.
+    """
+    groups, prefix = layer.placement.groups, "control_" if equal else ""
+    rows = np.stack([equal_rows(one) for one in layer.flat_rows]) if equal else layer.flat_rows
     row, wide = options.format.row_bytes(options.hidden), 2 * options.hidden
     sent_R, received_R = rows.sum(axis=2), rows.sum(axis=1)
     most_out, most_in = int(sent_R.max()), int(received_R.max())
@@ -71,15 +79,16 @@ def build_control(layer: Layer, routing: Routing, options: Options) -> Schedule:
         buffers={name: max(8, nbytes) for name, nbytes in sizes.items()},
         inputs=("packed", "partial"),
         phases=(
-            AllToAllV("dispatch", groups, rows, row, "packed", "received"),
-            AllToAllV("combine", groups, rows.transpose(0, 2, 1), wide, "partial", "returned"),
+            AllToAllV(f"{prefix}dispatch", groups, rows, row, "packed", "received"),
+            AllToAllV(f"{prefix}combine", groups, rows.transpose(0, 2, 1), wide, "partial", "returned"),
         ),
         op=None,
         size_bytes=int(routing.tokens.max()) * row,
         count=int(routing.tokens.max()) * options.hidden,
         groups=groups,
         contents=LayerContents(held, {}, values, 0.0),
-        subtotals={"comm_only": ("dispatch", "combine")},
+        subtotals={f"{prefix}comm_only": (f"{prefix}dispatch", f"{prefix}combine")},
+        ratios={"skew_penalty": ("comm_only", "control_comm_only")},
         fingerprint=routing.sha256,
     )
 

@@ -234,15 +234,16 @@ def _built(request: LayerRequest, topology: Topology, _written: int) -> tuple[Sc
     found = []
     for layer, routing in zip(layers, routings, strict=True):
         facts = routing_facts(layer, routing, request.format, request.hidden, params.capacity)
-        schedule = _schedule(request, layer, routing, capacity)
         if capacity:
             real = int(layer.flat_rows.sum())
             facts |= {"padded_to": capacity, "padding_ratio": capacity * layer.flat_rows.size / real}
-        found.append(replace(schedule, facts=facts, comparable=_comparable(schedule, layer, request)))
+        first, *others = _schedules(request, layer, routing, capacity)
+        found += [replace(first, facts=facts, comparable=_comparable(first, layer, request)), *others]
     return tuple(found)
 
 
-def _schedule(request: LayerRequest, layer: Layer, routing: Routing, capacity: int) -> Schedule:
+def _schedules(request: LayerRequest, layer: Layer, routing: Routing, capacity: int) -> list[Schedule]:
+    """What one routing is run as: one schedule, or for the control two that take turns."""
     params = request.params
     options = Options(
         hidden=request.hidden,
@@ -253,9 +254,9 @@ def _schedule(request: LayerRequest, layer: Layer, routing: Routing, capacity: i
         quad=params.quad,
     )
     if params.variant is Variant.CONTROL:
-        return build_control(layer, routing, options)
+        return [build_control(layer, routing, options, equal=equal) for equal in (False, True)]
     hops = layer.hierarchical() if params.variant is Variant.HIERARCHICAL else layer.flat(capacity)
-    return build_layer(layer, hops, routing, options)
+    return [build_layer(layer, hops, routing, options)]
 
 
 def _comparable(schedule: Schedule, layer: Layer, request: LayerRequest) -> dict[str, Comparable]:

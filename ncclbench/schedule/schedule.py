@@ -58,6 +58,7 @@ class Schedule:
         aligned: flows leave by the NIC of the receiver's rail (NCCL's PXN, or its choice of NIC), not the sender's.
         contents: what buffers hold before and after, where the phases themselves do not say it (work on rows).
         subtotals: times to report besides the phases': a name, and the labels whose durations are added up.
+        ratios: medians to divide, by the labels of phases or names of subtotals that any variant has.
         facts: plain data about this schedule for the record.
         comparable: figures as other programs define them, for the record, under names that say so.
         fingerprint: of whatever was drawn at random; ranks compare theirs before they start.
@@ -77,6 +78,7 @@ class Schedule:
     aligned: bool = False
     contents: Contents | None = None
     subtotals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ratios: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     comparable: Mapping[str, Comparable] = field(default_factory=dict)
     fingerprint: str = ""

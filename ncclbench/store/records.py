@@ -138,6 +138,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     phases: list[PhaseResult] = []
     groups: list[GroupResult] = []
     subtotals: dict[str, Subtotal] = {}
+    ratios: dict[str, float] = {}
     comparable: dict[str, ComparableRate] = {}
     facts: list[dict[str, Any]] = []
     """What a pattern says of its schedules, one entry a variant; see the pattern's own page."""

@@ -225,6 +225,8 @@ ALL: list[dict[str, Any]] = [
 WITH_META = [params for params in ALL if params["variant"] != "control"]
 MUTATIONS: list[tuple[dict[str, Any], str, Spoil]] = [
     *((params, "dispatch", spoil) for params in ALL for spoil in (drop_row, double_row, lose_row, stay_stale)),
+    *(({"variant": "control"}, label, spoil) for label in ("control_dispatch", "control_combine")
+      for spoil in (drop_row, double_row, lose_row, stay_stale)),
     *((params, "combine", spoil) for params in ALL for spoil in (drop_row, double_row, lose_row, stay_stale)),
     *((params, "dispatch_domain", spoil) for params in ALL if "placement" in params for spoil in (drop_row, lose_row)),
     *((params, "dispatch_rail_meta" if "placement" in params else "dispatch_meta", spoil)
@@ -377,9 +379,10 @@ class Wire(ThreadTransport):
         """Play the phase on buffers whose every byte is the name of the rank that has it."""
         group = next(list(map(int, ranks)) for ranks in phase.groups if self.rank in ranks)
         named = {rank: np.full(self.capacity, rank, np.uint8) for rank in group}
-        for _, values in received(phase, self.rank, group, named, 1):
-            for rank, count in zip(*np.unique(values, return_counts=True), strict=True):
-                self.seen[phase.label, int(rank), self.rank] += int(count)
+        arrived = np.concatenate([values for _, values in received(phase, self.rank, group, named, 1)])
+        for rank in group:
+            count, key = int(np.count_nonzero(arrived == rank)), (phase.label, rank, self.rank)
+            assert self.seen.setdefault(key, count) == count  # every launch moves the same
 
     capacity = 1 << 17
 
@@ -486,9 +489,16 @@ def test_padding_is_reported_and_control_moves_the_same_bytes_in_equal_splits() 
         rows = np.array(fact["rows"]["rank_dedup"])
         assert fact["padding_ratio"] == pytest.approx(fact["padded_to"] * 16 / rows.sum())
         assert fact["padded_to"] >= rows.max()
-    moved = [sum(r.phases[i].ledger["sent_bytes"].values()) for r, i in ((flat, 3), (control, 0))]
-    assert moved[0] == moved[1]
-    assert [phase.label for phase in control.phases] == ["dispatch", "combine"]
+    assert [phase.label for phase in control.phases] == ["dispatch", "combine", "control_dispatch", "control_combine"]
+    moved = [sum(p.ledger["sent_bytes"].values()) for p in (flat.phases[3], *control.phases[:3:2])]
+    assert moved[0] == moved[1] == moved[2]
+    busiest = [phase.ledger["bottleneck_bytes"] for phase in control.phases]
+    assert busiest[0] > 1.1 * busiest[2]
+    penalty = control.subtotals["comm_only"].time_us.p50 / control.subtotals["control_comm_only"].time_us.p50
+    assert control.ratios == {"skew_penalty": pytest.approx(penalty)}
+    assert control.variants == 4
+    assert len(control.facts) == 2
+    assert flat.ratios == {}
 
 
 @given(st.integers(1, 9), st.integers(0, 400))
