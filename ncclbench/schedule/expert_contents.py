@@ -123,7 +123,9 @@ class LayerContents:
             table[:, 0] = salt + 1  # the stamp tells counts of this pass from those of another
             yield Stretch(0, table.view(np.uint8).reshape(-1))
             return
-        held = self.held[buffer]
+        held = self.held.get(buffer)
+        if held is None:
+            return
         rows, values = held.rows(rank), self.values(salt, held.backward)
         step = max(1, _CHUNK_BYTES // max(1, held.row_bytes))
         for first in range(0, len(rows.rank), step):

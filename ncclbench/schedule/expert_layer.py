@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
+import msgspec
 import numpy as np
 
 from ncclbench.errors import Unable, UsageError
@@ -221,6 +222,26 @@ def layer_variants(request: LayerRequest, topology: Topology) -> list[Schedule]:
             written = Path(request.spec.path).stat().st_mtime_ns
     with _building:  # ranks that are threads of one process share them
         return list(_built(request, topology, written))
+
+
+def overlap_variants(request: LayerRequest, topology: Topology) -> list[Schedule]:
+    """The bare all-to-alls of each routing, in bf16, for a pattern that runs something else beside them.
+
+    Raises:
+        UsageError: if parameters ask for phases that are not run.
+        Unable: as `layer_variants`.
+    """
+    params = request.params
+    if request.format.block or params.quad or params.variant is not Variant.FLAT or params.weights is not Weights.EXACT:
+        raise UsageError("only bare all-to-alls of bf16 rows run here: leave format, variant, weights and quad away")
+    control = LayerRequest(
+        msgspec.structs.replace(params, variant=Variant.CONTROL, dedup=params.dedup),
+        request.router,
+        request.hidden,
+        request.format,
+        request.spec,
+    )
+    return [schedule for schedule in layer_variants(control, topology) if "comm_only" in schedule.subtotals]
 
 
 @lru_cache(maxsize=4)

@@ -268,15 +268,20 @@ class Concurrent:
     Attributes:
         label: the phase's name in samples and records.
         branches: one tuple of phases a branch; a branch's phases run in order.
+        names: of the branches, where each is to be timed by itself too: a column ``label.name`` in samples. On the
+            host only, where a branch has a thread.
     """
 
     label: str
     branches: "tuple[tuple[SimplePhase, ...], ...]"
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse branches that race."""
         if not self.branches or not all(self.branches):
             raise ValueError(f"{self.label}: a branch without phases")
+        if self.names and (len(self.names) != len(self.branches) or len(set(self.names)) != len(self.names)):
+            raise ValueError(f"{self.label}: every branch needs a name of its own, got {self.names}")
         for i, one in enumerate(self.branches):
             written = {phase.write for phase in one}
             for j, other in enumerate(self.branches):

@@ -21,7 +21,7 @@ from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurren
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
-from ncclbench.transports._local import branches_call, local_call
+from ncclbench.transports._local import branches_step, local_call
 from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
 from ncclbench.transports.base import (
     Call,
@@ -149,7 +149,7 @@ class MpiTransport:
                     [self._call(step, schedule.dtype, buffers, notes, branch=(b,)) for step in branch]
                     for b, branch in enumerate(phase.branches)
                 ]
-                steps.append(Step(phase.label, branches_call(branches)))
+                steps.append(branches_step(phase, branches))
             else:
                 steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers, notes)))
         return Program(tuple(steps), notes=tuple(dict.fromkeys(notes)))

@@ -32,7 +32,7 @@ from ncclbench.schedule.phases import (
 )
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._local import branches_call, local_call
+from ncclbench.transports._local import branches_step, local_call
 from ncclbench.transports.base import Call, Control, DeviceStream, Program, Step, nothing
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ class ThreadTransport:
                     [self._call(step, (k, b, s), buffers, shared) for s, step in enumerate(branch)]
                     for b, branch in enumerate(phase.branches)
                 ]
-                steps.append(Step(phase.label, branches_call(branches)))
+                steps.append(branches_step(phase, branches))
             else:
                 steps.append(Step(phase.label, self._call(phase, (k,), buffers, shared)))
         return Program(tuple(steps))

@@ -23,7 +23,7 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._local import branches_call, local_call
+from ncclbench.transports._local import branches_step, local_call
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_state
 from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, Step, nothing
@@ -199,7 +199,8 @@ class TorchTransport:
                     [self._call(step, schedule.dtype, buffers, branch=(b,)) for step in branch]
                     for b, branch in enumerate(phase.branches)
                 ]
-                steps.append(Step(phase.label, branches_call(branches)))
+                on_host = self.stream is None
+                steps.append(branches_step(phase, branches) if on_host else _device_branches(phase.label, branches))
             else:
                 steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers)))
         return Program(tuple(steps), finish=self.stream.synchronize if self.stream else nothing)
@@ -350,6 +351,32 @@ class TorchTransport:
         self._groups.clear()
         self._start_group = self._messages.group = None
         gc.collect()
+
+
+def _device_branches(label: str, branches: list[list[Call]]) -> Step:
+    """Branches on streams of their own, all issued by this one thread.
+
+    NCCL needs communicators that run at the same time to be issued in the same order on all ranks; threads would not
+    keep one.
+    """
+    import cupy
+
+    streams = [torch.cuda.Stream() for _ in branches]  # type: ignore[no-untyped-call]
+    views = [cupy.cuda.ExternalStream(stream.cuda_stream) for stream in streams]
+
+    def run() -> None:
+        main, own = torch.cuda.current_stream(), cupy.cuda.get_current_stream()
+        for stream, view, calls in zip(streams, views, branches, strict=True):
+            stream.wait_stream(main)
+            view.use()
+            with torch.cuda.stream(stream):
+                for call in calls:
+                    call()
+        own.use()
+        for stream in streams:
+            main.wait_stream(stream)
+
+    return Step(label, run)
 
 
 def _rooted_call(

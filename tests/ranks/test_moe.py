@@ -38,9 +38,12 @@ params = { tokens = "9,0,30,1", format = ["fp8", "mxfp8", "nvfp4"], scales = "se
 pattern = "moe_dispatch"
 timing = "pipelined"
 params = { ep = 2, quad = true }
+[[case]]
+pattern = "moe_overlap"
+params = { gradient_bytes = 300000 }
 """
 ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-CASES = 2 * (16 + 4 + 2 + 3 + 1)
+CASES = 2 * (16 + 4 + 2 + 3 + 1 + 1)
 
 
 def job(jobs: Starter, transport: str, plan: str, seconds: float = 300) -> Finished:
