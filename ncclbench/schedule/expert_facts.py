@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ncclbench.errors import Unable
 from ncclbench.schedule.expert_rows import GroupRows, Layer
 from ncclbench.schedule.routing import Ints, Routing
 from ncclbench.schedule.rowformats import RowFormat
@@ -42,7 +43,7 @@ def routing_facts(layer: Layer, routing: Routing, format: RowFormat, hidden: int
     tokens = routing.tokens
     try:
         by_domain: Ints | None = layer.placement.by_domain
-    except Exception:  # domains of unequal size have no such matrix
+    except Unable:  # domains of unequal size have no such matrix
         by_domain = None
     matrices = [bases(g, None if by_domain is None else by_domain[i]) for i, g in enumerate(layer.groups)]
     received = np.concatenate([remote(m["rank_dedup"]).sum(axis=0) for m in matrices])
