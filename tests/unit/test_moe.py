@@ -83,6 +83,7 @@ def test_fractional_weights_are_right_within_a_tolerance_that_is_said(ranks: int
             continue
         record = run(case_of(**params, weights="float"), ranks)
         assert (record.status, record.wrong) == ("ok", 0), record.reason
+        assert record.tolerance is not None
         assert 0 < record.tolerance < 0.02
         assert any("fractional weights" in note for note in record.notes)
 
