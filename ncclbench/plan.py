@@ -20,7 +20,7 @@ import msgspec
 from ncclbench.buffers import Cache, Kind
 from ncclbench.errors import UsageError
 from ncclbench.registry import load, unknown
-from ncclbench.schedule.case import Case, Params, Timing, non_default
+from ncclbench.schedule.case import Case, Params, Timing, convert_params, non_default
 from ncclbench.schedule.dtypes import dtype_of
 from ncclbench.units import parse_size
 
@@ -239,16 +239,36 @@ def _expand(entry: Entry, defaults: Entry, where: str, overrides: Mapping[str, A
         kind = _params_of(entry.pattern)
         params = {**defaults.params, **entry.params}
         chosen = [non_default(entry.pattern, one, kind) for one in _combinations(params)]
-        sizes = _sizes(entry, defaults)
-        dtypes = [dtype_of(name).name for name in _listed(_first(entry.dtype, defaults.dtype, "float32"))]
+        shapes = _shapes(entry, defaults, kind, chosen)
         timings = _timings(_first(entry.timing, defaults.timing, "isolated"))
         settings = _settings(entry, defaults, overrides)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     return [
         PlannedCase(Case(pattern=entry.pattern, nbytes=size, dtype=dtype, timing=timing, params=one), settings)
-        for timing, one, dtype, size in itertools.product(timings, chosen, dtypes, sizes)
+        for timing, (one, own) in itertools.product(timings, zip(chosen, shapes, strict=True))
+        for dtype, size in own
     ]
+
+
+def _shapes(
+    entry: Entry, defaults: Entry, kind: type[Params], chosen: list[dict[str, Any]]
+) -> list[list[tuple[str, int]]]:
+    """For each set of parameters, the dtypes and sizes of its cases.
+
+    A pattern whose parameters say how much it moves has a function ``size_and_dtype(params)``; then it is one case.
+    """
+    assert entry.pattern is not None
+    own = getattr(load("patterns", entry.pattern), "size_and_dtype", None)
+    if own is None:
+        sizes = _sizes(entry, defaults)
+        dtypes = [dtype_of(name).name for name in _listed(_first(entry.dtype, defaults.dtype, "float32"))]
+        return [list(itertools.product(dtypes, sizes))] * len(chosen)
+    for name in ("bytes", "min_bytes", "max_bytes", "factor", "dtype"):
+        if getattr(entry, name) is not None:
+            raise UsageError(f"{name} does not go with {entry.pattern}: its parameters say how much is moved")
+    found = [own(convert_params(entry.pattern, one, kind)) for one in chosen]
+    return [[(dtype, size)] for size, dtype in found]
 
 
 def _params_of(pattern: str) -> type[Params]:

@@ -6,7 +6,7 @@ import click
 
 from ncclbench.errors import NcclbenchError
 
-_KINDS = ("patterns", "plans", "transports", "reports", "importers")
+_KINDS = ("patterns", "plans", "transports", "reports", "importers", "models")
 
 
 @click.command("list", context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,6 +24,10 @@ def command(kind: str) -> None:
 
     if kind == "plans":
         rows = list(shipped_plans().items())
+    elif kind == "models":
+        from ncclbench.schedule.models import model_line, model_names
+
+        rows = [(name, model_line(name)) for name in model_names()]
     else:
         rows = []
         for name in names(kind):

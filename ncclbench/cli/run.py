@@ -176,14 +176,15 @@ def _plan(options: dict[str, Any]) -> Any:
     if not options["patterns"]:
         raise UsageError("name a pattern (see `ncclbench list patterns`) or a plan with --plan")
     shared = Entry(
-        min_bytes=8 if options["min_bytes"] is None else options["min_bytes"],
-        max_bytes="64M" if options["max_bytes"] is None else options["max_bytes"],
-        factor=options["factor"],
-        dtype=list(options["dtypes"]) or "float32",
+        min_bytes=8,
+        max_bytes="64M",
         timing=list(options["timings"]) or "isolated",
         params=_params(options["params"]),
     )
-    entries = [Entry(pattern=pattern) for pattern in options["patterns"]]
+    # What was said of sizes and types is each pattern's own, so that one which has no use for it can refuse it.
+    said = {name: options[name] for name in ("min_bytes", "max_bytes", "factor")}
+    said["dtype"] = list(options["dtypes"]) or None
+    entries = [Entry(pattern=pattern, **said) for pattern in options["patterns"]]
     return make_plan("-".join(options["patterns"])[:60], entries, shared, "command line", overrides=overrides)
 
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from ncclbench.buffers import allocate, cold_copies, uploader
-from ncclbench.errors import Unable
+from ncclbench.errors import EnvironmentFault, Unable
 from ncclbench.measure import device, overlap, regimes
 from ncclbench.measure.needs import check_needs
 from ncclbench.measure.proof import Expected, PortWatch, expected
@@ -100,7 +100,10 @@ def run_case(
         check_needs(load("patterns", case.pattern), case, transport)
         if case.timing is Timing.GRAPH and transport.stream is None:
             raise Unable(f"graph timing needs a GPU transport; {transport.name} runs on the host")
+        if case.timing is Timing.GRAPH and any(variant.waits_for_host for variant in variants):
+            raise Unable("a graph cannot hold a schedule whose host must see counts; use variant = cached or padded")
         with transport.translating(case.id):
+            _compare_fingerprints(variants, transport)
             outcome = _Measuring(case, variants, transport, topology, settings, clock, progress).run()
     except Unable as unable:
         skipped = msgspec.structs.replace(base, status="skipped", reason=str(unable))
@@ -108,6 +111,24 @@ def run_case(
     if outcome is None:
         return None
     return Measurement(complete_record(base, variants, topology, settings, outcome), outcome.samples)
+
+
+def _compare_fingerprints(variants: tuple[Schedule, ...], transport: Transport) -> None:
+    """What was drawn at random must be the same on all ranks, or they would wait for rows that nobody sends.
+
+    Raises:
+        EnvironmentFault: naming the ranks that differ from rank 0; on every rank alike.
+    """
+    mine = " ".join(variant.fingerprint for variant in variants)
+    if not mine.strip():
+        return
+    everyone = all_gather_text(transport.control, mine)
+    other = [rank for rank, text in enumerate(everyone) if text != everyone[0]]
+    if other:
+        raise EnvironmentFault(
+            f"ranks {', '.join(map(str, other[:8]))} drew another routing than rank 0: "
+            "the same version, trace file and seed are needed everywhere"
+        )
 
 
 class _Measuring:
@@ -266,6 +287,10 @@ class _Measuring:
         on_host = self.transport.stream is None
         if self.overlaps:
             return overlap.overlapped(loop, self.transport.control), list(overlap.COLUMNS), 1
+        if not on_host and any(variant.waits_for_host for variant in self.variants):
+            # Behind a gate the host would wait for counts that the gate holds back.
+            loop.remarks.add("the host waits for counts in every iteration: timed ungated, launch costs included")
+            on_host = True
         return partial(regimes.isolated if on_host else device.gated, loop), loop.columns, 1
 
     def _whole_turns(self, launches: int) -> int:

@@ -20,6 +20,7 @@ from ncclbench.measure.ports import Port, moved, own_ports, read_ports
 from ncclbench.schedule.case import Needs
 from ncclbench.schedule.ledger import flows
 from ncclbench.schedule.phases import AllToAllV, Collective, Exchange, Ints, Local, Op, SimplePhase, flatten
+from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.topology import Topology
 from ncclbench.transports.base import Transport, all_gather_text
@@ -190,7 +191,7 @@ def _add(
 
 def _routed_by_library(phase: SimplePhase, transport: str) -> str:
     """Why the bytes of a phase on each NIC are not known beforehand; "" if they are."""
-    if isinstance(phase, Exchange | Local):
+    if isinstance(phase, Exchange | Local | RowWork):
         return ""
     if isinstance(phase, AllToAllV) or phase.op is Op.ALL_TO_ALL:
         return f"{transport} chooses the route of an all-to-all" if transport == "mpi" else ""

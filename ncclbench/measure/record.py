@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ncclbench.measure.derived import comparable_of, ratios_of, subtotals_of
 from ncclbench.measure.flows import flow_results, group_medians
 from ncclbench.measure.overlap import overlap_of
 from ncclbench.measure.proof import Counted, Expected, proof_notes, reconcile
@@ -105,6 +106,8 @@ def complete_record(
     rate = alg_gb_per_s(moved, rotation) if schedule.op and rotation > 0 else None
     factor = bus_factor(schedule.op, members) if schedule.op else 0.0
     phases = _phase_results(variants, samples, topology)
+    subtotals = subtotals_of(variants, samples)
+    timed = {phase.label: phase.time_us for phase in phases} | {name: s.time_us for name, s in subtotals.items()}
     wrong = int(validation.wrong_R.sum()) if validation else None
     remarks = _placement(base, topology)
     path = merge_paths(outcome.before, outcome.after)
@@ -135,6 +138,10 @@ def complete_record(
         # The groups of variants differ, and with them what a rank's total means: those are in the phases.
         groups=_group_results(schedule, samples.seconds_RNK[:, :, 0], factor) if len(variants) == 1 else [],
         overlap=overlap_of(samples.labels, samples.seconds_RNK),
+        subtotals=subtotals,
+        ratios=ratios_of(variants, timed),
+        comparable=comparable_of(variants, timed),
+        facts=[dict(variant.facts) for variant in variants if variant.facts],
         ledger=rotation_record([schedule_ledger(variant, topology) for variant in variants], rotation),
         setup=dict(outcome.setup),
         path=path,

@@ -6,14 +6,14 @@ phase. The start barrier and refills are outside the timed stretch, and garbage 
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ncclbench.measure.statistics import Floats
-from ncclbench.transports.base import DeviceStream, Program
+from ncclbench.transports.base import DeviceStream, Program, Step
 
 Clock = Callable[[], float]
 
@@ -81,7 +81,8 @@ class Loop:
     @property
     def columns(self) -> list[str]:
         """The phase label of each column of a loop's samples in the isolated regime."""
-        labels = list(dict.fromkeys(step.label for program in self.programs for step in program.steps))
+        steps = [step for program in self.programs for step in program.steps]
+        labels = list(dict.fromkeys(name for step in steps for name in (step.label, *_part_labels(step))))
         return ["total", *labels] if len(labels) > 1 else ["total"]
 
     @property
@@ -124,7 +125,7 @@ def _single_phase(loop: Loop, samples: int) -> Floats:
 def _many_phases(loop: Loop, samples: int) -> Floats:
     finish, barrier, clock, progress = loop.programs[0].finish, loop.barrier, loop.clock, loop.progress
     turns = [[step.launch for step in program.steps] for program in loop.programs]
-    columns = [np.array(places) for places in loop.places]
+    columns, parts = [np.array(places) for places in loop.places], _parts(loop)
     seconds = np.full((samples, len(loop.columns)), np.nan)
     for i in range(samples):
         launches = turns[i % len(turns)]
@@ -142,7 +143,27 @@ def _many_phases(loop: Loop, samples: int) -> Floats:
         progress.ticks += 1
         seconds[i, 0] = marks[-1] - marks[0]
         seconds[i, columns[i % len(turns)]] = np.diff(marks)
+        for place, part_seconds in parts[i % len(turns)]:
+            seconds[i, place] = part_seconds()
     return seconds
+
+
+def _part_labels(step: Step) -> list[str]:
+    """The columns of a step's branches."""
+    return [f"{step.label}.{name}" for name in step.parts]
+
+
+def _parts(loop: Loop) -> list[list[tuple[list[int], Callable[[], Sequence[float]]]]]:
+    """For each program, the columns of its branches and where to ask for their durations."""
+    labels = loop.columns
+    return [
+        [
+            ([labels.index(name) for name in _part_labels(step)], step.part_seconds)
+            for step in program.steps
+            if step.part_seconds is not None
+        ]
+        for program in loop.programs
+    ]
 
 
 def pipelined(loop: Loop, samples: int) -> Floats:

@@ -9,6 +9,7 @@ from ncclbench.schedule.case import Case, CollectiveParams, GroupParams, Needs, 
 from ncclbench.schedule.dtypes import DTYPES, Dtype, Redop
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Ints, Kernel, Local, Op, Phase
 from ncclbench.schedule.rounds import Direction, Round, circle, derangement, grid_of, offsets, rounds_of
+from ncclbench.schedule.rowwork import RowKernel, RowPlan, RowWork
 from ncclbench.schedule.schedule import Schedule
 
 __all__ = [
@@ -31,6 +32,9 @@ __all__ = [
     "Phase",
     "Redop",
     "Round",
+    "RowKernel",
+    "RowPlan",
+    "RowWork",
     "Schedule",
     "Timing",
     "Unable",

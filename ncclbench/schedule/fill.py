@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.schedule.dtypes import Dtype, Redop
-from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Kernel, Local, SimplePhase, flatten
+from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Exchange, Kernel, Local, SimplePhase, flatten
 from ncclbench.schedule.schedule import Schedule
 
 Floats = NDArray[np.float64]
@@ -144,7 +144,7 @@ def _strides(schedule: Schedule) -> set[int]:
             found.add(phase.count)
         elif isinstance(phase, AllToAllV):
             found.add(phase.row_bytes // schedule.dtype.itemsize)
-        else:
+        elif isinstance(phase, Exchange):
             found |= set((np.unique(phase.nbytes) // schedule.dtype.itemsize).tolist())
     return found - {0}
 

@@ -24,6 +24,7 @@ from ncclbench.schedule.phases import (
     SimplePhase,
 )
 from ncclbench.schedule.rates import GIGA
+from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.topology import Link, Topology
 
@@ -56,6 +57,12 @@ class Ledger:
         wire = slice(Link.SELF + 1, None)
         return int(max(self.sent[:, wire].sum(axis=1).max(), self.received[:, wire].sum(axis=1).max()))
 
+    @property
+    def link_bottlenecks(self) -> dict[str, int]:
+        """The same for each class of links that carries anything: its busiest rank may be another one."""
+        most = np.maximum(self.sent.max(axis=0), self.received.max(axis=0))
+        return {link.label: int(most[link]) for link in Link if link is not Link.SELF and most[link]}
+
     def __add__(self, other: "Ledger") -> "Ledger":
         """Both, one after the other."""
         basis = "+".join(sorted({*self.basis.split("+"), *other.basis.split("+")} - {"none"})) or "none"
@@ -82,6 +89,14 @@ def rotation_record(ledgers: Sequence[Ledger], seconds: float | None = None) -> 
     bottleneck = sum(ledger.bottleneck_bytes for ledger in ledgers)
     record = {**total.as_record(), "bottleneck_bytes": bottleneck}
     record["bottleneck_gb_per_s"] = bottleneck / seconds / GIGA if seconds else None
+    links: dict[str, int] = {}
+    for ledger in ledgers:
+        for link, nbytes in ledger.link_bottlenecks.items():
+            links[link] = links.get(link, 0) + nbytes
+    record["links"] = {
+        link: {"bottleneck_bytes": nbytes, "bottleneck_gb_per_s": nbytes / seconds / GIGA if seconds else None}
+        for link, nbytes in links.items()
+    }
     return record
 
 
@@ -112,7 +127,7 @@ def schedule_ledger(schedule: Schedule, topology: Topology) -> Ledger:
 
 
 def _basis(phase: SimplePhase) -> str:
-    if isinstance(phase, Local) or (isinstance(phase, Collective) and phase.op is Op.BARRIER):
+    if isinstance(phase, Local | RowWork) or (isinstance(phase, Collective) and phase.op is Op.BARRIER):
         return "none"
     return "ring" if isinstance(phase, Collective) and phase.op in _RING else "pairs"
 

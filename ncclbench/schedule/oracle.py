@@ -12,7 +12,8 @@ from math import log2
 
 import numpy as np
 
-from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average, reducer
+from ncclbench.schedule.contents import Contents, Stretch
+from ncclbench.schedule.dtypes import DTYPES, Array, Dtype, Redop, finish_average, reducer
 from ncclbench.schedule.fill import Fill, Floats, Spread, reductions, rounding, tolerance
 from ncclbench.schedule.phases import flatten
 from ncclbench.schedule.schedule import Schedule
@@ -52,12 +53,16 @@ class Oracle:
 
     @cached_property
     def tolerance(self) -> float:
-        """Allowed error of an average relative to its expected value; 0 where all comparisons are of bits."""
+        """Allowed error relative to an expected value; 0 where all comparisons are of bits."""
+        if self.schedule.contents is not None:
+            return self.schedule.contents.tolerance
         return tolerance(self.schedule.dtype, reductions(flatten(self.schedule.phases)), self.fill.meeting)
 
     @cached_property
     def why(self) -> str | None:
         """Why the tolerance is not zero."""
+        if self.schedule.contents is not None:
+            return self.schedule.contents.why
         rounded = rounding(self.schedule.dtype, reductions(flatten(self.schedule.phases)))
         if not rounded:
             return None
@@ -70,6 +75,9 @@ class Oracle:
 
     def prepare(self, buffers: Mapping[str, Array]) -> None:
         """Fill the inputs and poison everything else; `buffers` are typed, one-dimensional arrays."""
+        if self.schedule.contents is not None:
+            self._prepare_stated(self.schedule.contents, buffers)
+            return
         bits = self.schedule.dtype.bits
         for name in self.schedule.buffers:
             if name in self.schedule.inputs:
@@ -86,11 +94,35 @@ class Oracle:
 
     def count_wrong(self, buffers: Mapping[str, Array]) -> int:
         """How many elements of this rank's buffers are not what they must be."""
+        if self.schedule.contents is not None:
+            return self._count_stated(self.schedule.contents, buffers)
         return sum(
             self._wrong_in(buffers[name][segment.start : segment.stop], segment.term)
             for name, segments in self.expected.items()
             for segment in segments
         )
+
+    def _prepare_stated(self, contents: Contents, buffers: Mapping[str, Array]) -> None:
+        for name in self.schedule.buffers:
+            raw = buffers[name].view(np.uint8)
+            raw[:] = CANARY_BYTE
+            for stretch in contents.before(self.rank, name, self.salt) if name in self.schedule.inputs else ():
+                raw[stretch.start : stretch.stop] = self.upload(stretch.expected.reshape(-1).view(np.uint8))
+
+    def _count_stated(self, contents: Contents, buffers: Mapping[str, Array]) -> int:
+        wrong = 0
+        for name in self.schedule.buffers:
+            raw, done = buffers[name].view(np.uint8), 0
+            for stretch in contents.after(self.rank, name, self.salt):
+                wrong += _changed_canaries(raw[done : stretch.start])
+                wrong += self._wrong_stretch(raw[stretch.start : stretch.stop], stretch)
+                done = stretch.stop
+            wrong += _changed_canaries(raw[done:])
+        return wrong
+
+    def _wrong_stretch(self, raw: Array, stretch: Stretch) -> int:
+        expected = self.upload(stretch.expected.reshape(-1))
+        return _unequal(raw.view(expected.dtype), expected, stretch.tolerance, DTYPES["bfloat16"])
 
     def _wrong_in(self, actual: Array, term: Term) -> int:
         if term is Mark.UNSPECIFIED:
@@ -119,6 +151,10 @@ class Oracle:
             whole = not self.schedule.dtype.is_float
             total = np.floor(total / len(term.terms)) if whole else finish_average(total, len(term.terms))
         return total
+
+
+def _changed_canaries(raw: Array) -> int:
+    return int(np.count_nonzero(raw != CANARY_BYTE))
 
 
 def _is_averaged(term: Term) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ncclbench.schedule.dtypes import Redop
+from ncclbench.schedule.rowwork import RowWork
 
 Ints = NDArray[np.int64]
 
@@ -289,15 +290,20 @@ class Concurrent:
     Attributes:
         label: the phase's name in samples and records.
         branches: one tuple of phases a branch; a branch's phases run in order.
+        names: of the branches, where each is to be timed by itself too: a column ``label.name`` in samples. On the
+            host only, where a branch has a thread.
     """
 
     label: str
     branches: "tuple[tuple[SimplePhase, ...], ...]"
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse branches that race."""
         if not self.branches or not all(self.branches):
             raise ValueError(f"{self.label}: a branch without phases")
+        if self.names and (len(self.names) != len(self.branches) or len(set(self.names)) != len(self.names)):
+            raise ValueError(f"{self.label}: every branch needs a name of its own, got {self.names}")
         for i, one in enumerate(self.branches):
             written = {phase.write for phase in one}
             for j, other in enumerate(self.branches):
@@ -305,7 +311,7 @@ class Concurrent:
                     raise ValueError(f"{self.label}: branch {i} writes what branch {j} uses")
 
 
-SimplePhase: TypeAlias = Collective | AllToAllV | Exchange | Local
+SimplePhase: TypeAlias = Collective | AllToAllV | Exchange | Local | RowWork
 Phase: TypeAlias = SimplePhase | Concurrent
 
 

@@ -1,11 +1,13 @@
 """A schedule: the phases of a case, the buffers they use, and what its size and rate mean."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from ncclbench.schedule.contents import Contents
 from ncclbench.schedule.dtypes import Dtype
 from ncclbench.schedule.phases import (
     AllToAllV,
@@ -19,6 +21,22 @@ from ncclbench.schedule.phases import (
     flatten,
     frozen_ints,
 )
+from ncclbench.schedule.rowwork import RowKernel, RowWork
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """A rate as another program defines it, to be read beside that program's and never as our own.
+
+    Attributes:
+        nbytes: what it divides.
+        over: label of the phase or name of the subtotal whose time it divides by.
+        definition: in words.
+    """
+
+    nbytes: int
+    over: str
+    definition: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,6 +56,12 @@ class Schedule:
         redop: the reduction for the `redop` column, or None.
         root: the root's position in its group for the `root` column, or None.
         aligned: flows leave by the NIC of the receiver's rail (NCCL's PXN, or its choice of NIC), not the sender's.
+        contents: what buffers hold before and after, where the phases themselves do not say it (work on rows).
+        subtotals: times to report besides the phases': a name, and the labels whose durations are added up.
+        ratios: medians to divide, by the labels of phases or names of subtotals that any variant has.
+        facts: plain data about this schedule for the record.
+        comparable: figures as other programs define them, for the record, under names that say so.
+        fingerprint: of whatever was drawn at random; ranks compare theirs before they start.
     """
 
     world_size: int
@@ -52,6 +76,12 @@ class Schedule:
     redop: str | None = None
     root: int | None = None
     aligned: bool = False
+    contents: Contents | None = None
+    subtotals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ratios: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    comparable: Mapping[str, Comparable] = field(default_factory=dict)
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         """Refuse phases that leave their buffers, name ranks or buffers that do not exist, or share a label."""
@@ -76,10 +106,18 @@ class Schedule:
                 raise ValueError(f"{phase.label}: no buffer {name!r}; there are: {', '.join(self.buffers)}")
             if needed > self.buffers[name]:
                 raise ValueError(f"{phase.label}: needs {needed} bytes of {name!r}, which has {self.buffers[name]}")
+        for name, needed in phase.extra if isinstance(phase, RowWork) else ():
+            if needed > self.buffers.get(name, 0):
+                raise ValueError(f"{phase.label}: needs {needed} bytes of {name!r}")
         if highest_rank(phase) >= self.world_size:
             raise ValueError(f"{phase.label}: rank {highest_rank(phase)} of a world of {self.world_size}")
         if isinstance(phase, Local) and phase.kernel is Kernel.GATHER_ROWS and len(phase.rows) != self.world_size:
             raise ValueError(f"{phase.label}: gather_rows needs the rows of all {self.world_size} ranks")
+
+    @cached_property
+    def waits_for_host(self) -> bool:
+        """Whether the host must see results in the middle of an iteration, so that no queue or graph can hold it."""
+        return any(isinstance(step, RowWork) and step.kernel is RowKernel.TO_HOST for step in flatten(self.phases))
 
     @property
     def memory_bytes(self) -> int:
@@ -112,7 +150,7 @@ def highest_rank(phase: SimplePhase) -> int:
     """The largest rank that a phase names; -1 for a local one."""
     if isinstance(phase, Exchange):
         return int(max(phase.src.max(), phase.dst.max()))
-    return -1 if isinstance(phase, Local) else int(phase.groups.max())
+    return -1 if isinstance(phase, Local | RowWork) else int(phase.groups.max())
 
 
 def extents(phase: SimplePhase, itemsize: int) -> tuple[int, int]:
@@ -129,5 +167,7 @@ def extents(phase: SimplePhase, itemsize: int) -> tuple[int, int]:
             int(phase.rows.sum(axis=2).max()) * phase.row_bytes,
             int(phase.rows.sum(axis=1).max()) * phase.row_bytes,
         )
+    if isinstance(phase, RowWork):
+        return phase.read_extent, phase.write_extent
     assert isinstance(phase, Collective | Local)
     return phase.read_count * itemsize, phase.write_count * itemsize

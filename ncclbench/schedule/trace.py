@@ -179,8 +179,10 @@ def pieces(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[Piece]:
         for k in np.flatnonzero(phase.dst == rank):
             start, first = int(phase.recv_offset[k]) // itemsize, int(phase.send_offset[k]) // itemsize
             yield Piece(start, start + int(phase.nbytes[k]) // itemsize, ((int(phase.src[k]), first),))
-    else:
+    elif isinstance(phase, Local):
         yield from _local_pieces(phase, rank)
+    else:
+        raise ValueError(f"{phase.label}: work on rows is not traced; its schedule says what it expects")
 
 
 def _membership(phase: Collective | AllToAllV, rank: int) -> tuple[int, int]:

@@ -92,6 +92,22 @@ class Overlap(msgspec.Struct, frozen=True, kw_only=True):
     compute_us: float
 
 
+class Subtotal(msgspec.Struct, frozen=True, kw_only=True):
+    """Several phases' durations added up on each rank; then the slowest rank of each iteration."""
+
+    labels: list[str]
+    time_us: Summary
+
+
+class ComparableRate(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate as another program defines it, for comparison with that program alone."""
+
+    gb_per_s: float
+    bytes: int
+    over: str
+    definition: str
+
+
 class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
     """One of several groups that ran side by side."""
 
@@ -166,6 +182,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[GroupResult] = []
     overlap: Overlap | None = None
     staged: bool | None = None
+    subtotals: dict[str, Subtotal] = {}
+    ratios: dict[str, float] = {}
+    comparable: dict[str, ComparableRate] = {}
+    facts: list[dict[str, Any]] = []
+    """What a pattern says of its schedules, one entry a variant; see the pattern's own page."""
     ledger: dict[str, Any] | None = None
     samples: str | None = None
     setup: dict[str, Any] = {}

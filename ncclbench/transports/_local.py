@@ -1,5 +1,6 @@
 """What transports share: work on a rank's own buffers, and branches that run at the same time."""
 
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,15 @@ from ncclbench.buffers import Buffers
 from ncclbench.errors import Unable
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.phases import Collective, Concurrent, Kernel, Local, Phase, SimplePhase
+from ncclbench.schedule.rowwork import RowWork
+from ncclbench.transports._rows import row_call
 from ncclbench.transports.base import Call, Step
 
 
-def local_call(phase: Local, rank: int, buffers: Buffers) -> Call:
-    """The ready call of a `Local` phase; works on NumPy and on CuPy arrays."""
+def local_call(phase: Local | RowWork, rank: int, buffers: Buffers) -> Call:
+    """The ready call of a phase that stays on a rank; works on NumPy and on CuPy arrays."""
+    if isinstance(phase, RowWork):
+        return row_call(phase, rank, buffers)
     read, write, count = buffers[phase.read], buffers[phase.write], phase.count
     if phase.kernel is Kernel.COPY:
         return partial(_copy, write[:count], read[:count])
@@ -51,44 +56,63 @@ def refuse_what_only_mpi_has(phase: Collective, who: str) -> None:
         raise Unable(f"{who} no overlap of a collective with computing; --transport mpi has")
 
 
-def steps_of(phases: Sequence[Phase], call: Callable[[SimplePhase, tuple[int, ...]], Call]) -> tuple[Step, ...]:
+def steps_of(
+    phases: Sequence[Phase],
+    call: Callable[[SimplePhase, tuple[int, ...]], Call],
+    concurrent: "Callable[[Concurrent, Sequence[Sequence[Call]]], Step] | None" = None,
+) -> tuple[Step, ...]:
     """One step a phase; the branches of a `Concurrent` one run in threads.
 
     Args:
         phases: a schedule's.
         call: makes the ready call of a phase; told in which branch it is, ``(b,)``, or ``()`` outside branches. What
             runs at the same time must not share a communicator, so each branch has its own.
+        concurrent: makes the step of a concurrent phase of its branches' calls; `branches_step` by default.
     """
     steps = []
     for phase in phases:
         if isinstance(phase, Concurrent):
             branches = [[call(step, (b,)) for step in branch] for b, branch in enumerate(phase.branches)]
-            steps.append(Step(phase.label, branches_call(branches)))
+            steps.append((concurrent or branches_step)(phase, branches))
         else:
             steps.append(Step(phase.label, call(phase, ())))
     return tuple(steps)
 
 
-def branches_call(branches: Sequence[Sequence[Call]]) -> Call:
-    """A call that runs each branch in a thread of its own, and returns when all are done."""
-    return _Branches(branches)
+class Branches:
+    """A call that runs each branch in a thread of its own, and returns when all are done.
 
+    The threads wait for the next iteration, and end with the program that they are part of.
 
-class _Branches:
-    """Threads that wait for the next iteration, and end with the program that they are part of."""
+    Attributes:
+        seconds: from the start of the last call to the end of each branch.
+    """
 
     def __init__(self, branches: Sequence[Sequence[Call]]) -> None:
+        """Start a thread for each branch, to be used again and again."""
         self._branches = branches
         pool = ThreadPoolExecutor(max_workers=len(branches), thread_name_prefix="branch")
         self._submit = pool.submit
+        self.seconds = [0.0] * len(branches)
         weakref.finalize(self, pool.shutdown, wait=False)
 
     def __call__(self) -> None:
-        running = [self._submit(_run_all, branch) for branch in self._branches]
+        """Run all."""
+        start = time.perf_counter()
+        running = [
+            self._submit(_run_branch, calls, self.seconds, number, start) for number, calls in enumerate(self._branches)
+        ]
         for branch in running:
             branch.result()
 
 
-def _run_all(calls: Sequence[Call]) -> None:
+def _run_branch(calls: Sequence[Call], seconds: list[float], number: int, start: float) -> None:
     for call in calls:
         call()
+    seconds[number] = time.perf_counter() - start
+
+
+def branches_step(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
+    """The step of a concurrent phase on the host; branches that have names are timed by themselves."""
+    run = Branches(branches)
+    return Step(phase.label, run, phase.names, (lambda: run.seconds) if phase.names else None)

@@ -38,10 +38,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Step:
-    """One phase of a program: its label, and the call that launches it."""
+    """One phase of a program.
+
+    Attributes:
+        label: its name in samples.
+        launch: launches it.
+        parts: names of branches whose durations are known by themselves.
+        part_seconds: those of the last launch, from its start to each branch's end; None without parts.
+    """
 
     label: str
     launch: Call
+    parts: tuple[str, ...] = ()
+    part_seconds: Callable[[], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)

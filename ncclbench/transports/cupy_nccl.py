@@ -25,6 +25,7 @@ from ncclbench.buffers import Buffers, Device, loaded_nccl
 from ncclbench.errors import TransportError, Unable
 from ncclbench.schedule.dtypes import Dtype, Redop
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._cuda import CudaStream, claim_gpu, nccl_version, refuse_shared_gpu
 from ncclbench.transports._local import local_call, refuse_what_only_mpi_has
@@ -102,7 +103,7 @@ class CupyNcclTransport:
         return Program(tuple(steps), finish=self.stream.synchronize)
 
     def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers) -> Call:
-        if isinstance(phase, Local):
+        if isinstance(phase, Local | RowWork):
             return local_call(phase, self.rank, buffers)
         if isinstance(phase, Exchange):
             return self._exchange_call(phase, buffers)

@@ -20,6 +20,7 @@ from ncclbench.buffers import Buffers, Device, device_bytes
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
 from ncclbench.transports._local import local_call, steps_of
@@ -207,7 +208,7 @@ class MpiTransport:
         staging = Staging(memory, schedule, buffers, self.rank) if memory and self.staged else None
 
         def call(phase: SimplePhase, branch: tuple[int, ...]) -> Call:
-            if memory is None or isinstance(phase, Local):  # which runs where the buffers are
+            if memory is None or isinstance(phase, Local | RowWork):  # which run where the buffers are
                 return self._call(phase, schedule.dtype, buffers, notes, branch)
             if staging:
                 return staging.around(phase, self._call(phase, schedule.dtype, staging.twins, notes, branch))
@@ -219,7 +220,7 @@ class MpiTransport:
     def _call(
         self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, notes: list[str], branch: tuple[int, ...]
     ) -> Call:
-        if isinstance(phase, Local):
+        if isinstance(phase, Local | RowWork):
             return local_call(phase, self.rank, buffers)
         if isinstance(phase, Exchange):
             return self._exchange_call(phase, buffers, branch)

@@ -30,8 +30,9 @@ from ncclbench.schedule.phases import (
     Op,
     SimplePhase,
 )
+from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._local import branches_call, local_call, refuse_what_only_mpi_has
+from ncclbench.transports._local import branches_step, local_call, refuse_what_only_mpi_has
 from ncclbench.transports.base import Call, Control, DeviceStream, Program, Step, nothing
 
 T = TypeVar("T")
@@ -140,13 +141,13 @@ class ThreadTransport:
                     [self._call(step, (k, b, s), buffers, shared) for s, step in enumerate(branch)]
                     for b, branch in enumerate(phase.branches)
                 ]
-                steps.append(Step(phase.label, branches_call(branches)))
+                steps.append(branches_step(phase, branches))
             else:
                 steps.append(Step(phase.label, self._call(phase, (k,), buffers, shared)))
         return Program(tuple(steps))
 
     def _call(self, phase: SimplePhase, path: tuple[int, ...], buffers: Buffers, shared: _Shared) -> Call:
-        if isinstance(phase, Local):
+        if isinstance(phase, Local | RowWork):
             return local_call(phase, self.rank, buffers)
         if isinstance(phase, Collective):
             refuse_what_only_mpi_has(phase, "threads have")

@@ -20,12 +20,13 @@ from torch._C._distributed_c10d import TCPStore
 from ncclbench.buffers import Buffers, Device, loaded_nccl
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Dtype, Redop
-from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._local import local_call, refuse_what_only_mpi_has, steps_of
+from ncclbench.transports._local import branches_step, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_state
-from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, nothing
+from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, Step, nothing
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -195,10 +196,11 @@ class TorchTransport:
         def call(phase: SimplePhase, branch: tuple[int, ...]) -> Call:
             return self._call(phase, schedule.dtype, buffers, branch)
 
-        return Program(steps_of(schedule.phases, call), finish=self.stream.synchronize if self.stream else nothing)
+        steps = steps_of(schedule.phases, call, branches_step if self.stream is None else _device_branches)
+        return Program(steps, finish=self.stream.synchronize if self.stream else nothing)
 
     def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...]) -> Call:
-        if isinstance(phase, Local):
+        if isinstance(phase, Local | RowWork):
             return local_call(phase, self.rank, buffers)
         if isinstance(phase, Exchange):
             return self._exchange_call(phase, buffers, branch)
@@ -342,6 +344,32 @@ class TorchTransport:
         self._groups.clear()
         self._start_group = self._messages.group = None
         gc.collect()
+
+
+def _device_branches(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
+    """Branches on streams of their own, all issued by this one thread.
+
+    NCCL needs communicators that run at the same time to be issued in the same order on all ranks; threads would not
+    keep one.
+    """
+    import cupy
+
+    streams = [torch.cuda.Stream() for _ in branches]  # type: ignore[no-untyped-call]
+    views = [cupy.cuda.ExternalStream(stream.cuda_stream) for stream in streams]
+
+    def run() -> None:
+        main, own = torch.cuda.current_stream(), cupy.cuda.get_current_stream()
+        for stream, view, calls in zip(streams, views, branches, strict=True):
+            stream.wait_stream(main)
+            view.use()
+            with torch.cuda.stream(stream):
+                for call in calls:
+                    call()
+        own.use()
+        for stream in streams:
+            main.wait_stream(stream)
+
+    return Step(phase.label, run)
 
 
 def _rooted_call(

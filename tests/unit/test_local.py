@@ -10,7 +10,7 @@ import pytest
 
 from ncclbench.schedule import Collective, Concurrent, Kernel, Local, Op
 from ncclbench.schedule.phases import SimplePhase
-from ncclbench.transports._local import branches_call, steps_of
+from ncclbench.transports._local import Branches, steps_of
 from ncclbench.transports.base import Call
 
 WORLD = np.arange(2)[None]
@@ -47,7 +47,7 @@ def test_every_phase_is_a_step_and_is_told_its_branch() -> None:
 
 def test_branches_run_at_the_same_time_and_all_are_waited_for() -> None:
     meeting = threading.Barrier(2, timeout=20)  # each branch waits for the other: one after the other they would never
-    call = branches_call([[meeting.wait], [meeting.wait]])
+    call = Branches([[meeting.wait], [meeting.wait]])
     for _ in range(3):
         call()
 
@@ -57,13 +57,13 @@ def test_an_error_in_a_branch_surfaces() -> None:
         raise ValueError("in a branch")
 
     with pytest.raises(ValueError, match="in a branch"):
-        branches_call([[lambda: None], [fail]])()
+        Branches([[lambda: None], [fail]])()
 
 
 def test_threads_of_branches_end_with_their_program() -> None:
     gc.collect()
     before = len(branch_threads())
-    calls: list[Any] = [branches_call([[lambda: None]] * 3) for _ in range(2)]
+    calls: list[Any] = [Branches([[lambda: None]] * 3) for _ in range(2)]
     for call in calls:
         call()
     mine = branch_threads()

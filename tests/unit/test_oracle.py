@@ -72,6 +72,7 @@ def written(
         for ranks in phase.groups.tolist():
             yield from collective_writes(phase, ranks, [before[r, phase.read] for r in ranks], fold, unspecified)
     else:
+        assert isinstance(phase, Local)
         for rank in range(schedule.world_size):
             yield rank, 0, local_values(phase, rank, before[rank, phase.read], fold)
 

@@ -1,0 +1,155 @@
+"""The kernels of `RowWork` as ready calls, on NumPy arrays and, by the same code, on CuPy's.
+
+Indices and tables are put where the rows are when the call is made. On the host rows are worked on in chunks, so that
+what is decoded to float32 stays in a cache; on a device whole buffers are.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ncclbench.buffers import Buffers, uploader
+from ncclbench.schedule.dtypes import Array
+from ncclbench.schedule.rowformats import bf16_to_float, float_to_bf16
+from ncclbench.schedule.rowwork import ENTRY_BYTES, Ints, RowKernel, RowPlan, RowWork
+from ncclbench.transports.base import Call, nothing
+
+# Bytes of float32 worked on at once on the host.
+_CHUNK_BYTES = 1 << 20
+
+
+def row_call(phase: RowWork, rank: int, buffers: Buffers) -> Call:
+    """The ready call of `phase` on this rank."""
+    if phase.kernel is RowKernel.TO_HOST:
+        return _CountsToHost(buffers[phase.read].view(np.uint8)[: phase.read_extent], phase.read_row)
+    plan = phase.plan(rank)
+    if not len(plan.index):
+        return nothing
+    source, target = _rows(buffers[phase.read], phase.read_row), _rows(buffers[phase.write], phase.write_row)
+    if phase.kernel is RowKernel.TAKE:
+        return _take_call(source, target[: len(plan.index)], plan.index)
+    if phase.kernel is RowKernel.SCALE:
+        return _scale_call(phase, plan, source, target, buffers)
+    return _sum_call(phase, plan, source.view(np.uint16), target.view(np.uint16), buffers)
+
+
+def _rows(array: Array, row_bytes: int) -> Any:
+    """A buffer as bytes, shape (rows, row_bytes)."""
+    raw = array.view(np.uint8)
+    return raw[: len(raw) // row_bytes * row_bytes].reshape(-1, row_bytes)
+
+
+def _to(like: Any) -> Any:
+    """What brings an array to where `like` is."""
+    return uploader("cpu" if isinstance(like, np.ndarray) else "cuda")
+
+
+def _take_call(source: Any, target: Any, index: Ints) -> Call:
+    width = next(w for w in (8, 4, 2, 1) if source.shape[1] % w == 0)
+    wide, out = source.view(f"u{width}"), target.view(f"u{width}")
+    blank = np.flatnonzero(index < 0)
+    put = _to(source)
+    return partial(_take, wide, out, put(np.maximum(index, 0)), put(blank) if len(blank) else None)
+
+
+def _take(source: Any, target: Any, index: Any, blank: Any) -> None:
+    if not isinstance(source, np.ndarray):
+        source.take(index, axis=0, out=target)
+    elif len(source):
+        source.take(index, axis=0, out=target, mode="clip")  # the default mode copies everything once more
+    if blank is not None:
+        target[blank] = 0
+
+
+def _scale_call(phase: RowWork, plan: RowPlan, source: Any, target: Any, buffers: Buffers) -> Call:
+    format, hidden, put = phase.format, phase.hidden, _to(source)
+    payload_bytes = format.payload_bytes(hidden)
+    scales = _rows(buffers[phase.scales], format.scale_bytes(hidden)) if phase.scales else source[:, payload_bytes:]
+    payload, tables = source[:, :payload_bytes], tuple(put(table) for table in format.tables())
+    factors = np.ldexp(np.float32(1), plan.exponents).astype(np.float32)
+    parts = [
+        (target[part].view(np.uint16), put(plan.index[part]), put(factors[part])[:, None])
+        for part in _parts(len(plan.index), hidden, source)
+    ]
+
+    def scale() -> None:
+        for out, index, factor in parts:
+            values = format.decode(payload[index], scales[index] if format.block else None, hidden, tables)
+            out[:] = float_to_bf16(values * factor)
+
+    return scale
+
+
+def _sum_call(phase: RowWork, plan: RowPlan, source: Any, target: Any, buffers: Buffers) -> Call:
+    put, hidden = _to(source), source.shape[1]
+    weights = None
+    if phase.weights:
+        count, slots = plan.index.shape
+        entries = buffers[phase.weights].view(np.uint8)[: count * slots * ENTRY_BYTES].view(np.float32)
+        weights = entries.reshape(count, slots, 2)[:, :, 1]
+    parts = []
+    for part in _parts(len(plan.index), hidden, source):
+        terms = []
+        for j in range(plan.index.shape[1]):
+            column = plan.index[part, j]
+            there = np.flatnonzero(column >= 0)
+            if len(there):
+                # Rows that all have a term are the common case, and need no second gather.
+                rows = None if len(there) == len(column) else put(there)
+                own = weights[part, j] if weights is not None else None
+                terms.append((rows, put(column[there]), own))
+        parts.append((target[part], terms))
+
+    def weighted_sum() -> None:
+        for out, terms in parts:
+            _sum_into(out, source, terms)
+
+    return weighted_sum
+
+
+def _sum_into(out: Any, source: Any, terms: list[tuple[Any, Any, Any]]) -> None:
+    """`out` becomes the sum of the terms: which rows of it, rows of `source`, weights of all rows or None."""
+    total = None
+    for rows, index, weights in terms:
+        values = bf16_to_float(source[index])
+        if weights is not None:
+            values *= (weights if rows is None else weights[rows])[:, None]
+        if rows is None:
+            total = values if total is None else total + values
+        else:
+            if total is None:
+                total = _zeros_like(out)
+            total[rows] += values
+    out[:] = 0 if total is None else float_to_bf16(total)
+
+
+def _zeros_like(out: Any) -> Any:
+    zeros = out.astype(np.float32)
+    zeros[:] = 0
+    return zeros
+
+
+def _parts(count: int, hidden: int, like: Any) -> Iterator[slice]:
+    step = max(1, _CHUNK_BYTES // (4 * hidden)) if isinstance(like, np.ndarray) else max(1, count)
+    for first in range(0, count, step):
+        yield slice(first, min(first + step, count))
+
+
+class _CountsToHost:
+    """Received counts as Python numbers; on a device this waits for all that was launched before.
+
+    Attributes:
+        splits: rows to receive from each peer, as of the last call.
+    """
+
+    def __init__(self, counts: Any, row_bytes: int) -> None:
+        """`counts` has one row of int32 a peer; the second number of each is the rows that come."""
+        self._counts = counts.view(np.int32).reshape(-1, row_bytes // 4)
+        self.splits: list[int] = []
+
+    def __call__(self) -> None:
+        """Fetch them."""
+        column = self._counts[:, 1]
+        self.splits = column.tolist()

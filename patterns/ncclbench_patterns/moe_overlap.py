@@ -1,0 +1,40 @@
+"""An expert all-to-all at the same time as a data-parallel reduce-scatter and all-gather: who slows whom down?
+
+Each runs alone, then both as branches on communicators of their own, by turns in one case. `ratios` in the record has
+the slowdown of either; `docs/moe.md` has the rest.
+"""
+
+from collections.abc import Sequence
+
+from ncclbench.schedule import Case, Schedule, Unable
+from ncclbench.schedule.expert_layer import LayerParams, LayerRequest, overlap_variants
+from ncclbench.schedule.expert_overlap import overlap_schedules
+from ncclbench.topology import Topology
+
+
+class Params(LayerParams, frozen=True, kw_only=True):
+    """Parameters of moe_overlap: the gradients', and those of moe_dispatch, whose bare all-to-alls are run."""
+
+    gradient_bytes: int = 64 << 20
+    """of a rank, reduced and gathered again as float32."""
+    group: str = "world"
+    """ranks that reduce gradients together: world, node, domain, rail, site, or N for blocks of N."""
+
+
+def size_and_dtype(params: Params) -> tuple[int, str]:
+    """Bytes of the tokens of a rank, and the type of their elements."""
+    return LayerRequest.of(params).size_and_dtype()
+
+
+def variants(case: Case, topology: Topology) -> Sequence[Schedule]:
+    """Three schedules for each of `routings` fresh routings.
+
+    Raises:
+        Unable: if this job's ranks cannot share the experts or the gradients so.
+    """
+    params = case.read(Params)
+    groups = topology.groups(params.group)
+    if params.gradient_bytes < 4 * groups.shape[1]:
+        raise Unable(f"gradient_bytes = {params.gradient_bytes} is less than one float32 for each of {groups.shape[1]}")
+    layers = overlap_variants(LayerRequest.of(params), topology)
+    return [schedule for bare in layers for schedule in overlap_schedules(bare, groups, params.gradient_bytes)]

@@ -1,0 +1,93 @@
+"""MoE dispatch over real packets: what crosses between nodes is what the ledger says, by the NICs' own counters."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(280)]
+
+ROOT = Path(__file__).parents[2]
+PREFIX = f"moe{os.getpid() % 10000}"
+NODES, RAILS, ITERATIONS = 2, 2, 4
+PARAMS = {"hidden": 512, "tokens": 64, "experts": 32, "top_k": 8, "routings": 1}
+# Of a stream of segments of 9000 bytes headers are under 2%; acknowledgements and retransmissions come on top.
+HEADERS = 0.08
+
+
+def lab(*arguments: object) -> str:
+    line = [sys.executable, ROOT / "scripts" / "fabric_lab.py", "--prefix", PREFIX, *arguments]
+    paths = os.pathsep.join(str(ROOT / part) for part in ("", "patterns", "reports"))
+    done = subprocess.run(
+        [str(part) for part in line],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A lab that is up, and the file of its topology."""
+    if os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("tc")):
+        pytest.skip("the fabric lab needs root and iproute2")
+    lab("up", "--nodes", NODES, "--rails", RAILS, "--nic-rate", "50mbit")
+    try:
+        path = tmp_path_factory.mktemp("lab") / "lab.toml"
+        path.write_text(lab("topology"))
+        yield path
+    finally:
+        lab("down")
+
+
+def sent_by_nics() -> int:
+    """Bytes that all NICs of the lab have sent so far."""
+    total = 0
+    for node in range(NODES):
+        for rail in range(RAILS):
+            line = ["ip", "-n", f"{PREFIX}-n{node}r{rail}", "-j", "-s", "link"]
+            links = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+            total += sum(link["stats64"]["tx"]["bytes"] for link in links if link["ifname"].startswith("rail"))
+    return total
+
+
+def measured(fabric: Path, folder: Path, variant: str) -> tuple[dict[str, Any], int]:
+    """The record of a variant, and the bytes that the NICs sent meanwhile."""
+    flags = [part for name, value in PARAMS.items() for part in ("--param", f"{name}={value}")]
+    before = sent_by_nics()
+    lab("exec", "--", sys.executable, "-m", "ncclbench", "run", "moe_dispatch", "--transport", "gloo", "--topology",
+        fabric, "-n", ITERATIONS, "-w", 0, "--no-check", *flags, "--param", f"variant={variant}", "-o",
+        folder / variant)  # fmt: skip
+    (line,) = (folder / variant / "results.jsonl").read_text().splitlines()
+    return json.loads(line), sent_by_nics() - before
+
+
+def crossing(record: dict[str, Any]) -> int:
+    """Bytes between nodes in one iteration, as the ledger has it."""
+    sent = record["ledger"]["sent_bytes"]
+    return int(sent["same_rail"] + sent["cross_rail"])
+
+
+def test_hierarchical_crosses_once_a_domain_and_the_nics_agree(fabric: Path, tmp_path: Path) -> None:
+    crossed = {}
+    for variant in ("cached", "hierarchical"):
+        record, by_nics = measured(fabric, tmp_path, variant)
+        assert record["status"] == "ok"
+        ledger = crossing(record) * ITERATIONS
+        assert ledger <= by_nics <= ledger * (1 + HEADERS), variant
+        crossed[variant] = crossing(record)
+    (rows,) = record["facts"][0]["rows"]["domain_dedup"]
+    between = sum(rows[s][d] for s in range(4) for d in range(4) if s // RAILS != d // RAILS)
+    dispatch = next(phase for phase in record["phases"] if phase["label"] == "dispatch_rail")
+    assert crossing({"ledger": dispatch["ledger"]}) == between * 2 * PARAMS["hidden"]
+    assert 0 < between <= NODES * RAILS * PARAMS["tokens"]
+    assert crossed["hierarchical"] < 0.7 * crossed["cached"]

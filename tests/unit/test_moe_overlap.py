@@ -1,0 +1,118 @@
+"""Expert all-to-alls beside reduced gradients: right alone and together, each branch with a time of its own."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ncclbench.buffers import Buffers
+from ncclbench.errors import Unable, UsageError
+from ncclbench.measure.case import Measurement, build_variants, run_case
+from ncclbench.plan import Settings
+from ncclbench.schedule import Case, Collective, Concurrent, Op, Schedule
+from ncclbench.topology import Topology
+from ncclbench.transports.base import Program, Step
+from ncclbench.transports.threads import ThreadTransport, play
+
+SMALL: dict[str, Any] = {"hidden": 32, "tokens": "12", "experts": 16, "top_k": 4, "routings": 1}
+QUICK = Settings(iterations=6, warmup=1)
+
+
+def case_of(**params: Any) -> Case:
+    return Case(pattern="moe_overlap", nbytes=64, dtype="bfloat16", params={**SMALL, "gradient_bytes": 5000, **params})
+
+
+def run(case: Case, ranks: int, kind: type[ThreadTransport] = ThreadTransport) -> Measurement:
+    def main(real: ThreadTransport) -> Measurement | None:
+        return run_case(case, kind(real.world, real.rank), Topology.single_node(ranks), QUICK)
+
+    measured = play(ranks, main)[0]
+    assert measured is not None
+    return measured
+
+
+@pytest.mark.parametrize("gradient_bytes", [64, 5000, 6_000_000])
+@pytest.mark.parametrize("ranks", [1, 2, 5, 8])
+def test_both_are_right_to_the_bit(ranks: int, gradient_bytes: int) -> None:
+    """The largest is beyond the period of the values, and beyond what is compared at once."""
+    record = run(case_of(gradient_bytes=gradient_bytes), ranks).record
+    assert (record.status, record.wrong, record.tolerance, record.variants) == ("ok", 0, 0.0, 3)
+
+
+def test_gradients_are_reduced_in_the_groups_asked_for() -> None:
+    for group in ("2", "node"):
+        assert run(case_of(group=group, ep=2), 4).record.status == "ok"
+
+
+def test_each_branch_has_a_time_of_its_own_and_slowdowns_are_reported() -> None:
+    measured = run(case_of(), 4)
+    record, samples = measured.record, measured.samples
+    assert samples is not None
+    labels = ["total", "experts", "data_parallel", "both", "both.experts", "both.data_parallel"]
+    assert samples.labels == labels
+    there = ~np.isnan(samples.seconds_RNK[0])
+    assert there.astype(int).tolist() == [[1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0], [1, 0, 0, 1, 1, 1]] * 2
+    both = samples.seconds_RNK[:, 2::3]
+    assert np.all(both[:, :, 4:] > 0)
+    assert np.all(both[:, :, 4:].max(axis=2) <= both[:, :, 3])
+    median = {phase.label: phase.time_us.p50 for phase in record.phases if phase.time_us}
+    assert set(record.ratios) == {"slowdown_experts", "slowdown_data_parallel"}
+    for name in ("experts", "data_parallel"):
+        together = record.subtotals[f"both.{name}"].time_us.p50
+        assert record.ratios[f"slowdown_{name}"] == pytest.approx(together / median[name])
+    ledgers = {phase.label: phase.ledger["sent_bytes"]["node"] for phase in record.phases}
+    assert ledgers["both"] == ledgers["experts"] + ledgers["data_parallel"]
+
+
+class Spoiled(ThreadTransport):
+    """One bit of one buffer is wrong on rank 1 after the phase `where`."""
+
+    where, buffer = "both", "gathered"
+
+    def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
+        program = super().compile(schedule, buffers)
+        (step,) = program.steps
+        if self.rank != 1 or step.label != self.where:
+            return program
+
+        def launch() -> None:
+            step.launch()
+            buffers[self.buffer].view(np.uint8)[1] ^= 1
+
+        return replace(program, steps=(replace(step, launch=launch),))
+
+
+@pytest.mark.parametrize(
+    ("where", "buffer"),
+    [
+        *((where, buffer) for where in ("both", "data_parallel") for buffer in ("shard", "gathered", "grads")),
+        *((where, buffer) for where in ("both", "experts") for buffer in ("received", "returned", "packed")),
+        ("experts", "gathered"),
+        ("data_parallel", "received"),
+    ],
+)
+def test_one_wrong_bit_is_found(where: str, buffer: str) -> None:
+    """Also in buffers that the schedule of this turn must leave alone."""
+    kind = type("Here", (Spoiled,), {"where": where, "buffer": buffer})
+    record = run(case_of(), 4, kind).record
+    assert (record.status, record.wrong, record.wrong_ranks) == ("wrong", 2, [1])
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for params in ({"format": "fp8"}, {"variant": "cached"}, {"quad": True}, {"weights": "float"}):
+        with pytest.raises(UsageError, match="only bare all-to-alls of bf16 rows run here"):
+            build_variants(case_of(**params), Topology.single_node(2))
+    with pytest.raises(Unable, match="less than one float32 for each of 4"):
+        build_variants(case_of(gradient_bytes=15), Topology.single_node(4))
+
+
+def test_branches_need_names_of_their_own() -> None:
+    phase = Collective("a", Op.BARRIER, np.array([[0, 1]]), 0)
+    for names in (("x",), ("x", "x")):
+        with pytest.raises(ValueError, match="every branch needs a name of its own"):
+            Concurrent("both", ((phase,), (phase,)), names=names)
+
+
+def test_a_step_without_parts_has_no_further_columns() -> None:
+    assert Step("a", print).parts == ()
