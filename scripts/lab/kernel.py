@@ -33,7 +33,8 @@ _TERM_SECONDS, _KILL_SECONDS = 3.0, 5.0
 # In every namespace. One congestion control everywhere, since the machine's own default may be any. Windows that stay
 # open between messages, and nothing remembered of a peer, so that a fault that is healed leaves no trace. Buffers that
 # hold whole messages, so that the kernel moves them while the ranks wait for a core: there are more ranks than cores.
-# Hosts that answer for their NIC's address on the NVLink too; and no IPv6, whose own messages would be counted.
+# Retransmissions at least every second (since Linux 6.15), so that connections go on soon after a link is back. And no
+# IPv6, whose own messages would be counted.
 _SYSCTLS = {
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
@@ -44,6 +45,7 @@ _SYSCTLS = {
     "ipv4/tcp_no_metrics_save": "1",
     "ipv4/tcp_rmem": "4096 4194304 8388608",
     "ipv4/tcp_wmem": "4096 4194304 8388608",
+    "ipv4/tcp_rto_max_ms": "1000",
     "ipv4/fib_multipath_hash_policy": "1",
     "ipv6/conf/all/disable_ipv6": "1",
     "ipv6/conf/default/disable_ipv6": "1",
