@@ -40,13 +40,13 @@ class Lost:
 
     @property
     def ranks(self) -> list[int]:
-        """Who is at the ends of them: the rank with most of them first, then of those that are left, and so on."""
-        left, blamed = list(self.pairs), []
+        """Who is at most of their ends, then of those that this leaves, and so on; both ends where nothing tells."""
+        left = list(self.pairs)
+        blamed: set[int] = set()
         while left:
             ends, counts = np.unique(np.array(left), return_counts=True)
-            worst = int(ends[np.argmax(counts)])
-            blamed.append(worst)
-            left = [pair for pair in left if worst not in pair]
+            blamed |= set(ends[counts == counts.max()].tolist())
+            left = [pair for pair in left if not blamed & set(pair)]
         return sorted(blamed)
 
     def as_reason(self) -> str:
