@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import uuid
-from collections import defaultdict
 from dataclasses import dataclass
 from multiprocessing.connection import Listener
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from ncclbench.accept.flows import FlowTable, endpoint_medians, rail_matrix
 from scripts.lab import execute, faults, kernel
 from scripts.lab.plan import Lab
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "fabric_lab.py"
 WORKER = Path(__file__).with_name("worker.py")
+_MBIT = 8e3  # in a GB/s
 _START_SECONDS, _CASE_SECONDS = 120.0, 90.0
 # At 100 Mbit/s a flow takes 21 ms, far longer than a busy machine takes to wake a rank.
 NBYTES = 1 << 18
@@ -62,7 +63,7 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Flows:
-    """The flows of some records: the median of each, in Mbit/s.
+    """The flows of some records: the median of each, in Mbit/s, and what `ncclbench.accept.flows` makes of them.
 
     Attributes:
         rails: rails a node; rank = node x rails + rail.
@@ -72,24 +73,23 @@ class Flows:
     rails: int
     mbit: dict[tuple[int, int], float]
 
-    def cell(self, sending: int, receiving: int) -> float:
-        """The median from one rail to another: a cell of the rail x rail matrix."""
-        found = [x for (a, b), x in self.mbit.items() if (a % self.rails, b % self.rails) == (sending, receiving)]
-        return float(np.median(found))
+    def table(self, without: set[int] | None = None) -> FlowTable:
+        """All flows, but for those of the ranks `without`."""
+        kept = {pair: x for pair, x in self.mbit.items() if not without or not set(pair) & without}
+        src, dst = np.array(list(kept)).T
+        return FlowTable(src=src, dst=dst, gb_per_s=np.array(list(kept.values())) / _MBIT, rounds=("",) * len(kept))
 
-    def matrix(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-        """All cells; row = sending rail."""
-        every = range(self.rails)
-        return np.array([[self.cell(r, q) for q in every] for r in every])
+    def matrix(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        """The median from each rail (row) to each rail."""
+        ranks = max(max(pair) for pair in self.mbit) + 1
+        return rail_matrix(self.table(), [rank % self.rails for rank in range(ranks)]) * _MBIT
 
     def endpoints(self, without: set[int] | None = None) -> dict[tuple[str, int], float]:
         """For each rank and direction the median over distinct peers, leaving out flows of the ranks `without`."""
-        ends: dict[tuple[str, int], list[float]] = defaultdict(list)
-        for (a, b), x in self.mbit.items():
-            if not without or not {a, b} & without:
-                ends["send", a].append(x)
-                ends["receive", b].append(x)
-        return {end: float(np.exp(np.median(np.log(values)))) for end, values in ends.items()}
+        ranks = max(max(pair) for pair in self.mbit) + 1
+        found = endpoint_medians(self.table(without), ranks)
+        ways = (("send", found.send), ("receive", found.receive))
+        return {(way, k): float(x) * _MBIT for way, ends in ways for k, x in enumerate(ends) if not np.isnan(x)}
 
 
 class StayingJob:
@@ -186,7 +186,7 @@ class StayingJob:
 SHAPES = {"3x2": (3, 2), "2x4": (2, 4)}
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="session", params=SHAPES)
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StayingJob]:
     """A job in a lab of 3 nodes x 2 rails, then of 2 x 4, with spines that are wide enough for all NICs at once."""
     if (reason := kernel.unable()) is not None:

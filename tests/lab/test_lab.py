@@ -18,7 +18,7 @@ from tests.lab.conftest import SCRIPT, fabric_lab
 
 pytestmark = pytest.mark.lab
 
-# A megabyte from rank 0 to another, in one TCP connection over the rails; prints Mbit/s at the receiver.
+# Bytes from rank 0 to another, in one TCP connection over the rails; prints Mbit/s at the receiver.
 _SEND = """
 import os, socket, sys, time
 address, source, size = sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -43,7 +43,7 @@ elif rank == 0:
 """
 
 
-def mbit(lab: Lab, to: str, size: int = 1 << 20) -> float:
+def mbit(lab: Lab, to: str, size: int = 1 << 22) -> float:
     """The rate of one TCP connection from n0:r0 to another GPU, Mbit/s."""
     target, source = lab.nics_named(to)[0], lab.nics_named("n0:r0")[0]
     rank = lab.gpus().index(target.gpu)
@@ -77,11 +77,11 @@ def test_traffic_takes_the_way_that_the_fabric_has(prefix: str) -> None:
     before = carried(lab)
     assert mbit(lab, "n0:r1") > 150, "the node's own switch is not shaped"
     inside = carried(lab)
-    assert all(inside[name] - before[name] < 20_000 for name in before), "and no NIC carries it"
-    assert 70 <= mbit(lab, "n1:r0") <= 110
-    assert 35 <= mbit(lab, "n1:r1") <= 55
+    assert all(inside[name] - before[name] < 100_000 for name in before), "and no NIC carries it"
+    assert 60 <= mbit(lab, "n1:r0") <= 125
+    assert 30 <= mbit(lab, "n1:r1") <= 62
     spine = kernel.in_space(lab.spine_space(0), ["cat", "/sys/class/net/l1/statistics/tx_bytes"])
-    assert 1.0 * (1 << 20) < int(spine) < 1.1 * (1 << 20), "only what crosses the rails goes by the spine"
+    assert 1 << 22 < int(spine) < 1.1 * (1 << 22), "only what crosses the rails goes by the spine"
 
 
 def test_planes_spines_and_sites_reach_each_other(prefix: str) -> None:
@@ -107,7 +107,7 @@ def test_an_uplink_that_is_down_is_routed_around(prefix: str) -> None:
 
 def test_the_sites_rate_holds_between_sites(prefix: str) -> None:
     lab = made(Lab(prefix=prefix, nodes=2, rails=1, sites=2, nic_rate=1e8, site_rate=4e7))
-    assert 25 <= mbit(lab, "n1:r0") <= 46
+    assert 24 <= mbit(lab, "n1:r0") <= 50
 
 
 @pytest.mark.parametrize(
