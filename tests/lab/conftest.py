@@ -101,6 +101,7 @@ class StayingJob:
         kernel.make(lab)
         self.topology = folder / "lab.toml"
         self.topology.write_text(lab.topology())
+        self.check = True  # whether data are checked; `heal` sets it
         self._faults: list[dict[str, Any]] = []
         self._listener = Listener(str(folder / "socket"))
         with (folder / "said").open("wb") as said:
@@ -127,7 +128,8 @@ class StayingJob:
 
     def record(self, pattern: str, iterations: int, nbytes: int = NBYTES, **params: Any) -> dict[str, Any]:
         """Measure a case; its record."""
-        wanted = {"pattern": pattern, "nbytes": nbytes, "iterations": iterations, "params": params}
+        wanted = {"pattern": pattern, "nbytes": nbytes, "params": params}
+        wanted["settings"] = {"iterations": iterations, "check": self.check}
         self._link.send(json.dumps(wanted))
         return self._answer()
 
@@ -169,7 +171,7 @@ class StayingJob:
     def heal(self) -> None:
         """As it was made."""
         faults.heal(self.lab, self._faults)
-        self._faults = []
+        self._faults, self.check = [], True
 
     def close(self) -> None:
         """End the job, and remove the lab."""

@@ -2,7 +2,7 @@
 
     worker.py SOCKET TOPOLOGY
 
-Rank 0 reads requests from the socket, ``{"pattern": ..., "nbytes": ..., "params": ..., "iterations": ...}``, and
+Rank 0 reads requests from the socket, ``{"pattern": ..., "nbytes": ..., "params": ..., "settings": {...}}``, and
 answers each with the record. Everything below that is the product's own: launcher detection, meeting, transport,
 topology file, `run_case`.
 """
@@ -41,8 +41,7 @@ def main() -> None:
         link.send(json.dumps({"hosts": hosts, "topology": topology.as_record()}))
     while request := broadcast_text(transport.control, link.recv() if link else ""):
         wanted: dict[str, Any] = json.loads(request)
-        iterations = wanted.pop("iterations")
-        settings = Settings(iterations=iterations, warmup=1, seed=7, timeout=60.0)
+        settings = Settings(warmup=1, seed=7, timeout=60.0, **wanted.pop("settings"))
         measured = run_case(Case(**wanted), transport, topology, settings)
         if link:
             assert measured is not None
