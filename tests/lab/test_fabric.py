@@ -70,7 +70,9 @@ def test_a_lossy_nic_shows_at_its_own_ends(staged: StayingJob) -> None:
     staged.check = False
     staged.break_it("nic", "n0:r1", "loss", "20%")
     lossy = rank(staged, "n0:r1")
-    only_these_are_slow(staged.measure(samples=5, nbytes=NBYTES // 2), {("send", lossy): (0.1, 70), ("receive", lossy): (0.1, 70)})
+    only_these_are_slow(
+        staged.measure(samples=5, nbytes=NBYTES // 2), {("send", lossy): (0.1, 70), ("receive", lossy): (0.1, 70)}
+    )
 
 
 def test_a_delayed_nic_shows_at_its_own_ends(staged: StayingJob) -> None:
@@ -107,15 +109,13 @@ def test_all_nics_of_a_node_are_named_once_their_flows_are_put_aside(staged: Sta
 
 
 def test_the_nvlink_of_a_node_shows_inside_the_node_only(staged: StayingJob) -> None:
-    healthy = staged.record("all_to_all", 5, 4 * NBYTES, group="node")["groups"]
-    staged.break_it("nvlink", "n1", "rate", "20mbit")
-    record = staged.record("all_to_all", 5, 4 * NBYTES, group="node")
-    slower = [
-        after["time_us"]["p50"] / before["time_us"]["p50"]
-        for before, after in zip(healthy, record["groups"], strict=True)
-    ]
-    assert slower[1] > 3, slower
-    assert all(ratio < 3 for k, ratio in enumerate(slower) if k != 1), slower
+    staged.break_it("nvlink", "n1", "rate", "10mbit")
+    groups = staged.record("all_to_all", 5, 4 * NBYTES, group="node")["groups"]
+    seconds = [group["time_us"]["p50"] / 1e6 for group in groups]
+    # Each rank sends to every other of its node a shard of a 1 MiB buffer.
+    others = staged.lab.rails - 1
+    assert seconds[1] >= 0.9 * others * (4 * NBYTES / staged.lab.rails) * 8 / 10e6, seconds
+    assert all(each < seconds[1] / 2 for k, each in enumerate(seconds) if k != 1), seconds
     only_these_are_slow(staged.measure(), {})
 
 

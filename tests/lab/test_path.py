@@ -13,9 +13,9 @@ import pytest
 
 from ncclbench.accept.flows import flows_of, rail_matrix
 from ncclbench.store.directory import read_run
-from scripts.lab import execute, kernel
+from scripts.lab import execute, faults, kernel
 from scripts.lab.plan import Lab, LabError
-from tests.lab.conftest import NBYTES, environment
+from tests.lab.conftest import NBYTES, SCRIPT, environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,25 +65,28 @@ def test_traffic_over_another_rail_is_contradicted(staged: StayingJob) -> None:
     assert staged.same_rail(samples=5)["path"]["proof"] == "proven"
 
 
-@pytest.mark.parametrize("launcher", ["gloo", "mpi"])
-def test_a_run_from_the_command_line(launcher: str, prefix: str, tmp_path: Path) -> None:
-    """2 nodes x 2 rails with a spine of one third, by `fabric_lab.py exec` and by `exec --mpi`."""
-    lab = Lab(prefix=prefix, nodes=2, rails=2, nic_rate=1e8, spine_rate=1e8 / 3)
-    kernel.make(lab)
-    (tmp_path / "lab.toml").write_text(lab.topology())
-    line = f"run same_rail cross_rail --param direction=apart -b {2 * NBYTES} -e {2 * NBYTES} -n 16 -w 1"
-    line += f" --transport {launcher} --topology lab.toml -o run --json"
-    script = [sys.executable, str(kernel.__file__).replace("lab/kernel.py", "fabric_lab.py"), "--prefix", prefix]
-    how = ["exec", "--mpi"] if launcher == "mpi" else ["exec"]
-    done = subprocess.run(
-        [*script, *how, "--", sys.executable, "-m", "ncclbench", *line.split()],
-        cwd=tmp_path,
+def command_line(lab: Lab, folder: Path, line: str, *how: str) -> subprocess.CompletedProcess[str]:
+    """``ncclbench run`` in a lab, as a user starts it; the run directory is `folder`/run."""
+    (folder / "lab.toml").write_text(lab.topology())
+    ncclbench = [sys.executable, "-m", "ncclbench", *line.split(), "--topology", "lab.toml", "-o", "run", "--json"]
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "--prefix", lab.prefix, "exec", *how, "--", *ncclbench],
+        cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,
         timeout=150,
         check=False,
     )
+
+
+@pytest.mark.parametrize("launcher", ["gloo", "mpi"])
+def test_a_run_from_the_command_line(launcher: str, prefix: str, tmp_path: Path) -> None:
+    """2 nodes x 2 rails with a spine of one third, by `fabric_lab.py exec` and by `exec --mpi`."""
+    lab = Lab(prefix=prefix, nodes=2, rails=2, nic_rate=1e8, spine_rate=1e8 / 3)
+    kernel.make(lab)
+    line = f"run same_rail cross_rail --param direction=apart -b {2 * NBYTES} -e {2 * NBYTES} -n 16 -w 1"
+    done = command_line(lab, tmp_path, f"{line} --transport {launcher}", *(["--mpi"] if launcher == "mpi" else []))
     assert done.returncode == 0, done.stderr[-2000:]
     run = read_run(tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -95,6 +98,21 @@ def test_a_run_from_the_command_line(launcher: str, prefix: str, tmp_path: Path)
     assert np.all(np.abs(off - 100 / 3) <= 0.15 * 100 / 3), (same, cross)
     assert [record.path["proof"] for record in run.records if record.path] == ["proven", "proven"]
     assert not kernel.processes_of(prefix)
+
+
+def test_a_job_starts_although_a_rail_is_down(prefix: str, tmp_path: Path) -> None:
+    lab = Lab(prefix=prefix, nodes=2, rails=2)
+    kernel.make(lab)
+    faults.inject(lab, [], "nic", "n1:r0", "down")
+    done = command_line(lab, tmp_path, f"run cross_rail same_rail -b {NBYTES} -e {NBYTES} -n 6 -w 1 --transport gloo")
+    assert done.returncode == 3, done.stderr[-2000:]
+    cross, same = read_run(tmp_path / "run").records
+    assert (cross.status, cross.ranks, same.status, same.ranks) == ("timeout", [2], "timeout", [0, 2])
+    assert "rank 1 -> 2, 2 -> 1" in (cross.reason or "")
+    found = flows_of(same)
+    assert set(zip(found.src.tolist(), found.dst.tolist(), strict=True)) == {(1, 3), (3, 1)}
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert "'NCCLBENCH_CONTROL_IFNAME': 'ctl'" in str(manifest["provenance"])
 
 
 def test_an_mpiexec_of_another_kind_is_refused(prefix: str, tmp_path: Path) -> None:
