@@ -68,11 +68,13 @@ def test_send_and_receive_are_told_apart(staged: StayingJob) -> None:
 def test_a_lossy_nic_shows_at_its_own_ends(staged: StayingJob) -> None:
     # Short messages: TCP repairs a packet lost in the middle in no time, but waits for one lost at the end.
     staged.check = False
-    staged.break_it("nic", "n0:r1", "loss", "20%")
+    staged.break_it("nic", "n0:r1", "loss", "25%")
     lossy = rank(staged, "n0:r1")
-    only_these_are_slow(
-        staged.measure(samples=5, nbytes=NBYTES // 2), {("send", lossy): (0.1, 70), ("receive", lossy): (0.1, 70)}
-    )
+    flows = staged.measure(samples=5, nbytes=NBYTES // 2)
+    # A whole NIC reads 110 here: of so short a message the token bucket's store is a tenth.
+    only_these_are_slow(flows, {("send", lossy): (0.1, 88), ("receive", lossy): (0.1, 88)})
+    ends = flows.endpoints()
+    assert {number for _, number in sorted(ends, key=lambda end: ends[end])[:2]} == {lossy}, ends
 
 
 def test_a_delayed_nic_shows_at_its_own_ends(staged: StayingJob) -> None:
