@@ -16,6 +16,7 @@ from ncclbench.errors import EnvironmentFault, Unable
 from ncclbench.measure import device, overlap, regimes
 from ncclbench.measure.needs import check_needs
 from ncclbench.measure.proof import Expected, PortWatch, expected
+from ncclbench.measure.reach import Lost, leave_out_silent, name_lost
 from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
 from ncclbench.measure.regimes import LAUNCHES_PER_BLOCK, Clock, Loop, Progress
 from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, collect
@@ -104,13 +105,22 @@ def run_case(
             raise Unable("a graph cannot hold a schedule whose host must see counts; use variant = cached or padded")
         with transport.translating(case.id):
             _compare_fingerprints(variants, transport)
+            variants, lost = leave_out_silent(variants, transport)
+            if not variants:
+                return _nothing_left(base, lost) if transport.rank == 0 else None
             outcome = _Measuring(case, variants, transport, topology, settings, clock, progress).run()
     except Unable as unable:
         skipped = msgspec.structs.replace(base, status="skipped", reason=str(unable))
         return Measurement(skipped) if transport.rank == 0 else None
     if outcome is None:
         return None
-    return Measurement(complete_record(base, variants, topology, settings, outcome), outcome.samples)
+    record = complete_record(base, variants, topology, settings, outcome)
+    return Measurement(name_lost(record, lost), outcome.samples)
+
+
+def _nothing_left(base: Record, lost: Lost | None) -> Measurement:
+    """All flows were left out: a record that says so, and has no figures."""
+    return Measurement(name_lost(base, lost))
 
 
 def _compare_fingerprints(variants: tuple[Schedule, ...], transport: Transport) -> None:

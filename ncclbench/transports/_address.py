@@ -6,6 +6,8 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 
+from ncclbench.errors import EnvironmentFault
+
 LOOPBACK = "127.0.0.1"
 _SIOCGIFADDR = 0x8915  # Linux: an interface's address
 # Any address that needs a route: a UDP socket that is connected there sends nothing, but learns its own address.
@@ -33,12 +35,32 @@ def own_hosts() -> list[str]:
 def interface_addresses() -> list[str]:
     """The IPv4 address of every interface of this node that has one, loopback apart."""
     found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):  # it has no address
-                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                found.append(socket.inet_ntoa(answer[20:24]))
+    for _, name in socket.if_nameindex():
+        with suppress(OSError):  # it has no address
+            found.append(_address(name))
     return [address for address in found if not address.startswith("127.")]
+
+
+def address_of_interface(name: str) -> str:
+    """The IPv4 address of a network interface; of a list, as gloo takes it, of the first.
+
+    Raises:
+        EnvironmentFault: if there is none such, or it has no address.
+    """
+    first = name.partition(",")[0]
+    try:
+        return _address(first)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"network interface {first!r} (of GLOO_SOCKET_IFNAME) on {socket.gethostname()}: "
+            f"{error.strerror or error}; name one that has an IPv4 address"
+        ) from None
+
+
+def _address(interface: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+    return socket.inet_ntoa(answer[20:24])
 
 
 def connect_first(hosts: Iterable[str], port: int, timeout: float) -> socket.socket:

@@ -23,6 +23,7 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
+from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import branches_step, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_state
@@ -54,6 +55,9 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
         EnvironmentFault: if the backend is not in this torch, there is no GPU for this rank, or the ranks do not meet.
     """
     limit = datetime.timedelta(seconds=timeout)
+    if os.environ.get(CONTROL_NETWORK):
+        # Connections are made at first use: a link that is down must not keep the others from being measured.
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     available = dist.is_nccl_available() if name == "nccl" else dist.is_gloo_available()
     if not available:
         raise EnvironmentFault(f"this torch ({torch.__version__}) was built without {name}; use --transport gloo")
@@ -169,6 +173,9 @@ class TorchTransport:
         self._start_group: Any = control_group if apart or name == "nccl" else None
         self._messages = TorchControl(control_group, self.rank, self.world_size)
         self.control: Control = self._messages
+        # Without a network of its own for control messages a job does not outlive a dead link anyway.
+        measured = os.environ.get(_GLOO_NETWORK) if apart and name == "gloo" else None
+        self._doors = Doors(self.control, measured) if measured else None
         self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
         self.stream: DeviceStream | None = None
         if log is not None:
@@ -304,6 +311,10 @@ class TorchTransport:
         """
         dist.barrier(group=self._start_group)
 
+    def silent(self, ranks: Sequence[int], seconds: float) -> list[int]:
+        """Those of `ranks` that do not answer on the measured network; none where that is the control network too."""
+        return self._doors.silent(ranks, seconds) if self._doors else []
+
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
         """Torch's RuntimeErrors become a `TransportError`."""
@@ -340,6 +351,8 @@ class TorchTransport:
         if self.stream is not None:
             self.stream.synchronize()
             self._log.remove()
+        if self._doors is not None:
+            self._doors.close()
         dist.destroy_process_group()
         self._groups.clear()
         self._start_group = self._messages.group = None

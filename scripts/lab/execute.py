@@ -196,6 +196,8 @@ def mpi_command(lab: Lab, command: Sequence[str], mpiexec: str | None = None) ->
     # mpiexec's daemons find each other on the control network; only the ranks' messages take the rails.
     options += ["--prtemca", "plm_ssh_agent", str(_AGENT), "--prtemca", "prte_if_include", CONTROL_NET]
     options += ["--prtemca", "plm_ssh_no_tree_spawn", "1"]
+    # More ranks than cores, and each would spin: they let the others run while they wait.
+    options += ["--mca", "mpi_yield_when_idle", "1"]
     options += ["--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", RAIL_NET]
     return [
         *_entering(lab.head, "head"),

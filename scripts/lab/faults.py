@@ -101,6 +101,7 @@ def inject(
     apply = {"rate": _slow, "loss": _lose, "delay": _delay, "down": _cut}[kind]
     if kind in ("delay", "down") and len(ways) != 2:
         raise usage(f"--{kind} is for a whole cable: leave --only out")
+    _check(found, kind, value)
     fault = {"where": where, "name": name, "kind": kind, "value": value, "ways": list(ways)}
     fault["ports"] = [cable.port for cable in found]
     clash = {port for other in faults if other["kind"] == kind == "delay" for port in other["ports"]}
@@ -116,6 +117,18 @@ def inject(
     return now
 
 
+def _check(found: Sequence[Cable], kind: str, value: str) -> None:
+    """Refuse a value before anything is done with it."""
+    if kind == "rate":
+        if found[0].rate is None and value.strip().endswith("%"):
+            raise usage("the NVLink has no rate of its own: give one such as --rate 200mbit")
+        bits_per_s(value, found[0].rate)
+    elif kind == "loss":
+        percent(value)
+    elif kind == "delay":
+        duration(value)
+
+
 def heal(lab: Lab, faults: Sequence[dict[str, Any]]) -> None:
     """Take all faults off; every port is as the lab was made."""
     for fault in faults:
@@ -128,8 +141,6 @@ def heal(lab: Lab, faults: Sequence[dict[str, Any]]) -> None:
 
 
 def _slow(lab: Lab, cable: Cable, value: str, ways: Sequence[str]) -> None:
-    if cable.rate is None and value.endswith("%"):
-        raise usage("the NVLink has no rate of its own: give one such as --rate 200mbit")
     line_rate = bits_per_s(value, cable.rate)
     ends = {"send": (cable.space, cable.device), "receive": (lab.switches, cable.port)}
     batch = Batches()

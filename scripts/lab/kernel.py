@@ -33,7 +33,8 @@ _TERM_SECONDS, _KILL_SECONDS = 3.0, 5.0
 # In every namespace. One congestion control everywhere, since the machine's own default may be any. Windows that stay
 # open between messages, and nothing remembered of a peer, so that a fault that is healed leaves no trace. Buffers that
 # hold whole messages, so that the kernel moves them while the ranks wait for a core: there are more ranks than cores.
-# Hosts that answer for their NIC's address on the NVLink too; and no IPv6, whose own messages would be counted.
+# Retransmissions at least every second (since Linux 6.15), so that connections go on soon after a link is back. And no
+# IPv6, whose own messages would be counted.
 _SYSCTLS = {
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
@@ -44,6 +45,7 @@ _SYSCTLS = {
     "ipv4/tcp_no_metrics_save": "1",
     "ipv4/tcp_rmem": "4096 4194304 8388608",
     "ipv4/tcp_wmem": "4096 4194304 8388608",
+    "ipv4/tcp_rto_max_ms": "1000",
     "ipv4/fib_multipath_hash_policy": "1",
     "ipv6/conf/all/disable_ipv6": "1",
     "ipv6/conf/default/disable_ipv6": "1",
@@ -138,18 +140,19 @@ def _make_spaces(lab: Lab) -> None:
 
 def _make_cables(lab: Lab) -> None:
     """All bridges, and all cables; one end of a cable is among the switches, or routes between the sites."""
-    batch = Batches()
+    batch, far_ends = Batches(), Batches()  # a cable is there before its far end is set up
     switches = [leaf.name for leaf in lab.leaves()] + [f"nvs{node}" for node in range(lab.nodes)] + ["control"]
     for name in switches:
         batch.add("ip", lab.switches, f"link add {name} mtu {lab.mtu} type bridge mcast_snooping 0 stp_state 0")
         batch.add("ip", lab.switches, f"link set {name} up")
     for port, space, device, switch in _cables(lab):
-        _cable(lab, batch, lab.switches, port, space, device)
+        _cable(lab, batch, far_ends, lab.switches, port, space, device)
         batch.add("ip", lab.switches, f"link set {port} master {switch}")
     if lab.sites > 1:
         for spine in range(lab.sites * lab.spines):
-            _cable(lab, batch, lab.wan, f"s{spine}", lab.spine_space(spine), "wan")
+            _cable(lab, batch, far_ends, lab.wan, f"s{spine}", lab.spine_space(spine), "wan")
     batch.carry_out()
+    far_ends.carry_out()
 
 
 def _cables(lab: Lab) -> Iterator[tuple[str, str, str, str]]:
@@ -164,12 +167,12 @@ def _cables(lab: Lab) -> Iterator[tuple[str, str, str, str]]:
         yield up.port, lab.spine_space(up.spine), up.far, up.leaf.name
 
 
-def _cable(lab: Lab, batch: Batches, near: str, port: str, far: str, device: str) -> None:
+def _cable(lab: Lab, batch: Batches, far_ends: Batches, near: str, port: str, far: str, device: str) -> None:
     """A pair of veth devices. gso_max_segs 1: what is counted, shaped and dropped are packets as a wire has them."""
     size = f"mtu {lab.mtu} gso_max_segs 1"
     batch.add("ip", near, f"link add {port} {size} type veth peer name {device} netns {far}")
     batch.add("ip", near, f"link set {port} up")
-    batch.add("ip", far, f"link set {device} {size} up")
+    far_ends.add("ip", far, f"link set {device} {size} up")
 
 
 def _configure_gpus(lab: Lab) -> None:

@@ -1,0 +1,106 @@
+"""Flows that cannot get through, found out before anything is timed, so that one dead link does not end a case.
+
+A rail that is down would stop a round of flows for good: the library waits, and once it has given up on one message
+it gives up on all. So a transport that can ask says which ranks do not answer on the network that is measured; flows
+to and from them are left out and named, and all others are measured. A link that goes down in the middle of a case is
+the watchdog's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import msgspec
+import numpy as np
+
+from ncclbench.schedule.phases import Exchange
+from ncclbench.schedule.schedule import Schedule
+from ncclbench.store.records import Record
+from ncclbench.transports.base import Transport, all_gather_text
+
+ANSWER_SECONDS = 3.0
+# A reason is one line.
+_MOST_NAMED = 12
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A transport that can ask whether a rank answers on the network that is measured."""
+
+    def silent(self, ranks: Sequence[int], seconds: float) -> list[int]:
+        """Those of `ranks` that do not answer this rank within `seconds`; all ranks call it at the same time."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Flows that were left out: pairs of ranks, each once, and how many pairs there are in all."""
+
+    pairs: tuple[tuple[int, int], ...]
+    of: int
+
+    @property
+    def ranks(self) -> list[int]:
+        """Who is at most of their ends, then of those that this leaves, and so on; both ends where nothing tells."""
+        left = list(self.pairs)
+        blamed: set[int] = set()
+        while left:
+            ends, counts = np.unique(np.array(left), return_counts=True)
+            blamed |= set(ends[counts == counts.max()].tolist())
+            left = [pair for pair in left if not blamed & set(pair)]
+        return sorted(blamed)
+
+    def as_reason(self) -> str:
+        """In one line."""
+        shown = ", ".join(f"{src} -> {dst}" for src, dst in self.pairs[:_MOST_NAMED])
+        more = f" and {len(self.pairs) - _MOST_NAMED} more" if len(self.pairs) > _MOST_NAMED else ""
+        others = "the others were measured" if len(self.pairs) < self.of else "none is left"
+        return (
+            f"{len(self.pairs)} of {self.of} flows got no answer within {ANSWER_SECONDS:g} s and were left out "
+            f"(rank {shown}{more}); {others}"
+        )
+
+
+def leave_out_silent(variants: tuple[Schedule, ...], transport: Transport) -> tuple[tuple[Schedule, ...], Lost | None]:
+    """The variants without flows whose ends do not reach each other, and what was left out; all ranks call it.
+
+    Only cases that consist of rounds of flows can lose some of them and still mean something.
+    """
+    rounds = [phase for variant in variants for phase in variant.phases]
+    if not isinstance(transport, Asking) or not all(isinstance(phase, Exchange) for phase in rounds):
+        return variants, None
+    pairs = sorted({pair for phase in rounds if isinstance(phase, Exchange) for pair in _wires(phase)})
+    mine = [dst for src, dst in pairs if src == transport.rank]
+    silent = transport.silent(mine, ANSWER_SECONDS)
+    answers = all_gather_text(transport.control, msgspec.json.encode(silent).decode())
+    lost = [(src, dst) for src, answer in enumerate(answers) for dst in msgspec.json.decode(answer, type=list[int])]
+    if not lost:
+        return variants, None
+    kept = [cut for cut in (_without(variant, set(lost)) for variant in variants) if cut is not None]
+    return tuple(kept), Lost(tuple(lost), len(pairs))
+
+
+def name_lost(record: Record, lost: Lost | None) -> Record:
+    """The record, saying which flows it does not have; data that are wrong are worse."""
+    if lost is None:
+        return record
+    reason = lost.as_reason()
+    if record.status == "wrong":
+        return msgspec.structs.replace(record, notes=[*record.notes, reason])
+    return msgspec.structs.replace(record, status="timeout", reason=reason, ranks=lost.ranks)
+
+
+def _wires(phase: Exchange) -> list[tuple[int, int]]:
+    return [(src, dst) for src, dst in zip(phase.src.tolist(), phase.dst.tolist(), strict=True) if src != dst]
+
+
+def _without(variant: Schedule, lost: set[tuple[int, int]]) -> Schedule | None:
+    """`variant` without the flows of `lost`; None if none is left."""
+    phases = []
+    for phase in variant.phases:
+        assert isinstance(phase, Exchange)
+        ends = zip(phase.src.tolist(), phase.dst.tolist(), strict=True)
+        kept = np.array([pair not in lost for pair in ends])
+        if kept.any():
+            names = ("src", "dst", "nbytes", "send_offset", "recv_offset")
+            phases.append(replace(phase, **{name: getattr(phase, name)[kept] for name in names}))
+    return replace(variant, phases=tuple(phases)) if phases else None
