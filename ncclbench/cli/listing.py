@@ -6,7 +6,7 @@ import click
 
 from ncclbench.errors import NcclbenchError
 
-_KINDS = ("patterns", "plans", "transports", "reports", "importers")
+_KINDS = ("patterns", "plans", "profiles", "checks", "transports", "reports", "importers")
 
 
 @click.command("list", context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,6 +24,10 @@ def command(kind: str) -> None:
 
     if kind == "plans":
         rows = list(shipped_plans().items())
+    elif kind == "profiles":
+        from ncclbench.accept.profile import shipped_profiles
+
+        rows = list(shipped_profiles().items())
     else:
         rows = []
         for name in names(kind):
