@@ -106,7 +106,6 @@ class Book:
             if job.start is None:
                 self.start = run.open_start if run.open_start is not None else job.plan.starts - 1
             self.records = [r for r in run.records if r.status in FINISHED and not wrongly_started(r)]
-            self._warn_of_lost_samples()
         else:
             self.writer, run = RunWriter.create(self.out, manifest), None
         finished = {record.case for record in self.records if record.start == self.start}
@@ -119,6 +118,8 @@ class Book:
             pids=[rank["pid"] for rank in manifest.get("ranks", [])],
             software=manifest.get("software"),
         )
+        if run is not None:
+            self._warn_of_lost_samples()
         job.listener.started(self.out, len(job.plan.cases), len(finished), manifest)
         return finished
 

@@ -162,11 +162,12 @@ def test_what_is_no_run_of_ours_is_refused_in_one_line(damage: Callable[[Path], 
         '{"schema": 1, "topology": {"nodes": [0, "a"], "node_names": null}, "world_size": 2, "device": "cpu"}',
     ],
 )
-def test_a_manifest_of_somebody_else_is_judged_and_never_passes(manifest: str, run: Path) -> None:
+def test_a_manifest_of_somebody_else_never_passes_and_breaks_nothing(manifest: str, run: Path) -> None:
     (run / "manifest.json").write_text(manifest)
     said = call("accept", run, "--profile", "h100-hgx-ib")
     assert said.code != Exit.GOOD
-    assert said.out.splitlines()[0].startswith(("INCONCLUSIVE", "NOT_RUN", "FAIL"))
+    judged = said.out.startswith(("INCONCLUSIVE", "NOT_RUN", "FAIL"))
+    assert judged or (said.code == Exit.USAGE and "manifest.json is damaged" in said.out)
 
 
 def test_a_baseline_that_is_the_run_itself_is_refused(run: Path, tmp_path: Path) -> None:
@@ -220,26 +221,3 @@ def test_the_next_start_is_the_same_command_with_resume_and_the_run_directory() 
     assert command == "srun --nodes=2 --ntasks=16 ncclbench accept --profile p -o 'runs/a b' --resume"
     again = starts.next_command("slurm", ["accept", "-o", "x", "--resume"], Path("x"), environ)
     assert again == "srun --nodes=2 --ntasks=16 ncclbench accept -o x --resume"
-
-
-def test_an_imported_log_is_judged_says_that_it_is_one_and_never_passes(tmp_path: Path) -> None:
-    """Another tool's log has one process start, no samples, and no word of the path."""
-    log = tmp_path / "all_reduce.txt"
-    log.write_text(NCCL_TESTS)
-    assert call("import", log, "--pattern", "all_reduce", "-o", tmp_path / "run").code == Exit.GOOD
-    said = call("accept", tmp_path / "run", "--profile", "h100-hgx-ib")
-    assert said.code == Exit.INCONCLUSIVE
-    assert said.out.splitlines()[0].endswith("[imported]")
-    sound = call("verify", tmp_path / "run")
-    assert sound.code == Exit.GOOD, sound.out
-
-
-NCCL_TESTS = """# nThread 1 nGpus 8 minBytes 8589934592 maxBytes 8589934592 step: 2(factor) warmup iters: 5 iters: 20
-#
-#                                                              out-of-place                       in-place
-#       size         count      type   redop    root     time   algbw   busbw #wrong     time   algbw   busbw #wrong
-#        (B)    (elements)                               (us)  (GB/s)  (GB/s)            (us)  (GB/s)  (GB/s)
-  8589934592    2147483648     float     sum      -1  31317.0  274.29  480.00      0  31317.0  274.29  480.00      0
-# Out of bounds values : 0 OK
-# Avg bus bandwidth    : 480.00
-"""
