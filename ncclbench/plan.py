@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ncclbench.units import parse_size
 
 Size = int | str
 _MOST_CASES = 100_000
+_MOST_STARTS = 100
 _MOST_ITERATIONS = 10_000_000
 
 
@@ -172,14 +173,15 @@ def parse_plan(text: str, source: str, overrides: Mapping[str, Any] | None = Non
         raise UsageError(f"{source}: {error}") from None
     if not re.fullmatch(r"\w[\w.-]{0,59}", plan.name):
         raise UsageError(f"{source}: name must be up to 60 letters, digits, '_', '.' or '-', got {plan.name[:80]!r}")
-    if plan.starts != 1:
-        raise UsageError(f"{source}: starts = {plan.starts}, but `run` makes one process start; set starts = 1")
+    if not 1 <= plan.starts <= _MOST_STARTS:
+        raise UsageError(f"{source}: starts must be 1 to {_MOST_STARTS}, got {plan.starts}")
     wanted = list(only)
     entries = [entry for entry in plan.case if not wanted or entry.pattern in wanted]
     missing = [name for name in wanted if name not in {entry.pattern for entry in entries}]
     if missing:
         raise UsageError(f"{source} has no case of {', '.join(missing)}")
-    return make_plan(plan.name, entries, plan.defaults, source, seed=plan.seed, overrides=overrides)
+    made = make_plan(plan.name, entries, plan.defaults, source, seed=plan.seed, overrides=overrides)
+    return replace(made, starts=plan.starts)
 
 
 def make_plan(

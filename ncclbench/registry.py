@@ -1,9 +1,9 @@
-"""What there is of each kind: patterns, transports, report formats and importers, found by module name.
+"""What there is of each kind: patterns, transports, report formats, importers and checks, found by module name.
 
-A file in `ncclbench_patterns`, `ncclbench_reports`, `ncclbench.transports` or `ncclbench.importers` *is* its
-registration. Other distributions add theirs through an entry point in the group `ncclbench.patterns`,
-`ncclbench.reports`, `ncclbench.transports` or `ncclbench.importers`; its value is a module (or, for a transport, a
-module with `open_transport`).
+A file in `ncclbench_patterns`, `ncclbench_reports`, `ncclbench.transports`, `ncclbench.importers` or
+`ncclbench.accept.checks` *is* its registration. Other distributions add theirs through an entry point in the group
+`ncclbench.patterns`, `ncclbench.reports`, `ncclbench.transports`, `ncclbench.importers` or `ncclbench.checks`; its
+value is a module (a transport's has `open_transport`, a check's has `check`).
 Nothing is imported to list the names.
 """
 
@@ -23,6 +23,7 @@ _PACKAGES = {
     "reports": "ncclbench_reports",
     "transports": "ncclbench.transports",
     "importers": "ncclbench.importers",
+    "checks": "ncclbench.accept.checks",
 }
 # One file may serve several names: torch.distributed has one backend a name.
 _SERVED_BY = {

@@ -17,11 +17,13 @@ from ncclbench.launch.signals import own_rank, wait_for_rank_0
 # which would hide the built-in from this package, and for `import`, which no module can be called.
 _COMMANDS = {
     "run": "Measure patterns or a plan, and store a run directory.",
+    "accept": "Measure a rack and judge it by a profile, or judge a run.",
+    "verify": "Check that an accepted run was not changed, and that its verdict follows.",
     "report": "Show one or more run directories.",
     "topo": "Show this host's GPUs, NICs and NVLink domain, or what a topology file says.",
     "import": "Make a run directory of another tool's logs.",
     "doctor": "Show what this machine has, what it lacks, and why that matters.",
-    "list": "List patterns, plans, transports and report formats.",
+    "list": "List patterns, plans, profiles, checks, transports and report formats.",
 }
 _MODULES = {"list": "listing", "import": "importing"}
 
@@ -135,8 +137,9 @@ def _complain(message: str, code: Exit) -> Exit:
     rank = own_rank()
     if rank == "0":
         click.echo(f"ncclbench: error: {message}", err=True)
-        if "--json" in sys.argv[1:] and sys.argv[1:2] == ["run"]:
-            click.echo(json.dumps({"run": None, "exit_code": int(code), "error": message, "records": []}))
+        if "--json" in sys.argv[1:] and sys.argv[1:2] in (["run"], ["accept"]):
+            found = {"records": []} if sys.argv[1] == "run" else {"verdict": "NOT_RUN", "checks": []}
+            click.echo(json.dumps({"run": None, "exit_code": int(code), "error": message, **found}))
         return code
     wait_for_rank_0()
     if code is not Exit.USAGE:

@@ -6,7 +6,7 @@ import click
 
 from ncclbench.errors import NcclbenchError
 
-_KINDS = ("patterns", "plans", "transports", "reports", "importers", "models")
+_KINDS = ("patterns", "plans", "profiles", "checks", "transports", "reports", "importers", "models")
 
 
 @click.command("list", context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,6 +28,10 @@ def command(kind: str) -> None:
         from ncclbench.schedule.models import model_line, model_names
 
         rows = [(name, model_line(name)) for name in model_names()]
+    elif kind == "profiles":
+        from ncclbench.accept.profile import shipped_profiles
+
+        rows = list(shipped_profiles().items())
     else:
         rows = []
         for name in names(kind):

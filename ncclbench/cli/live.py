@@ -59,8 +59,19 @@ class JsonListener:
         click.echo(msgspec.json.encode(summary).decode())
 
 
+class SilentListener(JsonListener):
+    """Nothing but an error: whoever made this process start shows the results of all of them."""
+
+    def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
+        """What went wrong."""
+        if error:
+            click.echo(f"ncclbench: error: {error}", err=True)
+
+
 class LineListener:
     """A line a case on stderr, the table on stdout at the end."""
+
+    shows_results = True
 
     def __init__(self) -> None:
         """Nothing has been shown yet."""
@@ -87,12 +98,12 @@ class LineListener:
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
         """The table of all records, where they are, and what went wrong."""
-        if run is not None and records:
+        if run is not None and records and self.shows_results:
             from ncclbench.registry import load
             from ncclbench.store.directory import read_run
 
             click.echo(load("reports", "table").render([read_run(run)]))
-        if run is not None:
+        if run is not None and self.shows_results:
             click.echo(f"run directory: {run}")
         if error:
             click.echo(f"ncclbench: error: {error}", err=True)
@@ -145,8 +156,10 @@ class BarListener(LineListener):
         super().ended(run, records, code, error)
 
 
-def listener_for(*, as_json: bool) -> JsonListener | LineListener:
-    """The listener that suits where stderr goes."""
+def listener_for(*, as_json: bool, of_several: bool = False) -> "JsonListener | LineListener":
+    """The listener that suits where stderr goes; one of several process starts leaves the results to its parent."""
     if as_json:
-        return JsonListener()
-    return BarListener() if sys.stderr.isatty() else LineListener()
+        return SilentListener() if of_several else JsonListener()
+    listener = BarListener() if sys.stderr.isatty() else LineListener()
+    listener.shows_results = not of_several
+    return listener

@@ -128,10 +128,21 @@ def command(**options: Any) -> None:
       ncclbench run --plan quick --nproc 4 -o runs/first --resume
       torchrun --nproc-per-node 8 -m ncclbench run all_reduce -b 8 -e 4G -f 4
     """
-    click.get_current_context().exit(int(_run(options)))
+    click.get_current_context().exit(int(execute(options)))
 
 
-def _run(options: dict[str, Any]) -> Exit:
+def _arguments(options: dict[str, Any]) -> list[str]:
+    """What the ranks are started with: our own arguments, unless another command has made them up."""
+    return [*(options.get("arguments") or sys.argv[1:])]
+
+
+def execute(options: dict[str, Any]) -> Exit:
+    """Do what the options say; returns what it ends in.
+
+    Args:
+        options: by the names of the parameters of `command`; `arguments`, where another command makes the starts and
+            shows the results itself, are those of the ranks.
+    """
     from ncclbench.launch.detect import OWN_START, detect
     from ncclbench.plan import Plan
 
@@ -151,7 +162,10 @@ def _run(options: dict[str, Any]) -> Exit:
         raise UsageError(f"--nproc is for a start without a launcher; {seat.launcher} has started this job")
     from ncclbench.launch.session import join_and_run
 
-    return join_and_run(_job(plan, transport, out, options), seat, options["timeout"] or _DEFAULT_TIMEOUT)
+    code = join_and_run(_job(plan, transport, out, options), seat, options["timeout"] or _DEFAULT_TIMEOUT)
+    if plan.starts > 1 and seat.rank == 0:
+        _ask_for_next_start(out, seat.launcher)
+    return code
 
 
 def _plan(options: dict[str, Any]) -> Any:
@@ -238,18 +252,21 @@ def _nproc(options: dict[str, Any]) -> int:
 def _job(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Any:
     from ncclbench.cli.live import listener_for
     from ncclbench.launch.book import Job
+    from ncclbench.launch.starts import own_start
 
-    listener = listener_for(as_json=options["as_json"])
+    start = own_start(os.environ)
+    listener = listener_for(as_json=options["as_json"], of_several=start is not None or bool(options.get("arguments")))
     return Job(
         plan=plan,
         transport=transport,
         out=out,
         resume=options["resume"],
-        command=sys.argv[1:],
+        command=_arguments(options),
         listener=listener,
         bind=options["bind"] == "auto",
         device=options["device"],
         topology=_topology_file(options),
+        start=start,
     )
 
 
@@ -261,23 +278,68 @@ def _topology_file(options: dict[str, Any]) -> Any:
 
 
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
-    from ncclbench.launch.local import start_ranks
+    from ncclbench.launch.starts import own_start
     from ncclbench.store.directory import check_target
 
     nproc = _nproc(options)
-    check_target(out, resume=options["resume"])
+    check_target(out, resume=options["resume"] or bool(own_start(os.environ)))
     if transport not in ("nccl", "cupy_nccl"):  # a GPU's memory is asked for where the GPU is
         _refuse_too_large(plan, _planned_topology(nproc, options), _THREADS_MEMORY if transport == "threads" else 1)
+    if (plan.starts > 1 or options.get("arguments")) and own_start(os.environ) is None:
+        return _make_starts(plan, transport, out, options, nproc)
     if transport == "threads":
         from ncclbench.launch.session import play_ranks
 
         return play_ranks(_job(plan, transport, out, options), nproc)
+    return _start_ranks(transport, out, nproc, options)
+
+
+def _start_ranks(transport: str, out: Path, nproc: int, options: dict[str, Any]) -> Exit:
+    """Start the ranks as processes, and wait for them."""
+    # The ranks are told what was decided here: a directory named after the time must be the same for all.
+    arguments = [*_arguments(options), "--transport", transport, "--out", str(out)]
     if transport == "mpi":
         from ncclbench.launch.mpiexec import start_under_mpiexec
 
-        return start_under_mpiexec(nproc, [*sys.argv[1:], "--transport", transport, "--out", str(out)])
-    # The ranks are told what was decided here: a directory named after the time must be the same for all.
-    return start_ranks(nproc, [*sys.argv[1:], "--transport", transport, "--out", str(out)], out)
+        return start_under_mpiexec(nproc, arguments)
+    from ncclbench.launch.local import start_ranks
+
+    return start_ranks(nproc, arguments, out)
+
+
+def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], nproc: int) -> Exit:
+    """All process starts that the plan declares, one after the other; then what they measured."""
+    from ncclbench.cli.live import listener_for
+    from ncclbench.errors import NcclbenchError
+    from ncclbench.launch.starts import first_start, in_own_process, make_starts
+    from ncclbench.store.directory import read_run
+
+    def one() -> Exit:
+        if transport == "threads":  # its ranks share a process, which must be another one for each start
+            return in_own_process([*_arguments(options), "--transport", transport, "--out", str(out)])
+        return _start_ranks(transport, out, nproc, options)
+
+    first = first_start(out, resume=options["resume"])
+    code = make_starts(out, first, plan.starts, one, lambda text: click.echo(text, err=True))
+    try:
+        records = list(read_run(out).records)
+    except NcclbenchError:  # no start came so far as to write anything, and each has said why
+        return code
+    if not options.get("arguments"):
+        listener_for(as_json=options["as_json"]).ended(out, records, code, None)
+    return code
+
+
+def _ask_for_next_start(out: Path, launcher: str) -> None:
+    """Under a launcher, which starts processes once: the command that makes the next of the declared starts."""
+    from ncclbench.launch.starts import next_command
+    from ncclbench.store.directory import read_run
+
+    run = read_run(out)
+    if run.open_start is not None and launcher != "local":
+        command = next_command(launcher, sys.argv[1:], out, os.environ)
+        which = f"process start {run.open_start + 1} of {run.declared_starts}"
+        click.echo(f"{which} is still to be made: {command}", err=True)
 
 
 def _planned_topology(nproc: int, options: dict[str, Any]) -> Any:

@@ -56,6 +56,7 @@ class Job:
         device: where buffers are to be; see `Seat`.
         bind: keep each rank to its share of the cores.
         topology: a topology file that places the ranks; None to go by host names.
+        start: which of the plan's process starts this is; None for the first that is not finished.
     """
 
     plan: Plan
@@ -67,6 +68,7 @@ class Job:
     device: str = "auto"
     bind: bool = False
     topology: TopologyFile | None = None
+    start: int | None = None
 
 
 def _nothing_measured(records: list[Record]) -> str | None:
@@ -86,6 +88,7 @@ class Book:
         self.writer: RunWriter | None = None
         self.records: list[Record] = []
         self.world_size = 0
+        self.start = job.start or 0
         self._current: PlannedCase | None = None
         self._started = utc_now()
         self._over = False
@@ -97,16 +100,28 @@ class Book:
     def open(self, manifest: Mapping[str, Any]) -> set[str]:
         """Open the run directory; the ids of the cases that are already finished."""
         job, self.world_size = self.job, manifest["world_size"]
-        if job.resume:
+        if job.resume or self.start > 0:
             self.writer = RunWriter.resume(self.out, manifest)
-            self.records = [r for r in read_run(self.out).records if r.status in FINISHED and not wrongly_started(r)]
-            self.writer.event("resume", finished=len(self.records))
-            self._warn_of_lost_samples()
+            run = read_run(self.out)
+            if job.start is None:
+                self.start = run.open_start if run.open_start is not None else job.plan.starts - 1
+            self.records = [r for r in run.records if r.status in FINISHED and not wrongly_started(r)]
         else:
-            self.writer = RunWriter.create(self.out, manifest)
-            self.writer.event("start", command=job.command)
-        job.listener.started(self.out, len(job.plan.cases), len(self.records), manifest)
-        return {record.case for record in self.records}
+            self.writer, run = RunWriter.create(self.out, manifest), None
+        finished = {record.case for record in self.records if record.start == self.start}
+        begun = run is not None and any(e["kind"] == "start" and e.get("start", 0) == self.start for e in run.events)
+        self.writer.event(
+            "resume" if begun else "start",
+            start=self.start,
+            finished=len(finished),
+            command=job.command,
+            pids=[rank["pid"] for rank in manifest.get("ranks", [])],
+            software=manifest.get("software"),
+        )
+        if run is not None:
+            self._warn_of_lost_samples()
+        job.listener.started(self.out, len(job.plan.cases), len(finished), manifest)
+        return finished
 
     def _warn_of_lost_samples(self) -> None:
         """A finished case stays finished, but a reader of the run must know that its figures have lost their proof."""
@@ -122,7 +137,7 @@ class Book:
         """A case begins."""
         with self._writing() as writer:
             self._current, self._started = planned, utc_now()
-            writer.event("case", case=planned.case.id)
+            writer.event("case", case=planned.case.id, start=self.start)
         self.job.listener.began(number, planned.case.id)
 
     def finish(self, measured: Measurement) -> None:
@@ -130,8 +145,7 @@ class Book:
         samples = measured.samples
         labels, seconds = (samples.labels, samples.seconds_RNK) if samples else (None, None)
         with self._writing() as writer:
-            record = writer.append(measured.record, labels, seconds)
-            writer.event("result", case=record.case, status=record.status)
+            record = writer.append(msgspec.structs.replace(measured.record, start=self.start), labels, seconds)
             self._current = None
             self.records.append(record)
         self.job.listener.finished(record)
@@ -142,7 +156,7 @@ class Book:
         error = _nothing_measured(self.records)
         code = Exit.INCONCLUSIVE if error else code
         with self._writing() as writer:
-            writer.event("end", exit_code=int(code))
+            writer.event("end", start=self.start, exit_code=int(code))
             self._over, self._code = True, code
         try:
             self.job.listener.ended(self.out, self.records, code, error)
@@ -201,11 +215,12 @@ class Book:
                     self._current.case, self.job.transport, self.world_size, self._started, fault.status, fault.reason
                 ),
                 ranks=list(fault.ranks),
+                start=self.start,
             )
             writer.append(record)
             self.records.append(record)
-        writer.event("lost", ranks=list(fault.ranks), reason=fault.reason)
-        writer.event("end", exit_code=int(self._code))
+        writer.event("lost", start=self.start, ranks=list(fault.ranks), reason=fault.reason)
+        writer.event("end", start=self.start, exit_code=int(self._code))
 
     def take_over(self, number: int) -> None:
         """Rank 1, once rank 0 is gone: open what is there, if this rank can see it."""
@@ -218,5 +233,6 @@ class Book:
             return
         self.writer = RunWriter(self.out)
         self.records = list(run.records)
+        self.start = max((int(e.get("start", 0)) for e in run.events), default=0)
         if 0 <= number < len(self.job.plan.cases):
             self._current = self.job.plan.cases[number]

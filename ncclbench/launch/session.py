@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from ncclbench.measure.regimes import Progress
 from ncclbench.plan import PlannedCase
 from ncclbench.registry import load
 from ncclbench.store.events import utc_now
-from ncclbench.store.provenance import provenance
+from ncclbench.store.provenance import provenance, software
 from ncclbench.store.records import SCHEMA
 from ncclbench.topology import Topology
 from ncclbench.topology.detect import detect_host, nearest
@@ -103,11 +104,32 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     cores: list[int]
     gpu: str | None = None
     found: Found = Found()
+    device: dict[str, Any] = {}
+    software: dict[str, Any] = {}
+
+
+def distinct_software(places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Each different set of versions and settings once, with the ranks that have it; one entry where all agree."""
+    views: dict[str, dict[str, Any]] = {}
+    for rank, place in enumerate(places):
+        view = views.setdefault(_text(place.software), {"ranks": [], **place.software})
+        view["ranks"].append(rank)
+    return list(views.values())
+
+
+def _place_record(place: Place) -> dict[str, Any]:
+    """A place for the manifest; its software stands beside, once for all ranks that share it."""
+    record: dict[str, Any] = msgspec.to_builtins(place)
+    del record["software"]
+    if not record["device"]:
+        del record["device"]
+    return record
 
 
 def _place(job: Job, seat: Seat, transport: Transport) -> str:
     """This rank's `Place` as JSON; binds it first, if it is to be bound."""
-    gpu = transport.describe().get("pci_bus_id")
+    described = dict(transport.describe())
+    gpu = described.get("pci_bus_id")
     cores = bind(seat, gpu) if job.bind else allowed_cores()
     host = "local" if seat.launcher == "threads" else socket.gethostname()
     return _text(
@@ -116,6 +138,8 @@ def _place(job: Job, seat: Seat, transport: Transport) -> str:
             pid=os.getpid(),
             cores=cores,
             gpu=gpu,
+            device=described.get("device") or {},
+            software=software(described),
             found=Found() if seat.launcher == "threads" else _surroundings(gpu),
         )
     )
@@ -223,7 +247,8 @@ def _open_book(
             "device": transport.device,
             "world_size": transport.world_size,
             "topology": topology.as_record(),
-            "ranks": [msgspec.to_builtins(place) for place in places],
+            "ranks": [_place_record(place) for place in places],
+            "software": distinct_software(places),
             "provenance": {**provenance(seat.launcher, job.command), "transport": dict(transport.describe())},
             "started": utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
         }

@@ -38,7 +38,7 @@ class Run:
     Attributes:
         path: where it is.
         manifest: plan, topology, provenance.
-        records: the last record of each case, in the order in which the cases first ended.
+        records: the last record of each case in each process start, in the order in which they first ended.
         events: whole lines of the event log.
     """
 
@@ -46,6 +46,27 @@ class Run:
     manifest: Mapping[str, Any]
     records: tuple[Record, ...]
     events: tuple[Mapping[str, Any], ...]
+
+    @property
+    def declared_starts(self) -> int:
+        """How many process starts the plan declares."""
+        plan = self.manifest.get("plan")
+        starts = plan.get("starts", 1) if isinstance(plan, dict) else 1
+        return starts if isinstance(starts, int) else 1
+
+    def missing_from(self, start: int) -> list[str]:
+        """The planned cases that process start `start` has not finished."""
+        plan = self.manifest.get("plan")
+        listed = plan.get("cases") if isinstance(plan, dict) else None
+        planned = listed if isinstance(listed, list) else []
+        cases = [str(case["id"]) for case in planned if isinstance(case, dict) and "id" in case]
+        finished = {record.case for record in self.records if record.start == start and record.status in FINISHED}
+        return [case for case in cases if case not in finished]
+
+    @property
+    def open_start(self) -> int | None:
+        """The first process start that has not finished all its cases; None if all have."""
+        return next((start for start in range(self.declared_starts) if self.missing_from(start)), None)
 
     @property
     def interrupted_in(self) -> str | None:
@@ -91,14 +112,14 @@ def _refuse_newer(data: Any, where: Path | str) -> None:
 
 
 def _read_records(path: Path) -> list[Record]:
-    latest: dict[str, Record] = {}
+    latest: dict[tuple[int, str], Record] = {}
     for number, line in enumerate(events.whole_lines(path), 1):
         try:
             _refuse_newer(msgspec.json.decode(line), f"{path}, line {number}")
             record = msgspec.json.decode(line, type=Record)
         except msgspec.DecodeError as error:
             raise UsageError(f"{path}, line {number} is damaged: {error}") from None
-        latest[record.case] = record
+        latest[record.start, record.case] = record
     return list(latest.values())
 
 
@@ -229,14 +250,22 @@ class RunWriter:
         seconds_RNK: NDArray[np.float64] | None = None,
         ranks_R: NDArray[np.int32] | None = None,
     ) -> Record:
-        """Store a record, and its samples before it; returns the record as stored, with the samples' path."""
+        """Store a record, and its samples before it; returns the record as stored, with the samples' path.
+
+        The event log gets a `result` with the hashes of both, so that neither can be changed alone afterwards.
+        """
+        hashes = {}
         with self._lock, _storing(record.case):
             if seconds_RNK is not None and labels is not None:
                 name = f"samples/{self._stored:05d}-{record.pattern}-{record.bytes}-{record.timing}.parquet"
                 write_samples(self.path / name, labels, seconds_RNK, ranks_R)
                 record = msgspec.structs.replace(record, samples=name)
-            _append_line(self.path / "results.jsonl", msgspec.json.encode(record) + b"\n")
+                hashes["samples_sha256"] = events.file_hash(self.path / name)
+            line = msgspec.json.encode(record)
+            _append_line(self.path / "results.jsonl", line + b"\n")
+            hashes["record_sha256"] = events.line_hash(line)
             self._stored += 1
+        self.event("result", case=record.case, start=record.start, status=record.status, **hashes)
         return record
 
     def event(self, kind: str, **fields: Any) -> None:

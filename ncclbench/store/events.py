@@ -30,6 +30,12 @@ def line_hash(line: bytes) -> str:
     return hashlib.sha256(line.rstrip(b"\n")).hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def encode(kind: str, previous: str, fields: dict[str, Any]) -> bytes:
     """One line of the log, with its newline."""
     return msgspec.json.encode({"time": now(), "kind": kind, **fields, "previous": previous}) + b"\n"

@@ -37,6 +37,30 @@ def provenance(launcher: str, command: list[str]) -> dict[str, Any]:
     }
 
 
+# What a transport says of itself that is not the same on two healthy ranks of one job.
+_OF_ONE_RANK = ("pci_bus_id", "device", "control")
+
+
+def software(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What one rank runs: versions (what its transport has really loaded wins), kernel, and settings.
+
+    Every rank tells its own, because a stale library on one node of many is what nobody looks for.
+    """
+    device = described.get("device") or {}
+    loaded = {name: value for name, value in described.items() if name not in _OF_ONE_RANK and value is not None}
+    return {
+        "versions": {
+            **installed_versions(),
+            **{name: str(value) for name, value in loaded.items()},
+            "ncclbench": __version__,
+            "python": platform.python_version(),
+            "kernel": platform.release(),
+            **{name: device[name] for name in ("driver", "vbios") if name in device},
+        },
+        "variables": recorded_variables(os.environ),
+    }
+
+
 def recorded_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that change what is measured, and no secret."""
     return {

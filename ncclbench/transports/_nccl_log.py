@@ -19,6 +19,8 @@ _VIA = re.compile(r"\bvia (NET/[A-Za-z]+|P2P/[A-Za-z]+|SHM(?:/[A-Za-z]+)?|COLLNE
 _GDR = re.compile(r"/GDRDMA\b")
 # A number in brackets behind the device is the rank whose NIC is used in place of the sender's own: PXN.
 _SEND = re.compile(r"\[send\] via NET/\w+/\d+(\(\d+\))?")
+# NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_1:1/RoCE: NCCL speaks verbs over both, and calls both NET/IB.
+_LINK_LAYER = re.compile(r"\]\w+:\d+/(IB|RoCE)\b")
 _NETWORK = re.compile(r"Using network (\S+)")
 _CHANNELS = re.compile(r"(\d+) coll channels, (\d+) collnet channels, (\d+) nvls channels, (\d+) p2p channels")
 _NVLS_OFF = re.compile(r"NVLS multicast support is not available")
@@ -32,10 +34,11 @@ def parse_nccl_log(lines: Iterable[str]) -> dict[str, Any]:
     """What the lines of an NCCL log say; a key is there only if a line says it.
 
     Keys: ``version``, ``network`` (IB, Socket, ...), ``links`` (``P2P/CUMEM``, ``NET/IB``, ...), ``gdr``, ``pxn``,
-    ``channels``, ``nvls``, ``calls`` (op, algorithm and protocol), ``warnings``.
+    ``channels``, ``nvls``, ``calls`` (op, algorithm and protocol), ``warnings``,
+    ``link_layer`` (IB, RoCE).
     """
     found: dict[str, Any] = {}
-    lists: dict[str, set[str]] = {"links": set(), "calls": set(), "warnings": set()}
+    lists: dict[str, set[str]] = {"links": set(), "calls": set(), "warnings": set(), "link_layer": set()}
     for line in lines:
         if match := _VERSION.search(line):
             found["version"] = match[1]
@@ -47,6 +50,7 @@ def parse_nccl_log(lines: Iterable[str]) -> dict[str, Any]:
             found["nvls"] = bool(_NVLS_ON.search(line))
         lists["calls"] |= {f"{op} {algorithm}/{protocol}" for op, _, algorithm, protocol in _TUNING.findall(line)}
         lists["warnings"] |= set(_WARNING.findall(line))
+        lists["link_layer"] |= set(_LINK_LAYER.findall(line))
         _note_link(line, lists["links"], found)
     return {**found, **{name: sorted(values) for name, values in lists.items() if values}}
 

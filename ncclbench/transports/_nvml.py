@@ -53,6 +53,30 @@ def gpu_state(pci_bus_id: str) -> dict[str, Any]:
     return {name: value for name, value in state.items() if value is not None}
 
 
+def gpu_identity(pci_bus_id: str) -> dict[str, Any]:
+    """Which GPU is at `pci_bus_id`; what NVML does not tell is left out.
+
+    Keys: ``name``, ``uuid``, ``serial``, ``vbios``, ``driver``.
+    """
+    nvml = _library()
+    handle = None if nvml is None else _asked(lambda: nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id.encode()))
+    if handle is None:
+        return {}
+    asked = {
+        "name": lambda: nvml.nvmlDeviceGetName(handle),
+        "uuid": lambda: nvml.nvmlDeviceGetUUID(handle),
+        "serial": lambda: nvml.nvmlDeviceGetSerial(handle),
+        "vbios": lambda: nvml.nvmlDeviceGetVbiosVersion(handle),
+        "driver": lambda: nvml.nvmlSystemGetDriverVersion(),
+    }
+    found = {name: _asked(ask) for name, ask in asked.items()}
+    return {
+        name: value.decode() if isinstance(value, bytes) else str(value)
+        for name, value in found.items()
+        if value is not None
+    }
+
+
 def _errors(nvml: Any, handle: Any) -> dict[str, int]:
     counters = {
         "ECC uncorrected errors": lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, 1, 0),

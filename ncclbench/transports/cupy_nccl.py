@@ -30,7 +30,7 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._cuda import CudaStream, claim_gpu, nccl_version, refuse_shared_gpu
 from ncclbench.transports._local import local_call, refuse_what_only_mpi_has
 from ncclbench.transports._nccl_log import NcclLog
-from ncclbench.transports._nvml import gpu_state
+from ncclbench.transports._nvml import gpu_identity, gpu_state
 from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
 
 # ncclDataType_t and ncclRedOp_t of nccl.h; CuPy names only some of them.
@@ -196,6 +196,7 @@ class CupyNcclTransport:
             "transport": self.name,
             "cupy": cupy.__version__,
             "pci_bus_id": self._pci,
+            "device": gpu_identity(self._pci),
             "nccl": nccl_version(),
             "nccl_library": loaded_nccl(),
             "control": dict(self._meeting.describe()),

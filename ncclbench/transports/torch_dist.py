@@ -26,7 +26,7 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import branches_step, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
-from ncclbench.transports._nvml import gpu_state
+from ncclbench.transports._nvml import gpu_identity, gpu_state
 from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, Step, nothing
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -332,6 +332,7 @@ class TorchTransport:
         return {
             **versions,
             "pci_bus_id": self._pci,
+            "device": gpu_identity(self._pci),
             "nccl": self._log.read().get("version"),
             "nccl_library": loaded_nccl(),
         }

@@ -78,7 +78,7 @@ def test_a_result_that_comes_after_a_fault_is_not_written(tmp_path: Path) -> Non
     assert late.is_alive(), "the measuring thread waits for the end of its process"
     run = read_run(tmp_path / "run")
     assert [record.status for record in run.records] == ["failed"]
-    assert [event["kind"] for event in run.events] == ["start", "case", "lost", "end"]
+    assert [event["kind"] for event in run.events] == ["start", "case", "result", "lost", "end"]
 
 
 def test_only_the_first_fault_is_written(tmp_path: Path) -> None:

@@ -296,8 +296,15 @@ def test_two_entries_with_the_same_case() -> None:
     assert "reduce/float32/8/isolated stands twice" in refusal(entry + entry)
 
 
-def test_more_than_one_start_is_refused() -> None:
-    assert "starts = 3" in refusal("starts = 3\n" + MINIMAL.split("\n", 1)[1])
+def test_a_plan_declares_how_often_its_processes_are_started() -> None:
+    assert parse_plan(MINIMAL, "p").starts == 1
+    plan = parse_plan("starts = 3\n" + MINIMAL, "p")
+    assert plan.starts == plan.as_record()["starts"] == 3
+
+
+@pytest.mark.parametrize("starts", [0, -1, 101])
+def test_a_senseless_number_of_starts_is_refused(starts: int) -> None:
+    assert f"got {starts}" in refusal(f"starts = {starts}\n" + MINIMAL.split("\n", 1)[1])
 
 
 def test_a_plan_of_too_many_cases_is_refused() -> None:

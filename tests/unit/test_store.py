@@ -89,8 +89,7 @@ def run(tmp_path: Path) -> Path:
     writer = RunWriter.create(path, MANIFEST)
     writer.event("start", command=["run"])
     for number in range(2):
-        stored = writer.append(record(number), ["total", "bit_0"], SECONDS_RNK)
-        writer.event("result", case=stored.case, status=stored.status)
+        writer.append(record(number), ["total", "bit_0"], SECONDS_RNK)
     return path
 
 
@@ -105,7 +104,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert back.records == (stored, skipped)
     assert stored == msgspec.structs.replace(FULL, samples=stored.samples)
     assert skipped.samples is None
-    assert [event["kind"] for event in back.events] == ["start", "end"]
+    assert [event["kind"] for event in back.events] == ["start", "result", "result", "end"]
     assert back.events[0]["command"] == ["run", "all_reduce"]
     assert back.interrupted_in is None
 
@@ -510,7 +509,6 @@ while True:
         Record(case=case, pattern="p", transport="t", timing="isolated", dtype="uint8", bytes=k, world_size=2,
                status="ok", started="now", notes=["x" * (k % 7) * 1000]),
         ["total", "phase"], np.full((2, 50, 2), k, dtype=np.float64))
-    writer.event("result", case=case)
     print(case, flush=True)
     k += 1
 """

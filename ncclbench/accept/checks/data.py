@@ -1,0 +1,40 @@
+"""Wrong data: one differing element in any case fails the run, whatever its speed."""
+
+from collections.abc import Iterator
+
+from ncclbench.accept.facts import shown_ranks
+from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.subject import Subject, row
+
+
+def check(subject: Subject) -> Iterator[Result]:
+    """One result a case that was measured."""
+    for view in subject.cases:
+        measured = [record for record in view.records if record.status in ("ok", "wrong")]
+        if not measured:
+            continue
+        bad = [record for record in measured if record.status == "wrong" or record.wrong]
+        unchecked = [record for record in measured if record.wrong is None]
+        if bad:
+            ranks = sorted({rank for record in bad for rank in record.wrong_ranks})
+            starts = ", ".join(str(record.start) for record in bad)
+            yield Result(
+                check="data",
+                subject=view.id,
+                verdict=Verdict.FAIL,
+                reason=f"{sum(r.wrong or 0 for r in bad)} wrong elements on {shown_ranks(ranks)}, in start {starts}",
+                action=Action.ISOLATE,
+                evidence=[row(r, wrong=r.wrong, wrong_ranks=r.wrong_ranks, reason=r.reason) for r in bad],
+                cause="wrong_data",
+            )
+        elif unchecked:
+            yield Result(
+                check="data",
+                subject=view.id,
+                verdict=Verdict.INCONCLUSIVE,
+                reason="the data were not validated (--no-check)",
+                evidence=[row(record) for record in unchecked],
+            )
+        else:
+            reason = f"all elements right in {len(measured)} start(s)"
+            yield Result(check="data", subject=view.id, verdict=Verdict.PASS, reason=reason)

@@ -1,0 +1,44 @@
+"""Noise inside a process start: a median whose interval is wide, or a tail far beyond it, is no figure to judge by."""
+
+from collections.abc import Iterator
+
+from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.profile import Limits
+from ncclbench.accept.subject import Subject, row
+from ncclbench.store.records import Summary
+
+
+def check(subject: Subject) -> Iterator[Result]:
+    """One result a case."""
+    limits = subject.rules.profile.limits
+    for view in subject.cases:
+        exemption = subject.exemption(view)
+        if exemption:
+            yield Result(check="dispersion", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
+            continue
+        complaints = []
+        for record in view.timed:
+            assert record.time_us is not None
+            complaint = _complaint(record.time_us, limits)
+            if complaint:
+                complaints.append(f"{complaint} (start {record.start})")
+        if view.timed:
+            yield Result(
+                check="dispersion",
+                subject=view.id,
+                verdict=Verdict.INCONCLUSIVE if complaints else Verdict.PASS,
+                reason="; ".join(complaints) or "quiet enough in every start",
+                action=Action.MONITOR if complaints else None,
+                evidence=[row(r, p95_us=r.time_us.p95 if r.time_us else None) for r in view.timed],
+            )
+
+
+def _complaint(summary: Summary, limits: Limits) -> str | None:
+    if summary.n < limits.min_samples or summary.p50_lo is None or summary.p50_hi is None:
+        return f"too few samples: {summary.n}, needs {limits.min_samples}"
+    width = (summary.p50_hi - summary.p50_lo) / 2 / summary.p50 if summary.p50 > 0 else float("inf")
+    if width > limits.median_width:
+        return f"too noisy: the median is known to {width:.1%} only, wanted {limits.median_width:.1%}"
+    if summary.p95 is not None and summary.p95 > limits.p95_over_p50 * summary.p50:
+        return f"long tail: p95 is {summary.p95 / summary.p50:.2f} times the median, limit {limits.p95_over_p50:g}"
+    return None

@@ -1,0 +1,87 @@
+"""Versions and settings that differ between ranks, or between process starts, or are not what the profile wants."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ncclbench.accept.facts import matches_any, shown_ranks, software_of
+from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.subject import Subject
+
+_KINDS = {"versions": "version", "variables": "setting"}
+
+
+def check(subject: Subject) -> Iterator[Result]:
+    """One result for each name that differs or is not as wanted, or one for all."""
+    views = software_of(subject.run.manifest)
+    may_differ = subject.rules.profile.limits.may_differ
+    found = [result for kind in _KINDS for result in _between_ranks(views, kind, may_differ)]
+    found += [result for kind in _KINDS for result in _wanted(subject, views, kind)]
+    found += _between_starts(subject)
+    yield from found
+    if not found:
+        told = isinstance(subject.run.manifest.get("software"), list)
+        verdict = Verdict.PASS if told else Verdict.INCONCLUSIVE
+        reason = "the same on all ranks and in all starts" if told else "only rank 0's versions were recorded"
+        yield Result(check="drift", subject="versions and settings", verdict=verdict, reason=reason)
+
+
+def _between_ranks(views: list[dict[str, Any]], kind: str, may_differ: list[str]) -> Iterator[Result]:
+    names = sorted({name for view in views for name in view.get(kind) or {}})
+    for name in names:
+        if kind == "variables" and matches_any(name, may_differ):
+            continue
+        ranks: dict[str, list[int]] = {}
+        for view in views:
+            ranks.setdefault(str((view.get(kind) or {}).get(name, "not set")), []).extend(view.get("ranks", []))
+        if len(ranks) > 1:
+            usual = max(ranks, key=lambda value: len(ranks[value]))
+            others = "; ".join(f"{value} on {shown_ranks(sorted(r))}" for value, r in ranks.items() if value != usual)
+            yield Result(
+                check="drift",
+                subject=f"{_KINDS[kind]} {name}",
+                verdict=Verdict.FAIL,
+                reason=f"{others}; {usual} on the other {len(ranks[usual])}",
+                action=Action.ISOLATE,
+                evidence=[{"name": name, "value": value, "ranks": sorted(r)} for value, r in ranks.items()],
+            )
+
+
+def _wanted(subject: Subject, views: list[dict[str, Any]], kind: str) -> Iterator[Result]:
+    if subject.fabric_mismatch:
+        return
+    for name, test in subject.rules.wanted[kind].items():
+        for view in views:
+            value = (view.get(kind) or {}).get(name)
+            if not test.holds(value):
+                unknown = value is None and kind == "versions"
+                yield Result(
+                    check="drift",
+                    subject=f"{_KINDS[kind]} {name}",
+                    verdict=Verdict.INCONCLUSIVE if unknown else Verdict.FAIL,
+                    reason=f"is {value if value is not None else 'not set'} on {shown_ranks(view.get('ranks', []))}; "
+                    f"the profile wants {test.text}",
+                    action=Action.MONITOR,
+                    evidence=[{"name": name, "value": value, "wanted": test.text, "ranks": view.get("ranks", [])}],
+                )
+
+
+def _between_starts(subject: Subject) -> list[Result]:
+    first: Mapping[str, Any] | None = None
+    for event in subject.run.events:
+        if event["kind"] not in ("start", "resume") or not isinstance(event.get("software"), list):
+            continue
+        views = {"software": event["software"]}
+        if first is None:
+            first = views
+        elif views != first:
+            return [
+                Result(
+                    check="drift",
+                    subject="process starts",
+                    verdict=Verdict.FAIL,
+                    reason=f"start {event.get('start', 0)} ran with other versions or settings than the first",
+                    action=Action.MONITOR,
+                    evidence=[{"first": first["software"], "then": event["software"]}],
+                )
+            ]
+    return []

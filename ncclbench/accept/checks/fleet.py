@@ -1,0 +1,172 @@
+"""Equals against each other: nodes, rails or NICs of the same run that did the same work at the same time.
+
+Averages hide: one rail at half speed among 8 shows as an eighth more time. So every group (or, where flows were timed,
+every endpoint and direction) stands for itself. It is an outlier if its robust z lies beyond the Bonferroni bound for
+that many units and it is slower than the median by more than the margin; both, since with little noise everything is
+significant, and with few units much is large. It must be slow by the margin in every process start, or it is only
+inconclusive: noise is somewhere else the next time. The MAD has a floor: the clock's resolution, and how well each
+unit's own median is known. A fleet that is slow as a whole looks normal to itself: floors are for that.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.accept.facts import CaseView, Place
+from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.profile import Limits
+from ncclbench.accept.subject import Subject
+from ncclbench.store.records import Record, Summary
+
+# With fewer equals no one can say which of them is the odd one.
+FEWEST_UNITS = 4
+# With fewer peers a slow flow may be the fault of either end.
+FEWEST_PEERS = 3
+# CUDA events resolve this; time.perf_counter is finer.
+_CLOCK_US = 0.5
+_ACTIONS = {
+    "rail": Action.CHECK_SWITCH,
+    "node": Action.ISOLATE,
+    "domain": Action.ISOLATE,
+    "endpoint": Action.CHECK_CABLE,
+}
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One of several equals in one start: what it is, its time, and half the width of that time's interval, in us."""
+
+    kind: str
+    name: str
+    time_us: float
+    uncertainty_us: float
+    evidence: Mapping[str, Any]
+
+
+def check(subject: Subject) -> Iterator[Result]:
+    """One result for each case that has enough equals, and one for each outlier."""
+    compared = False
+    for view in subject.cases:
+        starts = [units for record in view.timed if (units := _units(subject, record))]
+        if starts and len(starts[0]) >= FEWEST_UNITS and _alike(starts):
+            compared = True
+            yield from _judge(view, starts, subject.rules.profile.limits)
+    if not compared:
+        reason = f"no case ran on {FEWEST_UNITS} or more equal groups side by side"
+        yield Result(check="fleet", subject="run", verdict=Verdict.NOT_RUN, reason=reason)
+
+
+def outliers(log_times_SU: Floats, scale_floor: float, alpha: float) -> tuple[Floats, Floats, float]:
+    """How far each unit lies above the median, its robust z, and the bound on z; both of shape (U,).
+
+    Args:
+        log_times_SU: logarithms of each unit's time in each start.
+        scale_floor: the scale is never taken for less than this.
+        alpha: chance of any false alarm among all U.
+    """
+    center_U = np.median(log_times_SU, axis=0)
+    effect_U = center_U - np.median(center_U)
+    scale = max(1.4826 * float(np.median(np.abs(effect_U))), scale_floor)
+    bound = statistics.NormalDist().inv_cdf(1 - alpha / len(center_U))
+    return effect_U, effect_U / scale, bound
+
+
+def _judge(view: CaseView, starts: list[list[Unit]], limits: Limits) -> Iterator[Result]:
+    times_SU = np.array([[unit.time_us for unit in units] for units in starts])
+    if not (np.isfinite(times_SU).all() and (times_SU > 0).all()):
+        reason = "a group's time is no possible figure"
+        yield Result(check="fleet", subject=view.id, verdict=Verdict.INCONCLUSIVE, reason=reason)
+        return
+    known = [unit.uncertainty_us / unit.time_us / 1.96 for units in starts for unit in units]
+    floor = max(_CLOCK_US / float(np.median(times_SU)), statistics.median(known), 1e-6)
+    effect_U, z_U, bound = outliers(np.log(times_SU), floor, limits.fleet_alpha)
+    slow = np.flatnonzero((z_U > bound) & (np.expm1(effect_U) > limits.fleet_margin))
+    apart_SU = np.expm1(np.log(times_SU) - np.log(np.median(times_SU, axis=1, keepdims=True)))
+    for index in slow:
+        times = int((apart_SU[:, index] > limits.fleet_margin).sum())
+        yield _outlier(view, starts, int(index), times, float(effect_U[index]), float(z_U[index]), bound)
+    if not len(slow):
+        kind = starts[0][0].kind
+        reason = f"{len(z_U)} equal {kind}s, the slowest {np.expm1(effect_U.max()):.1%} behind the median"
+        yield Result(check="fleet", subject=view.id, verdict=Verdict.PASS, reason=reason)
+
+
+def _outlier(
+    view: CaseView, starts: list[list[Unit]], index: int, times: int, effect: float, z: float, bound: float
+) -> Result:
+    """The result for one outlier, which was slow in `times` of the starts."""
+    unit = starts[0][index]
+    evidence = [
+        {"case": view.id, "unit": units[index].name, "time_us": units[index].time_us, **units[index].evidence}
+        for units in starts
+    ]
+    others = [statistics.median(unit.time_us for unit in units) for units in starts]
+    evidence.append({"median_of_all_us": others, "units": len(starts[0]), "z": z, "bound": bound})
+    few = ", but in a single process start" if len(starts) == 1 else f", but in {times} of {len(starts)} starts only"
+    sure = times == len(starts) > 1
+    return Result(
+        check="fleet",
+        subject=f"{view.id}: {unit.name}",
+        verdict=Verdict.FAIL if sure else Verdict.INCONCLUSIVE,
+        reason=f"{unit.name} takes {np.exp(effect):.2f} times the median of {len(starts[0])} equal {unit.kind}s "
+        f"(z {z:.1f}, bound {bound:.1f})" + ("" if sure else few),
+        action=_ACTIONS.get(unit.kind, Action.MONITOR),
+        evidence=evidence,
+    )
+
+
+def _alike(starts: list[list[Unit]]) -> bool:
+    """Whether every start compared the same units."""
+    names = [[unit.name for unit in units] for units in starts]
+    return all(a == b for a, b in pairwise(names))
+
+
+def _units(subject: Subject, record: Record) -> list[Unit]:
+    """The equals of one record: its groups, or the endpoints of its flows."""
+    if len({len(group.ranks) for group in record.groups}) == 1 and len(record.groups) > 1:
+        named = [(subject.place.name_group(group.ranks), group) for group in record.groups]
+        return [
+            Unit(kind, name, g.time_us.p50, _uncertainty(g.time_us), {**_of(record), "ranks": g.ranks})
+            for (kind, name), g in named
+        ]
+    return _endpoints(subject.place, record)
+
+
+def _of(record: Record) -> dict[str, Any]:
+    return {"start": record.start, "samples": record.samples}
+
+
+def _uncertainty(summary: Summary) -> float:
+    if summary.p50_lo is None or summary.p50_hi is None:
+        return summary.p50
+    return (summary.p50_hi - summary.p50_lo) / 2
+
+
+def _endpoints(place: Place, record: Record) -> list[Unit]:
+    """Each rank's sending and receiving side: the median over distinct peers of the time of 1e6 bytes, in us."""
+    times: dict[tuple[str, int], dict[int, list[float]]] = {}
+    for phase in record.phases:
+        flows = phase.flows
+        if not flows or not flows.get("p50_us"):
+            continue
+        for src, dst, nbytes, p50_us in zip(*(flows[key] for key in ("src", "dst", "nbytes", "p50_us")), strict=True):
+            if src != dst and nbytes and p50_us:
+                for side, rank, peer in (("send", src, dst), ("receive", dst, src)):
+                    times.setdefault((side, rank), {}).setdefault(peer, []).append(p50_us / nbytes * 1e6)
+    numbers = {len(peers) for peers in times.values()}
+    if len(numbers) != 1 or min(numbers) < FEWEST_PEERS:
+        return []
+    units = []
+    for (side, rank), peers in sorted(times.items()):
+        medians = [statistics.median(values) for values in peers.values()]
+        name = f"{side} side of {place.name_rank(rank)}"
+        flows_us = {str(peer): statistics.median(values) for peer, values in sorted(peers.items())}
+        evidence = {**_of(record), "rank": rank, "direction": side, "us_a_megabyte_by_peer": flows_us}
+        units.append(Unit("endpoint", name, statistics.median(medians), 0.0, evidence))
+    return units

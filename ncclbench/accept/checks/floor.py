@@ -1,0 +1,200 @@
+"""Each case against what the profile says it must reach.
+
+A figure is judged by its interval, in every process start: it passes if all of it lies above the floor in all starts,
+it fails if all of it lies below in most of them, and whatever is between is inconclusive. An assumed figure that is
+missed is inconclusive at most.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ncclbench.accept.facts import CaseView
+from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.profile import SCOPE_FACTS, FloorRule
+from ncclbench.accept.subject import Estimate, Subject, row
+from ncclbench.store.records import Record
+from ncclbench.units import format_size
+
+
+def check(subject: Subject) -> Iterator[Result]:
+    """One result for each case and entry of the profile, and one for each entry that nothing measured."""
+    if subject.fabric_mismatch:
+        yield Result(check="floor", subject="run", verdict=Verdict.NOT_RUN, reason=subject.skipped_by_mismatch())
+        return
+    met: set[int] = set()
+    for view in subject.cases:
+        if not view.timed:
+            continue
+        chosen = subject.floors_for(view)
+        met.update(chosen)
+        yield from (_judge(subject, view, subject.rules.floors[k]) for k in chosen)
+        if not chosen:
+            yield _no_entry(subject, view)
+    for k, rule in enumerate(subject.rules.floors):
+        if k not in met and _could_be_measured(subject, rule):
+            yield Result(
+                check="floor",
+                subject=describe(rule),
+                verdict=Verdict.NOT_RUN,
+                reason="no case of this run measured it",
+                required=rule.floor.required,
+                evidence=[_source(rule)],
+            )
+
+
+def describe(rule: FloorRule) -> str:
+    """An entry for a reader, by what it selects."""
+    parts = []
+    for name, test in rule.tests.items():
+        sizes = name == "bytes" and test.one_of is not None
+        text = " or ".join(format_size(float(size)) for size in test.one_of or ()) if sizes else test.text
+        parts.append(text if name == "pattern" else f"{name} {text}")
+    return ", ".join(parts)
+
+
+def _could_be_measured(subject: Subject, rule: FloorRule) -> bool:
+    """Whether this run has groups of the sizes that the entry is about."""
+    tests = {name: test for name, test in rule.tests.items() if name in SCOPE_FACTS}
+    return any(all(test.holds(scope[name]) for name, test in tests.items()) for scope in subject.place.scopes())
+
+
+def _judge(subject: Subject, view: CaseView, rule: FloorRule) -> Result:
+    estimates = [(record, subject.estimate(record, rule)) for record in view.timed]
+    evidence = [_source(rule), *(_evidence(record, estimate) for record, estimate in estimates)]
+    verdict, reason = _compare(subject, rule, [(r, e) for r, e in estimates])
+    assumed = rule.floor.basis == "assumed"
+    if assumed and verdict is Verdict.FAIL:
+        verdict, reason = Verdict.INCONCLUSIVE, f"{reason}; that figure is assumed, so it proves nothing"
+    elif assumed:
+        reason += " (assumed)"
+    return Result(
+        check="floor",
+        subject=view.id,
+        verdict=verdict,
+        reason=reason,
+        action=None if verdict is Verdict.PASS else rule.floor.action if verdict is Verdict.FAIL else Action.MONITOR,
+        evidence=evidence,
+        conclusive=verdict is Verdict.PASS and not assumed,
+    )
+
+
+def _compare(subject: Subject, rule: FloorRule, estimates: list[tuple[Record, Estimate | None]]) -> tuple[Verdict, str]:
+    limits, floor = subject.rules.profile.limits, rule.floor
+    known = [estimate for _, estimate in estimates if estimate is not None]
+    if len(known) < len(estimates):
+        return Verdict.INCONCLUSIVE, _unknown(subject, rule, estimates)
+    if any(not (math.isfinite(e.value) and e.value > 0) for e in known):
+        return Verdict.INCONCLUSIVE, f"{floor.metric} is no possible figure: {[e.value for e in known]}"
+    shown = _shown(rule, known)
+    least = limits.p99_samples if floor.metric.endswith("p99") else limits.min_samples
+    fewest = min(record.time_us.n if record.time_us else 0 for record, _ in estimates)
+    if fewest < least or any(e.low is None or e.high is None for e in known):
+        return Verdict.INCONCLUSIVE, f"{shown}: too few samples to judge: {fewest}, needs {least}"
+    if len(known) < limits.min_starts:
+        return (
+            Verdict.INCONCLUSIVE,
+            f"{shown}: measured in {len(known)} process start(s), needs {limits.min_starts}",
+        )
+    return _against(rule, known, shown)
+
+
+def _against(rule: FloorRule, known: list[Estimate], shown: str) -> tuple[Verdict, str]:
+    over, under = _sides(rule, rule.limit, known)
+    if over == len(known):
+        good = rule.floor.good
+        if good is not None and _sides(rule, good, known)[0] < len(known):
+            return Verdict.INCONCLUSIVE, f"{shown}, which is not bad, but good is {good:g}"
+        return Verdict.PASS, shown
+    if 2 * under > len(known):
+        return Verdict.FAIL, shown
+    return Verdict.INCONCLUSIVE, f"{shown}: {over} of {len(known)} starts are clearly good, {under} clearly bad"
+
+
+def _sides(rule: FloorRule, limit: float, known: list[Estimate]) -> tuple[int, int]:
+    """In how many starts the whole interval is on the good side, and in how many on the bad one."""
+    ends = [(e.low if e.low is not None else e.value, e.high if e.high is not None else e.value) for e in known]
+    if rule.is_rate:
+        return sum(low >= limit for low, _ in ends), sum(high < limit for _, high in ends)
+    return sum(high <= limit for _, high in ends), sum(low > limit for low, _ in ends)
+
+
+def _shown(rule: FloorRule, known: list[Estimate]) -> str:
+    values = sorted(e.value for e in known)
+    middle = values[len(values) // 2]
+    spread = f" ({values[0]:.4g} to {values[-1]:.4g} over {len(values)} starts)" if len(values) > 1 else ""
+    unit = "GB/s" if rule.is_rate else "us"
+    sign = ">=" if rule.is_rate else "<="
+    parts = sorted({e.part for e in known if e.part})
+    where = f" of the slowest group ({', '.join(parts)})" if parts else ""
+    phase = f" of {rule.floor.phase}" if rule.floor.phase else ""
+    return f"{rule.floor.metric}{phase}{where} {middle:.4g} {unit}{spread}, wanted {sign} {rule.limit:.4g}"
+
+
+def _unknown(subject: Subject, rule: FloorRule, estimates: list[tuple[Record, Estimate | None]]) -> str:
+    needs = {"time_us.p95": 20, "time_us.p99": subject.rules.profile.limits.p99_samples}.get(rule.floor.metric)
+    fewest = min(record.time_us.n if record.time_us else 0 for record, _ in estimates)
+    if needs is not None and fewest < needs:
+        return f"too few samples to judge {rule.floor.metric}: {fewest}, needs {needs}"
+    return f"the records have no {rule.floor.metric}" + (f" of phase {rule.floor.phase}" if rule.floor.phase else "")
+
+
+def _source(rule: FloorRule) -> dict[str, Any]:
+    floor = rule.floor
+    return {
+        "entry": describe(rule),
+        "metric": floor.metric,
+        "figure": rule.figure,
+        "because": rule.why,
+        "tolerance": floor.tolerance,
+        "limit": rule.limit,
+        "basis": floor.basis,
+        "source": floor.source,
+        "date": floor.date,
+    }
+
+
+def _evidence(record: Record, estimate: Estimate | None) -> dict[str, Any]:
+    if estimate is None:
+        return row(record, figure=None)
+    return row(record, figure=estimate.value, low=estimate.low, high=estimate.high, part=estimate.part)
+
+
+def _no_entry(subject: Subject, view: CaseView) -> Result:
+    exemption = subject.exemption(view)
+    if exemption:
+        return Result(check="floor", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
+    facts = view.facts
+    what = f"{facts['pattern']} of {format_size(facts['bytes'])} on {facts['ranks']} ranks, {facts['nodes']} node(s)"
+    near = _nearest(subject, view)
+    hint = f"the nearest is: {describe(near)}" if near else "it has no entry at all"
+    return Result(
+        check="floor",
+        subject=view.id,
+        verdict=Verdict.INCONCLUSIVE,
+        reason=f"profile {subject.rules.profile.name} has no entry for {what}; {hint}",
+        action=Action.MONITOR,
+        evidence=[row(record) for record in view.timed],
+    )
+
+
+def _nearest(subject: Subject, view: CaseView) -> FloorRule | None:
+    """The entry of the same pattern with the fewest words that differ, then numbers that do, then how far apart."""
+
+    def distance(rule: FloorRule) -> tuple[int, int, int, float]:
+        missed = [name for name, test in rule.tests.items() if not test.holds(view.facts[name])]
+        words = sum(isinstance(view.facts[name], str) for name in missed)
+        apart = sum(_apart(rule, name, view.facts[name]) for name in missed)
+        return int("pattern" in missed), words, len(missed), apart
+
+    return min(subject.rules.floors, key=distance, default=None)
+
+
+def _apart(rule: FloorRule, name: str, value: Any) -> float:
+    """How many doublings lie between a number and what the test wants; 0 for what is no number."""
+    test = rule.tests[name]
+    wanted = [end for end in (test.low, test.high) if math.isfinite(end) and end > 0]
+    wanted += [float(choice) for choice in test.one_of or () if isinstance(choice, int | float) and choice > 0]
+    if not wanted or not isinstance(value, int | float) or value <= 0:
+        return 0.0
+    return min(abs(math.log2(value / end)) for end in wanted)

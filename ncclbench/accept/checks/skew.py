@@ -1,0 +1,47 @@
+"""Arrival skew: ranks that come late make the others wait, and a collective looks slow that is not."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ncclbench.accept.facts import shown_ranks
+from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.subject import Subject, row
+from ncclbench.errors import UsageError
+from ncclbench.store.records import Record
+
+
+def check(subject: Subject) -> Iterator[Result]:
+    """One result a case."""
+    limit = subject.rules.profile.limits.skew_share
+    for view in subject.cases:
+        shares = [
+            (record.skew_us.p50 / record.time_us.p50, record)
+            for record in view.timed
+            if record.skew_us is not None and record.time_us is not None and record.time_us.p50 > 0
+        ]
+        exemption = subject.exemption(view)
+        if exemption:
+            yield Result(check="skew", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
+        if exemption or not shares:
+            continue
+        share, record = max(shares, key=lambda pair: pair[0])
+        late = share > limit
+        who = f"; {_latest(subject, record)}" if late else ""
+        yield Result(
+            check="skew",
+            subject=view.id,
+            verdict=Verdict.INCONCLUSIVE if late else Verdict.PASS,
+            reason=f"arrival skew is {share:.1%} of the time, {'limit' if late else 'within'} {limit:.0%}{who}",
+            action=Action.MONITOR if late else None,
+            evidence=[row(r, skew_p50_us=r.skew_us.p50 if r.skew_us else None, share=s) for s, r in shares],
+        )
+
+
+def _latest(subject: Subject, record: Record) -> str:
+    """Who comes last: in a collective that synchronises, the late rank has the shortest duration."""
+    try:
+        medians_R = np.median(subject.samples(record), axis=1)
+    except UsageError:
+        return "its samples cannot be read"
+    return f"{shown_ranks([int(medians_R.argmin())])} has the shortest durations, so it comes last"

@@ -1,0 +1,96 @@
+"""Process starts: as many as declared, all finished, really different processes, and how far they lie apart.
+
+All declared starts are kept and one that failed counts: nothing is chosen from, and repeating until it looks good
+leaves its traces here.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ncclbench.accept.facts import CaseView, shown_ranks
+from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.subject import Subject, row
+
+
+def check(subject: Subject) -> Iterator[Result]:
+    """One result for the declared starts, one for each that is not as it should be, and one a case for their spread."""
+    run, limits = subject.run, subject.rules.profile.limits
+    broken = [result for start in range(run.declared_starts) for result in _of_start(subject, start)]
+    yield from broken
+    if run.declared_starts < limits.min_starts:
+        reason = f"the plan declares {run.declared_starts} process start(s); a verdict on performance needs "
+        yield _result("declared", Verdict.INCONCLUSIVE, f"{reason}{limits.min_starts}")
+    elif not broken:
+        yield _result("declared", Verdict.PASS, f"{run.declared_starts} declared, all finished")
+    yield from _same_processes(subject)
+    for view in subject.cases:
+        if len(view.timed) > 1:
+            exemption = subject.exemption(view)
+            yield _result(view.id, Verdict.NOT_RUN, exemption) if exemption else _spread(view, limits.start_spread)
+
+
+def _result(subject: str, verdict: Verdict, reason: str, **more: Any) -> Result:
+    return Result(check="starts", subject=subject, verdict=verdict, reason=reason, **more)
+
+
+def _of_start(subject: Subject, start: int) -> Iterator[Result]:
+    """What is wrong with one start: not made, cut off, cases that failed, ranks that were lost on the way."""
+    run, name = subject.run, f"start {start}"
+    events = [event for event in run.events if int(event.get("start", 0)) == start]
+    failed = [r for r in run.records if r.start == start and r.status in ("failed", "timeout")]
+    missing = run.missing_from(start)
+    if failed:
+        yield _result(
+            name,
+            Verdict.INCONCLUSIVE,
+            f"{failed[0].case}: {failed[0].status}: {failed[0].reason}; go on with --resume",
+            action=Action.ISOLATE if failed[0].ranks else Action.MONITOR,
+            evidence=[row(record, status=record.status, reason=record.reason, ranks=record.ranks) for record in failed],
+            cause="environment",
+        )
+    elif missing and _begun(events):
+        reason = f"was cut off: {len(missing)} cases are missing, the first is {missing[0]}; go on with --resume"
+        yield _result(name, Verdict.INCONCLUSIVE, reason, evidence=[{"missing": missing}], cause="environment")
+    elif missing:
+        yield _result(name, Verdict.INCONCLUSIVE, "has not been made yet; go on with --resume")
+    else:
+        lost = [event for event in events if event["kind"] == "lost" and event.get("ranks")]
+        if lost:
+            ranks = sorted({int(rank) for event in lost for rank in event["ranks"]})
+            reason = f"lost {shown_ranks(ranks)} on the way ({lost[0].get('reason')}), and a start that failed counts"
+            yield _result(
+                name, Verdict.INCONCLUSIVE, reason, action=Action.ISOLATE, evidence=[dict(event) for event in lost]
+            )
+
+
+def _begun(events: list[Mapping[str, Any]]) -> bool:
+    return any(event["kind"] in ("start", "resume", "case") for event in events)
+
+
+def _same_processes(subject: Subject) -> Iterator[Result]:
+    """Starts that share a process are no starts of their own."""
+    seen: dict[tuple[int, ...], int] = {}
+    for event in subject.run.events:
+        pids = event.get("pids")
+        if event["kind"] == "start" and isinstance(pids, list) and pids:
+            start = int(event.get("start", 0))
+            other = seen.setdefault(tuple(pids), start)
+            if other != start:
+                reason = f"ran in the very processes of start {other}"
+                yield _result(f"start {start}", Verdict.INCONCLUSIVE, reason, evidence=[{"pids": pids}])
+
+
+def _spread(view: CaseView, limit: float) -> Result:
+    medians = [record.time_us.p50 for record in view.timed if record.time_us is not None]
+    middle = statistics.median(medians)
+    spread = (max(medians) - min(medians)) / middle if middle > 0 else float("inf")
+    wide = spread > limit
+    shown = ", ".join(f"{median:.4g}" for median in medians)
+    return _result(
+        view.id,
+        Verdict.INCONCLUSIVE if wide else Verdict.PASS,
+        f"medians {shown} us: {spread:.1%} apart, {'limit' if wide else 'within'} {limit:.1%}",
+        action=Action.MONITOR if wide else None,
+        evidence=[row(record) for record in view.timed],
+    )

@@ -1,0 +1,196 @@
+"""The grammar of rules: tests of one value, as data. Nothing in a profile is ever evaluated as code.
+
+    "all_reduce"                        equal; text may have the wildcards * and ?
+    8                                   equal
+    [8, 16]                             any of these
+    { min = "1G", max = "8G" }          within, both ends included; K, M and G are powers of two
+    { one_of = ["IB", "SHARP*"] }       any of these
+    { none_of = ["NET/Socket*"] }       none of these
+    { version = ">=2.27,<3" }           a version within
+    { present = true }                  there at all (or, with false, not there)
+
+A table with several keys means all of them. Where the value is a list, every item must pass.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import msgspec
+
+from ncclbench.errors import UsageError
+from ncclbench.units import format_size, parse_size
+
+Scalar = str | int | float | bool
+_CLAUSE = re.compile(r"(>=|<=|==|!=|>|<)\s*([0-9][\w.+-]*)")
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A test written as a table; all of its keys must hold."""
+
+    min: int | float | str | None = None
+    max: int | float | str | None = None
+    one_of: list[Scalar] | None = None
+    none_of: list[Scalar] | None = None
+    version: str | None = None
+    present: bool | None = None
+
+
+class Test(msgspec.Struct, frozen=True, kw_only=True):
+    """One test, read: bounds are numbers, and lists are tuples."""
+
+    __test__ = False  # pytest would take it for a class of tests
+
+    text: str
+    low: float = -math.inf
+    high: float = math.inf
+    one_of: tuple[Scalar, ...] | None = None
+    none_of: tuple[Scalar, ...] = ()
+    version: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    present: bool | None = None
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` passes; None stands for one that is not there."""
+        if value is None:
+            return self.present is False
+        if self.present is not None:
+            return self.present
+        if isinstance(value, list | tuple):
+            return all(self.holds(item) for item in value)
+        return self._in_bounds(value) and self._in_lists(value) and self._in_versions(value)
+
+    def _in_bounds(self, value: Any) -> bool:
+        if self.low == -math.inf and self.high == math.inf:
+            return True
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def _in_lists(self, value: Any) -> bool:
+        if any(same(choice, value) for choice in self.none_of):
+            return False
+        return self.one_of is None or any(same(choice, value) for choice in self.one_of)
+
+    def _in_versions(self, value: Any) -> bool:
+        return all(_compare(sign, version_of(str(value)), wanted) for sign, wanted in self.version)
+
+
+def same(choice: Scalar, value: Any) -> bool:
+    """Whether `value` is `choice`; text is compared without case, and `choice` may have wildcards.
+
+    A number is also the text that writes it, since variables are text.
+    """
+    if isinstance(choice, bool) or isinstance(value, bool):
+        return choice is value
+    if isinstance(value, str):
+        return fnmatchcase(value.lower(), str(choice).lower())
+    return bool(choice == value)
+
+
+def read_test(raw: Any, where: str) -> Test:
+    """The test that `raw` describes.
+
+    Raises:
+        UsageError: naming `where`, if it is none, or contradicts itself.
+    """
+    if isinstance(raw, dict):
+        return _read_table(raw, where)
+    choices = raw if isinstance(raw, list) else [raw]
+    if not choices or not all(isinstance(choice, str | int | float) for choice in choices):
+        raise UsageError(f"{where} must be a value, a list of values, or a table; got {raw!r}")
+    return Test(text=" or ".join(map(str, choices)), one_of=tuple(choices))
+
+
+def _read_table(raw: dict[str, Any], where: str) -> Test:
+    refuse_unknown_keys(raw, Table, where)
+    try:
+        table = msgspec.convert(raw, Table)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {error}") from None
+    if not raw:
+        raise UsageError(f"{where}: an empty table tests nothing")
+    low, high = (_number(getattr(table, end), f"{where}.{end}") for end in ("min", "max"))
+    low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
+    if low > high:
+        raise UsageError(f"{where}: min {table.min} is above max {table.max}")
+    if table.present is not None and len(raw) > 1:
+        raise UsageError(f"{where}: present stands alone")
+    if table.one_of == []:
+        raise UsageError(f"{where}: one_of is empty, so nothing could ever pass")
+    return Test(
+        text=_describe(table),
+        low=low,
+        high=high,
+        one_of=tuple(table.one_of) if table.one_of is not None else None,
+        none_of=tuple(table.none_of or ()),
+        version=_read_version(table.version, where) if table.version is not None else (),
+        present=table.present,
+    )
+
+
+def _number(value: float | str | None, where: str) -> float | None:
+    if isinstance(value, str):
+        return float(parse_size(value, where))
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"{where} must be finite, got {value}")
+    return value
+
+
+def _describe(table: Table) -> str:
+    parts = []
+    if table.min is not None or table.max is not None:
+        ends = [_size(end) for end in (table.min, table.max)]
+        parts.append(f"{ends[0]} or more" if table.max is None else f"{ends[0] or 'up'} to {ends[1]}")
+    parts += ["one of " + ", ".join(map(str, table.one_of))] if table.one_of else []
+    parts += ["none of " + ", ".join(map(str, table.none_of))] if table.none_of else []
+    parts += [f"version {table.version}"] if table.version else []
+    parts += ["present" if table.present else "absent"] if table.present is not None else []
+    return ", ".join(parts)
+
+
+def _size(end: float | str | None) -> str:
+    if end is None:
+        return ""
+    return format_size(end) if isinstance(end, int) else str(end)
+
+
+def _read_version(text: str, where: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    clauses = []
+    for part in text.split(","):
+        match = _CLAUSE.fullmatch(part.strip())
+        if match is None:
+            raise UsageError(f"{where}: version must be like '>=2.27,<3', got {text!r}")
+        clauses.append((match[1], version_of(match[2])))
+    return tuple(clauses)
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version, such as (2, 28, 9) of ``2.28.9+cuda13``."""
+    match = re.match(r"v?(\d+(?:\.\d+)*)", text)
+    return tuple(int(part) for part in match[1].split(".")) if match else ()
+
+
+def _compare(sign: str, value: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    length = max(len(value), len(wanted))
+    a, b = (v + (0,) * (length - len(v)) for v in (value, wanted))
+    outcome = {">=": a >= b, "<=": a <= b, "==": a == b, "!=": a != b, ">": a > b, "<": a < b}
+    return bool(value) and outcome[sign]
+
+
+def refuse_unknown_keys(raw: Mapping[str, Any], kind: type[msgspec.Struct], where: str) -> None:
+    """A key that nobody knows is refused, and the nearest known one named.
+
+    Raises:
+        UsageError: see above.
+    """
+    refuse_unknown(raw, [field.encode_name for field in msgspec.structs.fields(kind)], where)
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """See `refuse_unknown_keys`."""
+    choices = list(known)
+    for name in names:
+        if name not in choices:
+            near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.0)[0]
+            raise UsageError(f"{where}: unknown key {name!r}; did you mean {near!r}? known: {', '.join(choices)}")

@@ -1,0 +1,388 @@
+"""Profiles: what a kind of hardware must reach, with where each figure comes from. TOML in, validated on load.
+
+Schema history:
+    1  first version.
+"""
+
+import hashlib
+import math
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ncclbench.accept.grammar import Test, read_test, refuse_unknown, refuse_unknown_keys
+from ncclbench.accept.outcome import Action, Verdict
+from ncclbench.errors import UsageError
+from ncclbench.registry import unknown
+from ncclbench.units import parse_size
+
+SCHEMA = 1
+# published: somebody has written it down; measured: by `--make-profile`, or by us; assumed: nobody has.
+Basis = Literal["published", "measured", "assumed"]
+
+# What a `where` may test; `facts` of a case has exactly these.
+FACTS = (
+    "pattern", "timing", "dtype", "bytes", "ranks", "nodes", "domains", "group", "groups", "transport", "redop",
+    "world_size", "case",
+)  # fmt: skip
+SCOPE_FACTS = ("ranks", "nodes", "domains")
+RATES = ("bus_gb_per_s", "alg_gb_per_s", "bottleneck_gb_per_s")
+# Variables by which a healthy rank is told its own devices and files.
+_OF_ONE_RANK = ("CUDA_VISIBLE_DEVICES", "NCCL_DEBUG*", "UCX_NET_DEVICES", "UCX_TLS", "NCCL_IB_HCA", "NCCL_TOPO_FILE")
+METRICS = (*RATES, "time_us.p50", "time_us.p95", "time_us.p99")
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base: a part of a profile."""
+
+
+class Fabric(_Part, frozen=True, kw_only=True):
+    """What the profile is for; a run on anything else is not judged by it.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        transports: names of the transports that it is for.
+        gpu: names of the GPU, with wildcards, as the driver gives them.
+        domain_ranks: ranks in an NVLink domain, where that tells fabrics apart.
+        link_layer: what NICs speak, ``IB`` or ``RoCE``, as NCCL's log says; NCCL calls both of them NET/IB.
+    """
+
+    device: Literal["cpu", "cuda"]
+    transports: list[str]
+    gpu: list[str] = []
+    domain_ranks: Any = None
+    link_layer: list[str] = []
+
+
+class Bound(_Part, frozen=True, kw_only=True):
+    """A figure that floors may be fractions of, such as the rate of a NIC."""
+
+    name: str
+    gb_per_s: float
+    source: str
+    date: str
+
+
+class Floor(_Part, frozen=True, kw_only=True):
+    """What cases that `where` selects must reach.
+
+    Attributes:
+        where: a test for each fact of a case; see `FACTS`.
+        metric: one of `METRICS`.
+        phase: the label of a phase, where not the whole case is meant.
+        at_least: a figure in the unit of `metric`, for rates.
+        at_most: the same for times.
+        fraction: a share of the bound `of`, instead of a figure.
+        of: name of a bound.
+        tolerance: share of the figure by which it may be missed.
+        good: between the figure and this a result is inconclusive and to be watched.
+        basis: how the figure is known; an assumed one can never fail a run.
+        source: who says so.
+        date: when the source was read, or measured.
+        required: whether a run that could measure it must.
+        action: what to do when it is missed.
+    """
+
+    where: dict[str, Any]
+    metric: str = "bus_gb_per_s"
+    phase: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    fraction: float | None = None
+    of: str | None = None
+    tolerance: float
+    good: float | None = None
+    basis: Basis
+    source: str
+    date: str
+    required: bool = True
+    action: Action = Action.MONITOR
+
+
+class Exempt(_Part, frozen=True, kw_only=True):
+    """Cases whose speed is not judged, and why; their data and their path are."""
+
+    where: dict[str, Any]
+    reason: str
+
+
+class PathRules(_Part, frozen=True, kw_only=True):
+    """How the data may travel.
+
+    Attributes:
+        allowed: links as NCCL's log names them, with wildcards.
+        across_nodes: what must be among them where a group spans nodes.
+        gdr: whether NICs must read GPU memory directly.
+        proof: whether a path that was not proven is inconclusive.
+    """
+
+    allowed: list[str]
+    across_nodes: list[str] = []
+    gdr: bool | None = None
+    proof: bool = False
+
+
+class Wanted(_Part, frozen=True, kw_only=True):
+    """Versions and settings that every rank must have: a test for each name."""
+
+    versions: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
+
+
+class Limits(_Part, frozen=True, kw_only=True):
+    """When a figure is too uncertain to judge by, and how far equals may differ.
+
+    Attributes:
+        min_starts: process starts that a verdict on performance needs.
+        min_samples: below this many in a start, nothing is judged; 6 is the fewest with a 95% interval.
+        p99_samples: below this many p99 is not judged; an upper bound on it needs 299.
+        median_width: half the width of the median's interval over the median, at most.
+        p95_over_p50: at most.
+        start_spread: (largest - smallest) / median of the starts' medians, at most.
+        skew_share: the median arrival skew over the median time, at most.
+        fleet_margin: an outlier among equals differs by more than this share.
+        fleet_alpha: chance of any false alarm among all that are compared.
+        baseline_margin: slower than a baseline by more than this share fails.
+        sum_tolerance: a record's median against that of its samples, relative.
+        may_differ: variables that healthy ranks may set differently.
+    """
+
+    min_starts: int = 3
+    min_samples: int = 6
+    p99_samples: int = 299
+    median_width: float = 0.05
+    p95_over_p50: float = 2.0
+    start_spread: float = 0.05
+    skew_share: float = 1.0
+    fleet_margin: float = 0.05
+    fleet_alpha: float = 0.05
+    baseline_margin: float = 0.05
+    sum_tolerance: float = 1e-9
+    may_differ: list[str] = msgspec.field(default_factory=lambda: list(_OF_ONE_RANK))
+
+
+class Health(_Part, frozen=True, kw_only=True):
+    """What a warning of a GPU or a NIC means; the first rule that matches its text counts."""
+
+    match: str
+    verdict: Verdict
+    action: Action
+
+
+class Profile(_Part, frozen=True, kw_only=True):
+    """A profile as it stands in a file."""
+
+    schema: int
+    name: str
+    title: str
+    plan: str
+    fabric: Fabric
+    stamps: list[str] = []
+    bound: list[Bound] = []
+    floor: list[Floor] = []
+    exempt: list[Exempt] = []
+    path: PathRules | None = None
+    wanted: Wanted = Wanted()
+    limits: Limits = Limits()
+    health: list[Health] = []
+
+
+@dataclass(frozen=True)
+class FloorRule:
+    """A floor, read: its tests, and its figure before and after the tolerance."""
+
+    floor: Floor
+    tests: dict[str, Test]
+    figure: float
+    limit: float
+    why: str
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether more is better."""
+        return self.floor.at_most is None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A profile, its text, and its rules read."""
+
+    profile: Profile
+    text: str
+    floors: tuple[FloorRule, ...]
+    exempt: tuple[tuple[Exempt, dict[str, Test]], ...]
+    wanted: dict[str, dict[str, Test]]
+    health: tuple[Health, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def shipped_profiles() -> dict[str, str]:
+    """Names of the profiles that come with the product, and the title of each."""
+    found = {}
+    for file in sorted((resources.files("ncclbench.accept") / "profiles").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".toml"):
+            found[file.name.removesuffix(".toml")] = file.read_text().splitlines()[0].lstrip("# ")
+    return found
+
+
+def load_profile(name_or_file: str) -> Rules:
+    """The profile in a file, or a shipped one by its name.
+
+    Raises:
+        UsageError: naming the file and what is wrong in it.
+    """
+    path = Path(name_or_file)
+    if path.suffix == ".toml":
+        try:
+            return parse_profile(path.read_text(encoding="utf-8-sig"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the profile {path}: {error}") from None
+    if name_or_file not in shipped_profiles():
+        raise UsageError(unknown("profile", name_or_file, shipped_profiles()) + "; or give a .toml file")
+    text = (resources.files("ncclbench.accept") / "profiles" / f"{name_or_file}.toml").read_text()
+    return parse_profile(text, name_or_file)
+
+
+def parse_profile(text: str, source: str) -> Rules:
+    """The profile in `text`; `source` is what errors call it.
+
+    Raises:
+        UsageError: see `load_profile`.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{source}: not a TOML file: {error}") from None
+    _refuse_unknown_keys(raw, source)
+    try:
+        profile = msgspec.convert(raw, Profile)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{source}: {error}") from None
+    if profile.schema > SCHEMA:
+        raise UsageError(f"{source} has schema {profile.schema}; this ncclbench reads up to {SCHEMA}: use a newer one")
+    _refuse_contradictions(profile, source)
+    bounds = {bound.name: bound for bound in profile.bound}
+    return Rules(
+        profile=profile,
+        text=text,
+        floors=_read_floors(profile, bounds, source),
+        exempt=tuple(
+            (item, _read_where(item.where, f"{source}: exempt[{k}]")) for k, item in enumerate(profile.exempt)
+        ),
+        wanted={
+            kind: {name: read_test(raw, f"{source}: wanted.{kind}.{name}") for name, raw in tests.items()}
+            for kind, tests in (("versions", profile.wanted.versions), ("variables", profile.wanted.variables))
+        },
+        health=(*profile.health, *default_health()),
+    )
+
+
+def default_health() -> list[Health]:
+    """What warnings mean where a profile does not say otherwise."""
+    text = (resources.files("ncclbench.accept") / "health.toml").read_text()
+    return msgspec.convert(tomllib.loads(text)["health"], list[Health])
+
+
+_TABLES: dict[str, type[msgspec.Struct]] = {"fabric": Fabric, "path": PathRules, "wanted": Wanted, "limits": Limits}
+_LISTS: dict[str, type[msgspec.Struct]] = {"bound": Bound, "floor": Floor, "exempt": Exempt, "health": Health}
+
+
+def _refuse_unknown_keys(raw: dict[str, Any], source: str) -> None:
+    refuse_unknown_keys(raw, Profile, source)
+    for name, table in _TABLES.items():
+        if isinstance(raw.get(name), dict):
+            refuse_unknown_keys(raw[name], table, f"{source}: {name}")
+    for name, kind in _LISTS.items():
+        entries = raw.get(name, [])
+        if not isinstance(entries, list):
+            raise UsageError(f"{source}: {name} must be a list: write [[{name}]], not [{name}]")
+        for k, entry in enumerate(entries):
+            if isinstance(entry, dict):
+                refuse_unknown_keys(entry, kind, f"{source}: {name}[{k}]")
+
+
+def _refuse_contradictions(profile: Profile, source: str) -> None:
+    if (profile.fabric.device == "cpu") == bool(profile.fabric.gpu):
+        raise UsageError(f"{source}: fabric.gpu must name GPUs if the device is cuda, and none if it is cpu")
+    if profile.fabric.domain_ranks is not None:
+        read_test(profile.fabric.domain_ranks, f"{source}: fabric.domain_ranks")
+    names = [bound.name for bound in profile.bound]
+    if len(set(names)) != len(names):
+        raise UsageError(f"{source}: a bound stands twice: {', '.join(names)}")
+    for name, value in msgspec.structs.asdict(profile.limits).items():
+        least = 1 if name in ("min_starts", "p99_samples") else 6 if name == "min_samples" else 0
+        if isinstance(value, int | float) and not least <= value < math.inf:
+            raise UsageError(f"{source}: limits.{name} must be at least {least} and finite, got {value}")
+    if not 0 < profile.limits.fleet_alpha < 1:
+        raise UsageError(f"{source}: limits.fleet_alpha must lie between 0 and 1, got {profile.limits.fleet_alpha}")
+
+
+def _read_floors(profile: Profile, bounds: dict[str, Bound], source: str) -> tuple[FloorRule, ...]:
+    rules: list[FloorRule] = []
+    seen: dict[str, int] = {}
+    for k, floor in enumerate(profile.floor):
+        where = f"{source}: floor[{k}]"
+        key = msgspec.json.encode([floor.where, floor.metric, floor.phase], order="deterministic").decode()
+        if key in seen:
+            raise UsageError(f"{where} has the same where and metric as floor[{seen[key]}]")
+        seen[key] = k
+        rules.append(_read_floor(floor, bounds, where))
+    return tuple(rules)
+
+
+def _read_floor(floor: Floor, bounds: dict[str, Bound], where: str) -> FloorRule:
+    given = [name for name in ("at_least", "at_most", "fraction") if getattr(floor, name) is not None]
+    if len(given) != 1:
+        raise UsageError(f"{where} needs exactly one of at_least, at_most and fraction; has {' and '.join(given) or 0}")
+    if floor.metric not in METRICS:
+        raise UsageError(f"{where}: {unknown('metric', floor.metric, METRICS)}")
+    if (floor.at_most is None) is not (floor.metric in RATES):
+        raise UsageError(f"{where}: {given[0]} contradicts {floor.metric}: rates are at least, times at most")
+    if (floor.fraction is None) is not (floor.of is None):
+        raise UsageError(f"{where}: fraction and of go together")
+    if floor.of is not None and floor.of not in bounds:
+        raise UsageError(f"{where}: {unknown('bound', floor.of, bounds)}")
+    if not 0 <= floor.tolerance < 1:
+        raise UsageError(f"{where}: tolerance must be a share from 0 to 1, got {floor.tolerance}")
+    if not (floor.source.strip() and floor.date.strip()):
+        raise UsageError(f"{where} needs a source and a date")
+    return _with_figure(floor, bounds, where)
+
+
+def _with_figure(floor: Floor, bounds: dict[str, Bound], where: str) -> FloorRule:
+    if floor.of is not None and floor.fraction is not None:
+        bound = bounds[floor.of]
+        figure, why = floor.fraction * bound.gb_per_s, f"{floor.fraction:g} of {bound.name} ({bound.gb_per_s:g} GB/s)"
+    else:
+        figure = floor.at_least if floor.at_least is not None else floor.at_most or 0.0
+        why = f"{figure:g}"
+    if not 0 < figure < math.inf:
+        raise UsageError(f"{where}: the figure must be above 0 and finite, got {figure}")
+    limit = figure * (1 + floor.tolerance) if floor.at_most is not None else figure * (1 - floor.tolerance)
+    beyond = floor.good is not None and (floor.good < limit if floor.at_most is None else floor.good > limit)
+    if beyond:
+        raise UsageError(f"{where}: good {floor.good:g} is no better than what fails, {limit:g}")
+    return FloorRule(floor, _read_where(floor.where, where), figure, limit, why)
+
+
+def _read_where(raw: dict[str, Any], where: str) -> dict[str, Test]:
+    refuse_unknown(raw, FACTS, f"{where}.where")
+    if "pattern" not in raw:
+        raise UsageError(f"{where}.where needs a pattern")
+    # A size is written as everywhere else: 1M means 1,048,576.
+    sizes = {"bytes": _as_sizes(raw["bytes"], f"{where}.where.bytes")} if "bytes" in raw else {}
+    return {name: read_test(sizes.get(name, test), f"{where}.where.{name}") for name, test in raw.items()}
+
+
+def _as_sizes(raw: Any, where: str) -> Any:
+    if isinstance(raw, list):
+        return [parse_size(size, where) for size in raw]
+    return raw if isinstance(raw, dict) else parse_size(raw, where)

@@ -1,0 +1,155 @@
+"""A copy of a run that may be handed on: host names, addresses and serials are replaced by stable hashes.
+
+The same name has the same hash everywhere in the bundle and in every bundle, so that a node can still be followed.
+Names that can be guessed can be found out by trying; with ``NCCLBENCH_REDACT_KEY`` the hashes are keyed, and cannot.
+Lines that changed get new hashes and the event log a new chain: the copy verifies by itself, and says that it is one.
+"""
+
+import hashlib
+import hmac
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ncclbench.errors import UsageError
+from ncclbench.store import events
+from ncclbench.store.directory import read_run
+
+KEY = "NCCLBENCH_REDACT_KEY"
+# Words of ours that are no secret even if somebody calls a host so.
+_NOT_HOSTS = frozenset({"local", "localhost", "gloo", "nccl", "mpi", "threads", "model", "cpu", "cuda", "lo", ""})
+_IDENTITY_KEYS = re.compile(r"(serial|uuid|guid|host|hostname|mac|address)s?", re.IGNORECASE)
+# Fields that other programs key on, and that name no machine.
+_KEPT = frozenset(
+    {"case", "pattern", "dtype", "timing", "transport", "kind", "status", "samples", "previous", "label", "id"}
+    | {"record_sha256", "samples_sha256", "verdict_sha256", "profile_sha256", "time", "started"}
+)
+_ADDRESSES = (
+    ("ip", re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])")),
+    ("ip", re.compile(r"(?<![\w:])(?:[0-9a-fA-F]{1,4}:){2,7}(?::|[0-9a-fA-F]{1,4})(?::?[0-9a-fA-F]{1,4})*(?![\w:])")),
+    ("ip", re.compile(r"(?<![\w:])[0-9a-fA-F]{0,4}::(?:[0-9a-fA-F]{1,4}:?)+(?![\w:])")),
+    ("mac", re.compile(r"(?<![\w:])(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}(?![\w:])")),
+    ("uuid", re.compile(r"\b(?:GPU-|MIG-)?[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b")),
+    ("guid", re.compile(r"\b(?:0x[0-9a-fA-F]{16}|[0-9a-fA-F]{4}(?::[0-9a-fA-F]{4}){3})\b")),
+)
+# A PCI address has the shape of a short IPv6 one; it names a slot, not a machine.
+_PCI = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F]")
+_TIME = re.compile(r"\d{1,2}:\d{2}:\d{2}(?:\.\d+)?")
+
+
+class Redactor:
+    """Replaces names in plain data."""
+
+    def __init__(self, hosts: Iterable[str], identities: Iterable[str], key: bytes) -> None:
+        """`hosts` with their short forms, and other texts that identify something, are replaced wherever they stand."""
+        self._key = key
+        names = {name.lower(): "host" for host in hosts for name in (host, host.partition(".")[0])}
+        names |= {text.lower(): "id" for text in identities}
+        self._names = {name: kind for name, kind in names.items() if name not in _NOT_HOSTS}
+        # The longest first, so that n1.cluster is not left with a tail.
+        ordered = sorted(self._names, key=len, reverse=True)
+        known = "|".join(map(re.escape, ordered))
+        self._known = re.compile(rf"(?<![\w-])(?:{known})(?![\w-])", re.IGNORECASE) if ordered else None
+
+    def hash(self, kind: str, text: str) -> str:
+        """What stands for `text`."""
+        digest = hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+        return f"{kind}-{digest[:12]}"
+
+    def text(self, text: str) -> str:
+        """`text` without names."""
+        if self._known is not None:
+            text = self._known.sub(lambda match: self.hash(self._names[match[0].lower()], match[0].lower()), text)
+        for kind, pattern in _ADDRESSES:
+            text = pattern.sub(lambda match, kind=kind: self._address(kind, match), text)  # type: ignore[misc]
+        return text
+
+    def _address(self, kind: str, match: re.Match[str]) -> str:
+        around = match.string[max(0, match.start() - 1) : match.end() + 2]
+        if _PCI.search(around) or _TIME.fullmatch(match[0]):
+            return match[0]
+        return self.hash(kind, match[0])
+
+    def data(self, data: Any, key: str = "") -> Any:
+        """Plain data without names; fields that programs key on stay as they are."""
+        if isinstance(data, dict):
+            return {self.text(str(name)): self.data(value, str(name)) for name, value in data.items()}
+        if isinstance(data, list):
+            return [self.data(item, key) for item in data]
+        return self.text(data) if isinstance(data, str) and key not in _KEPT else data
+
+
+def redactor_for(manifests: Iterable[Mapping[str, Any]], key: str) -> Redactor:
+    """A redactor that knows all hosts and serials that the manifests name."""
+    hosts: set[str] = set()
+    identities: set[str] = set()
+    for manifest in manifests:
+        topology = manifest.get("topology")
+        hosts |= {str(name) for name in (topology.get("node_names", []) if isinstance(topology, dict) else [])}
+        for name, value in _strings(manifest):
+            if _IDENTITY_KEYS.fullmatch(name):
+                (hosts if name.lower().startswith("host") else identities).add(value)
+    return Redactor(hosts, identities, key.encode())
+
+
+def _strings(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(data, dict):
+        for name, value in data.items():
+            yield from _strings(value, str(name))
+    elif isinstance(data, list):
+        for item in data:
+            yield from _strings(item, key)
+    elif isinstance(data, str):
+        yield key, data
+
+
+def redact(source: Path, target: Path, redactor: Redactor) -> None:
+    """Copy the run in `source` to `target`, redacted; a verdict is to be made anew.
+
+    Raises:
+        UsageError: if `target` is there, or `source` is no run.
+    """
+    read_run(source)
+    if target.exists():
+        if not (target / "manifest.json").exists() or not read_run(target).manifest.get("redacted"):
+            raise UsageError(f"{target} is there already and is no redacted run; move it away")
+        shutil.rmtree(target)  # of an earlier verdict on the same run
+    (target / "samples").mkdir(parents=True)
+    manifest = redactor.data(msgspec.json.decode((source / "manifest.json").read_bytes()))
+    manifest["redacted"] = True
+    (target / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    for file in sorted((source / "samples").glob("*.parquet")):
+        shutil.copyfile(file, target / "samples" / file.name)
+    hashes = _copy_records(source, target, redactor)
+    _copy_events(source, target, redactor, hashes)
+
+
+def _copy_records(source: Path, target: Path, redactor: Redactor) -> dict[str, str]:
+    """The records, redacted; for the hash of each line the hash of the new one."""
+    hashes = {}
+    with (target / "results.jsonl").open("wb") as file:
+        for line in events.whole_lines(source / "results.jsonl"):
+            new = msgspec.json.encode(redactor.data(msgspec.json.decode(line)))
+            hashes[events.line_hash(line)] = events.line_hash(new)
+            file.write(new + b"\n")
+    return hashes
+
+
+def _copy_events(source: Path, target: Path, redactor: Redactor, hashes: dict[str, str]) -> None:
+    """The event log, redacted, in a chain of its own; earlier verdicts were about other lines and are left out."""
+    previous = events.GENESIS
+    with (target / "events.jsonl").open("wb") as file:
+        for line in events.whole_lines(source / "events.jsonl"):
+            event = redactor.data(msgspec.json.decode(line))
+            if event.get("kind") == "verdict":
+                continue
+            event["previous"] = previous
+            if "record_sha256" in event:
+                event["record_sha256"] = hashes.get(event["record_sha256"], event["record_sha256"])
+            new = msgspec.json.encode(event)
+            previous = events.line_hash(new)
+            file.write(new + b"\n")

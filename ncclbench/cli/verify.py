@@ -1,0 +1,37 @@
+"""``ncclbench verify``: whether a bundle is what was signed."""
+
+from pathlib import Path
+
+import click
+
+from ncclbench.errors import Exit
+
+
+@click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("run", type=click.Path(path_type=Path))
+def command(run: Path) -> None:
+    """Check that an accepted run was not changed, and that its verdict follows from its records.
+
+    Looks at the sums, the event log's chain, records and samples against it, the schema, and the declared process
+    starts; then the verdict is made again and compared.
+
+    Ends in 0 if all is sound, in 1 if anything is not.
+
+    \b
+    Example:
+      ncclbench verify runs/rack7
+    """
+    from ncclbench.accept.verify import read_document, verify
+
+    findings = verify(run)
+    wrong = [finding for finding in findings if finding.wrong]
+    click.echo(f"{'NOT SOUND' if wrong else 'SOUND'}  {run}")
+    for finding in findings:
+        note = f"  ({finding.note})" if finding.note else ""
+        click.echo(f"{'wrong' if finding.wrong else 'ok':<6}{finding.part}{note}")
+        for line in finding.wrong:
+            click.echo(f"      {line}")
+    if not wrong:
+        document = read_document(run)
+        click.echo(f"the verdict is {document.verdict}, and it follows from the records")
+    click.get_current_context().exit(int(Exit.FAIL if wrong else Exit.GOOD))

@@ -1,0 +1,146 @@
+"""Several process starts of one plan: made one after the other here, or asked for where a launcher forbids that.
+
+Iterations inside one process are not independent: memory is placed once, connections and rings are chosen once. A
+verdict on performance therefore rests on several process starts. How many is declared in the plan, all are kept in
+the same run directory, and one that fails counts: the next is made all the same, and nothing is chosen from.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from ncclbench.errors import Exit, NcclbenchError, worst
+from ncclbench.store.directory import Run, read_run
+
+# Set for the processes of a start that a parent of ours makes: which of the declared starts it is, from 0.
+START = "NCCLBENCH_START"
+
+_LAUNCHERS = ("torchrun", "mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun", "flux")
+_MOST_PARENTS = 8
+
+
+def own_start(environ: Mapping[str, str]) -> int | None:
+    """Which start a parent of ours has made this process for; None if it has no such parent."""
+    text = environ.get(START, "")
+    return int(text) if text.isdecimal() else None
+
+
+def make_starts(out: Path, first: int, starts: int, one: Callable[[], Exit], say: Callable[[str], None]) -> Exit:
+    """Make the process starts `first` to `starts` - 1 of the run in `out`; the most severe of what they end in.
+
+    Args:
+        out: the run directory.
+        first: the start to begin with, above 0 when a run is resumed.
+        starts: how many the plan declares.
+        one: makes one start, whose number its processes find in their environment.
+        say: tells the user where it stands.
+    """
+    codes = []
+    try:
+        for start in range(first, starts):
+            say(f"process start {start + 1} of {starts}")
+            os.environ[START] = str(start)
+            codes.append(one())
+            if _was_stopped(out):
+                break
+    finally:
+        os.environ.pop(START, None)
+    return worst(codes)
+
+
+def _was_stopped(out: Path) -> bool:
+    """Whether the next start would be pointless: nothing was begun, or the user has interrupted this one."""
+    try:
+        run = read_run(out)
+    except NcclbenchError:
+        return True
+    last = [event for event in run.events if event["kind"] in ("lost", "end")][-2:]
+    return any(e["kind"] == "lost" and str(e.get("reason", "")).startswith("interrupted") for e in last)
+
+
+def in_own_process(arguments: Sequence[str]) -> Exit:
+    """Run ``ncclbench ARGUMENTS`` in a process of its own; signals are passed on to it."""
+    child = subprocess.Popen([sys.executable, "-m", "ncclbench", *arguments], stdin=subprocess.DEVNULL)
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        if child.poll() is None:
+            child.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return worst([child.wait()])
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def next_command(launcher: str, arguments: Sequence[str], out: Path, environ: Mapping[str, str]) -> str:
+    """The command line that makes the next start: the launcher's own where it can be seen, or else rebuilt.
+
+    Args:
+        launcher: its name, as in the manifest.
+        arguments: this process's own, behind ``ncclbench``.
+        out: the run directory, which the next start must name.
+        environ: variables, for what a launcher tells nowhere else.
+    """
+    ours = [*arguments]
+    if not any(word in ("-o", "--out") or word.startswith(("--out=", "-o")) for word in ours):
+        ours += ["-o", str(out)]
+    if "--resume" not in ours:
+        ours.append("--resume")
+    seen = _launcher_line(arguments)
+    if seen is not None:
+        return shlex.join([*seen, *ours])
+    program = shlex.join(["ncclbench", *ours])
+    size = environ.get("WORLD_SIZE") or environ.get("SLURM_STEP_NUM_TASKS") or environ.get("OMPI_COMM_WORLD_SIZE")
+    if launcher == "slurm":
+        return f"srun --nodes={environ.get('SLURM_STEP_NUM_NODES', '?')} --ntasks={size} {program}"
+    return f"{'mpiexec' if launcher in ('openmpi', 'mpich') else launcher} (with the options of this start) {program}"
+
+
+def _launcher_line(arguments: Sequence[str]) -> list[str] | None:
+    """The words of the launcher that stands above this process, up to our own arguments; None if it cannot be seen.
+
+    A launcher on another node, or a daemon in between, shows no command line of ours.
+    """
+    process = os.getppid()
+    for _ in range(_MOST_PARENTS):
+        words = _words(process)
+        starts_us = any(Path(word).name in _LAUNCHERS for word in words[:2]) or "torch.distributed.run" in words[:4]
+        if starts_us and arguments and list(arguments) == words[-len(arguments) :]:
+            return words[: -len(arguments)]
+        process = _parent(process)
+        if process <= 1:
+            return None
+    return None
+
+
+def _words(process: int) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def _parent(process: int) -> int:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+def first_start(out: Path, *, resume: bool) -> int:
+    """The start to begin with: 0, or where a run that is resumed stands."""
+    if not resume:
+        return 0
+    run: Run = read_run(out)
+    return run.open_start if run.open_start is not None else run.declared_starts - 1
