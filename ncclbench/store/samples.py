@@ -46,11 +46,15 @@ def seconds_of_ranks(run: Run, record: Record, phase: str = "total") -> Floats |
     if phase not in names:
         return None
     chosen = labels.indices.to_numpy(zero_copy_only=False) == names.index(phase)
-    rank_N, iteration_N, seconds_N = (table.column(name).to_numpy()[chosen] for name in ("rank", "iteration", "seconds"))
+    rank_N, iteration_N, seconds_N = (
+        table.column(name).to_numpy()[chosen] for name in ("rank", "iteration", "seconds")
+    )
     return _as_grid(rank_N, iteration_N, seconds_N, record, path)
 
 
-def _as_grid(rank_N: NDArray[np.int32], iteration_N: NDArray[np.int32], seconds_N: Floats, record: Record, path: Path) -> Floats:
+def _as_grid(
+    rank_N: NDArray[np.int32], iteration_N: NDArray[np.int32], seconds_N: Floats, record: Record, path: Path
+) -> Floats:
     if not len(rank_N):
         raise UsageError(f"samples of {record.case}: {path} is empty")
     ranks, iterations = int(rank_N.max()) + 1, int(iteration_N.max()) + 1

@@ -18,7 +18,9 @@ _STAMPS = {
     "forced": "forced: compared although fabric, versions or settings differ",
 }
 # Controls, and the marks that turn the direction of text or take no room: a name could hide behind them.
-_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
 
 
 def visible(text: object, limit: int = 0) -> str:

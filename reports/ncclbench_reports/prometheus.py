@@ -30,7 +30,7 @@ def render(runs: Sequence[Run]) -> str:
         lines += _metric(column.name, f"{column.what} ({column.unit})" if column.unit else column.what, rows)
     lines += _head("status", "1 for the status that the case has")
     lines += [
-        f"ncclbench_status{{{_labels(row)},status=\"{status}\"}} {int(row['status'] == status)}"
+        f'ncclbench_status{{{_labels(row)},status="{status}"}} {int(row["status"] == status)}'
         for row in rows
         for status in _STATUSES
     ]

@@ -96,7 +96,9 @@ def _render_across(runs: Sequence[Run]) -> list[str]:
         cells = [str(row["case"]), whole(row["world_size"]), whole(row["runs"]), figure(row["p50_us"]), interval]
         cells += [figure(row["p50_min_us"]), figure(row["p50_max_us"]), rate(row["bus_gb_per_s"])]
         table.add_row(*(Text(cell) for cell in cells))
-    return ["the same case across runs; time is the median over runs, with an interval from 6 runs on\n" + _as_text(table)]
+    return [
+        "the same case across runs; time is the median over runs, with an interval from 6 runs on\n" + _as_text(table)
+    ]
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, object]]:
