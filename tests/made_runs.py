@@ -63,7 +63,9 @@ def seconds_of(median: float, iterations: int, seed: int, slow: float = 1.0, ran
     return values_RN
 
 
-def collective(nbytes: int, timing: str = "isolated", *, scale: float = 1.0, iterations: int = 40, **fields: Any) -> tuple[Record, Any]:
+def collective(
+    nbytes: int, timing: str = "isolated", *, scale: float = 1.0, iterations: int = 40, **fields: Any
+) -> tuple[Record, Any]:
     """A record of an all_reduce with its samples."""
     median = scale * (20e-6 + nbytes / 5e9)
     seconds_RN = seconds_of(median, iterations, nbytes % 9973)
@@ -114,9 +116,16 @@ def flows(nbytes: int = 1 << 20) -> Record:
         ledger=ledger(nbytes),
         time_us=base.time_us,
         bound_us=80.0,
-        flows={"src": [a for a, _ in pairs], "dst": [b for _, b in pairs], "nbytes": [nbytes] * len(pairs), "p50_us": stored},
+        flows={
+            "src": [a for a, _ in pairs],
+            "dst": [b for _, b in pairs],
+            "nbytes": [nbytes] * len(pairs),
+            "p50_us": stored,
+        },
     )
-    return record_like(base, case=f"cross_rail/float32/{nbytes}/isolated", pattern="cross_rail", phases=[phase], bus_gb_per_s=None)
+    return record_like(
+        base, case=f"cross_rail/float32/{nbytes}/isolated", pattern="cross_rail", phases=[phase], bus_gb_per_s=None
+    )
 
 
 def moe(params: dict[str, Any], scale: float) -> tuple[Record, list[str], Any]:
@@ -131,7 +140,14 @@ def moe(params: dict[str, Any], scale: float) -> tuple[Record, list[str], Any]:
         if k
     ]
     name = "/".join(f"{key}={value}" for key, value in params.items())
-    record = record_like(base, case=f"moe_dispatch/bfloat16/4194304/isolated/{name}", pattern="moe_dispatch", params=params, phases=phases, bus_gb_per_s=None)
+    record = record_like(
+        base,
+        case=f"moe_dispatch/bfloat16/4194304/isolated/{name}",
+        pattern="moe_dispatch",
+        params=params,
+        phases=phases,
+        bus_gb_per_s=None,
+    )
     return record, labels, seconds_RNK
 
 
@@ -152,7 +168,7 @@ def verdict(word: str = "FAIL") -> dict[str, Any]:
         "stamps": ["cpu only", "redacted"],
         "starts": {"declared": 3, "present": 3},
         "checks": [
-            {"check": "floor", "subject": "all_reduce/float32/1048576/isolated", "verdict": "PASS", "reason": "above the floor", "action": None, "evidence": [{"floor_gb_per_s": 2.0, "bus_gb_per_s": 7.3}]},
+            {"check": "floor", "subject": "all_reduce/float32/1048576/isolated", "verdict": "PASS", "reason": "above the floor", "action": None, "evidence": [{"metric": "bus_gb_per_s", "limit": 2.0, "basis": "measured"}, {"bus_gb_per_s": 7.3}]},
             {"check": "fleet", "subject": "n1 rail 1", "verdict": "FAIL", "reason": "50% below its peers", "action": "CHECK_CABLE", "evidence": [{"send": 0.5, "peers": 4}]},
             {"check": "path", "subject": "n0", "verdict": "INCONCLUSIVE", "reason": "unverified", "action": None, "evidence": []},
             {"check": "gpu", "subject": "n0", "verdict": "NOT_RUN", "reason": "no GPUs", "action": None, "evidence": []},
@@ -167,7 +183,19 @@ def small_run(path: Path, *, scale: float = 1.0, **fields: Any) -> Path:
         for nbytes in (1 << 10, 1 << 15, 1 << 20):
             record, seconds_RN = collective(nbytes, timing, scale=scale)
             writer.append(record, ["total"], seconds_RN[:, :, None])
-    skipped, _ = collective(1 << 20, "graph", status="skipped", reason="no CUDA graphs on the host", time_us=None, skew_us=None, alg_gb_per_s=None, bus_gb_per_s=None, ledger=None, phases=[], wrong=None)
+    skipped, _ = collective(
+        1 << 20,
+        "graph",
+        status="skipped",
+        reason="no CUDA graphs on the host",
+        time_us=None,
+        skew_us=None,
+        alg_gb_per_s=None,
+        bus_gb_per_s=None,
+        ledger=None,
+        phases=[],
+        wrong=None,
+    )
     writer.append(skipped)
     writer.event("end", exit_code=0)
     return path
@@ -184,7 +212,18 @@ def rich_run(path: Path, hosts: tuple[str, ...] = ("n0", "n1", "n2"), word: str 
     for variant, scale in (("flat", 1.3), ("hierarchical", 1.1), ("control", 1.0)):
         moe_record, labels, seconds_RNK = moe({"variant": variant}, scale)
         writer.append(moe_record, labels, seconds_RNK)
-    hostile, _ = collective(64, case=f"all_reduce/float32/64/isolated/{HOSTILE}", status="failed", reason=HOSTILE, time_us=None, skew_us=None, phases=[], ledger=None, alg_gb_per_s=None, bus_gb_per_s=None)
+    hostile, _ = collective(
+        64,
+        case=f"all_reduce/float32/64/isolated/{HOSTILE}",
+        status="failed",
+        reason=HOSTILE,
+        time_us=None,
+        skew_us=None,
+        phases=[],
+        ledger=None,
+        alg_gb_per_s=None,
+        bus_gb_per_s=None,
+    )
     writer.append(hostile)
     grouped, _ = collective(1 << 12, params={"group": "2"}, case="all_reduce/float32/4096/isolated/group=2")
     assert grouped.time_us is not None

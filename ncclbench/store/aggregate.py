@@ -1,7 +1,7 @@
-"""Many runs as one: the same case over repetitions, racks or dates.
+"""Many process starts as one: the same case over starts of a run, repetitions, racks or dates.
 
-A run counts once, however many samples it has: what differs from run to run is not seen by iterating longer. The
-median over runs has the same non-parametric interval as the median over iterations, and therefore none below 6 runs;
+A start counts once, however many samples it has: what differs from start to start is not seen by iterating longer.
+The median over starts has the same non-parametric interval as the median over iterations, and therefore none below 6;
 least and largest are given always.
 """
 
@@ -16,26 +16,26 @@ from ncclbench.intervals import median_interval
 IDENTITY = ("case", "transport", "device", "simulated", "world_size")
 
 
-def across_runs(flat: pd.DataFrame) -> pd.DataFrame:
-    """One row a case that was timed in two runs or more, from `flat_frame`.
+def across_starts(flat: pd.DataFrame) -> pd.DataFrame:
+    """One row a case that was timed in two process starts or more, in one run or in several, from `flat_frame`.
 
-    Columns: those of ``IDENTITY``, ``runs``, ``p50_us`` (median over runs of the run's median), ``p50_lo_us`` and
-    ``p50_hi_us`` (its 95% interval; null below 6 runs), ``p50_min_us``, ``p50_max_us``, ``spread`` (largest over
+    Columns: those of ``IDENTITY``, ``runs``, ``starts``, ``p50_us`` (median over starts of the start's median),
+    ``p50_lo_us`` and ``p50_hi_us`` (its 95% interval; null below 6 starts), ``p50_min_us``, ``p50_max_us``, ``spread`` (largest over
     least, minus 1), ``bus_gb_per_s`` (of the median time; rates are not averaged).
     """
     timed = flat[flat["p50_us"].notna()]
     rows = []
     for key, group in timed.groupby(list(IDENTITY), sort=False, dropna=False):
-        if group["run"].nunique() < 2:
+        if len(group) < 2:
             continue
-        # A run that names a case twice (it was resumed) has one record; two starts in one frame have two paths.
         times = np.sort(group["p50_us"].to_numpy(dtype=np.float64))
         interval = median_interval(len(times))
         median = float(np.median(times))
         rows.append(
             {
                 **dict(zip(IDENTITY, key, strict=True)),
-                "runs": len(times),
+                "runs": int(group["run"].nunique()),
+                "starts": len(times),
                 "p50_us": median,
                 "p50_lo_us": float(times[interval[0]]) if interval else None,
                 "p50_hi_us": float(times[interval[1]]) if interval else None,
@@ -50,7 +50,7 @@ def across_runs(flat: pd.DataFrame) -> pd.DataFrame:
 
 _TYPES = {
     "case": "string", "transport": "string", "device": "string", "simulated": "boolean", "world_size": "Int64",
-    "runs": "Int64", "p50_us": "Float64", "p50_lo_us": "Float64", "p50_hi_us": "Float64", "p50_min_us": "Float64",
+    "runs": "Int64", "starts": "Int64", "p50_us": "Float64", "p50_lo_us": "Float64", "p50_hi_us": "Float64", "p50_min_us": "Float64",
     "p50_max_us": "Float64", "spread": "Float64", "bus_gb_per_s": "Float64",
 }  # fmt: skip
 
@@ -70,7 +70,7 @@ def _rate_at(group: pd.DataFrame, median_us: float) -> float | None:
 
 
 def by_date(flat: pd.DataFrame) -> pd.DataFrame:
-    """The rows of cases that were timed in two runs or more, oldest first within each case."""
+    """The rows of cases that were timed in two process starts or more, oldest first within each case."""
     timed = flat[flat["p50_us"].notna()]
-    several = timed.groupby(list(IDENTITY), sort=False, dropna=False)["run"].transform("nunique") > 1
-    return timed[several].sort_values([*IDENTITY, "started", "run"], kind="stable")
+    several = timed.groupby(list(IDENTITY), sort=False, dropna=False)["run"].transform("size") > 1
+    return timed[several].sort_values([*IDENTITY, "started", "run", "start"], kind="stable")

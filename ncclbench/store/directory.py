@@ -38,7 +38,7 @@ class Run:
     Attributes:
         path: where it is.
         manifest: plan, topology, provenance.
-        records: the last record of each case, in the order in which the cases first ended.
+        records: the last record of each case in each process start, in the order in which they first ended.
         events: whole lines of the event log.
     """
 
@@ -91,14 +91,14 @@ def _refuse_newer(data: Any, where: Path | str) -> None:
 
 
 def _read_records(path: Path) -> list[Record]:
-    latest: dict[str, Record] = {}
+    latest: dict[tuple[int, str], Record] = {}
     for number, line in enumerate(events.whole_lines(path), 1):
         try:
             _refuse_newer(msgspec.json.decode(line), f"{path}, line {number}")
             record = msgspec.json.decode(line, type=Record)
         except msgspec.DecodeError as error:
             raise UsageError(f"{path}, line {number} is damaged: {error}") from None
-        latest[record.case] = record
+        latest[record.start, record.case] = record
     return list(latest.values())
 
 

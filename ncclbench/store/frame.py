@@ -48,7 +48,8 @@ COLUMNS = (
     Column("simulated", _YES_NO, "", "whether times were computed by a model instead of measured"),
     Column("world_size", _WHOLE, "", "ranks"),
     Column("nodes", _WHOLE, "", "nodes of the topology"),
-    Column("case", _TEXT, "", "unique in a plan"),
+    Column("start", _WHOLE, "", "process start of the run, from 0"),
+    Column("case", _TEXT, "", "unique in a plan, and in a process start"),
     Column("pattern", _TEXT, "", ""),
     Column("params", _TEXT, "", "the pattern's own parameters, as JSON with sorted keys"),
     Column("timing", _TEXT, "", "timing regime"),
@@ -126,6 +127,7 @@ def phases_frame(runs: Sequence[Run]) -> pd.DataFrame:
     rows = [
         {
             "run": str(run.path),
+            "start": record.start,
             "case": record.case,
             "phase": phase.label,
             "p50_us": phase.time_us.p50 if phase.time_us else None,
@@ -139,7 +141,7 @@ def phases_frame(runs: Sequence[Run]) -> pd.DataFrame:
         for record in run.records
         for phase in record.phases
     ]
-    whole = {f"sent_{link}_bytes" for link in _LINKS} | {"bottleneck_bytes"}
+    whole = {f"sent_{link}_bytes" for link in _LINKS} | {"bottleneck_bytes", "start"}
     text = {"run", "case", "phase"}
     return pd.DataFrame(
         {
@@ -153,6 +155,7 @@ def phases_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 PHASE_NAMES = (
     "run",
+    "start",
     "case",
     "phase",
     "p50_us",

@@ -142,6 +142,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     started: str | None
     schema: int = SCHEMA
+    start: int = 0
+    """Which process start of the run, from 0; a plan declares how many there are."""
     params: dict[str, Any] = {}
     reason: str | None = None
     wrong: int | None = None

@@ -1,4 +1,4 @@
-"""JSON: records, phases, runs with their verdicts, and medians across runs; ``docs/report.schema.json`` describes it."""
+"""JSON: records, phases, runs with their verdicts, and medians over starts; ``docs/report.schema.json`` describes it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from ncclbench import __version__
-from ncclbench.store.aggregate import across_runs
+from ncclbench.store.aggregate import across_starts
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import COLUMNS, flat_frame, phases_frame, plain_rows
 from ncclbench.store.judgement import Judgement
@@ -26,7 +26,7 @@ def render(runs: Sequence[Run]) -> str:
         "units": {column.name: column.unit for column in COLUMNS if column.unit},
         "results": [{**row, "params": msgspec.json.decode(row["params"])} for row in plain_rows(flat)],
         "phases": plain_rows(phases_frame(runs)),
-        "across_runs": plain_rows(across_runs(flat)),
+        "across_starts": plain_rows(across_starts(flat)),
     }
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
 

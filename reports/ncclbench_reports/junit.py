@@ -45,7 +45,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _record(suite: ET.Element, row: dict[str, Any]) -> None:
-    case = ET.SubElement(suite, "testcase", classname=_text(row["pattern"]), name=_text(row["case"]))
+    case = ET.SubElement(suite, "testcase", classname=_text(row["pattern"]), name=_text(_name(row)))
     properties = ET.SubElement(case, "properties")
     for name in _FIGURES:
         if row[name] is not None:
@@ -54,6 +54,11 @@ def _record(suite: ET.Element, row: dict[str, Any]) -> None:
         ET.SubElement(case, _OUTCOMES[row["status"]], message=_text(row["reason"] or row["status"]))
     if row["notes"]:
         ET.SubElement(case, "system-out").text = _text(row["notes"])
+
+
+def _name(row: dict[str, Any]) -> str:
+    """The case; a later process start of it has its number behind it."""
+    return f"{row['case']} (start {row['start']})" if row["start"] else str(row["case"])
 
 
 def _check(suite: ET.Element, check: CheckResult) -> None:

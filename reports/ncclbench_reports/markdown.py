@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ncclbench.store.aggregate import across_runs
+from ncclbench.store.aggregate import across_starts
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, plain_rows
 from ncclbench.units import format_size
@@ -14,19 +14,21 @@ from ncclbench_reports.table import figure, rate, there, whole
 SUFFIX = ".md"
 
 _HEADER = ("case", "status", "size (B)", "time (us)", "p50 95% (us)", "p99 (us)", "skew (us)", "n", "algbw (GB/s)", "busbw (GB/s)", "#wrong")  # fmt: skip
-_ACROSS = ("case", "ranks", "runs", "median (us)", "95% (us)", "least (us)", "most (us)", "busbw (GB/s)")
+_ACROSS = ("case", "ranks", "starts", "median (us)", "95% (us)", "least (us)", "most (us)", "busbw (GB/s)")
 # Everything that CommonMark or GitHub's tables give a meaning to.
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$&]|^[#+-])")
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The runs one after the other, then the medians across them."""
+    """The runs one after the other, then the medians over process starts."""
     flat = flat_frame(runs)
     rows = plain_rows(flat)
     parts = [_render_run(run, [row for row in rows if row["run"] == str(run.path)]) for run in runs]
-    across = plain_rows(across_runs(flat))
+    across = plain_rows(across_starts(flat))
     if across:
-        parts.append("## The same case across runs\n\n" + grid(_ACROSS, (_across_cells(row) for row in across), 1))
+        parts.append(
+            "## The same case over process starts\n\n" + grid(_ACROSS, (_across_cells(row) for row in across), 1)
+        )
     return "\n\n".join(parts)
 
 
@@ -84,7 +86,7 @@ def _across_cells(row: dict[str, Any]) -> list[str]:
     return [
         escaped(row["case"]),
         whole(row["world_size"]),
-        whole(row["runs"]),
+        whole(row["starts"]),
         figure(row["p50_us"]),
         interval,
         figure(row["p50_min_us"]),

@@ -13,7 +13,7 @@ from ncclbench_reports._shared import judgements
 
 SUFFIX = ".prom"
 
-_LABELS = ("run", "case", "pattern", "transport", "timing", "dtype", "bytes", "world_size", "simulated")
+_LABELS = ("run", "start", "case", "pattern", "transport", "timing", "dtype", "bytes", "world_size", "simulated")
 _FIGURES = tuple(
     column
     for column in COLUMNS

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ncclbench.store.directory import Run
-from ncclbench.store.aggregate import across_runs
+from ncclbench.store.aggregate import across_starts
 from ncclbench.store.frame import flat_frame, records_frame
 from ncclbench_reports._shared import judgements, stamps, verdict_line
 
@@ -84,20 +84,21 @@ def _render_timings(frame: pd.DataFrame) -> list[str]:
 
 
 def _render_across(runs: Sequence[Run]) -> list[str]:
-    """The same cases over several runs: a run counts once, however long it iterated."""
-    across = across_runs(flat_frame(runs)) if len(runs) > 1 else pd.DataFrame()
+    """The same cases over several process starts: each counts once, however long it iterated."""
+    across = across_starts(flat_frame(runs))
     if across.empty:
         return []
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for name in ("case", "ranks", "runs", "time\n(us)", "95%\n(us)", "least\n(us)", "most\n(us)", "busbw\n(GB/s)"):
+    for name in ("case", "ranks", "starts", "time\n(us)", "95%\n(us)", "least\n(us)", "most\n(us)", "busbw\n(GB/s)"):
         table.add_column(name, justify="left" if name == "case" else "right")
     for row in _rows(across):
         interval = f"{figure(row['p50_lo_us'])}..{figure(row['p50_hi_us'])}" if there(row["p50_lo_us"]) else "-"
-        cells = [str(row["case"]), whole(row["world_size"]), whole(row["runs"]), figure(row["p50_us"]), interval]
+        cells = [str(row["case"]), whole(row["world_size"]), whole(row["starts"]), figure(row["p50_us"]), interval]
         cells += [figure(row["p50_min_us"]), figure(row["p50_max_us"]), rate(row["bus_gb_per_s"])]
         table.add_row(*(Text(cell) for cell in cells))
     return [
-        "the same case across runs; time is the median over runs, with an interval from 6 runs on\n" + _as_text(table)
+        "the same case over process starts; time is the median over starts, with an interval from 6 starts on\n"
+        + _as_text(table)
     ]
 
 

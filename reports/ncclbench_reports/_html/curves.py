@@ -1,6 +1,7 @@
 """Bandwidth and latency against size, for each pattern with its parameters, and how they changed from run to run."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,21 +15,21 @@ MOST_PATTERNS = 24
 _MOST_TRENDS = 8
 # Up to so many sets of parameters of a pattern share a plot.
 _MOST_PARAMS = 4
+# What a floor of the profile is about, and in which plot it belongs.
+_FLOOR_UNITS = {"bus_gb_per_s": "gb_per_s", "bottleneck_gb_per_s": "gb_per_s", "p50_us": "us"}
 
 Row = dict[str, Any]
 
 
 def limits_of(judged: Sequence[Judgement | None]) -> dict[str, dict[str, float]]:
-    """What the checks' evidence says of floors and bounds: for each case, ``floor_gb_per_s``, ``bound_us``, ..."""
+    """The profile's floors, as the evidence of the check ``floor`` states them, by case."""
     found: dict[str, dict[str, float]] = {}
     for judgement in judged:
         for check in judgement.checks if judgement else []:
-            for evidence in check.evidence:
-                case = str(evidence.get("case", check.subject))
-                for name, value in evidence.items():
-                    kind = _limit_kind(name)
-                    if kind and isinstance(value, int | float) and math.isfinite(value) and value > 0:
-                        found.setdefault(case, {})[kind] = float(value)
+            for evidence in check.evidence if check.check == "floor" else []:
+                limit, unit = evidence.get("limit"), _FLOOR_UNITS.get(str(evidence.get("metric")))
+                if unit and isinstance(limit, int | float) and math.isfinite(limit) and limit > 0:
+                    found.setdefault(check.subject, {})[f"floor_{unit}"] = float(limit)
     return found
 
 
@@ -47,18 +48,13 @@ def bounds_of(records: Iterable[Record]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _limit_kind(name: str) -> str | None:
-    what = next((word for word in ("floor", "bound") if name.startswith(word)), None)
-    unit = next((unit for unit in ("gb_per_s", "us") if name.endswith(unit)), None)
-    return f"{what}_{unit}" if what and unit else None
-
-
 def curve_figures(
     rows: Sequence[Row], names: Mapping[str, str], limits: Mapping[str, Mapping[str, float]]
 ) -> list[Figure]:
     """Two figures for each pattern and parameters: bandwidth, and time, against size."""
     figures = []
-    groups = curve_groups([row for row in rows if row["p50_us"] is not None and row["p50_us"] > 0])
+    timed = [row for row in rows if row["p50_us"] is not None and row["p50_us"] > 0]
+    groups = curve_groups(one_a_case(timed))
     for place, (title, members) in enumerate(list(groups.items())[:MOST_PATTERNS]):
         figures += _bandwidth(f"bandwidth-{place}", title, members, names, limits)
         figures.append(_latency(f"latency-{place}", title, members, names, limits))
@@ -76,6 +72,31 @@ def curve_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
         title = row["pattern"] if together else f"{row['pattern']} {_shown_params(row['params'])}".strip()
         groups.setdefault(title, []).append(row)
     return groups
+
+
+def one_a_case(rows: Sequence[Row]) -> list[Row]:
+    """One row a case and run: over several process starts the median of their medians, and the whole of their range."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["run"], row["case"]), []).append(row)
+    return [_over_starts(starts) if len(starts) > 1 else starts[0] for starts in found.values()]
+
+
+def _over_starts(starts: list[Row]) -> Row:
+    times = sorted(row["p50_us"] for row in starts)
+    middle = statistics.median(times)
+    rates = {
+        name: starts[0][name] * starts[0]["p50_us"] / middle if starts[0][name] else None
+        for name in ("bus_gb_per_s", "bottleneck_gb_per_s")
+    }
+    return {
+        **starts[0],
+        **rates,
+        "p50_us": middle,
+        "p50_lo_us": times[0],
+        "p50_hi_us": times[-1],
+        "starts": len(starts),
+    }
 
 
 def _shown_params(params: str) -> str:
@@ -163,12 +184,16 @@ def _curve(
         },
         "text": [
             f"<b>{plot_text(name)}</b><br>{_size(row)} B: {value:.4g} {unit}<br>"
-            f"{value - down:.4g} to {value + up:.4g}, n {row['n']}"
+            f"{value - down:.4g} to {value + up:.4g}, {_basis(row)}"
             for row, value, up, down in zip(rows, y, high, low, strict=True)
         ],
         "hovertemplate": "%{text}<extra></extra>",
         **style(place),
     }
+
+
+def _basis(row: Row) -> str:
+    return f"over {row['starts']} starts" if "starts" in row else f"n {row['n']}"
 
 
 def _limit_curves(rows: Sequence[Row], limits: Mapping[str, Mapping[str, float]], unit: str, shown: str) -> list[Row]:

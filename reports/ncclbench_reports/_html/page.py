@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ncclbench.store.aggregate import across_runs, by_date
+from ncclbench.store.aggregate import across_starts, by_date
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, phases_frame, plain_rows
 from ncclbench.store.judgement import Judgement
@@ -219,9 +219,11 @@ def _brief(value: Any) -> str:
 
 
 def _across_section(flat: Any, names: Mapping[str, str]) -> Section:
-    across = plain_rows(across_runs(flat))
+    across = plain_rows(across_starts(flat))
     figures = trend_figures(plain_rows(by_date(flat)), names) if across else []
-    return Section(id="trends", title="Across runs", figures=figures, tables=[across_table(across)] if across else [])
+    return Section(
+        id="trends", title="Over process starts", figures=figures, tables=[across_table(across)] if across else []
+    )
 
 
 def _data_section(runs: Sequence[Run], rows: Sequence[dict[str, Any]], names: dict[str, str]) -> Section:

@@ -67,14 +67,13 @@ _TEXT = {"run", "case", "status", "dtype", "timing", "reason", "notes", "phase",
 
 def results_table(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> DataTable:
     """Every record; with the run's name in front where there are several runs."""
-    columns = [("run", "run"), *_RESULTS] if len(names) > 1 else list(_RESULTS)
+    columns = [*_where(rows, names), *_RESULTS]
     return _table("results", "Results", "One row a case; times are of the slowest rank.", columns, rows, names)
 
 
 def phases_table(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> DataTable:
     """Every phase of every record, with its bytes by link class."""
-    columns = [("run", "run")] if len(names) > 1 else []
-    columns += [("case", "case"), ("phase", "phase"), ("p50 (us)", "p50_us")]
+    columns = [*_where(rows, names), ("case", "case"), ("phase", "phase"), ("p50 (us)", "p50_us")]
     columns += [
         (f"{link.replace('_', ' ')} (B)", f"sent_{link}_bytes")
         for link in ("self", "node", "domain", "same_rail", "cross_rail", "cross_site")
@@ -84,15 +83,21 @@ def phases_table(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> DataT
     return _table("phases", "Phases and bytes", caption, columns, rows, names)
 
 
+def _where(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> list[tuple[str, str]]:
+    """The run and the process start, where there are several."""
+    columns = [("run", "run")] if len(names) > 1 else []
+    return columns + ([("start", "start")] if len({row["start"] for row in rows}) > 1 else [])
+
+
 def across_table(rows: Sequence[dict[str, Any]]) -> DataTable:
     """Medians across runs."""
     columns = [
-        ("case", "case"), ("transport", "transport"), ("ranks", "world_size"), ("runs", "runs"),
+        ("case", "case"), ("transport", "transport"), ("ranks", "world_size"), ("runs", "runs"), ("starts", "starts"),
         ("median (us)", "p50_us"), ("low (us)", "p50_lo_us"), ("high (us)", "p50_hi_us"), ("least (us)", "p50_min_us"),
         ("most (us)", "p50_max_us"), ("spread", "spread"), ("busbw (GB/s)", "bus_gb_per_s"),
     ]  # fmt: skip
-    caption = "The median over runs of each run's median, with its 95% interval from 6 runs on."
-    return _table("across", "The same case across runs", caption, columns, rows, {})
+    caption = "The median over process starts of each start's median, with its 95% interval from 6 starts on."
+    return _table("across", "The same case over process starts", caption, columns, rows, {})
 
 
 def _table(
