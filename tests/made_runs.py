@@ -158,6 +158,22 @@ def record_like(base: Record, **fields: Any) -> Record:
     return msgspec.structs.replace(base, **fields)
 
 
+FLOOR = {"metric": "bus_gb_per_s", "limit": 2.0, "basis": "measured"}
+
+
+def _check(
+    check: str, subject: str, word: str, reason: str, action: str | None = None, *evidence: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "check": check,
+        "subject": subject,
+        "verdict": word,
+        "reason": reason,
+        "action": action,
+        "evidence": list(evidence),
+    }
+
+
 def verdict(word: str = "FAIL") -> dict[str, Any]:
     """A verdict with one check of each outcome."""
     return {
@@ -168,12 +184,14 @@ def verdict(word: str = "FAIL") -> dict[str, Any]:
         "stamps": ["cpu only", "redacted"],
         "starts": {"declared": 3, "present": 3},
         "checks": [
-            {"check": "floor", "subject": "all_reduce/float32/1048576/isolated", "verdict": "PASS", "reason": "above the floor", "action": None, "evidence": [{"metric": "bus_gb_per_s", "limit": 2.0, "basis": "measured"}, {"bus_gb_per_s": 7.3}]},
-            {"check": "fleet", "subject": "n1 rail 1", "verdict": "FAIL", "reason": "50% below its peers", "action": "CHECK_CABLE", "evidence": [{"send": 0.5, "peers": 4}]},
-            {"check": "path", "subject": "n0", "verdict": "INCONCLUSIVE", "reason": "unverified", "action": None, "evidence": []},
-            {"check": "gpu", "subject": "n0", "verdict": "NOT_RUN", "reason": "no GPUs", "action": None, "evidence": []},
+            _check(
+                "floor", "all_reduce/float32/1048576/isolated", "PASS", "above it", None, FLOOR, {"bus_gb_per_s": 7.3}
+            ),
+            _check("fleet", "n1 rail 1", "FAIL", "50% below its peers", "CHECK_CABLE", {"send": 0.5, "peers": 4}),
+            _check("path", "n0", "INCONCLUSIVE", "unverified"),
+            _check("gpu", "n0", "NOT_RUN", "no GPUs"),
         ],
-    }  # fmt: skip
+    }
 
 
 def small_run(path: Path, *, scale: float = 1.0, **fields: Any) -> Path:

@@ -20,8 +20,8 @@ def across_starts(flat: pd.DataFrame) -> pd.DataFrame:
     """One row a case that was timed in two process starts or more, in one run or in several, from `flat_frame`.
 
     Columns: those of ``IDENTITY``, ``runs``, ``starts``, ``p50_us`` (median over starts of the start's median),
-    ``p50_lo_us`` and ``p50_hi_us`` (its 95% interval; null below 6 starts), ``p50_min_us``, ``p50_max_us``, ``spread`` (largest over
-    least, minus 1), ``bus_gb_per_s`` (of the median time; rates are not averaged).
+    ``p50_lo_us`` and ``p50_hi_us`` (its 95% interval; null below 6 starts), ``p50_min_us``, ``p50_max_us``,
+    ``spread`` (largest over least, minus 1), ``bus_gb_per_s`` (of the median time; rates are not averaged).
     """
     timed = flat[flat["p50_us"].notna()]
     rows = []
@@ -50,8 +50,8 @@ def across_starts(flat: pd.DataFrame) -> pd.DataFrame:
 
 _TYPES = {
     "case": "string", "transport": "string", "device": "string", "simulated": "boolean", "world_size": "Int64",
-    "runs": "Int64", "starts": "Int64", "p50_us": "Float64", "p50_lo_us": "Float64", "p50_hi_us": "Float64", "p50_min_us": "Float64",
-    "p50_max_us": "Float64", "spread": "Float64", "bus_gb_per_s": "Float64",
+    "runs": "Int64", "starts": "Int64", "p50_us": "Float64", "p50_lo_us": "Float64", "p50_hi_us": "Float64",
+    "p50_min_us": "Float64", "p50_max_us": "Float64", "spread": "Float64", "bus_gb_per_s": "Float64",
 }  # fmt: skip
 
 

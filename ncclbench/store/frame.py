@@ -112,7 +112,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def records_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a record: the columns of ``COLUMNS`` untyped, and what is nested (``groups``, ``phases``, ...) as it is."""
+    """One row a record: the columns of ``COLUMNS`` untyped, and what is nested (``groups``, ...) as it is."""
     return pd.DataFrame([_row(run, record) for run in runs for record in run.records])
 
 

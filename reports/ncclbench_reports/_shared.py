@@ -24,7 +24,7 @@ _INVISIBLE = re.compile(
 
 
 def visible(text: object, limit: int = 0) -> str:
-    """`text` with controls and marks of direction written out as ``\\u202e``, and cut to `limit` characters if given."""
+    """`text` with controls and marks of direction written out as ``\\u202e``; cut to `limit` characters if given."""
     shown = _INVISIBLE.sub(lambda found: f"\\u{ord(found.group()):04x}", str(text))
     shown = shown.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is no text
     return shown if not limit or len(shown) <= limit else f"{shown[: limit - 1]}…"

@@ -1,4 +1,4 @@
-"""JSON: records, phases, runs with their verdicts, and medians over starts; ``docs/report.schema.json`` describes it."""
+"""JSON: runs with verdicts, records, phases, medians over starts; ``docs/report.schema.json`` describes it."""
 
 from collections.abc import Sequence
 from typing import Any

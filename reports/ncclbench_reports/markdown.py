@@ -13,7 +13,10 @@ from ncclbench_reports.table import figure, rate, there, whole
 
 SUFFIX = ".md"
 
-_HEADER = ("case", "status", "size (B)", "time (us)", "p50 95% (us)", "p99 (us)", "skew (us)", "n", "algbw (GB/s)", "busbw (GB/s)", "#wrong")  # fmt: skip
+_HEADER = (
+    "case", "status", "size (B)", "time (us)", "p50 95% (us)", "p99 (us)", "skew (us)", "n",
+    "algbw (GB/s)", "busbw (GB/s)", "#wrong",
+)  # fmt: skip
 _ACROSS = ("case", "ranks", "starts", "median (us)", "95% (us)", "least (us)", "most (us)", "busbw (GB/s)")
 # Everything that CommonMark or GitHub's tables give a meaning to.
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$&]|^[#+-])")

@@ -20,7 +20,7 @@ def render(runs: Sequence[Run]) -> bytes:
     fields = [
         table.schema.field(column.name).with_metadata({"unit": column.unit, "what": column.what}) for column in COLUMNS
     ]
-    metadata = {**(table.schema.metadata or {}), b"ncclbench": __version__.encode()}
+    metadata: dict[bytes | str, bytes | str] = {b"ncclbench": __version__.encode(), **(table.schema.metadata or {})}
     out = io.BytesIO()
     pq.write_table(table.cast(pa.schema(fields, metadata=metadata)), out, compression="zstd")
     return out.getvalue()

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ncclbench.store.directory import Run
 from ncclbench.store.aggregate import across_starts
+from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, records_frame
 from ncclbench_reports._shared import judgements, stamps, verdict_line
 
@@ -80,7 +80,7 @@ def _render_timings(frame: pd.DataFrame) -> list[str]:
             both = there(row["graph"]) and there(row["pipelined"])
             cells.append(figure(float(str(row["pipelined"])) - float(str(row["graph"]))) if both else "-")
         table.add_row(*cells)
-    return ["timing regimes side by side; time is the median of the slowest rank\n" + _as_text(table)]
+    return ["timing regimes side by side; time is the median of the slowest rank\n" + as_text(table)]
 
 
 def _render_across(runs: Sequence[Run]) -> list[str]:
@@ -98,7 +98,7 @@ def _render_across(runs: Sequence[Run]) -> list[str]:
         table.add_row(*(Text(cell) for cell in cells))
     return [
         "the same case over process starts; time is the median over starts, with an interval from 6 starts on\n"
-        + _as_text(table)
+        + as_text(table)
     ]
 
 
@@ -147,12 +147,7 @@ def _render_section(title: str, rows: pd.DataFrame) -> str:
             remarks.append(f"! {row['case']}: {row['status']}: {row['reason']}")
         notes = row["notes"]
         remarks += [f"! {row['case']}: {note}" for note in (notes if isinstance(notes, list) else [])]
-    body = _as_text(table) if table.row_count else ""
-    overlaps = [
-        f"  size {_whole(row['size_bytes'])}: {row['overlap_percent']:.1f}% hidden behind computing, as OSU defines it"
-        for row in _rows(rows)
-        if _there(row["overlap_percent"])
-    ]
+    body = as_text(table) if table.row_count else ""
     groups = [line for row in _rows(rows) for line in _group_lines(row)]
     return "\n".join(part for part in (title, body, *overlaps, *groups, *_folded(remarks)) if part)
 
@@ -228,7 +223,8 @@ def rate(value: object) -> str:
     return f"{number:.3f}" if number >= 0.01 or number == 0 else f"{number:.6f}"
 
 
-def _as_text(table: Table) -> str:
+def as_text(table: Table) -> str:
+    """A table as lines, wide enough for all of its columns."""
     out = io.StringIO()
     # Wide enough for every column, also where stdout is a pipe of 80 columns: a cut figure is no figure.
     Console(file=out, width=200, no_color=True).print(table)

@@ -200,7 +200,8 @@ def _limit_curves(rows: Sequence[Row], limits: Mapping[str, Mapping[str, float]]
     """The profile's floor and the bound, where the verdict's evidence states them."""
     found = []
     for word, dash in (("floor", "dash"), ("bound", "dot")):
-        points = sorted({(_size(row), limits[row["case"]][f"{word}_{unit}"]) for row in rows if f"{word}_{unit}" in limits.get(row["case"], {})})  # fmt: skip
+        limited = [row for row in rows if f"{word}_{unit}" in limits.get(row["case"], {})]
+        points = sorted({(_size(row), limits[row["case"]][f"{word}_{unit}"]) for row in limited})
         if points:
             found.append(
                 {
@@ -240,7 +241,8 @@ def trend_figures(rows: Sequence[Row], names: Mapping[str, str]) -> list[Figure]
                 "x": [row["started"] for row in members],
                 "y": rounded([row["p50_us"] / first for row in members]),
                 "text": [
-                    f"<b>{plot_text(case)}</b><br>{plot_text(names[row['run']])}, {plot_text(transport)}, {ranks} ranks<br>"
+                    f"<b>{plot_text(case)}</b><br>{plot_text(names[row['run']])}, start {row['start']}, "
+                    f"{plot_text(transport)}, {ranks} ranks<br>"
                     f"{plot_text(row['started'])}: {row['p50_us']:.4g} us"
                     for row in members
                 ],

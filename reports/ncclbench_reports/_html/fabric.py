@@ -149,8 +149,11 @@ def _as_figure(
         "yaxis": {"title": {"text": f"sending {kind}"}, "autorange": "reversed", **ticks},
         "square": True,
     }
-    title = f"{visible(flows.case, 80)}: {kind} × {kind}"
-    caption = f"Each cell is the median of the flows from a {kind} (row) to a {kind} (column). Point at a cell for the slowest pair."
+    title = f"{visible(flows.case, 80)}: {kind} by {kind}"
+    caption = (
+        f"Each cell is the median of the flows from a {kind} (row) to a {kind} (column). "
+        "Point at a cell for the slowest pair."
+    )
     return Figure(id=key, title=title, alt=visible(alt), caption=caption, data=[data], layout=layout)
 
 
@@ -249,7 +252,8 @@ def residual_figure(
             }
         )
         extremes.append(
-            f"{name} from {labels[order[0]]} ({values[order[0]]:+.3g}%) to {labels[order[-1]]} ({values[order[-1]]:+.3g}%)"
+            f"{name} from {labels[order[0]]} ({values[order[0]]:+.3g}%) "
+            f"to {labels[order[-1]]} ({values[order[-1]]:+.3g}%)"
         )
     alt = f"sorted residuals: {'; '.join(extremes)}."
     layout = {

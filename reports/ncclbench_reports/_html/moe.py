@@ -70,8 +70,14 @@ def _times(key: str, pattern: str, records: Sequence[Record], names: list[str]) 
     longest = max(
         ((p.label, p.time_us.p50, r.case) for r in records for p in r.phases if p.time_us), key=lambda one: one[1]
     )
-    alt = f"phases of {pattern}, stacked, for {len(records)} cases; the longest is {longest[0]} of {longest[2]} with {longest[1]:.4g} microseconds."
-    caption = "Median of the slowest rank, phase by phase. Phases overlap between ranks, so that their sum is not the whole case (the mark)."
+    alt = (
+        f"phases of {pattern}, stacked, for {len(records)} cases; "
+        f"the longest is {longest[0]} of {longest[2]} with {longest[1]:.4g} microseconds."
+    )
+    caption = (
+        "Median of the slowest rank, phase by phase. Phases overlap between ranks, so that their sum is not the whole "
+        "case (the mark)."
+    )
     return Figure(
         id=key,
         title=f"{visible(pattern)}: time of each phase",

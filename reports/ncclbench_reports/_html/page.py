@@ -32,6 +32,8 @@ from ncclbench_reports._html.tables import (
 )
 from ncclbench_reports._shared import NO_VERDICT, judgements, stamps, visible, warnings_of
 
+_PATH_FACTS = ("version", "network", "links", "proof", "gdr", "nvls")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
@@ -164,8 +166,16 @@ def _nic_figure(nics: Sequence[Endpoint], prefix: str) -> Figure:
 
 def _rank_tables(found: RankStatistics, places: Places, nics: Sequence[Endpoint], prefix: str) -> list[DataTable]:
     tables = []
+    heads: Sequence[tuple[str, bool]]
     if found.cases:
-        heads = (("rank", True), ("node", False), ("rail", True), ("leaf", False), ("residual (%)", True), ("after the first (us)", True))  # fmt: skip
+        heads = (
+            ("rank", True),
+            ("node", False),
+            ("rail", True),
+            ("leaf", False),
+            ("residual (%)", True),
+            ("after the first (us)", True),
+        )
         rows = [
             [
                 str(rank),
@@ -257,8 +267,7 @@ def _card(run: Run, judgement: Judgement | None, names: Mapping[str, str], probl
 def facts_of(run: Run) -> list[tuple[str, str]]:
     """Provenance: what was measured on what, in name and value."""
     manifest = run.manifest
-    topology = manifest.get("topology") if isinstance(manifest.get("topology"), dict) else {}
-    plan = manifest.get("plan") if isinstance(manifest.get("plan"), dict) else {}
+    topology, plan = (_mapping(manifest.get(name)) for name in ("topology", "plan"))
     nodes = [str(name) for name in topology.get("node_names") or []]
     shown = ", ".join(visible(name, 80) for name in nodes[:8]) + (
         f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
@@ -273,11 +282,26 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
         ("nodes", f"{len(nodes)}: {shown}" if nodes else None),
     ]
     facts += [(f"{name} known from", value) for name, value in (topology.get("sources") or {}).items()]
-    facts += _flattened(manifest.get("provenance") or {})
-    facts += sorted({(f"path {name}", _joined(value)) for record in run.records for name, value in (record.path or {}).items() if name in ("version", "network", "links", "proof", "gdr", "nvls")})  # fmt: skip
-    gpus = sorted({str(gpu["before"].get("name")) for record in run.records for gpu in record.gpus if isinstance(gpu.get("before"), dict) and gpu["before"].get("name")})  # fmt: skip
+    facts += _flattened(_mapping(manifest.get("provenance")))
+    facts += _paths(run)
+    gpus = sorted({str(_mapping(gpu.get("before")).get("name")) for record in run.records for gpu in record.gpus})
     facts += [("GPUs", ", ".join(gpus))] if gpus else []
     return [(visible(name), visible(value)) for name, value in facts if value not in (None, "", {}, [])]
+
+
+def _paths(run: Run) -> list[tuple[str, Any]]:
+    """What the library's log said of the way, over all records."""
+    found = {
+        (f"path {name}", str(_joined(value)))
+        for record in run.records
+        for name, value in (record.path or {}).items()
+        if name in _PATH_FACTS
+    }
+    return [*sorted(found)]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _flattened(data: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -66,7 +66,7 @@ class Places:
         """The leaf of the rank's NIC."""
         if self.leaves_R is None or self.leaves_R[rank] < 0:
             return None
-        return self.leaf_names[self.leaves_R[rank]]
+        return self.leaf_names[int(self.leaves_R[rank])]
 
 
 def _indices(topology: Mapping[str, Any], key: str, world: int) -> Ints:

@@ -5,6 +5,7 @@ One pass over the cases, one case in memory at a time; of each only medians and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,8 +96,8 @@ def rank_figures(found: RankStatistics, places: Places, prefix: str) -> list[Fig
         return []
     names = [places.rank(rank) for rank in range(len(places.nodes_R))]
     caption = (
-        f"Each rank's median duration against the median rank's, the median over {found.cases} cases. In a synchronising "
-        "collective the rank that comes last has the shortest duration: read it together with the skew."
+        f"Each rank's median duration against the median rank's, the median over {found.cases} cases. In a "
+        "synchronising collective the rank that comes last has the shortest duration: read it together with the skew."
     )
     residuals = residual_figure(
         f"{prefix}rank-residuals", "Every rank, sorted", {"duration": (names, found.residual_R.tolist())}, caption
@@ -107,7 +108,7 @@ def rank_figures(found: RankStatistics, places: Places, prefix: str) -> list[Fig
 def _late_figure(found: RankStatistics, names: list[str], prefix: str) -> Figure:
     last = int(np.nanargmax(found.late_us_R))
     many = len(names) > 512
-    data = {
+    data: dict[str, Any] = {
         "type": "scatter" if many else "bar",
         "x": list(range(len(names))),
         "y": rounded(found.late_us_R),
@@ -119,7 +120,10 @@ def _late_figure(found: RankStatistics, names: list[str], prefix: str) -> Figure
     if many:
         data |= {"mode": "lines", "line": {"color": "#0b7abf", "width": 1}}
         data.pop("textposition")
-    alt = f"arrival of {len(names)} ranks after the first; the last is {names[last]} with {found.late_us_R[last]:.4g} microseconds."
+    alt = (
+        f"arrival of {len(names)} ranks after the first; "
+        f"the last is {names[last]} with {found.late_us_R[last]:.4g} microseconds."
+    )
     caption = "How much later than the first each rank arrived: the median over iterations, then over cases."
     layout = {
         "xaxis": {"title": {"text": "rank"}},
@@ -153,7 +157,10 @@ def _ecdf_figures(found: RankStatistics, prefix: str) -> list[Figure]:
         ]
         middle = {rail: float(np.interp(0.5, _LEVELS, us)) for rail, us in rails.items()}
         slowest = max(middle, key=lambda rail: middle[rail])
-        alt = f"distribution of all ranks' durations in {case}, one curve for each of {len(rails)} rails; the slowest median is {middle[slowest]:.4g} microseconds on rail {slowest}."
+        alt = (
+            f"distribution of all ranks' durations in {case}, one curve for each of {len(rails)} rails; "
+            f"the slowest median is {middle[slowest]:.4g} microseconds on rail {slowest}."
+        )
         layout = {
             "xaxis": {"title": {"text": "duration (us)"}, "type": "log"},
             "yaxis": {"title": {"text": "share of samples (%)"}, "range": [0, 101]},
