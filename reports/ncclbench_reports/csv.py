@@ -1,7 +1,7 @@
 """Comma-separated values (RFC 4180): a row a record, the columns of docs/formats.md, every digit.
 
 A spreadsheet runs what begins with = + - @ (or a tab or a carriage return before one). Such text gets an apostrophe in
-front, as OWASP advises under "CSV injection"; numbers are numbers and stay.
+front, as OWASP advises under "CSV injection"; numbers are numbers and stay. Carriage returns become line feeds.
 """
 
 from collections.abc import Sequence
@@ -31,4 +31,6 @@ def as_csv(frame: pd.DataFrame) -> str:
 
 
 def _neutralised(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(_STARTS_A_FORMULA) else cell
+    # pandas does not quote a lone carriage return, and readers take it for the end of the row.
+    text = cell.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if cell.startswith(_STARTS_A_FORMULA) else text

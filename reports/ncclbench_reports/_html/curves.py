@@ -7,6 +7,7 @@ from typing import Any
 
 from ncclbench.store.judgement import Judgement
 from ncclbench.store.records import Record
+from ncclbench_reports._html.moe import alternatives
 from ncclbench_reports._html.plot import Figure, log_axis, plot_text, rounded, size_axis, style
 from ncclbench_reports._shared import visible
 
@@ -39,7 +40,8 @@ def bounds_of(records: Iterable[Record]) -> dict[str, dict[str, float]]:
     for record in records:
         bounds = [phase.bound_us for phase in record.phases]
         if bounds and all(bound is not None for bound in bounds) and record.time_us:
-            bound_us = sum(bound for bound in bounds if bound is not None)
+            known = [bound for bound in bounds if bound is not None]
+            bound_us = statistics.median(known) if alternatives(record) else sum(known)
             rate = record.bus_gb_per_s or (record.ledger or {}).get("bottleneck_gb_per_s")
             if bound_us > 0:
                 found[record.case] = {"bound_us": bound_us}

@@ -19,9 +19,15 @@ def phased(run: Run) -> dict[str, list[Record]]:
     """The records that have at least two phases with times of their own, by pattern."""
     found: dict[str, list[Record]] = {}
     for record in run.records:
-        if sum(phase.time_us is not None for phase in record.phases) > 1:
+        if sum(phase.time_us is not None for phase in record.phases) > 1 and not alternatives(record):
             found.setdefault(record.pattern, []).append(record)
     return found
+
+
+def alternatives(record: Record) -> bool:
+    """Whether the phases take turns from iteration to iteration, so that no iteration has all of them."""
+    counts = [phase.time_us.n for phase in record.phases if phase.time_us]
+    return record.time_us is not None and len(counts) > 1 and sum(counts) <= record.time_us.n
 
 
 def phase_figures(run: Run, prefix: str) -> list[Figure]:
