@@ -108,7 +108,8 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, object]]:
 
 def _header(run: Run) -> str:
     manifest = run.manifest
-    nodes = len(manifest.get("topology", {}).get("node_names", [])) or "?"
+    topology = manifest.get("topology")
+    nodes = (len(topology.get("node_names") or []) if isinstance(topology, dict) else 0) or "?"
     lines = [f"# {run.path}: {manifest.get('world_size')} ranks on {nodes} node(s) over {manifest.get('transport')}"]
     (judgement,) = judgements([run])
     lines += [f"# {stamp}" for stamp in stamps(run, judgement)]
