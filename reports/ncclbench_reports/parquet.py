@@ -20,8 +20,8 @@ def render(runs: Sequence[Run]) -> bytes:
     fields = [
         table.schema.field(column.name).with_metadata({"unit": column.unit, "what": column.what}) for column in COLUMNS
     ]
-    metadata: dict[bytes | str, bytes | str] = {b"ncclbench": __version__.encode()}
-    metadata.update(table.schema.metadata or {})
+    own = {"ncclbench": __version__}
+    stored = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     out = io.BytesIO()
-    pq.write_table(table.cast(pa.schema(fields, metadata=metadata)), out, compression="zstd")
+    pq.write_table(table.cast(pa.schema(fields, metadata=own | stored)), out, compression="zstd")
     return out.getvalue()

@@ -150,6 +150,7 @@ def test_verdicts(scale: float, word: str, tmp_path: Path) -> None:
     for case in timed:
         assert case.verdict == word
         assert case.ratio == pytest.approx(scale, rel=0.01)
+        assert case.ratio is not None
         assert case.ratio_lo is not None
         assert case.ratio_hi is not None
         assert case.ratio_lo <= case.ratio <= case.ratio_hi
