@@ -20,8 +20,9 @@ def render(runs: Sequence[Run]) -> bytes:
     fields = [
         table.schema.field(column.name).with_metadata({"unit": column.unit, "what": column.what}) for column in COLUMNS
     ]
-    own = {"ncclbench": __version__}
-    stored = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    metadata: dict[bytes | str, bytes | str] = {"ncclbench": __version__}
+    for key, value in (table.schema.metadata or {}).items():
+        metadata[key] = value
     out = io.BytesIO()
-    pq.write_table(table.cast(pa.schema(fields, metadata=own | stored)), out, compression="zstd")
+    pq.write_table(table.cast(pa.schema(fields, metadata=metadata)), out, compression="zstd")
     return out.getvalue()

@@ -121,6 +121,8 @@ def _curves_intro(rows: Sequence[dict[str, Any]]) -> str:
         "Medians over iterations of the slowest rank, with their 95% intervals; both axes are logarithmic. "
         "GB is 1e9 bytes, sizes are powers of two."
     )
+    if any(row["start"] for row in rows):
+        text += " Over several process starts: the median of the starts, with the least and the most."
     more = f" The first {MOST_PATTERNS} of {patterns} are drawn; the table has all."
     return text + (more if patterns > MOST_PATTERNS else "")
 
