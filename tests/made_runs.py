@@ -8,7 +8,7 @@ import numpy as np
 
 from ncclbench.measure.statistics import skew, summarise
 from ncclbench.store.directory import RunWriter
-from ncclbench.store.records import GroupResult, PhaseResult, Record
+from ncclbench.store.records import GroupResult, PhaseResult, Record, Subtotal
 
 NODES, RAILS = 3, 2
 WORLD = NODES * RAILS
@@ -147,6 +147,12 @@ def moe(params: dict[str, Any], scale: float) -> tuple[Record, list[str], Any]:
         params=params,
         phases=phases,
         bus_gb_per_s=None,
+        subtotals={
+            "comm_only": Subtotal(
+                labels=["dispatch", "combine"], time_us=summarise(seconds_RNK[:, :, [2, 4]].sum(axis=2).max(axis=0))
+            )
+        },
+        ratios={"skew_penalty": 1.25},
     )
     return record, labels, seconds_RNK
 

@@ -74,22 +74,20 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[dict[str, Any]] | None = None
 
 
-class Overlap(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a collective was hidden behind computing, as OSU's micro-benchmarks define it.
+class Subtotal(msgspec.Struct, frozen=True, kw_only=True):
+    """Several phases' durations added up on each rank; then the slowest rank of each iteration."""
 
-    ``share_percent = max(0, 100 - (overlapped - compute) / pure * 100)``, of means over all ranks and iterations.
+    labels: list[str]
+    time_us: Summary
 
-    Attributes:
-        share_percent: 100 where computing hides all of it, 0 where it hides nothing.
-        pure_us: the collective by itself, started and waited for at once.
-        overlapped_us: started, computed, waited for.
-        compute_us: the computing in between.
-    """
 
-    share_percent: float
-    pure_us: float
-    overlapped_us: float
-    compute_us: float
+class ComparableRate(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate as another program defines it, for comparison with that program alone."""
+
+    gb_per_s: float
+    bytes: int
+    over: str
+    definition: str
 
 
 class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,8 +164,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     bus_gb_per_s: float | None = None
     phases: list[PhaseResult] = []
     groups: list[GroupResult] = []
-    overlap: Overlap | None = None
-    staged: bool | None = None
+    subtotals: dict[str, Subtotal] = {}
+    ratios: dict[str, float] = {}
+    comparable: dict[str, ComparableRate] = {}
+    facts: list[dict[str, Any]] = []
+    """What a pattern says of its schedules, one entry a variant; see the pattern's own page."""
     ledger: dict[str, Any] | None = None
     samples: str | None = None
     setup: dict[str, Any] = {}

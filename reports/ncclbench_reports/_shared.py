@@ -9,6 +9,7 @@ from ncclbench.store.judgement import Judgement, read_judgement
 
 NO_VERDICT = "no verdict: this run was measured, not judged"
 CPU_ONLY = "CPU only: proves logic, not a fabric"
+IMPORTED = "imported from"
 
 # What a verdict's stamps are called in a report.
 _STAMPS = {
@@ -34,6 +35,12 @@ def stamps(run: Run, judgement: Judgement | None) -> list[str]:
     """What every page of a report on `run` must carry."""
     found = ["simulated"] if is_simulated(run.manifest) else []
     found += [CPU_ONLY] if run.manifest.get("device") == "cpu" and not found else []
+    sources = run.manifest.get("imported")
+    found += [
+        f"{IMPORTED} {visible(one.get('tool'))} {visible(one.get('version') or '')}".rstrip()
+        for one in (sources if isinstance(sources, list) else [])
+        if isinstance(one, dict)
+    ]
     found += ["redacted"] if run.manifest.get("redacted") else []
     found += [_STAMPS.get(stamp, visible(stamp)) for stamp in (judgement.stamps if judgement else [])]
     return list(dict.fromkeys(found))

@@ -13,7 +13,7 @@ from rich.text import Text
 from ncclbench.store.aggregate import across_starts
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, records_frame
-from ncclbench_reports._shared import judgements, stamps, verdict_line
+from ncclbench_reports._shared import IMPORTED, judgements, stamps, verdict_line
 
 # Header, unit, and how a row shows it.
 _COLUMNS = (
@@ -112,7 +112,7 @@ def _header(run: Run) -> str:
     nodes = (len(topology.get("node_names") or []) if isinstance(topology, dict) else 0) or "?"
     lines = [f"# {run.path}: {manifest.get('world_size')} ranks on {nodes} node(s) over {manifest.get('transport')}"]
     (judgement,) = judgements([run])
-    lines += [f"# {stamp}" for stamp in stamps(run, judgement)]
+    lines += [f"# {stamp}" for stamp in stamps(run, judgement) if not stamp.startswith(IMPORTED)]
     if judgement:
         lines.append(f"# {verdict_line(judgement)}")
     lines.append("# time is the median over iterations of the slowest rank; p50 95% is its interval; GB is 1e9 bytes")

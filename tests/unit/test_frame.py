@@ -295,6 +295,7 @@ def test_a_verdict_that_cannot_be_read_is_not_no_verdict(content: str, rich: Pat
         ({"device": "cuda", "transport": "nccl"}, []),
         ({"device": "cpu", "transport": "model"}, ["simulated"]),
         ({"device": "cuda", "redacted": True}, ["redacted"]),
+        ({"device": None, "imported": [{"tool": "nccl-tests", "version": "2.18"}]}, ["imported from nccl-tests 2.18"]),
     ],
 )
 def test_stamps(fields: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
@@ -381,9 +382,23 @@ def test_the_floor_and_the_bound_are_drawn(rich: Path) -> None:
     assert names["bound"]["y"] == [80.0]
 
 
-def test_the_skew_penalty_is_the_ratio_to_the_control(rich: Path) -> None:
-    (table,) = (table for table in make_page(read_runs([rich])).tables if table.id == "penalty")
-    assert [row[-1][:4] for row in table.rows] == ["1.3", "1.1"]
+def test_ratios_and_sums_of_phases_have_tables(rich: Path) -> None:
+    tables = {table.id: table for table in make_page(read_runs([rich])).tables}
+    assert [row[1:] for row in tables["ratios"].rows] == [["skew_penalty", "1.25"]] * 3
+    assert {row[2] for row in tables["subtotals"].rows} == {"dispatch, combine"}
+
+
+def test_phases_that_take_turns_are_not_stacked(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", manifest())
+    base = flows()
+    assert base.time_us is not None
+    half = msgspec.structs.replace(base.time_us, n=base.time_us.n // 2)
+    turns = [msgspec.structs.replace(base.phases[0], label=f"round={k}", time_us=half) for k in range(2)]
+    writer.append(record_like(base, phases=turns))
+    page = make_page([read_run(tmp_path / "run")])
+    assert not [figure for figure in page.figures if figure.id.startswith(("phases", "bytes"))]
+    bound = next(t for f in page.figures if f.id == "latency-0" for t in f.data if t["name"] == "bound")
+    assert bound["y"] == [80.0]  # of one round, not of both
 
 
 ODD_MANIFESTS: list[dict[str, Any]] = [

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ncclbench.store.directory import Run
-from ncclbench.store.frame import params_text
 from ncclbench.store.records import PhaseResult, Record
 from ncclbench_reports._html.plot import COLOURS, Figure, plot_text, rounded
 from ncclbench_reports._html.tables import DataTable, TableColumn, number
@@ -25,9 +24,9 @@ def phased(run: Run) -> dict[str, list[Record]]:
 
 
 def alternatives(record: Record) -> bool:
-    """Whether the phases take turns from iteration to iteration, so that no iteration has all of them."""
+    """Whether phases take turns from iteration to iteration, so that no iteration has all of them."""
     counts = [phase.time_us.n for phase in record.phases if phase.time_us]
-    return record.time_us is not None and len(counts) > 1 and sum(counts) <= record.time_us.n
+    return record.time_us is not None and any(count < record.time_us.n for count in counts)
 
 
 def phase_figures(run: Run, prefix: str) -> list[Figure]:
@@ -146,42 +145,27 @@ def _layout(title: str, names: list[str]) -> dict[str, Any]:
     }
 
 
-def penalty_table(runs: Sequence[Run]) -> DataTable | None:
-    """Skew penalty: the time of a case over that of its control, which sends the same bytes in equal splits."""
-    rows = []
+def derived_tables(runs: Sequence[Run]) -> list[DataTable]:
+    """What patterns derive of their phases: sums such as ``roundtrip``, and ratios such as ``skew_penalty``."""
+    sums, ratios = [], []
     for run in runs:
-        controls = {_twin(record): record for record in run.records if record.params.get("variant") == "control"}
         for record in run.records:
-            control = controls.get(_twin(record))
-            if control is None or record is control or not record.time_us or not control.time_us:
-                continue
-            ratio = record.time_us.p50 / control.time_us.p50
-            rows.append(
-                [
-                    visible(record.case),
-                    visible(control.case),
-                    number(record.time_us.p50),
-                    number(control.time_us.p50),
-                    number(ratio),
-                ]
-            )
-    if not rows:
-        return None
-    columns = [
-        TableColumn("case"),
-        TableColumn("control"),
-        *(TableColumn(name, number=True) for name in ("p50 (us)", "control (us)", "penalty")),
-    ]
-    return DataTable(
-        id="penalty",
-        title="Skew penalty",
-        caption="Time over the control's: equal splits of the same bytes.",
-        columns=columns,
-        rows=rows,
-    )
-
-
-def _twin(record: Record) -> tuple[str, str, str, int, str]:
-    """What a case and its control have in common."""
-    params = {name: value for name, value in record.params.items() if name not in ("variant", "routing")}
-    return record.pattern, record.dtype, record.timing, record.bytes, params_text(params)
+            for name, total in record.subtotals.items():
+                times = (total.time_us.p50, total.time_us.p50_lo, total.time_us.p50_hi)
+                sums.append(
+                    [visible(record.case), visible(name), visible(", ".join(total.labels)), *map(number, times)]
+                )
+            ratios += [[visible(record.case), visible(name), number(ratio)] for name, ratio in record.ratios.items()]
+    tables = []
+    if ratios:
+        heads = (TableColumn("case"), TableColumn("ratio"), TableColumn("value", number=True))
+        caption = "Medians divided: a skew_penalty is the time over that of equal splits of as many bytes."
+        tables.append(DataTable(id="ratios", title="Ratios", caption=caption, columns=heads, rows=ratios))
+    if sums:
+        heads = (TableColumn("case"), TableColumn("sum"), TableColumn("phases"))
+        figures = (TableColumn(f"{name} (us)", number=True) for name in ("p50", "low", "high"))
+        caption = "Phases added up on each rank; then the slowest rank of each iteration."
+        tables.append(
+            DataTable(id="subtotals", title="Sums of phases", caption=caption, columns=(*heads, *figures), rows=sums)
+        )
+    return tables

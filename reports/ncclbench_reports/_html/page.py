@@ -18,7 +18,7 @@ from ncclbench_reports._html.curves import (
     trend_figures,
 )
 from ncclbench_reports._html.fabric import Endpoint, flow_figures, nic_residuals, percent, residual_figure
-from ncclbench_reports._html.moe import penalty_table, phase_figures
+from ncclbench_reports._html.moe import derived_tables, phase_figures
 from ncclbench_reports._html.places import Places
 from ncclbench_reports._html.plot import Figure, short_names
 from ncclbench_reports._html.ranks import RankStatistics, rank_figures, rank_statistics
@@ -241,8 +241,7 @@ def _across_section(flat: Any, names: Mapping[str, str]) -> Section:
 def _data_section(runs: Sequence[Run], rows: Sequence[dict[str, Any]], names: dict[str, str]) -> Section:
     phases = plain_rows(phases_frame(runs))
     tables = [results_table(rows, names)] if rows else []
-    penalty = penalty_table(runs)
-    tables += [penalty] if penalty else []
+    tables += derived_tables(runs)
     tables += [phases_table(phases, names)] if phases else []
     return Section(id="data", title="All figures", tables=tables)
 
