@@ -62,6 +62,7 @@
     };
     for (const axis of ["xaxis", "yaxis"]) {
       layout[axis] = { automargin: true, showline: true, ticks: "outside", ...layout[axis] };
+      layout[axis].title = { standoff: 14, ...layout[axis].title };
     }
     return layout;
   }
