@@ -58,7 +58,7 @@ def _as_grid(
     if not len(rank_N):
         raise UsageError(f"samples of {record.case}: {path} is empty")
     ranks, iterations = int(rank_N.max()) + 1, int(iteration_N.max()) + 1
-    too_many = bool(record.world_size) and ranks > record.world_size  # a log need not say how many ranks it is of
+    too_many = record.world_size is not None and ranks > record.world_size  # a log need not say how many ranks it is of
     if rank_N.min() < 0 or iteration_N.min() < 0 or too_many:
         raise UsageError(f"samples of {record.case}: {path} names a rank or iteration that there cannot be")
     # A file cannot claim more iterations than it has rows: the grid is no larger than ranks times rows.

@@ -110,11 +110,14 @@ def _header(run: Run) -> str:
     manifest = run.manifest
     topology = manifest.get("topology")
     nodes = (len(topology.get("node_names") or []) if isinstance(topology, dict) else 0) or "?"
-    lines = [f"# {run.path}: {manifest.get('world_size')} ranks on {nodes} node(s) over {manifest.get('transport')}"]
+    ranks, transport = manifest.get("world_size") or "?", manifest.get("transport") or "several transports"
+    lines = [f"# {run.path}: {ranks} ranks on {nodes} node(s) over {transport}"]
     (judgement,) = judgements([run])
     lines += [f"# {stamp}" for stamp in stamps(run, judgement) if not stamp.startswith(IMPORTED)]
     if judgement:
         lines.append(f"# {verdict_line(judgement)}")
+    if manifest.get("imported"):
+        return "\n".join([*lines, *_imported_lines(manifest["imported"])])
     lines.append("# time is the median over iterations of the slowest rank; p50 95% is its interval; GB is 1e9 bytes")
     return "\n".join(lines)
 
@@ -142,7 +145,7 @@ def _render_section(title: str, rows: pd.DataFrame) -> str:
         table.add_column(f"{name}\n{unit}" if unit else name, justify="left" if name in _LEFT else "right")
     remarks = []
     for row in _rows(rows):
-        if there(row["p50_us"]):
+        if there(row["p50_us"]) or there(row["alg_gb_per_s"]):
             table.add_row(*(Text(cell) for cell in _cells(row)))
         if row["status"] != "ok":
             remarks.append(f"! {row['case']}: {row['status']}: {row['reason']}")
@@ -182,9 +185,9 @@ def _folded(remarks: list[str]) -> list[str]:
 def _cells(row: dict[str, object]) -> list[str]:
     interval = f"{figure(row['p50_lo_us'])}..{figure(row['p50_hi_us'])}" if there(row["p50_lo_us"]) else "-"
     return [
-        whole(row["size_bytes"]),
+        whole(row["size_bytes"] if there(row["size_bytes"]) else row["bytes"]),
         whole(row["count"]),
-        str(row["dtype"]),
+        str(row["dtype"]) if there(row["dtype"]) else "-",
         str(row["redop"]) if there(row["redop"]) else "none",
         whole(row["root"]) if there(row["root"]) else "-1",
         figure(row["p50_us"]),
