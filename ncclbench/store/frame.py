@@ -83,6 +83,9 @@ COLUMNS = (
     *(Column(f"sent_{link}_bytes", _WHOLE, "B", f"ledger: sent over links of class {link}") for link in _LINKS),
     Column("bottleneck_bytes", _WHOLE, "B", "ledger: the most that one rank sends or receives"),
     Column("bottleneck_gb_per_s", _REAL, "1e9 B/s", "that over the median time"),
+    Column(
+        "overlap_percent", _REAL, "%", "share of the collective that was hidden behind computing, as OSU defines it"
+    ),
     Column("path_proof", _TEXT, "", "whether the path was proven; null where nothing was asked"),
     Column("notes", _TEXT, "", "what a reader must know, joined by ' | '"),
     Column("samples", _TEXT, "", "Parquet file of the raw samples, in the run directory"),
@@ -189,6 +192,7 @@ def _row(run: Run, record: Record) -> dict[str, Any]:
     for name in _TIMES:
         row[name if name in ("n", "cv") else f"{name}_us"] = time_us.get(name)
     row["skew_p50_us"], row["skew_max_us"] = skew_us.get("p50"), skew_us.get("max")
+    row["overlap_percent"] = record.overlap.share_percent if record.overlap else None
     ledger = record.ledger or {}
     row["bottleneck_bytes"], row["bottleneck_gb_per_s"] = (
         ledger.get("bottleneck_bytes"),

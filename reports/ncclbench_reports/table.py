@@ -152,6 +152,11 @@ def _render_section(title: str, rows: pd.DataFrame) -> str:
         notes = row["notes"]
         remarks += [f"! {row['case']}: {note}" for note in (notes if isinstance(notes, list) else [])]
     body = as_text(table) if table.row_count else ""
+    overlaps = [
+        f"  size {whole(row['size_bytes'])}: {row['overlap_percent']:.1f}% hidden behind computing, as OSU defines it"
+        for row in _rows(rows)
+        if there(row["overlap_percent"])
+    ]
     groups = [line for row in _rows(rows) for line in _group_lines(row)]
     return "\n".join(part for part in (title, body, *overlaps, *groups, *_folded(remarks)) if part)
 
