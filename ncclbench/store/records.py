@@ -129,16 +129,19 @@ class TopologyShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ManifestShape(msgspec.Struct, frozen=True, kw_only=True):
-    """The types that readers rely on in a manifest: one that has others is damaged, and is not half read."""
+    """The types that readers rely on in a manifest: one that has others is damaged, and is not half read.
+
+    Null is what an imported log does not say.
+    """
 
     plan: dict[str, Any] = {}
-    topology: TopologyShape = TopologyShape()
-    transport: str = ""
-    device: str = ""
-    world_size: int = 0
+    topology: TopologyShape | None = None
+    transport: str | None = None
+    device: str | None = None
+    world_size: int | None = None
     ranks: list[dict[str, Any]] = []
     provenance: dict[str, Any] = {}
-    started: str = ""
+    started: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

