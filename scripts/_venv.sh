@@ -52,3 +52,23 @@ prepare_mpich() {
     fi
     export NCCLBENCH_MPICH_PYTHON="$other/bin/python"
 }
+
+# prepare_chromium: the browser of tests/browser, from Debian's packages. Only where NCCLBENCH_INSTALL_CHROMIUM=1 asks for
+# it, since it installs on the system; without a browser those tests are skipped, and say why.
+prepare_chromium() {
+    if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then
+        return
+    fi
+    if [ "${NCCLBENCH_INSTALL_CHROMIUM:-0}" != 1 ]; then
+        echo "no chromium: the browser tests are skipped (NCCLBENCH_INSTALL_CHROMIUM=1 installs it, as root on Debian)" >&2
+        return
+    fi
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "chromium can only be installed by root on Debian: the browser tests are skipped" >&2
+        return
+    fi
+    apt-get update -qq >&2 &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            chromium chromium-driver fonts-dejavu-core poppler-utils >&2 ||
+        echo "chromium could not be installed: the browser tests are skipped" >&2
+}

@@ -20,6 +20,7 @@ _COMMANDS = {
     "accept": "Measure a rack and judge it by a profile, or judge a run.",
     "verify": "Check that an accepted run was not changed, and that its verdict follows.",
     "report": "Show one or more run directories.",
+    "compare": "Compare two runs, or two sets of runs, case by case.",
     "topo": "Show this host's GPUs, NICs and NVLink domain, or what a topology file says.",
     "import": "Make a run directory of another tool's logs.",
     "doctor": "Show what this machine has, what it lacks, and why that matters.",
@@ -69,7 +70,8 @@ def cli() -> None:
       ncclbench run all_reduce -b 1K -e 16M --nproc 4
       ncclbench run --plan quick --nproc 4 -o runs/first
       torchrun --nproc-per-node 8 -m ncclbench run all_reduce -b 8 -e 4G -f 4
-      ncclbench report runs/first
+      ncclbench report runs/first -o first.html
+      ncclbench compare runs/base runs/new
 
     \b
     Exit codes: 0 good, 5 inconclusive, 1 FAIL or regression,

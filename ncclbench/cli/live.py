@@ -4,7 +4,8 @@ Progress goes to stderr, results to stdout.
 """
 
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ import msgspec
 
 from ncclbench.errors import Exit
 from ncclbench.store.records import Record
+
+_LAST_RESULTS = 8
+_LAST_WARNINGS = 4
+_STYLES = {"ok": "green", "skipped": "yellow"}
 
 
 def one_line(record: Record) -> str:
@@ -113,47 +118,100 @@ class LineListener:
 
 
 class BarListener(LineListener):
-    """A bar on a terminal, with the case in progress and the last result."""
+    """On a terminal, in place: a bar, the case in progress, the last results, and what to know about them.
 
-    def __init__(self) -> None:
-        """The bar appears when the run starts."""
+    Nothing is redrawn while a case is measured: a thread that does so would be measured too. Colours are rich's, which
+    leaves them out with NO_COLOR; no text from outside is taken for markup.
+    """
+
+    def __init__(self, console: Any = None) -> None:
+        """The view appears when the run starts."""
         from rich.console import Console
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         super().__init__()
+        console = console or Console(stderr=True)
         self._bar = Progress(
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-            console=Console(stderr=True),
-            transient=True,
+            TextColumn("{task.description}", markup=False),
+            console=console,
         )
         self._task = self._bar.add_task("", total=None)
+        self._last: deque[Record] = deque(maxlen=_LAST_RESULTS)
+        self._warnings: dict[str, int] = {}
+        self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None:
-        """Say where the results go, and start the bar."""
+        """Say where the results go, and begin."""
         super().started(run, cases, finished, header)
         self._bar.update(self._task, total=cases, completed=finished)
-        # Refreshed by hand between cases: a thread that redraws would be measured too.
-        self._bar.live.auto_refresh = False
-        self._bar.start()
+        self._live.start()
+        self._show()
 
     def began(self, number: int, case: str) -> None:
         """The case in progress."""
-        self._bar.update(self._task, description=case, refresh=True)
+        self._bar.update(self._task, description=case)
+        self._show()
 
     def finished(self, record: Record) -> None:
-        """One further; what is not good stays on the screen."""
+        """One further; what is not good stays on the screen when the view is gone."""
         self.done += 1
+        self._last.append(record)
+        for note in record.notes:
+            self._warnings[note] = self._warnings.get(note, 0) + 1
         if record.status not in ("ok", "skipped"):
-            self._bar.console.print(one_line(record), markup=False, highlight=False)
-        self._bar.update(self._task, completed=self.done, refresh=True)
+            self._live.console.print(one_line(record), markup=False, highlight=False)
+        self._bar.update(self._task, completed=self.done)
+        self._show()
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
-        """Clear the bar, then as without one."""
-        self._bar.stop()
+        """Clear the view, then as without one."""
+        self._live.stop()
         super().ended(run, records, code, error)
+
+    def _show(self) -> None:
+        from rich.console import Group
+        from rich.text import Text
+
+        warnings = [
+            Text(
+                f"! {note}" + (f" ({count} cases)" if count > 1 else ""),
+                style="yellow",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+            for note, count in list(self._warnings.items())[-_LAST_WARNINGS:]
+        ]
+        self._live.update(Group(_results(self._last), *warnings, self._bar), refresh=True)
+
+
+def _results(records: Iterable[Record]) -> Any:
+    """The last results, as the table will have them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=True, header_style="dim")
+    for name in ("case", "p50 (us)", "95% (us)", "busbw (GB/s)", "n", "status"):
+        table.add_column(
+            name, justify="left" if name in ("case", "status") else "right", no_wrap=True, overflow="ellipsis"
+        )
+    for record in records:
+        time_us, rate = record.time_us, record.bus_gb_per_s
+        interval = (
+            f"{time_us.p50_lo:.4g}..{time_us.p50_hi:.4g}" if time_us and time_us.p50_lo and time_us.p50_hi else "-"
+        )
+        table.add_row(
+            Text(record.case),
+            f"{time_us.p50:.4g}" if time_us else "-",
+            interval,
+            "-" if rate is None else f"{rate:.3g}",
+            f"{time_us.n}" if time_us else "-",
+            Text(record.status, style=_STYLES.get(record.status, "bold red")),
+        )
+    return table
 
 
 def listener_for(*, as_json: bool, of_several: bool = False) -> "JsonListener | LineListener":

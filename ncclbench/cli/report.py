@@ -1,7 +1,7 @@
 """``ncclbench report``: show run directories."""
 
-import os
 from pathlib import Path
+from types import ModuleType
 
 import click
 
@@ -11,33 +11,48 @@ from ncclbench.errors import UsageError
 @click.command("report", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "fmt", default="table", show_default=True, metavar="NAME", help="See `ncclbench list reports`."
+    "--format",
+    "fmt",
+    metavar="NAME",
+    help="See `ncclbench list reports`.  [default: what the suffix of -o says, or table]",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write here instead of to stdout.")
-def command(runs: tuple[Path, ...], fmt: str, out: Path | None) -> None:
+def command(runs: tuple[Path, ...], fmt: str | None, out: Path | None) -> None:
     """Show one or more run directories, finished or cut off.
+
+    Several runs are shown side by side, with the medians across them.
 
     \b
     Examples:
       ncclbench report runs/first
-      ncclbench report runs/first runs/second -o both.txt
+      ncclbench report runs/first -o first.html
+      ncclbench report runs/monday runs/tuesday --format csv -o both.csv
     """
+    from ncclbench.cli.output import emit, refuse_terminal
     from ncclbench.registry import load
-    from ncclbench.store.directory import read_run
+    from ncclbench.store.frame import read_runs
 
-    text = load("reports", fmt).render([read_run(run) for run in runs])
-    if out is None:
-        click.echo(text)
-        return
-    try:
-        target = out.resolve()  # a link stays a link
-        if target.exists() and not target.is_file():
-            raise UsageError(f"-o {out} is no regular file")
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot write -o {out}: {error}") from None
+    fmt = fmt or _from_suffix(out)
+    module = load("reports", fmt)
+    if getattr(module, "FOR_FILES", False):
+        refuse_terminal(fmt, module.SUFFIX, out)
+    _refuse_twice(runs)
+    emit(module.render(read_runs(runs)), out)
+
+
+def _from_suffix(out: Path | None) -> str:
+    """The format whose suffix `out` has; the table for every other."""
+    from ncclbench.registry import load, names
+
+    if out is None or not out.suffix:
+        return "table"
+    modules: dict[str, ModuleType] = {name: load("reports", name) for name in names("reports")}
+    return next((name for name, found in modules.items() if getattr(found, "SUFFIX", None) == out.suffix), "table")
+
+
+def _refuse_twice(runs: tuple[Path, ...]) -> None:
+    seen: set[Path] = set()
+    for run in runs:
+        if run.resolve() in seen:
+            raise UsageError(f"{run} is named twice: a run counts once")
+        seen.add(run.resolve())

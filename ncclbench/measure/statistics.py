@@ -1,38 +1,17 @@
 """Summaries of durations: medians with non-parametric intervals, percentiles only where there are enough samples."""
 
-from fractions import Fraction
-from functools import cache
-
 import numpy as np
 from numpy.typing import NDArray
 
+from ncclbench.intervals import median_interval as median_interval
 from ncclbench.store.records import Skew, Summary
 
 Floats = NDArray[np.float64]
 
 MICRO = 1e6
-CONFIDENCE = 0.95
 # Below these a percentile would be little more than the largest sample under another name.
 MIN_SAMPLES_P95 = 20
 MIN_SAMPLES_P99 = 100
-
-
-@cache
-def median_interval(n: int, confidence: float = CONFIDENCE) -> tuple[int, int] | None:
-    """Which order statistics bound the median of `n` samples, counted from 0; None where none can (n < 6 at 95%).
-
-    The number of samples below the true median is binomial(n, 1/2), whatever the distribution. Source: Conover,
-    Practical Nonparametric Statistics, section 3.2.
-    """
-    # Exact in whole numbers. scipy has this too, and the tests compare; importing it would cost the first result of
-    # every run a sixth of a second.
-    tail = Fraction((1.0 - confidence) / 2.0) * 2**n
-    below, outcomes, total = 0, 1, 1
-    while total <= tail:
-        outcomes = outcomes * (n - below) // (below + 1)
-        below += 1
-        total += outcomes
-    return (below - 1, n - below) if below else None
 
 
 def summarise(seconds: Floats) -> Summary:

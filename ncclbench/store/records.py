@@ -74,6 +74,22 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[dict[str, Any]] | None = None
 
 
+class Subtotal(msgspec.Struct, frozen=True, kw_only=True):
+    """Several phases' durations added up on each rank; then the slowest rank of each iteration."""
+
+    labels: list[str]
+    time_us: Summary
+
+
+class ComparableRate(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate as another program defines it, for comparison with that program alone."""
+
+    gb_per_s: float
+    bytes: int
+    over: str
+    definition: str
+
+
 class Overlap(msgspec.Struct, frozen=True, kw_only=True):
     """How much of a collective was hidden behind computing, as OSU's micro-benchmarks define it.
 
@@ -129,16 +145,19 @@ class TopologyShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ManifestShape(msgspec.Struct, frozen=True, kw_only=True):
-    """The types that readers rely on in a manifest: one that has others is damaged, and is not half read."""
+    """The types that readers rely on in a manifest: one that has others is damaged, and is not half read.
+
+    Null is what an imported log does not say.
+    """
 
     plan: dict[str, Any] = {}
-    topology: TopologyShape = TopologyShape()
-    transport: str = ""
-    device: str = ""
-    world_size: int = 0
+    topology: TopologyShape | None = None
+    transport: str | None = None
+    device: str | None = None
+    world_size: int | None = None
     ranks: list[dict[str, Any]] = []
     provenance: dict[str, Any] = {}
-    started: str = ""
+    started: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

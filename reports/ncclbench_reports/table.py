@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ncclbench.store.aggregate import across_starts
 from ncclbench.store.directory import Run
-from ncclbench.store.frame import records_frame
+from ncclbench.store.frame import flat_frame, records_frame
+from ncclbench_reports._shared import IMPORTED, judgements, stamps, verdict_line
 
 # Header, unit, and how a row shows it.
 _COLUMNS = (
@@ -36,7 +38,7 @@ _MOST_GROUPS = 8
 
 def render(runs: Sequence[Run]) -> str:
     """The runs, one after the other, as text."""
-    return "\n\n".join(_render_run(run) for run in runs)
+    return "\n\n".join([*(_render_run(run) for run in runs), *_render_across(runs)])
 
 
 def _render_run(run: Run) -> str:
@@ -72,13 +74,32 @@ def _render_timings(frame: pd.DataFrame) -> list[str]:
     for name in ("pattern", "type", "size\n(B)", *(f"{name}\n(us)" for name in regimes), *implied):
         table.add_column(name, justify="left" if name in ("pattern", "type") else "right")
     for row in _rows(times.reset_index()):
-        cells = [str(row["what"]), str(row["dtype"]), _whole(row["size_bytes"])]
-        cells += [_figure(row.get(name)) for name in regimes]
+        cells = [str(row["what"]), str(row["dtype"]), whole(row["size_bytes"])]
+        cells += [figure(row.get(name)) for name in regimes]
         if implied:
-            both = _there(row["graph"]) and _there(row["pipelined"])
-            cells.append(_figure(float(str(row["pipelined"])) - float(str(row["graph"]))) if both else "-")
+            both = there(row["graph"]) and there(row["pipelined"])
+            cells.append(figure(float(str(row["pipelined"])) - float(str(row["graph"]))) if both else "-")
         table.add_row(*cells)
-    return ["timing regimes side by side; time is the median of the slowest rank\n" + _as_text(table)]
+    return ["timing regimes side by side; time is the median of the slowest rank\n" + as_text(table)]
+
+
+def _render_across(runs: Sequence[Run]) -> list[str]:
+    """The same cases over several process starts: each counts once, however long it iterated."""
+    across = across_starts(flat_frame(runs))
+    if across.empty:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in ("case", "ranks", "starts", "time\n(us)", "95%\n(us)", "least\n(us)", "most\n(us)", "busbw\n(GB/s)"):
+        table.add_column(name, justify="left" if name == "case" else "right")
+    for row in _rows(across):
+        interval = f"{figure(row['p50_lo_us'])}..{figure(row['p50_hi_us'])}" if there(row["p50_lo_us"]) else "-"
+        cells = [str(row["case"]), whole(row["world_size"]), whole(row["starts"]), figure(row["p50_us"]), interval]
+        cells += [figure(row["p50_min_us"]), figure(row["p50_max_us"]), rate(row["bus_gb_per_s"])]
+        table.add_row(*(Text(cell) for cell in cells))
+    return [
+        "the same case over process starts; time is the median over starts, with an interval from 6 starts on\n"
+        + as_text(table)
+    ]
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, object]]:
@@ -87,11 +108,14 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, object]]:
 
 def _header(run: Run) -> str:
     manifest = run.manifest
-    nodes = len(manifest.get("topology", {}).get("node_names", [])) or "?"
+    topology = manifest.get("topology")
+    nodes = (len(topology.get("node_names") or []) if isinstance(topology, dict) else 0) or "?"
     ranks, transport = manifest.get("world_size") or "?", manifest.get("transport") or "several transports"
     lines = [f"# {run.path}: {ranks} ranks on {nodes} node(s) over {transport}"]
-    if manifest.get("device") == "cpu":
-        lines.append("# CPU only: proves logic, not a fabric")
+    (judgement,) = judgements([run])
+    lines += [f"# {stamp}" for stamp in stamps(run, judgement) if not stamp.startswith(IMPORTED)]
+    if judgement:
+        lines.append(f"# {verdict_line(judgement)}")
     if manifest.get("imported"):
         return "\n".join([*lines, *_imported_lines(manifest["imported"])])
     lines.append("# time is the median over iterations of the slowest rank; p50 95% is its interval; GB is 1e9 bytes")
@@ -121,17 +145,17 @@ def _render_section(title: str, rows: pd.DataFrame) -> str:
         table.add_column(f"{name}\n{unit}" if unit else name, justify="left" if name in _LEFT else "right")
     remarks = []
     for row in _rows(rows):
-        if _there(row["p50_us"]) or _there(row["alg_gb_per_s"]):
+        if there(row["p50_us"]) or there(row["alg_gb_per_s"]):
             table.add_row(*(Text(cell) for cell in _cells(row)))
         if row["status"] != "ok":
             remarks.append(f"! {row['case']}: {row['status']}: {row['reason']}")
         notes = row["notes"]
         remarks += [f"! {row['case']}: {note}" for note in (notes if isinstance(notes, list) else [])]
-    body = _as_text(table) if table.row_count else ""
+    body = as_text(table) if table.row_count else ""
     overlaps = [
-        f"  size {_whole(row['size_bytes'])}: {row['overlap_percent']:.1f}% hidden behind computing, as OSU defines it"
+        f"  size {whole(row['size_bytes'])}: {row['overlap_percent']:.1f}% hidden behind computing, as OSU defines it"
         for row in _rows(rows)
-        if _there(row["overlap_percent"])
+        if there(row["overlap_percent"])
     ]
     groups = [line for row in _rows(rows) for line in _group_lines(row)]
     return "\n".join(part for part in (title, body, *overlaps, *groups, *_folded(remarks)) if part)
@@ -142,8 +166,8 @@ def _group_lines(row: dict[str, object]) -> list[str]:
     groups = row["groups"] if isinstance(row["groups"], list) else []
     shown = sorted(groups, key=lambda group: -group["time_us"]["p50"])
     lines = [
-        f"  size {_whole(row['size_bytes'])}, ranks {_ranks(group['ranks'])}: "
-        f"time {_figure(group['time_us']['p50'])} us, busbw {_rate(group['bus_gb_per_s'])} GB/s"
+        f"  size {whole(row['size_bytes'])}, ranks {_ranks(group['ranks'])}: "
+        f"time {figure(group['time_us']['p50'])} us, busbw {rate(group['bus_gb_per_s'])} GB/s"
         for group in shown[:_MOST_GROUPS]
     ]
     if len(shown) > _MOST_GROUPS:
@@ -164,49 +188,52 @@ def _folded(remarks: list[str]) -> list[str]:
 
 
 def _cells(row: dict[str, object]) -> list[str]:
-    interval = f"{_figure(row['p50_lo_us'])}..{_figure(row['p50_hi_us'])}" if _there(row["p50_lo_us"]) else "-"
+    interval = f"{figure(row['p50_lo_us'])}..{figure(row['p50_hi_us'])}" if there(row["p50_lo_us"]) else "-"
     return [
-        _whole(row["size_bytes"] if _there(row["size_bytes"]) else row["bytes"]),
-        _whole(row["count"]),
-        str(row["dtype"]) if _there(row["dtype"]) else "-",
-        str(row["redop"]) if _there(row["redop"]) else "none",
-        _whole(row["root"]) if _there(row["root"]) else "-1",
-        _figure(row["p50_us"]),
-        _rate(row["alg_gb_per_s"]),
-        _rate(row["bus_gb_per_s"]),
-        _whole(row["wrong"]) if _there(row["wrong"]) else "N/A",
+        whole(row["size_bytes"] if there(row["size_bytes"]) else row["bytes"]),
+        whole(row["count"]),
+        str(row["dtype"]) if there(row["dtype"]) else "-",
+        str(row["redop"]) if there(row["redop"]) else "none",
+        whole(row["root"]) if there(row["root"]) else "-1",
+        figure(row["p50_us"]),
+        rate(row["alg_gb_per_s"]),
+        rate(row["bus_gb_per_s"]),
+        whole(row["wrong"]) if there(row["wrong"]) else "N/A",
         interval,
-        _figure(row["p99_us"]),
-        _figure(row["skew_p50_us"]),
-        _whole(row["n"]),
+        figure(row["p99_us"]),
+        figure(row["skew_p50_us"]),
+        whole(row["n"]),
     ]
 
 
-def _there(value: object) -> bool:
+def there(value: object) -> bool:
+    """Whether a figure is known."""
     return not pd.isna(value)  # type: ignore[call-overload]
 
 
-def _whole(value: object) -> str:
-    return f"{int(value)}" if _there(value) else "-"  # type: ignore[call-overload]
+def whole(value: object) -> str:
+    """A whole number, or a dash."""
+    return f"{int(value)}" if there(value) else "-"  # type: ignore[call-overload]
 
 
-def _figure(value: object) -> str:
+def figure(value: object) -> str:
     """Microseconds with four significant digits, and never an exponent."""
-    if not _there(value):
+    if not there(value):
         return "-"
     number = float(value)  # type: ignore[arg-type]
     return f"{number:.0f}" if number >= 1000 else f"{number:.4g}"
 
 
-def _rate(value: object) -> str:
+def rate(value: object) -> str:
     """GB/s with three decimals, and more where they would all be zeros."""
-    if not _there(value):
+    if not there(value):
         return "-"
     number = float(value)  # type: ignore[arg-type]
     return f"{number:.3f}" if number >= 0.01 or number == 0 else f"{number:.6f}"
 
 
-def _as_text(table: Table) -> str:
+def as_text(table: Table) -> str:
+    """A table as lines, wide enough for all of its columns."""
     out = io.StringIO()
     # Wide enough for every column, also where stdout is a pipe of 80 columns: a cut figure is no figure.
     Console(file=out, width=200, no_color=True).print(table)

@@ -1,0 +1,54 @@
+"""``ncclbench compare``: is NEW slower than BASE?"""
+
+from pathlib import Path
+
+import click
+
+from ncclbench.errors import Exit, UsageError
+
+_FORMATS = ("table", "markdown", "html", "json")
+_SUFFIXES = {".md": "markdown", ".html": "html", ".json": "json"}
+
+
+@click.command("compare", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("base", type=click.Path(path_type=Path), metavar="BASE")
+@click.argument("new", type=click.Path(path_type=Path), metavar="NEW")
+@click.option(
+    "--format", "fmt", metavar="NAME", help=f"{', '.join(_FORMATS)}.  [default: what the suffix of -o says, or table]"
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write here instead of to stdout.")
+@click.option("--margin", type=float, default=0.01, show_default=True, help="Smaller changes count as the same.")
+@click.option("--force", is_flag=True, help="Compare although fabric, record version or settings differ.")
+def command(base: Path, new: Path, fmt: str | None, out: Path | None, margin: float, force: bool) -> None:
+    """Compare two runs, or two directories of runs, case by case.
+
+    Each process start counts once: make several on both sides (three at least, five are good), for a start differs
+    from the next by more than its iterations tell.
+
+    \b
+    Exit codes: 0 nothing is worse, 1 a case is worse, 5 no case could be compared, 2 unlike sides.
+
+    \b
+    Examples:
+      for k in 1 2 3 4 5; do ncclbench run --plan quick -o runs/base/$k; done
+      ncclbench compare runs/base runs/new
+      ncclbench compare runs/monday runs/tuesday -o change.html
+    """
+    from ncclbench.cli.output import emit, refuse_terminal
+    from ncclbench.compare import compare, read_side
+    from ncclbench.registry import unknown
+    from ncclbench_reports._compare import RENDERERS
+
+    fmt = fmt or _SUFFIXES.get(out.suffix if out else "", "table")
+    if fmt not in _FORMATS:
+        raise UsageError(unknown("format", fmt, _FORMATS))
+    if not 0 <= margin < 1:
+        raise UsageError(f"--margin must be from 0 to below 1, got {margin:g}")
+    if base.resolve() == new.resolve():
+        raise UsageError(f"BASE and NEW are both {base}")
+    if fmt == "html":
+        refuse_terminal(fmt, ".html", out)
+    found = compare(read_side(base), read_side(new), force=force, margin=margin)
+    emit(RENDERERS[fmt](found), out)
+    codes = {"worse": Exit.FAIL, "not comparable": Exit.INCONCLUSIVE}
+    click.get_current_context().exit(int(codes.get(found.verdict, Exit.GOOD)))

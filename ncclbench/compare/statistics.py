@@ -1,0 +1,130 @@
+"""The statistics of a comparison, for all cases at once.
+
+Names: C cases, M starts of BASE, N starts of NEW, B bootstrap draws. Times are logarithms: a ratio is a difference.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of each of C cases; all arrays have shape (C,).
+
+    Attributes:
+        ratio: median of NEW's starts over median of BASE's.
+        low: lower end of the ratio's 95% interval, by bootstrap over the starts of both sides.
+        high: its upper end.
+        p_slower: of no difference against NEW being slower: Student's t on the logarithms of the starts' medians.
+        p_faster: the same against NEW being faster.
+        p_kruskal: Kruskal-Wallis over the starts' medians, of no difference at all.
+        delta: Cliff's delta: how much likelier a start of NEW is slower than one of BASE than faster; -1 to 1.
+    """
+
+    ratio: Floats
+    low: Floats
+    high: Floats
+    p_slower: Floats
+    p_faster: Floats
+    p_kruskal: Floats
+    delta: Floats
+
+
+def compute(base_CM: Floats, new_CN: Floats, seed: int = 0) -> Statistics:
+    """Compare the starts of both sides; at least three in all.
+
+    Args:
+        base_CM: logarithm of the median time of each case in each start of BASE.
+        new_CN: the same of NEW.
+        seed: of the bootstrap.
+    """
+    shift_C = np.median(new_CN, axis=1) - np.median(base_CM, axis=1)
+    low_C, high_C = bootstrap(base_CM, new_CN, seed)
+    p_slower_C, p_faster_C = student(base_CM, new_CN)
+    return Statistics(
+        ratio=np.exp(shift_C),
+        low=np.exp(low_C),
+        high=np.exp(high_C),
+        p_slower=p_slower_C,
+        p_faster=p_faster_C,
+        p_kruskal=kruskal(base_CM, new_CN),
+        delta=cliff(base_CM, new_CN),
+    )
+
+
+def bootstrap(base_CM: Floats, new_CN: Floats, seed: int) -> tuple[Floats, Floats]:
+    """The 95% percentile interval of the difference of medians, starts drawn with replacement on both sides."""
+    rng = np.random.default_rng(seed)
+    picks = [rng.integers(0, side.shape[1], (DRAWS, side.shape[1])) for side in (base_CM, new_CN)]
+    shift_CB = np.empty((len(base_CM), DRAWS))
+    for k in range(len(base_CM)):  # a case at a time: all at once would be C x B x N figures
+        shift_CB[k] = np.median(new_CN[k][picks[1]], axis=1) - np.median(base_CM[k][picks[0]], axis=1)
+    low_C, high_C = np.quantile(shift_CB, [0.025, 0.975], axis=1)
+    return low_C, high_C
+
+
+def student(base_CM: Floats, new_CN: Floats) -> tuple[Floats, Floats]:
+    """One-sided p-values of the two-sample t-test with a common variance: NEW is slower, NEW is faster.
+
+    Where nothing varies at all (times that a model computed), any difference is certain.
+    """
+    from scipy import special
+
+    m, n = base_CM.shape[1], new_CN.shape[1]
+    freedom = m + n - 2
+    shift_C = new_CN.mean(axis=1) - base_CM.mean(axis=1)
+    squares_C = ((base_CM - base_CM.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    squares_C = squares_C + ((new_CN - new_CN.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    error_C = np.sqrt(squares_C / freedom * (1 / m + 1 / n))
+    # Rounding in the logarithms is no variation.
+    still_C = error_C < 1e-12
+    sure_C = np.where(np.abs(shift_C) < 1e-12, 0.0, np.copysign(np.inf, shift_C))
+    t_C = np.where(still_C, sure_C, shift_C / np.where(still_C, 1.0, error_C))
+    p_faster_C = special.stdtr(freedom, t_C)
+    return 1.0 - p_faster_C, p_faster_C
+
+
+def kruskal(base_CM: Floats, new_CN: Floats) -> Floats:
+    """Kruskal and Wallis's H of two groups, by its chi-squared approximation; 1 where all values are equal."""
+    from scipy import special, stats
+
+    m, n = base_CM.shape[1], new_CN.shape[1]
+    total = m + n
+    rank_CT = stats.rankdata(np.concatenate([base_CM, new_CN], axis=1), axis=1)
+    sums_C2 = np.stack([rank_CT[:, :m].sum(axis=1), rank_CT[:, m:].sum(axis=1)], axis=1)
+    h_C = 12 / (total * (total + 1)) * (sums_C2**2 / [m, n]).sum(axis=1) - 3 * (total + 1)
+    # H is divided by what ties leave of the variance of ranks; nothing is left where all are equal.
+    left_C = rank_CT.var(axis=1) / ((total**2 - 1) / 12)
+    equal_C = left_C < 1e-12
+    return np.where(equal_C, 1.0, special.chdtrc(1, np.maximum(h_C, 0) / np.where(equal_C, 1.0, left_C)))
+
+
+def cliff(base_CM: Floats, new_CN: Floats) -> Floats:
+    """Cliff's delta."""
+    return np.asarray(np.sign(new_CN[:, None, :] - base_CM[:, :, None]).mean(axis=(1, 2)))
+
+
+def normal_p(shift_C: Floats, error_C: Floats) -> tuple[Floats, Floats]:
+    """One-sided p-values of differences with known standard errors: slower, faster."""
+    from scipy import special
+
+    still_C = error_C <= 0
+    sure_C = np.where(shift_C == 0, 0.0, np.copysign(np.inf, shift_C))
+    z_C = np.where(still_C, sure_C, shift_C / np.where(still_C, 1.0, error_C))
+    return special.ndtr(-z_C), special.ndtr(z_C)
+
+
+def holm(p_C: Floats) -> Floats:
+    """P-values adjusted for having been looked at together (Holm 1979): compare them with alpha as they are."""
+    count = len(p_C)
+    order = np.argsort(p_C, kind="stable")
+    stepped = np.maximum.accumulate(p_C[order] * np.arange(count, 0, -1))
+    adjusted = np.empty(count)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted

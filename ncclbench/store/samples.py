@@ -1,0 +1,97 @@
+"""Raw samples, read lazily: a case at a time, one phase, and only the columns that are needed.
+
+16 million samples are 20 files of 0.8 million rows; each becomes one array of ranks by iterations, and is let go of
+before the next is read.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.errors import UsageError
+from ncclbench.store.directory import Run
+from ncclbench.store.records import Record
+
+Floats = NDArray[np.float64]
+
+MICRO = 1e6
+
+
+def seconds_of_ranks(run: Run, record: Record, phase: str = "total") -> Floats | None:
+    """Durations of one phase, shape (R, N), in seconds; NaN where a rank has no such iteration.
+
+    None where the record has no samples, or none of that phase.
+
+    Raises:
+        UsageError: if the file is missing, is not in the run directory, or is damaged; naming it.
+    """
+    if record.samples is None:
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = _inside(run.path, record.samples)
+    try:
+        # Neither memory-mapped nor pre-buffered: the peak stays at one case.
+        table = pq.read_table(
+            path, columns=["rank", "iteration", "phase", "seconds"], partitioning=None, use_threads=False
+        )
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise UsageError(f"samples of {record.case}: cannot read {path}: {str(error).splitlines()[0]}") from None
+    labels = table.column("phase").combine_chunks().dictionary_encode()
+    if isinstance(labels, pa.ChunkedArray):
+        labels = labels.combine_chunks()
+    names = labels.dictionary.to_pylist()
+    if phase not in names:
+        return None
+    chosen = labels.indices.to_numpy(zero_copy_only=False) == names.index(phase)
+    rank_N, iteration_N, seconds_N = (
+        table.column(name).to_numpy()[chosen] for name in ("rank", "iteration", "seconds")
+    )
+    return _as_grid(rank_N, iteration_N, seconds_N, record, path)
+
+
+def _as_grid(
+    rank_N: NDArray[np.int32], iteration_N: NDArray[np.int32], seconds_N: Floats, record: Record, path: Path
+) -> Floats:
+    if not len(rank_N):
+        raise UsageError(f"samples of {record.case}: {path} is empty")
+    ranks, iterations = int(rank_N.max()) + 1, int(iteration_N.max()) + 1
+    too_many = record.world_size is not None and ranks > record.world_size  # a log need not say how many ranks it is of
+    if rank_N.min() < 0 or iteration_N.min() < 0 or too_many:
+        raise UsageError(f"samples of {record.case}: {path} names a rank or iteration that there cannot be")
+    # A file cannot claim more iterations than it has rows: the grid is no larger than ranks times rows.
+    if iterations > len(rank_N):
+        raise UsageError(f"samples of {record.case}: {path} has an iteration {iterations - 1} in {len(rank_N)} rows")
+    grid = np.full((ranks, iterations), np.nan)
+    grid[rank_N, iteration_N] = seconds_N
+    return grid
+
+
+def _inside(run: Path, name: str) -> Path:
+    """The file `name` of the run; a record that points out of its directory is not followed."""
+    path = run / name
+    if not path.resolve().is_relative_to(run.resolve()):
+        raise UsageError(f"{run}: a record names samples outside the run directory: {name}")
+    return path
+
+
+def lateness(seconds_RN: Floats) -> Floats:
+    """How much later than the first each rank arrived, shape (R,): the median over iterations, in seconds.
+
+    In a synchronising collective all ranks leave together, so the one that came last has the shortest duration.
+    """
+    return _median(np.nanmax(seconds_RN, axis=0)[None, :] - seconds_RN)
+
+
+def rank_medians(seconds_RN: Floats) -> Floats:
+    """Each rank's median duration, shape (R,), in seconds."""
+    return _median(seconds_RN)
+
+
+def _median(values_RN: Floats) -> Floats:
+    """Median over iterations. NumPy's own is many times faster than the one that looks for NaN."""
+    if np.isnan(values_RN).any():
+        return np.asarray(np.nanmedian(values_RN, axis=1))
+    return np.asarray(np.median(values_RN, axis=1))

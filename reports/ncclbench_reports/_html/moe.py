@@ -1,0 +1,171 @@
+"""Cases of several phases: where the time goes, and where the bytes go."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ncclbench.store.directory import Run
+from ncclbench.store.records import PhaseResult, Record
+from ncclbench_reports._html.plot import COLOURS, Figure, plot_text, rounded
+from ncclbench_reports._html.tables import DataTable, TableColumn, number
+from ncclbench_reports._shared import visible
+
+_MOST_BARS = 16
+_PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|")
+_LINKS = ("node", "domain", "same_rail", "cross_rail", "cross_site")
+
+
+def phased(run: Run) -> dict[str, list[Record]]:
+    """The records that have at least two phases with times of their own, by pattern."""
+    found: dict[str, list[Record]] = {}
+    for record in run.records:
+        if sum(phase.time_us is not None for phase in record.phases) > 1 and not alternatives(record):
+            found.setdefault(record.pattern, []).append(record)
+    return found
+
+
+def alternatives(record: Record) -> bool:
+    """Whether phases take turns from iteration to iteration, so that no iteration has all of them."""
+    counts = [phase.time_us.n for phase in record.phases if phase.time_us]
+    return record.time_us is not None and any(count < record.time_us.n for count in counts)
+
+
+def phase_figures(run: Run, prefix: str) -> list[Figure]:
+    """For each pattern: times of the phases, stacked, and bytes by link class, stacked."""
+    figures = []
+    for place, (pattern, records) in enumerate(phased(run).items()):
+        shown = records[-_MOST_BARS:]
+        names = _bar_names(shown)
+        figures.append(_times(f"{prefix}phases-{place}", pattern, shown, names))
+        if any(_sent(phase) for record in shown for phase in record.phases):
+            figures.append(_bytes(f"{prefix}bytes-{place}", pattern, shown, names))
+    return figures
+
+
+def _bar_names(records: Sequence[Record]) -> list[str]:
+    """What tells the cases apart: the parts of their names that are not the same in all."""
+    split = [record.case.split("/")[1:] or [record.case] for record in records]
+    same = set.intersection(*(set(parts) for parts in split)) if len(split) > 1 else set()
+    return [plot_text("/".join(part for part in parts if part not in same) or parts[-1], 40) for parts in split]
+
+
+def _labels(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(phase.label for record in records for phase in record.phases))
+
+
+def _times(key: str, pattern: str, records: Sequence[Record], names: list[str]) -> Figure:
+    data: list[dict[str, Any]] = []
+    for place, label in enumerate(_labels(records)):
+        times = [next((p.time_us.p50 for p in r.phases if p.label == label and p.time_us), None) for r in records]
+        if any(time is not None for time in times):
+            data.append(
+                _stack(label, names, [time if time is not None else float("nan") for time in times], place, "us")
+            )
+    totals = [record.time_us.p50 if record.time_us else float("nan") for record in records]
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "whole case",
+            "y": list(range(len(names))),
+            "x": rounded(totals),
+            "marker": {"symbol": "line-ns-open", "size": 22, "color": "#b3261e", "line": {"width": 3}},
+            "hovertemplate": "whole case: %{x:.4g} us<extra></extra>",
+        }
+    )
+    longest = max(
+        ((p.label, p.time_us.p50, r.case) for r in records for p in r.phases if p.time_us), key=lambda one: one[1]
+    )
+    alt = (
+        f"phases of {pattern}, stacked, for {len(records)} cases; "
+        f"the longest is {longest[0]} of {longest[2]} with {longest[1]:.4g} microseconds."
+    )
+    caption = (
+        "Median of the slowest rank, phase by phase. Phases overlap between ranks, so that their sum is not the whole "
+        "case (the mark)."
+    )
+    return Figure(
+        id=key,
+        title=f"{visible(pattern)}: time of each phase",
+        alt=visible(alt),
+        caption=caption,
+        data=data,
+        layout=_layout("time (us)", names),
+    )
+
+
+def _bytes(key: str, pattern: str, records: Sequence[Record], names: list[str]) -> Figure:
+    data = []
+    for place, link in enumerate(_LINKS):
+        sent = [sum(_sent(phase).get(link, 0) for phase in record.phases) for record in records]
+        if any(sent):
+            data.append(_stack(link.replace("_", " "), names, [float(value) for value in sent], place, "B"))
+    alt = f"bytes of {pattern} by link class, stacked, for {len(records)} cases."
+    caption = (
+        "Sent by all ranks over links of each class, exactly as the schedule says; what a rank keeps is not drawn."
+    )
+    return Figure(
+        id=key,
+        title=f"{visible(pattern)}: byte ledger",
+        alt=visible(alt),
+        caption=caption,
+        data=data,
+        layout=_layout("bytes", names),
+    )
+
+
+def _sent(phase: PhaseResult) -> dict[str, int]:
+    sent = phase.ledger.get("sent_bytes") or {}
+    return {link: sent.get(link, 0) for link in _LINKS if sent.get(link)}
+
+
+def _stack(name: str, names: list[str], values: list[float], place: int, unit: str) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": plot_text(name),
+        "y": list(range(len(names))),
+        "x": rounded(values),
+        "text": [f"{bar}<br>{plot_text(name)}" for bar in names],
+        "textposition": "none",
+        "hovertemplate": f"%{{text}}: %{{x:.4g}} {unit}<extra></extra>",
+        "marker": {
+            "color": COLOURS[place % len(COLOURS)],
+            "pattern": {"shape": _PATTERNS[place // len(COLOURS) % len(_PATTERNS)]},
+        },
+    }
+
+
+def _layout(title: str, names: list[str]) -> dict[str, Any]:
+    return {
+        "barmode": "stack",
+        "legend": {"traceorder": "normal"},
+        "xaxis": {"title": {"text": title}, "rangemode": "tozero"},
+        "yaxis": {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "automargin": True},
+        "bars": len(names),
+    }
+
+
+def derived_tables(runs: Sequence[Run]) -> list[DataTable]:
+    """What patterns derive of their phases: sums such as ``roundtrip``, and ratios such as ``skew_penalty``."""
+    sums, ratios = [], []
+    for run in runs:
+        for record in run.records:
+            for name, total in record.subtotals.items():
+                times = (total.time_us.p50, total.time_us.p50_lo, total.time_us.p50_hi)
+                sums.append(
+                    [visible(record.case), visible(name), visible(", ".join(total.labels)), *map(number, times)]
+                )
+            ratios += [[visible(record.case), visible(name), number(ratio)] for name, ratio in record.ratios.items()]
+    tables = []
+    if ratios:
+        heads = (TableColumn("case"), TableColumn("ratio"), TableColumn("value", number=True))
+        caption = "Medians divided: a skew_penalty is the time over that of equal splits of as many bytes."
+        tables.append(DataTable(id="ratios", title="Ratios", caption=caption, columns=heads, rows=ratios))
+    if sums:
+        heads = (TableColumn("case"), TableColumn("sum"), TableColumn("phases"))
+        figures = (TableColumn(f"{name} (us)", number=True) for name in ("p50", "low", "high"))
+        caption = "Phases added up on each rank; then the slowest rank of each iteration."
+        tables.append(
+            DataTable(id="subtotals", title="Sums of phases", caption=caption, columns=(*heads, *figures), rows=sums)
+        )
+    return tables

@@ -1,0 +1,319 @@
+"""The page: what stands where. Everything in it is text and plain data; the template only puts it in place."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ncclbench.store.aggregate import across_starts, by_date
+from ncclbench.store.directory import Run
+from ncclbench.store.frame import flat_frame, phases_frame, plain_rows
+from ncclbench.store.judgement import Judgement
+from ncclbench_reports._html.curves import (
+    MOST_PATTERNS,
+    bounds_of,
+    curve_figures,
+    curve_groups,
+    limits_of,
+    trend_figures,
+)
+from ncclbench_reports._html.fabric import Endpoint, flow_figures, nic_residuals, percent, residual_figure
+from ncclbench_reports._html.moe import derived_tables, phase_figures
+from ncclbench_reports._html.places import Places
+from ncclbench_reports._html.plot import Figure, short_names
+from ncclbench_reports._html.ranks import RankStatistics, rank_figures, rank_statistics
+from ncclbench_reports._html.tables import (
+    DataTable,
+    TableColumn,
+    across_table,
+    number,
+    phases_table,
+    results_table,
+)
+from ncclbench_reports._shared import NO_VERDICT, judgements, stamps, visible, warnings_of
+
+_PATH_FACTS = ("version", "network", "links", "proof", "gdr", "nvls")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading with what stands below it."""
+
+    id: str
+    title: str
+    intro: str = ""
+    figures: Sequence[Figure] = field(default_factory=list)
+    tables: Sequence[DataTable] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCard:
+    """A run at the head of the page: its verdict, why, and what it was measured on."""
+
+    name: str
+    path: str
+    verdict: str
+    says: str
+    reasons: Sequence[str]
+    profile: str
+    starts: str
+    actions: Sequence[str]
+    facts: Sequence[tuple[str, str]]
+    warnings: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All of a report."""
+
+    title: str
+    stamps: Sequence[str]
+    cards: Sequence[RunCard]
+    sections: Sequence[Section]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Those of all sections."""
+        return [figure for section in self.sections for figure in section.figures]
+
+    @property
+    def tables(self) -> list[DataTable]:
+        """Those of all sections."""
+        return [table for section in self.sections for table in section.tables]
+
+
+def make_page(runs: Sequence[Run]) -> Page:
+    """Everything that a report on `runs` shows."""
+    judged = judgements(runs)
+    names = dict(zip((str(run.path) for run in runs), short_names([str(run.path) for run in runs]), strict=True))
+    flat = flat_frame(runs)
+    rows = plain_rows(flat)
+    problems: dict[str, list[str]] = {}
+    by_run = [_run_sections(run, names, problems) for run in runs]
+    limits: dict[str, dict[str, float]] = {}
+    for found in (*(bounds_of(run.records) for run in runs), limits_of(judged)):
+        for case, known in found.items():
+            limits.setdefault(case, {}).update(known)
+    figures = curve_figures(rows, names, limits)
+    sections = [
+        _checks_section(runs, judged, names),
+        Section(id="curves", title="Bandwidth and time against size", intro=_curves_intro(rows), figures=figures),
+        *(section for sections in by_run for section in sections),
+        _across_section(flat, names),
+        _data_section(runs, rows, names),
+    ]
+    cards = [
+        _card(run, judgement, names, problems.get(str(run.path), []))
+        for run, judgement in zip(runs, judged, strict=True)
+    ]
+    all_stamps = [stamp for run, judgement in zip(runs, judged, strict=True) for stamp in stamps(run, judgement)]
+    return Page(
+        title=f"ncclbench: {', '.join(names.values())}" if len(names) < 4 else f"ncclbench: {len(names)} runs",
+        stamps=list(dict.fromkeys(all_stamps)),
+        cards=cards,
+        sections=[section for section in sections if section.figures or section.tables],
+    )
+
+
+def _curves_intro(rows: Sequence[dict[str, Any]]) -> str:
+    patterns = len(curve_groups([row for row in rows if row["p50_us"] is not None]))
+    text = (
+        "Medians over iterations of the slowest rank, with their 95% intervals; both axes are logarithmic. "
+        "GB is 1e9 bytes, sizes are powers of two."
+    )
+    if any(row["start"] for row in rows):
+        text += " Over several process starts: the median of the starts, with the least and the most."
+    more = f" The first {MOST_PATTERNS} of {patterns} are drawn; the table has all."
+    return text + (more if patterns > MOST_PATTERNS else "")
+
+
+def _run_sections(run: Run, names: Mapping[str, str], problems: dict[str, list[str]]) -> list[Section]:
+    """What belongs to one run: its fabric, its ranks and its phases."""
+    places = Places.of(run)
+    several = len(names) > 1
+    prefix = f"run{list(names).index(str(run.path))}-" if several else ""
+    of_run = f" in {names[str(run.path)]}" if several else ""
+    statistics = rank_statistics(run, places)
+    problems[str(run.path)] = statistics.problems
+    nics = nic_residuals(run, places)
+    fabric = flow_figures(run, places, prefix)
+    if nics:
+        fabric.append(_nic_figure(nics, prefix))
+    return [
+        Section(id=f"{prefix}fabric", title=f"Flows over the fabric{of_run}", figures=fabric),
+        Section(
+            id=f"{prefix}ranks",
+            title=f"Ranks{of_run}",
+            figures=rank_figures(statistics, places, prefix),
+            tables=_rank_tables(statistics, places, nics, prefix),
+        ),
+        Section(
+            id=f"{prefix}moe",
+            title=f"Phases{of_run}",
+            intro="Cases of several phases: where the time goes, and where the bytes go.",
+            figures=phase_figures(run, prefix),
+        ),
+    ]
+
+
+def _nic_figure(nics: Sequence[Endpoint], prefix: str) -> Figure:
+    names = [nic.name for nic in nics]
+    caption = (
+        "For each NIC the median over distinct peers of its flows' rates against the median of all flows. "
+        "Below zero is slower. A path that is slow moves only one peer; a bad NIC moves all of its own."
+    )
+    series = {"sending": (names, [nic.send for nic in nics]), "receiving": (names, [nic.receive for nic in nics])}
+    return residual_figure(f"{prefix}nic-residuals", "Every NIC, sorted", series, caption)
+
+
+def _rank_tables(found: RankStatistics, places: Places, nics: Sequence[Endpoint], prefix: str) -> list[DataTable]:
+    tables = []
+    heads: Sequence[tuple[str, bool]]
+    if found.cases:
+        heads = (
+            ("rank", True),
+            ("node", False),
+            ("rail", True),
+            ("leaf", False),
+            ("residual (%)", True),
+            ("after the first (us)", True),
+        )
+        rows = [
+            [
+                str(rank),
+                visible(places.node_names[places.nodes_R[rank]]),
+                str(places.rails_R[rank]),
+                visible(places.leaf(rank) or ""),
+                number(percent(float(found.residual_R[rank]))),
+                number(float(found.late_us_R[rank])),
+            ]
+            for rank in range(len(places.nodes_R))
+        ]
+        tables.append(_table(f"{prefix}rank-table", "Ranks", "One row a rank.", heads, rows))
+    if nics:
+        heads = (("NIC", False), ("sending (%)", True), ("receiving (%)", True), ("peers", True))
+        rows = [[visible(n.name), number(_known(n.send)), number(_known(n.receive)), str(n.peers)] for n in nics]
+        tables.append(_table(f"{prefix}nic-table", "NICs", "One row a NIC: its flows against all flows.", heads, rows))
+    return tables
+
+
+def _known(log: float) -> float | None:
+    return None if math.isnan(log) else percent(log)
+
+
+def _table(
+    key: str, title: str, caption: str, heads: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]
+) -> DataTable:
+    columns = [TableColumn(name, number=is_number) for name, is_number in heads]
+    return DataTable(id=key, title=title, caption=caption, columns=columns, rows=rows)
+
+
+def _checks_section(runs: Sequence[Run], judged: Sequence[Judgement | None], names: Mapping[str, str]) -> Section:
+    several = len(names) > 1
+    heads = [("run", False)] if several else []
+    heads += [(name, False) for name in ("verdict", "check", "subject", "reason", "action", "evidence")]
+    # What failed stands first.
+    order = {"FAIL": 0, "INCONCLUSIVE": 1, "NOT_RUN": 2, "PASS": 3}
+    rows = []
+    for run, judgement in zip(runs, judged, strict=True):
+        for check in sorted(judgement.checks if judgement else [], key=lambda check: order[check.verdict]):
+            evidence = "; ".join(
+                " ".join(f"{name}={_brief(value)}" for name, value in row.items()) for row in check.evidence
+            )
+            cells = [check.verdict, check.check, check.subject, check.reason or "", check.action or "", evidence]
+            rows.append([visible(cell) for cell in ([names[str(run.path)], *cells] if several else cells)])
+    table = _table("checks-table", "Checks", "One row a check on a subject, the failed ones first.", heads, rows)
+    return Section(id="checks", title="Checks and their evidence", tables=[table] if rows else [])
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _across_section(flat: Any, names: Mapping[str, str]) -> Section:
+    across = plain_rows(across_starts(flat))
+    figures = trend_figures(plain_rows(by_date(flat)), names) if across else []
+    return Section(
+        id="trends", title="Over process starts", figures=figures, tables=[across_table(across)] if across else []
+    )
+
+
+def _data_section(runs: Sequence[Run], rows: Sequence[dict[str, Any]], names: dict[str, str]) -> Section:
+    phases = plain_rows(phases_frame(runs))
+    tables = [results_table(rows, names)] if rows else []
+    tables += derived_tables(runs)
+    tables += [phases_table(phases, names)] if phases else []
+    return Section(id="data", title="All figures", tables=tables)
+
+
+def _card(run: Run, judgement: Judgement | None, names: Mapping[str, str], problems: Sequence[str]) -> RunCard:
+    profile = (judgement.profile or {}) if judgement else {}
+    starts = (judgement.starts or {}) if judgement else {}
+    failed = [check for check in (judgement.checks if judgement else []) if check.verdict == "FAIL" and check.action]
+    return RunCard(
+        name=visible(names[str(run.path)]),
+        path=visible(run.path),
+        verdict=judgement.verdict if judgement else "",
+        says=judgement.verdict if judgement else NO_VERDICT,
+        reasons=[visible(reason) for reason in judgement.reasons] if judgement else [],
+        profile=visible(f"{profile.get('name')} (sha256 {str(profile.get('sha256'))[:16]})") if profile else "",
+        starts=f"{starts.get('present')} of {starts.get('declared')} process starts" if starts else "",
+        actions=list(dict.fromkeys(visible(f"{check.action}: {check.subject}") for check in failed)),
+        facts=facts_of(run),
+        warnings=[*warnings_of(run), *(visible(problem) for problem in problems)]
+        + ([] if run.records else ["no case has finished"]),
+    )
+
+
+def facts_of(run: Run) -> list[tuple[str, str]]:
+    """Provenance: what was measured on what, in name and value."""
+    manifest = run.manifest
+    topology, plan = (_mapping(manifest.get(name)) for name in ("topology", "plan"))
+    nodes = [str(name) for name in topology.get("node_names") or []]
+    shown = ", ".join(visible(name, 80) for name in nodes[:8]) + (
+        f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
+    )
+    facts: list[tuple[str, Any]] = [
+        ("run directory", run.path),
+        ("started", manifest.get("started")),
+        ("plan", plan.get("name")),
+        ("transport", manifest.get("transport")),
+        ("device", manifest.get("device")),
+        ("ranks", manifest.get("world_size")),
+        ("nodes", f"{len(nodes)}: {shown}" if nodes else None),
+    ]
+    facts += [(f"{name} known from", value) for name, value in (topology.get("sources") or {}).items()]
+    facts += _flattened(_mapping(manifest.get("provenance")))
+    facts += _paths(run)
+    gpus = sorted({str(_mapping(gpu.get("before")).get("name")) for record in run.records for gpu in record.gpus})
+    facts += [("GPUs", ", ".join(gpus))] if gpus else []
+    return [(visible(name), visible(value)) for name, value in facts if value not in (None, "", {}, [])]
+
+
+def _paths(run: Run) -> list[tuple[str, Any]]:
+    """What the library's log said of the way, over all records."""
+    found = {
+        (f"path {name}", str(_joined(value)))
+        for record in run.records
+        for name, value in (record.path or {}).items()
+        if name in _PATH_FACTS
+    }
+    return [*sorted(found)]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _flattened(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            found += [(f"{name}: {inner}", _joined(one)) for inner, one in value.items()]
+        else:
+            found.append((name.replace("_", " "), _joined(value)))
+    return found
+
+
+def _joined(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list) else value

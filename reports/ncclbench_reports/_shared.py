@@ -1,0 +1,81 @@
+"""What several formats say in the same words: stamps, verdicts, and text from outside made visible."""
+
+import re
+from collections.abc import Sequence
+
+from ncclbench.store.directory import Run
+from ncclbench.store.frame import is_simulated
+from ncclbench.store.judgement import Judgement, read_judgement
+
+NO_VERDICT = "no verdict: this run was measured, not judged"
+CPU_ONLY = "CPU only: proves logic, not a fabric"
+IMPORTED = "imported from"
+
+# What a verdict's stamps are called in a report.
+_STAMPS = {
+    "cpu only": CPU_ONLY,
+    "simulated": "simulated",
+    "redacted": "redacted",
+    "forced": "forced: compared although fabric, versions or settings differ",
+}
+# Controls, and the marks that turn the direction of text or take no room: a name could hide behind them.
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+
+
+def visible(text: object, limit: int = 0) -> str:
+    """`text` with controls and marks of direction written out as ``\\u202e``; cut to `limit` characters if given."""
+    shown = _INVISIBLE.sub(lambda found: f"\\u{ord(found.group()):04x}", str(text))
+    shown = shown.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is no text
+    return shown if not limit or len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def stamps(run: Run, judgement: Judgement | None) -> list[str]:
+    """What every page of a report on `run` must carry."""
+    found = ["simulated"] if is_simulated(run.manifest) else []
+    found += [CPU_ONLY] if run.manifest.get("device") == "cpu" and not found else []
+    sources = run.manifest.get("imported")
+    found += [
+        f"{IMPORTED} {visible(one.get('tool'))} {visible(one.get('version') or '')}".rstrip()
+        for one in (sources if isinstance(sources, list) else [])
+        if isinstance(one, dict)
+    ]
+    found += ["redacted"] if run.manifest.get("redacted") else []
+    found += [_STAMPS.get(stamp, visible(stamp)) for stamp in (judgement.stamps if judgement else [])]
+    return list(dict.fromkeys(found))
+
+
+def judgements(runs: Sequence[Run]) -> list[Judgement | None]:
+    """The verdict of each run that has one."""
+    return [read_judgement(run.path) for run in runs]
+
+
+def verdict_line(judgement: Judgement | None) -> str:
+    """The verdict and its reasons in a line."""
+    if judgement is None:
+        return NO_VERDICT
+    reasons = "; ".join(visible(reason) for reason in judgement.reasons)
+    return f"{judgement.verdict}: {reasons}" if reasons else judgement.verdict
+
+
+def warnings_of(run: Run) -> list[str]:
+    """What of a run a reader must know before trusting it, each once, with the number of cases it is about."""
+    remarks: dict[str, list[str]] = {}
+    for record in run.records:
+        if record.status != "ok":
+            remarks.setdefault(f"{record.status}: {record.reason}", []).append(record.case)
+        for note in record.notes:
+            remarks.setdefault(note, []).append(record.case)
+    found = [
+        f"{visible(cases[0])}: {visible(what)}" + (f" (and {len(cases) - 1} more cases)" if len(cases) > 1 else "")
+        for what, cases in remarks.items()
+    ]
+    found += [
+        f"{event['kind']}: {visible(event.get('message') or event.get('reason') or '')}"
+        for event in run.events
+        if event["kind"] in ("warning", "lost")
+    ]
+    if run.interrupted_in:
+        found.append(f"cut off in {visible(run.interrupted_in)}; go on with --resume")
+    return found

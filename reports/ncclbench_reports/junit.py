@@ -1,0 +1,84 @@
+"""JUnit XML: a test suite a run and a test case a record, for CI systems; with a verdict, a test case a check too.
+
+``wrong`` and FAIL are failures; ``failed`` and ``timeout`` are errors, since nothing was measured; ``skipped``,
+INCONCLUSIVE and NOT_RUN are skipped, with the reason. The figures are properties, under the names of the columns.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from ncclbench.store.directory import Run
+from ncclbench.store.frame import COLUMNS, flat_frame, plain_rows
+from ncclbench.store.judgement import CheckResult
+from ncclbench_reports._shared import judgements, stamps, verdict_line
+
+SUFFIX = ".xml"
+
+# What XML 1.0 cannot hold, not even escaped.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_FIGURES = tuple(column.name for column in COLUMNS if column.dtype in ("Int64", "Float64"))
+_OUTCOMES = {"wrong": "failure", "failed": "error", "timeout": "error", "skipped": "skipped"}
+_VERDICTS = {"FAIL": "failure", "INCONCLUSIVE": "skipped", "NOT_RUN": "skipped"}
+
+
+def render(runs: Sequence[Run]) -> str:
+    """One document."""
+    rows = plain_rows(flat_frame(runs))
+    suites = ET.Element("testsuites", name="ncclbench")
+    for run, judgement in zip(runs, judgements(runs), strict=True):
+        suite = ET.SubElement(suites, "testsuite", name=_text(run.path))
+        properties = ET.SubElement(suite, "properties")
+        _property(properties, "verdict", verdict_line(judgement))
+        for stamp in stamps(run, judgement):
+            _property(properties, "stamp", stamp)
+        for row in rows:
+            if row["run"] == str(run.path):
+                _record(suite, row)
+        for check in judgement.checks if judgement else []:
+            _check(suite, check)
+        _count(suite)
+    _count(suites)
+    ET.indent(suites)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode")
+
+
+def _record(suite: ET.Element, row: dict[str, Any]) -> None:
+    case = ET.SubElement(suite, "testcase", classname=_text(row["pattern"]), name=_text(_name(row)))
+    properties = ET.SubElement(case, "properties")
+    for name in _FIGURES:
+        if row[name] is not None:
+            _property(properties, name, str(row[name]))
+    if row["status"] in _OUTCOMES:
+        ET.SubElement(case, _OUTCOMES[row["status"]], message=_text(row["reason"] or row["status"]))
+    if row["notes"]:
+        ET.SubElement(case, "system-out").text = _text(row["notes"])
+
+
+def _name(row: dict[str, Any]) -> str:
+    """The case; a later process start of it has its number behind it."""
+    return f"{row['case']} (start {row['start']})" if row["start"] else str(row["case"])
+
+
+def _check(suite: ET.Element, check: CheckResult) -> None:
+    case = ET.SubElement(suite, "testcase", classname=_text(f"check.{check.check}"), name=_text(check.subject))
+    if check.verdict in _VERDICTS:
+        ET.SubElement(case, _VERDICTS[check.verdict], message=_text(f"{check.verdict}: {check.reason or ''}"))
+    lines = [f"action: {check.action}"] if check.action else []
+    lines += [" ".join(f"{name}={value}" for name, value in row.items()) for row in check.evidence]
+    if lines:
+        ET.SubElement(case, "system-out").text = _text("\n".join(lines))
+
+
+def _property(parent: ET.Element, name: str, value: str) -> None:
+    ET.SubElement(parent, "property", name=name, value=_text(value))
+
+
+def _count(suite: ET.Element) -> None:
+    for name, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(name, str(len(list(suite.iter(tag)))))
+
+
+def _text(value: object) -> str:
+    return _NOT_XML.sub("\ufffd", str(value))
