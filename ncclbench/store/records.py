@@ -90,6 +90,24 @@ class ComparableRate(msgspec.Struct, frozen=True, kw_only=True):
     definition: str
 
 
+class Overlap(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a collective was hidden behind computing, as OSU's micro-benchmarks define it.
+
+    ``share_percent = max(0, 100 - (overlapped - compute) / pure * 100)``, of means over all ranks and iterations.
+
+    Attributes:
+        share_percent: 100 where computing hides all of it, 0 where it hides nothing.
+        pure_us: the collective by itself, started and waited for at once.
+        overlapped_us: started, computed, waited for.
+        compute_us: the computing in between.
+    """
+
+    share_percent: float
+    pure_us: float
+    overlapped_us: float
+    compute_us: float
+
+
 class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
     """One of several groups that ran side by side."""
 
