@@ -30,8 +30,8 @@ def graph_launches(nbytes: int) -> int:
 def gated(loop: Loop, samples: int) -> Floats:
     """Every iteration between two events, all enqueued behind a gate that opens when every rank is ready."""
     stream = _stream(loop)
-    phases = max(len(program.steps) for program in loop.programs)
-    chunk = max(1, LAUNCH_BUDGET // (2 * phases + 1))
+    queued = max(sum(step.launches + 1 for step in program.steps) for program in loop.programs)
+    chunk = max(1, LAUNCH_BUDGET // (queued + 1))
     seconds = np.empty((samples, len(loop.columns)))
     with quiet_gc():
         for first in range(0, samples, chunk):

@@ -11,7 +11,7 @@ from ncclbench.errors import Unable
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.phases import Collective, Concurrent, Kernel, Local, Phase, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
-from ncclbench.transports._rows import row_call
+from ncclbench.transports._rows import ROW_LAUNCHES, row_call
 from ncclbench.transports.base import Call, Step
 
 
@@ -75,7 +75,8 @@ def steps_of(
             branches = [[call(step, (b,)) for step in branch] for b, branch in enumerate(phase.branches)]
             steps.append((concurrent or branches_step)(phase, branches))
         else:
-            steps.append(Step(phase.label, call(phase, ())))
+            launches = ROW_LAUNCHES if isinstance(phase, RowWork) else 1
+            steps.append(Step(phase.label, call(phase, ()), launches=launches))
     return tuple(steps)
 
 

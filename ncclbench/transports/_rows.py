@@ -16,6 +16,9 @@ from ncclbench.schedule.rowformats import bf16_to_float, float_to_bf16
 from ncclbench.schedule.rowwork import ENTRY_BYTES, Ints, RowKernel, RowPlan, RowWork
 from ncclbench.transports.base import Call, nothing
 
+# Kernels that one call may launch on a device, at most: a sum of eight rows of a format that is decoded.
+ROW_LAUNCHES = 100
+
 # Bytes of float32 worked on at once on the host.
 _CHUNK_BYTES = 1 << 20
 

@@ -45,12 +45,14 @@ class Step:
         launch: launches it.
         parts: names of branches whose durations are known by themselves.
         part_seconds: those of the last launch, from its start to each branch's end; None without parts.
+        launches: how many operations it puts on a stream, at most; a gated queue must hold all of them.
     """
 
     label: str
     launch: Call
     parts: tuple[str, ...] = ()
     part_seconds: Callable[[], Sequence[float]] | None = None
+    launches: int = 1
 
 
 @dataclass(frozen=True)

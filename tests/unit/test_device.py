@@ -1,5 +1,6 @@
 """The device's timing loops on a made-up stream whose clock moves only as the test says."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -104,6 +105,14 @@ def test_the_gate_opens_when_every_rank_has_enqueued_and_nothing_runs_past_it_un
     gated(loop_on(stream, [("x", 1e-6)])[0], 2)
     assert stream.log == ["synchronize", "barrier", "hold", "x", "x", "barrier", "release", "synchronize"]
     assert stream.limits == [GATE_LIMIT_SECONDS]
+
+
+def test_a_step_of_many_kernels_takes_as_much_of_the_queue() -> None:
+    stream = FakeStream()
+    kernel, loop = stream.launch(1e-6, "kernel"), loop_on(stream, [("x", 0.0)])[0]
+    step = Step("x", lambda: [kernel() for _ in range(90)] and None, launches=90)
+    gated(dataclasses.replace(loop, programs=(Program((step,)),)), 20)
+    assert 90 < stream.most_enqueued <= LAUNCH_BUDGET
 
 
 @pytest.mark.parametrize("phases", [1, 3, 40])
