@@ -20,6 +20,7 @@ from ncclbench.schedule import DTYPES, Case, Collective, Op, Schedule
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.oracle import Oracle
 from ncclbench.schedule.phases import Concurrent, Local
+from ncclbench.schedule.rowwork import RowWork
 from ncclbench.topology import Topology
 from ncclbench.transports._staging import (
     Staging,
@@ -48,7 +49,7 @@ def wrong_when_staged(schedule: Schedule, spoil: Prepare = lambda _: None) -> li
         steps = transport.compile(schedule, staging.twins).steps
         calls = []
         for phase, step in zip(schedule.phases, steps, strict=True):
-            assert not isinstance(phase, Concurrent | Local)
+            assert not isinstance(phase, Concurrent | Local | RowWork)
             calls.append(staging.around(phase, step.launch))
         wrong = 0
         for salt in range(2):
@@ -74,7 +75,7 @@ def schedules() -> list[tuple[str, Schedule]]:
                 )
             except Unable:
                 continue
-            if not any(isinstance(phase, Concurrent | Local) for phase in schedule.phases):
+            if not any(isinstance(phase, Concurrent | Local | RowWork) for phase in schedule.phases):
                 found.append((f"{pattern} {dtype}", schedule))
     return found
 

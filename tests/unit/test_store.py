@@ -308,7 +308,7 @@ def test_a_schema_that_is_no_number_from_1_on(schema: str, run: Path) -> None:
     ("field", "value"),
     [
         *[("topology", "two nodes"), ("topology", ["n0"]), ("topology", {"node_names": "n0"})],
-        *[("topology", {"node_names": [1]}), ("topology", {"nodes": {"0": 0}}), ("topology", None)],
+        *[("topology", {"node_names": [1]}), ("topology", {"nodes": {"0": 0}})],
         *[("plan", []), ("world_size", "2"), ("transport", 7), ("ranks", [1]), ("provenance", 3)],
     ],
 )
