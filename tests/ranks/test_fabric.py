@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ranks
 
-PATTERNS = [name for name in names("patterns") if hasattr(load("patterns", name), "variants")]
+VARYING = [name for name in names("patterns") if hasattr(load("patterns", name), "variants")]
+PATTERNS = [name for name in VARYING if not hasattr(load("patterns", name), "size_and_dtype")]
 FABRIC = [name for name in PATTERNS if load("patterns", name).__name__.startswith("ncclbench_patterns.")]
 # Open MPI does not start for root unless told twice.
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}

@@ -21,7 +21,7 @@ BUILT_IN = [load("patterns", name) for name in names("patterns")]
 PATTERNS = [
     module.__name__.rpartition(".")[2]
     for module in BUILT_IN
-    if module.__name__.startswith("ncclbench_patterns.") and hasattr(module, "schedule")
+    if module.__name__.startswith("ncclbench_patterns.") and not hasattr(module, "variants")
 ]
 
 

@@ -18,7 +18,7 @@ from ncclbench.schedule.phases import SimplePhase, flatten
 from ncclbench.topology import Link, Topology
 
 # Patterns of one schedule; those with variants need nodes and rails, and have tests of their own.
-PATTERNS = [name for name in names("patterns") if hasattr(load("patterns", name), "schedule")]
+PATTERNS = [name for name in names("patterns") if not hasattr(load("patterns", name), "variants")]
 GROUPED = [pattern for pattern in PATTERNS if "group" in load("patterns", pattern).Params.__struct_fields__]
 TWO_NODES = ("x",) * 4 + ("y",) * 4
 FLOAT = 4  # bytes

@@ -28,7 +28,7 @@ from ncclbench.schedule import (
 from ncclbench.topology import Topology
 
 # Patterns of one schedule; those with variants need nodes and rails, and have tests of their own.
-PATTERNS = [name for name in names("patterns") if hasattr(load("patterns", name), "schedule")]
+PATTERNS = [name for name in names("patterns") if not hasattr(load("patterns", name), "variants")]
 GROUPED = [pattern for pattern in PATTERNS if "group" in load("patterns", pattern).Params.__struct_fields__]
 WORLD_SIZES = range(1, 73)
 PAIR = [[0, 1]]

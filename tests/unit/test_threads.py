@@ -40,7 +40,7 @@ from ncclbench.transports.base import Program, all_gather_text, broadcast_text
 from ncclbench.transports.threads import ThreadTransport, ThreadWorld, play
 
 # Patterns of one schedule; those with variants need nodes and rails, and have tests of their own.
-PATTERNS = [name for name in names("patterns") if hasattr(load("patterns", name), "schedule")]
+PATTERNS = [name for name in names("patterns") if not hasattr(load("patterns", name), "variants")]
 QUICK = Settings(iterations=6, warmup=1)
 WORLD_SIZES = (1, 2, 5, 8)
 
