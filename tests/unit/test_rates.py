@@ -25,6 +25,8 @@ DESIGN = {
     "send_recv": ALL,
 }
 
+PATTERNS = [name for name in names("patterns") if not hasattr(load("patterns", name), "variants")]
+
 
 def factor(formula: str, n: int) -> Fraction:
     moved = {TWICE_ALL_BUT_ONE: 2 * n - 2, ALL_BUT_ONE: n - 1, ALL: n}[formula]
