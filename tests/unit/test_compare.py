@@ -228,12 +228,13 @@ def test_unlike_starts_of_one_side_are_refused_too(tmp_path: Path) -> None:
         compared(tmp_path / "base", tmp_path / "new")
 
 
-def test_another_record_version_is_refused(tmp_path: Path) -> None:
+def test_another_record_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ncclbench.store.directory.SCHEMA", 2)  # a version to come, which reads this one too
     small_run(tmp_path / "base")
     small_run(tmp_path / "new")
     manifest_file = tmp_path / "new" / "manifest.json"
-    manifest_file.write_text(json.dumps(json.loads(manifest_file.read_text()) | {"schema": 0}))
-    with pytest.raises(UsageError, match=r"record version\.manifest was 1, and now is 0"):
+    manifest_file.write_text(json.dumps(json.loads(manifest_file.read_text()) | {"schema": 2}))
+    with pytest.raises(UsageError, match=r"record version\.manifest was 1, and now is 2"):
         compared(tmp_path / "base", tmp_path / "new")
 
 
