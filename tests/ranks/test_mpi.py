@@ -127,10 +127,16 @@ def cases() -> list[Case]:
     return found
 
 
+def without_rates(part: Any) -> Any:
+    """A ledger without the rates in it, at any depth."""
+    if not isinstance(part, dict):
+        return part
+    return {name: without_rates(value) for name, value in part.items() if name != "bottleneck_gb_per_s"}
+
+
 def stable(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record without what differs from run to run: times, rates, names, notes."""
-    ledger = dict(record["ledger"] or {})
-    ledger.pop("bottleneck_gb_per_s", None)
+    ledger = without_rates(record["ledger"] or {})
     kept: tuple[str, ...] = (
         "case",
         "pattern",
@@ -144,8 +150,7 @@ def stable(record: Mapping[str, Any]) -> dict[str, Any]:
         "wrong_ranks",
     )
     kept += ("count", "size_bytes", "redop", "root", "group_size", "tolerance", "warmup", "stopped")
-    phases = [
-        (p["label"], {k: v for k, v in p["ledger"].items() if k != "bottleneck_gb_per_s"}) for p in record["phases"]
+    phases = [(p["label"], without_rates(p["ledger"])) for p in record["phases"]]
     ]
     return {**{name: record[name] for name in kept}, "ledger": ledger, "phases": phases}
 
