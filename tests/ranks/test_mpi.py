@@ -151,7 +151,6 @@ def stable(record: Mapping[str, Any]) -> dict[str, Any]:
     )
     kept += ("count", "size_bytes", "redop", "root", "group_size", "tolerance", "warmup", "stopped")
     phases = [(p["label"], without_rates(p["ledger"])) for p in record["phases"]]
-    ]
     return {**{name: record[name] for name in kept}, "ledger": ledger, "phases": phases}
 
 
