@@ -193,6 +193,7 @@ class Watchdog:
                 return
             fault = judge(sightings, now, self.limit)
             if fault is None:
+                verdict_due = None
                 _tell(peers, _BEAT)
                 continue
             verdict_due = verdict_due or now + _COLLECT_SECONDS
@@ -264,24 +265,26 @@ class Watchdog:
             # Rank 0 finds silent ranks by itself; only its own silence must be found by the others.
             if time.monotonic() - heard > self.limit + self._interval:
                 self._hub_is_gone("timeout", f"rank 0 has been silent for {time.monotonic() - heard:.0f} s")
-            told = self._report(link, told)
-            if self._ending.is_set():
+            # Both are read once: the main thread may set them while a heartbeat is on its way.
+            ending, failure = self._ending.is_set(), self._failure
+            told = self._report(link, ending, failure, told)
+            if ending:
                 return
 
-    def _report(self, link: socket.socket, told: bool) -> bool:
+    def _report(self, link: socket.socket, ending: bool, failure: tuple[Ending, str] | None, told: bool) -> bool:
         """Send what there is to say; returns whether a failure has been told."""
-        message = _encode(_BEAT, self.rank, self.progress, self.progress.stage)
-        if self._ending.is_set():
-            message = _encode(_BYE, self.rank, self.progress, "")
-        elif self._failure and not told:
-            message = _encode(_FAIL, self.rank, self.progress, "|".join(self._failure))
+        kind, text = _BEAT, self.progress.stage
+        if ending:
+            kind, text = _BYE, ""
+        elif failure and not told:
+            kind, text = _FAIL, "|".join(failure)
         try:
-            link.sendall(message)
+            link.sendall(_encode(kind, self.rank, self.progress, text))
         except BlockingIOError:
             return told
         except OSError:
             self._hub_is_gone()
-        return told or bool(self._failure)
+        return told or bool(failure)
 
     def _hub_has_spoken(self, link: socket.socket) -> bool:
         """Whether rank 0 has said goodbye; ends the process if it has aborted the run or died."""
