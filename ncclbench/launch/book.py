@@ -88,6 +88,7 @@ class Book:
         self.writer: RunWriter | None = None
         self.records: list[Record] = []
         self.world_size = 0
+        self.staged: bool | None = None
         self.start = job.start or 0
         self._current: PlannedCase | None = None
         self._started = utc_now()
@@ -99,7 +100,8 @@ class Book:
 
     def open(self, manifest: Mapping[str, Any]) -> set[str]:
         """Open the run directory; the ids of the cases that are already finished."""
-        job, self.world_size = self.job, manifest["world_size"]
+        job = self.job
+        self._heed(manifest)
         if job.resume or self.start > 0:
             self.writer = RunWriter.resume(self.out, manifest)
             run = read_run(self.out)
@@ -122,6 +124,11 @@ class Book:
             self._warn_of_lost_samples()
         job.listener.started(self.out, len(job.plan.cases), len(finished), manifest)
         return finished
+
+    def _heed(self, manifest: Mapping[str, Any]) -> None:
+        """What the record of a case that nobody finished says of the run."""
+        self.world_size = manifest["world_size"]
+        self.staged = manifest.get("provenance", {}).get("transport", {}).get("staged")
 
     def _warn_of_lost_samples(self) -> None:
         """A finished case stays finished, but a reader of the run must know that its figures have lost their proof."""
@@ -216,6 +223,7 @@ class Book:
                 ),
                 ranks=list(fault.ranks),
                 start=self.start,
+                staged=self.staged,
             )
             writer.append(record)
             self.records.append(record)
@@ -231,6 +239,7 @@ class Book:
             self._over, self._code = True, worst([run.events[-1].get("exit_code", Exit.ENVIRONMENT)])
             self._told.set()
             return
+        self._heed(run.manifest)
         self.writer = RunWriter(self.out)
         self.records = list(run.records)
         self.start = max((int(e.get("start", 0)) for e in run.events), default=0)

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from ncclbench import __version__
-from ncclbench.buffers import available_memory, free_device_memory, refuse_too_large
+from ncclbench.buffers import refuse_too_large, rooms_of
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
 from ncclbench.launch.bind import allowed_cores, bind
 from ncclbench.launch.book import Book, Job
@@ -216,9 +216,8 @@ def _text(data: Any) -> str:
 
 
 def _refuse_too_large(job: Job, seat: Seat, topology: Topology, transport: Transport) -> None:
-    """Every rank checks its own node; the first refusal is everybody's."""
-    on_host = transport.device == "cpu"
-    available, sharing = (available_memory(), seat.local_size) if on_host else (free_device_memory(), 1)
+    """Every rank checks its own GPU and node; the first refusal is everybody's."""
+    rooms = rooms_of(transport.device, getattr(transport, "staged", None), seat.local_size)
     message = ""
     try:
         for planned in job.plan.cases:
@@ -226,7 +225,8 @@ def _refuse_too_large(job: Job, seat: Seat, topology: Topology, transport: Trans
                 needed = memory_needed(planned.case, topology)
             except Unable:
                 continue
-            refuse_too_large(planned.case.id, needed, sharing, available, "this node" if on_host else "a GPU")
+            for sharing, available, where in rooms:
+                refuse_too_large(planned.case.id, needed, sharing, available, where)
     except UsageError as error:
         message = str(error)
     refusals = [text for text in all_gather_text(transport.control, message) if text]
@@ -267,7 +267,6 @@ def _open_book(
 def _start_watchdog(places: list[Place], transport: Transport, book: Book, progress: Progress, host: str) -> Watchdog:
     def on_fault(fault: Fault) -> Exit:
         if transport.rank != 0:
-            book.world_size = transport.world_size
             book.take_over(fault.case)
         return book.fault(fault)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ncclbench.errors import Exit
 from ncclbench.launch.book import Book, Job
@@ -114,6 +115,20 @@ def test_rank_1_finishes_a_book_that_rank_0_left_open_and_no_other(tmp_path: Pat
     late.take_over(1)
     late.fault(Fault("failed", (0,), "rank 0 died", 1))
     assert len((tmp_path / "run/results.jsonl").read_bytes().splitlines()) == 1
+
+
+@pytest.mark.parametrize("by_rank_1", [False, True])
+def test_a_case_that_nobody_finished_says_that_it_was_staged(by_rank_1: bool, tmp_path: Path) -> None:
+    ear = Ear()
+    book = Book(Job(plan=PLAN, transport="mpi", out=tmp_path / "run", resume=False, command=[], listener=ear))
+    book.open({**MANIFEST, "provenance": {"transport": {"staged": True}}})
+    book.begin(0, PLAN.cases[0])
+    if by_rank_1:
+        book = Book(book.job)
+        book.take_over(0)
+    book.fault(Fault("timeout", (0,), "rank 0 hangs", 0))
+    (record,) = read_run(tmp_path / "run").records
+    assert (record.status, record.staged, record.world_size) == ("timeout", True, 2)
 
 
 def test_a_run_of_which_every_case_was_skipped_says_nothing_and_says_so(tmp_path: Path) -> None:

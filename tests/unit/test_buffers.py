@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ncclbench.buffers import allocate, available_memory, refuse_too_large, uploader
+from ncclbench import buffers
+from ncclbench.buffers import Device, allocate, available_memory, refuse_too_large, rooms_of, uploader
 from ncclbench.errors import UsageError
 from ncclbench.measure.case import build_schedule
 from ncclbench.schedule import DTYPES, Case
@@ -140,3 +141,20 @@ def test_buffers_have_the_schedules_sizes_and_type(dtype: str) -> None:
 
 def test_numpy_serves_the_cpu() -> None:
     assert uploader("cpu") is np.asarray
+
+
+@pytest.mark.parametrize(
+    ("device", "staged", "rooms"),
+    [
+        ("cpu", None, [(4, 100, "this node")]),
+        ("cuda", None, [(1, 10, "a GPU")]),
+        ("cuda", False, [(1, 10, "a GPU")]),
+        ("cuda", True, [(1, 10, "a GPU"), (4, 100, "this node")]),
+    ],
+)
+def test_buffers_that_are_staged_must_fit_on_the_host_too(
+    device: Device, staged: bool | None, rooms: list[tuple[int, int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "available_memory", lambda: 100)
+    monkeypatch.setattr(buffers, "free_device_memory", lambda: 10)
+    assert rooms_of(device, staged, 4) == rooms
