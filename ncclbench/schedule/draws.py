@@ -5,6 +5,7 @@ rounded correctly everywhere; a library's `log` is not, and one bit of differenc
 """
 
 from decimal import Context, Decimal
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +31,7 @@ def mix(numbers: Bits) -> Bits:
     return z
 
 
+@lru_cache(maxsize=1024)
 def key_of(*parts: int) -> int:
     """One 64-bit key from several numbers, in order."""
     key = 0

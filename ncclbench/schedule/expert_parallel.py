@@ -229,6 +229,7 @@ class _Builder:
         nbytes = row_bytes * hop.groups.shape[1]
         sent, received = f"counts{suffix}", f"counts{suffix}_in"
 
+        @lru_cache(maxsize=_HELD_RANKS)
         def table(rank: int, mine: bool) -> NDArray[np.int32]:
             where = np.argwhere(hop.groups == rank)[0]
             peers, rows = hop.groups[where[0]], hop.rows[where[0]]

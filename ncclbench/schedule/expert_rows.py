@@ -66,8 +66,12 @@ class Placement:
 
     def seat(self, rank: int) -> tuple[int, int]:
         """Group and place in it of a rank."""
-        where = np.argwhere(self.groups == rank)[0]
-        return int(where[0]), int(where[1])
+        return self._seats[rank]
+
+    @cached_property
+    def _seats(self) -> dict[int, tuple[int, int]]:
+        """Asked for in every phase of every rank, so looked for once."""
+        return {rank: (g, member) for g, row in enumerate(self.groups.tolist()) for member, rank in enumerate(row)}
 
     @cached_property
     def by_domain(self) -> Ints:

@@ -6,23 +6,33 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
+
 from ncclbench.buffers import Buffers
 from ncclbench.errors import Unable
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.phases import Collective, Concurrent, Kernel, Local, Phase, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
-from ncclbench.transports._rows import ROW_LAUNCHES, row_call
+from ncclbench.transports._rows import row_call
 from ncclbench.transports.base import Call, Step
 
 
 def local_call(phase: Local | RowWork, rank: int, buffers: Buffers) -> Call:
-    """The ready call of a phase that stays on a rank; works on NumPy and on CuPy arrays."""
+    """The ready call of a phase that stays on a rank; works on NumPy and on CuPy arrays.
+
+    Raises:
+        Unable: if it adds elements on a GPU.
+    """
     if isinstance(phase, RowWork):
         return row_call(phase, rank, buffers)
     read, write, count = buffers[phase.read], buffers[phase.write], phase.count
     if phase.kernel is Kernel.COPY:
         return partial(_copy, write[:count], read[:count])
     if phase.kernel is Kernel.REDUCE_CHUNKS:
+        if not isinstance(write, np.ndarray):  # CuPy has no bfloat16: buffers there are bits, whose sums mean nothing
+            raise Unable(
+                f"{phase.label}: reduce_chunks runs on the host only; --transport gloo, mpi or threads have it"
+            )
         chunks = read[: count * phase.chunks].reshape(phase.chunks, count)
         return partial(_sum_rows, write[:count], chunks)
     rows = phase.rows[rank]
@@ -75,8 +85,7 @@ def steps_of(
             branches = [[call(step, (b,)) for step in branch] for b, branch in enumerate(phase.branches)]
             steps.append((concurrent or branches_step)(phase, branches))
         else:
-            launches = ROW_LAUNCHES if isinstance(phase, RowWork) else 1
-            steps.append(Step(phase.label, call(phase, ()), launches=launches))
+            steps.append(Step(phase.label, call(phase, ())))
     return tuple(steps)
 
 

@@ -1,7 +1,6 @@
-"""The kernels of `RowWork` as ready calls, on NumPy arrays and, by the same code, on CuPy's.
+"""The kernels of `RowWork` as ready calls: here on NumPy arrays, on a GPU by `_row_kernels`.
 
-Indices and tables are put where the rows are when the call is made. On the host rows are worked on in chunks, so that
-what is decoded to float32 stays in a cache; on a device whole buffers are.
+Rows are worked on in chunks, so that what is decoded to float32 stays in a cache.
 """
 
 from collections.abc import Iterator
@@ -10,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ncclbench.buffers import Buffers, uploader
+from ncclbench.buffers import Buffers
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.rowformats import bf16_to_float, float_to_bf16
 from ncclbench.schedule.rowwork import ENTRY_BYTES, Ints, RowKernel, RowPlan, RowWork
+from ncclbench.transports._row_kernels import CupyEngine, kernel_call
 from ncclbench.transports.base import Call, nothing
-
-# Kernels that one call may launch on a device, at most: a sum of eight rows of a format that is decoded.
-ROW_LAUNCHES = 100
 
 # Bytes of float32 worked on at once on the host.
 _CHUNK_BYTES = 1 << 20
@@ -30,6 +27,8 @@ def row_call(phase: RowWork, rank: int, buffers: Buffers) -> Call:
     plan = phase.plan(rank)
     if not len(plan.index):
         return nothing
+    if not isinstance(buffers[phase.write], np.ndarray):
+        return kernel_call(phase, plan, buffers, CupyEngine())
     source, target = _rows(buffers[phase.read], phase.read_row), _rows(buffers[phase.write], phase.write_row)
     if phase.kernel is RowKernel.TAKE:
         return _take_call(source, target[: len(plan.index)], plan.index)
@@ -44,37 +43,29 @@ def _rows(array: Array, row_bytes: int) -> Any:
     return raw[: len(raw) // row_bytes * row_bytes].reshape(-1, row_bytes)
 
 
-def _to(like: Any) -> Any:
-    """What brings an array to where `like` is."""
-    return uploader("cpu" if isinstance(like, np.ndarray) else "cuda")
-
-
 def _take_call(source: Any, target: Any, index: Ints) -> Call:
     width = next(w for w in (8, 4, 2, 1) if source.shape[1] % w == 0)
     wide, out = source.view(f"u{width}"), target.view(f"u{width}")
     blank = np.flatnonzero(index < 0)
-    put = _to(source)
-    return partial(_take, wide, out, put(np.maximum(index, 0)), put(blank) if len(blank) else None)
+    return partial(_take, wide, out, np.maximum(index, 0), blank if len(blank) else None)
 
 
-def _take(source: Any, target: Any, index: Any, blank: Any) -> None:
-    if not isinstance(source, np.ndarray):
-        source.take(index, axis=0, out=target)
-    elif len(source):
+def _take(source: Array, target: Array, index: Ints, blank: Ints | None) -> None:
+    if len(source):
         source.take(index, axis=0, out=target, mode="clip")  # the default mode copies everything once more
     if blank is not None:
         target[blank] = 0
 
 
 def _scale_call(phase: RowWork, plan: RowPlan, source: Any, target: Any, buffers: Buffers) -> Call:
-    format, hidden, put = phase.format, phase.hidden, _to(source)
+    format, hidden = phase.format, phase.hidden
     payload_bytes = format.payload_bytes(hidden)
     scales = _rows(buffers[phase.scales], format.scale_bytes(hidden)) if phase.scales else source[:, payload_bytes:]
-    payload, tables = source[:, :payload_bytes], tuple(put(table) for table in format.tables())
+    payload, tables = source[:, :payload_bytes], format.tables()
     factors = np.ldexp(np.float32(1), plan.exponents).astype(np.float32)
     parts = [
-        (target[part].view(np.uint16), put(plan.index[part]), put(factors[part])[:, None])
-        for part in _parts(len(plan.index), hidden, source)
+        (target[part].view(np.uint16), plan.index[part], factors[part][:, None])
+        for part in _parts(len(plan.index), hidden)
     ]
 
     def scale() -> None:
@@ -86,23 +77,22 @@ def _scale_call(phase: RowWork, plan: RowPlan, source: Any, target: Any, buffers
 
 
 def _sum_call(phase: RowWork, plan: RowPlan, source: Any, target: Any, buffers: Buffers) -> Call:
-    put, hidden = _to(source), source.shape[1]
-    weights = None
+    hidden, weights = source.shape[1], None
     if phase.weights:
         count, slots = plan.index.shape
         entries = buffers[phase.weights].view(np.uint8)[: count * slots * ENTRY_BYTES].view(np.float32)
         weights = entries.reshape(count, slots, 2)[:, :, 1]
     parts = []
-    for part in _parts(len(plan.index), hidden, source):
+    for part in _parts(len(plan.index), hidden):
         terms = []
         for j in range(plan.index.shape[1]):
             column = plan.index[part, j]
             there = np.flatnonzero(column >= 0)
             if len(there):
                 # Rows that all have a term are the common case, and need no second gather.
-                rows = None if len(there) == len(column) else put(there)
+                rows = None if len(there) == len(column) else there
                 own = weights[part, j] if weights is not None else None
-                terms.append((rows, put(column[there]), own))
+                terms.append((rows, column[there], own))
         parts.append((target[part], terms))
 
     def weighted_sum() -> None:
@@ -114,28 +104,23 @@ def _sum_call(phase: RowWork, plan: RowPlan, source: Any, target: Any, buffers: 
 
 def _sum_into(out: Any, source: Any, terms: list[tuple[Any, Any, Any]]) -> None:
     """`out` becomes the sum of the terms: which rows of it, rows of `source`, weights of all rows or None."""
-    total = None
+    total: Any = None
     for rows, index, weights in terms:
         values = bf16_to_float(source[index])
         if weights is not None:
             values *= (weights if rows is None else weights[rows])[:, None]
         if rows is None:
-            total = values if total is None else total + values
+            # From +0 on, so that a sum of nothing but -0 has one sign whatever other rows have.
+            total = np.add(values, np.float32(0) if total is None else total, out=values)
         else:
             if total is None:
-                total = _zeros_like(out)
+                total = np.zeros(out.shape, np.float32)
             total[rows] += values
     out[:] = 0 if total is None else float_to_bf16(total)
 
 
-def _zeros_like(out: Any) -> Any:
-    zeros = out.astype(np.float32)
-    zeros[:] = 0
-    return zeros
-
-
-def _parts(count: int, hidden: int, like: Any) -> Iterator[slice]:
-    step = max(1, _CHUNK_BYTES // (4 * hidden)) if isinstance(like, np.ndarray) else max(1, count)
+def _parts(count: int, hidden: int) -> Iterator[slice]:
+    step = max(1, _CHUNK_BYTES // (4 * hidden))
     for first in range(0, count, step):
         yield slice(first, min(first + step, count))
 

@@ -28,7 +28,7 @@ from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchang
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._cuda import CudaStream, claim_gpu, nccl_version, refuse_shared_gpu
-from ncclbench.transports._local import local_call, refuse_what_only_mpi_has
+from ncclbench.transports._local import local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_identity, gpu_state
 from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
@@ -75,12 +75,17 @@ class CupyNcclTransport:
         self.stream = CudaStream(self._cupy_stream)
         self._pci = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
         self._log = log
-        self._communicators: dict[tuple[int, ...], Any] = {}
+        self._communicators: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
+        self._branch_streams: dict[tuple[int, ...], Any] = {(): self._cupy_stream}
         self._communicator(tuple(range(self.world_size)))  # set-up is eager, not inside the first case
 
-    def _communicator(self, ranks: tuple[int, ...]) -> Any:
-        """The communicator of `ranks`, or None on others; all ranks of the job ask in the same order."""
-        if ranks not in self._communicators:
+    def _communicator(self, ranks: tuple[int, ...], branch: tuple[int, ...] = ()) -> Any:
+        """The communicator of `ranks`, or None on others; all ranks of the job ask in the same order.
+
+        What runs at the same time must not share one, so each branch of a concurrent phase has its own.
+        """
+        key = ranks, branch
+        if key not in self._communicators:
             # CuPy 14 has unique ids as bytes, older ones as a tuple of signed chars.
             fresh = nccl.get_unique_id()
             mine = np.array([b & 0xFF for b in fresh], np.uint8)
@@ -88,39 +93,71 @@ class CupyNcclTransport:
             identity = shared.tobytes() if isinstance(fresh, bytes) else tuple(shared.view(np.int8).tolist())
             member = ranks.index(self.rank) if self.rank in ranks else -1
             made = nccl.NcclCommunicator(len(ranks), identity, member) if member >= 0 else None
-            self._communicators[ranks] = made
-        return self._communicators[ranks]
+            self._communicators[key] = made
+        return self._communicators[key]
+
+    def _stream_of(self, branch: tuple[int, ...]) -> Any:
+        """The stream that a branch's phases are launched on; outside branches the transport's own."""
+        if branch not in self._branch_streams:
+            self._branch_streams[branch] = cupy.cuda.Stream(non_blocking=True)
+        return self._branch_streams[branch]
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         """Ready calls on the buffers' addresses."""
-        steps = []
-        for phase in schedule.phases:
-            if isinstance(phase, Concurrent):
-                raise Unable("cupy_nccl runs one stream; concurrent phases need the nccl transport")
-            if isinstance(phase, Collective):
-                refuse_what_only_mpi_has(phase, "NCCL has")
-            steps.append(Step(phase.label, self._call(phase, schedule.dtype, buffers)))
-        return Program(tuple(steps), finish=self.stream.synchronize)
 
-    def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers) -> Call:
+        def call(phase: SimplePhase, branch: tuple[int, ...]) -> Call:
+            return self._call(phase, schedule.dtype, buffers, branch)
+
+        return Program(steps_of(schedule.phases, call, self._branches_step), finish=self.stream.synchronize)
+
+    def _branches_step(self, phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
+        """Branches on streams of their own, all issued by this one thread.
+
+        NCCL needs communicators that run at the same time to be issued in the same order on all ranks; threads would
+        not keep one.
+        """
+        main = self._cupy_stream
+        streams = [self._stream_of((b,)) for b in range(len(branches))]
+        begun, *ended = (cupy.cuda.Event(disable_timing=True) for _ in range(len(branches) + 1))
+
+        def run() -> None:
+            begun.record(main)
+            for stream, end, calls in zip(streams, ended, branches, strict=True):
+                stream.wait_event(begun)
+                stream.use()
+                for call in calls:
+                    call()
+                end.record(stream)
+            main.use()
+            for end in ended:
+                main.wait_event(end)
+
+        # Each branch also waits for the main stream, ends, and is waited for.
+        return Step(phase.label, run, launches=1 + sum(len(calls) + 3 for calls in branches))
+
+    def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...]) -> Call:
         if isinstance(phase, Local | RowWork):
             return local_call(phase, self.rank, buffers)
         if isinstance(phase, Exchange):
-            return self._exchange_call(phase, buffers)
+            return self._exchange_call(phase, buffers, branch)
+        if isinstance(phase, Collective):
+            refuse_what_only_mpi_has(phase, "NCCL has")
         found: Call = nothing
         for g, ranks in enumerate(phase.groups.tolist()):
-            communicator = self._communicator(tuple(ranks))
+            communicator = self._communicator(tuple(ranks), branch)
             if self.rank in ranks:
-                member = ranks.index(self.rank)
+                member, stream = ranks.index(self.rank), self._stream_of(branch).ptr
                 if isinstance(phase, AllToAllV):
-                    found = self._uneven_call(phase, g, member, communicator, buffers)
+                    found = self._uneven_call(phase, g, member, communicator, stream, buffers)
                 else:
-                    found = self._collective_call(phase, member, communicator, dtype, buffers)
+                    found = self._collective_call(phase, member, communicator, stream, dtype, buffers)
         return found
 
-    def _collective_call(self, phase: Collective, me: int, comm: Any, dtype: Dtype, buffers: Buffers) -> Call:
+    def _collective_call(
+        self, phase: Collective, me: int, comm: Any, stream: int, dtype: Dtype, buffers: Buffers
+    ) -> Call:
         send, recv = address(buffers[phase.read]), address(buffers[phase.write])
-        kind, redop, count, stream = _DTYPES[dtype.name], _REDOPS[phase.redop], phase.count, self._cupy_stream.ptr
+        kind, redop, count = _DTYPES[dtype.name], _REDOPS[phase.redop], phase.count
         match phase.op:
             case Op.ALL_REDUCE:
                 return partial(comm.allReduce, send, recv, count, kind, redop, stream)
@@ -135,19 +172,19 @@ class CupyNcclTransport:
             case Op.BARRIER:
                 raise Unable("NCCL has no barrier")
             case _:
-                return self._grouped(comm, *_shard_messages(phase, me, send, recv, count * dtype.itemsize))
+                return _grouped(comm, stream, *_shard_messages(phase, me, send, recv, count * dtype.itemsize))
 
-    def _uneven_call(self, phase: AllToAllV, group: int, me: int, comm: Any, buffers: Buffers) -> Call:
+    def _uneven_call(self, phase: AllToAllV, group: int, me: int, comm: Any, stream: int, buffers: Buffers) -> Call:
         sent, received = phase.splits(group, me)
         starts, lands = np.cumsum(sent) - sent, np.cumsum(received) - received
         send, recv = address(buffers[phase.read]), address(buffers[phase.write])
         peers = range(phase.groups.shape[1])
         sends = [(send + int(starts[p]), int(sent[p]), p) for p in peers if sent[p]]
         receives = [(recv + int(lands[p]), int(received[p]), p) for p in peers if received[p]]
-        return self._grouped(comm, sends, receives)
+        return _grouped(comm, stream, sends, receives)
 
-    def _exchange_call(self, phase: Exchange, buffers: Buffers) -> Call:
-        comm = self._communicator(tuple(range(self.world_size)))
+    def _exchange_call(self, phase: Exchange, buffers: Buffers, branch: tuple[int, ...]) -> Call:
+        comm = self._communicator(tuple(range(self.world_size)), branch)
         send, recv = address(buffers[phase.read]), address(buffers[phase.write])
         sends = [
             (send + int(phase.send_offset[k]), int(phase.nbytes[k]), int(phase.dst[k]))
@@ -157,25 +194,7 @@ class CupyNcclTransport:
             (recv + int(phase.recv_offset[k]), int(phase.nbytes[k]), int(phase.src[k]))
             for k in np.flatnonzero(phase.dst == self.rank)
         ]
-        return self._grouped(comm, sends, receives)
-
-    def _grouped(
-        self, comm: Any, sends: Sequence[tuple[int, int, int]], receives: Sequence[tuple[int, int, int]]
-    ) -> Call:
-        """One group of sends and receives, each an address, a number of bytes and a peer."""
-        if not sends and not receives:
-            return nothing
-        stream = self._cupy_stream.ptr
-
-        def launch() -> None:
-            nccl.groupStart()
-            for address, nbytes, peer in sends:
-                comm.send(address, nbytes, _BYTES, peer, stream)
-            for address, nbytes, peer in receives:
-                comm.recv(address, nbytes, _BYTES, peer, stream)
-            nccl.groupEnd()
-
-        return launch
+        return _grouped(comm, self._stream_of(branch).ptr, sends, receives)
 
     def barrier(self) -> None:
         """Wait for all ranks, on the CPU."""
@@ -219,6 +238,24 @@ class CupyNcclTransport:
 def address(array: Any) -> int:
     """Where a CuPy array lies on the device."""
     return int(array.data.ptr)
+
+
+def _grouped(
+    comm: Any, stream: int, sends: Sequence[tuple[int, int, int]], receives: Sequence[tuple[int, int, int]]
+) -> Call:
+    """One group of sends and receives, each an address, a number of bytes and a peer."""
+    if not sends and not receives:
+        return nothing
+
+    def launch() -> None:
+        nccl.groupStart()
+        for address, nbytes, peer in sends:
+            comm.send(address, nbytes, _BYTES, peer, stream)
+        for address, nbytes, peer in receives:
+            comm.recv(address, nbytes, _BYTES, peer, stream)
+        nccl.groupEnd()
+
+    return launch
 
 
 def _shard_messages(

@@ -44,6 +44,8 @@ params = { gradient_bytes = 300000 }
 """
 ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 CASES = 2 * (16 + 4 + 2 + 3 + 1 + 1)
+ON_THREADS: list[str] = []
+"""What the plan moves on threads, once somebody has asked: they say the same every time."""
 
 
 def job(jobs: Starter, transport: str, plan: str, seconds: float = 300) -> Finished:
@@ -63,8 +65,9 @@ def test_every_variant_format_and_routing_on_four_ranks(jobs: Starter, transport
     assert finished.code == Exit.GOOD, finished.err
     assert len(finished.records) == CASES
     assert {(record["status"], record["wrong"]) for record in finished.records} == {("ok", 0)}
-    again = job(jobs, "threads", PLAN)
-    assert [bytes_of(record) for record in again.records] == [bytes_of(record) for record in finished.records]
+    if not ON_THREADS:
+        ON_THREADS.extend(bytes_of(record) for record in job(jobs, "threads", PLAN).records)
+    assert [bytes_of(record) for record in finished.records] == ON_THREADS
 
 
 def bytes_of(record: dict[str, Any]) -> str:

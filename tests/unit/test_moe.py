@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -32,10 +32,10 @@ from ncclbench.transports.base import Program, Step
 from ncclbench.transports.threads import ThreadTransport, play, received
 
 QUICK = Settings(iterations=2, warmup=1)
+ONCE = Settings(iterations=1, warmup=0)
 SMALL: dict[str, Any] = {"hidden": 32, "tokens": "12", "experts": 16, "top_k": 4, "routings": 2}
 WORLD_SIZES = (1, 2, 5, 8)
 ROUTINGS = ["uniform", "zipf:1.5", "hot-rank:0.7"]
-FORMAT_CHOICES = [("bf16", "packed"), *product(("fp8", "mxfp8", "nvfp4"), ("packed", "separate"))]
 
 
 def case_of(**params: Any) -> Case:
@@ -66,14 +66,45 @@ def run(case: Case, ranks: int, topology: Topology | None = None, settings: Sett
     return measured.record
 
 
+VARIANTS = [params for params in variants_for(2) if not params.get("quad")]
+
+
+def cases_of(ranks: int, routing: str) -> Iterator[dict[str, Any]]:
+    """Every variant in every format; scales and the backward twins, which are independent, change from case to case."""
+    w, r = WORLD_SIZES.index(ranks), ROUTINGS.index(routing)
+    known = [params for params in variants_for(ranks) if not params.get("quad")]
+    for (v, params), (f, form) in product(enumerate(known), enumerate(FORMATS)):
+        found = {**params, "routing": routing, "format": form, "routings": 1}
+        if params["variant"] != "control":
+            found["quad"] = (r + w // 2 + f) % 2 == 1
+            if form != "bf16":
+                found["scales"] = ("packed", "separate")[(r + w + v) % 2]
+        yield found
+
+
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("ranks", WORLD_SIZES)
 def test_every_variant_and_format_is_right_to_the_bit(ranks: int, routing: str) -> None:
-    for params, (form, scales) in product(variants_for(ranks), FORMAT_CHOICES):
-        if params["variant"] == "control" and scales == "separate":
-            continue
-        record = run(case_of(**params, routing=routing, format=form, scales=scales), ranks)
+    for params in cases_of(ranks, routing):
+        record = run(case_of(**params), ranks, settings=ONCE)
         assert (record.status, record.wrong, record.tolerance) == ("ok", 0, 0.0), record.case
+
+
+def test_the_cases_above_leave_nothing_out() -> None:
+    """Every variant, format and routing at every world size; every pair of those with scales and with quad."""
+    cases = [(ranks, routing, case) for ranks, routing in product(WORLD_SIZES, ROUTINGS)
+             for case in cases_of(ranks, routing)]  # fmt: skip
+    dimensions = Counter[tuple[Any, ...]]()
+    pairs = set()
+    for ranks, routing, case in cases:
+        variant = (case["variant"], case.get("dedup", "rank"))
+        dimensions[ranks, routing, variant, case["format"]] += 1
+        if variant[0] != "control":
+            both = (case["quad"], case.get("scales", "packed"))
+            pairs |= {(place, what, *both) for place, what in enumerate((ranks, routing, variant, case["format"]))}
+    assert len(dimensions) == dimensions.total() == len(WORLD_SIZES) * len(ROUTINGS) * len(VARIANTS) * len(FORMATS)
+    seen = len(WORLD_SIZES) + len(ROUTINGS) + len(VARIANTS) - 1 + len(FORMATS)
+    assert len(pairs) == 4 * seen - 2  # bf16 has no scales to separate
 
 
 @pytest.mark.parametrize("ranks", WORLD_SIZES)
@@ -81,7 +112,7 @@ def test_fractional_weights_are_right_within_a_tolerance_that_is_said(ranks: int
     for params in variants_for(ranks):
         if params["variant"] == "control":
             continue
-        record = run(case_of(**params, weights="float"), ranks)
+        record = run(case_of(**params, weights="float", routings=1), ranks, settings=ONCE)
         assert (record.status, record.wrong) == ("ok", 0), record.reason
         assert record.tolerance is not None
         assert 0 < record.tolerance < 0.02
@@ -107,7 +138,7 @@ def test_odd_shapes_are_right_too(params: dict[str, Any]) -> None:
     for variant in variants_for(2 if "ep" in params else 4):
         if "ep" in params and "placement" in variant:
             variant["placement"] = "1x2" if params["ep"] == 2 else "1x1"
-        record = run(case_of(**{**variant, **params}), 4)
+        record = run(case_of(**{"routings": 1, **variant, **params}), 4, settings=ONCE)
         assert (record.status, record.wrong) == ("ok", 0), (record.case, record.reason)
 
 
@@ -250,7 +281,7 @@ def test_what_goes_wrong_on_one_rank_is_found_there(params: dict[str, Any], afte
 
     def main(real: ThreadTransport) -> Any:
         spoiler = Spoiler(real, after, spoil, victim)
-        measured = run_case(case_of(**params), spoiler, Topology.single_node(4), QUICK)
+        measured = run_case(case_of(**params, routings=1), spoiler, Topology.single_node(4), ONCE)
         harm[real.rank] = spoiler.harm
         return measured
 
@@ -264,7 +295,7 @@ def test_what_goes_wrong_on_one_rank_is_found_there(params: dict[str, Any], afte
 def test_the_same_harness_without_a_mutation_is_good(params: dict[str, Any]) -> None:
     def main(real: ThreadTransport) -> Any:
         idle = Spoiler(real, "dispatch", lambda *_: None, 2)
-        return run_case(case_of(**params), idle, Topology.single_node(4), QUICK)
+        return run_case(case_of(**params, routings=1), idle, Topology.single_node(4), ONCE)
 
     assert play(4, main)[0].record.status == "ok"
 
@@ -302,7 +333,7 @@ def test_transposed_splits_are_found(monkeypatch: pytest.MonkeyPatch, params: di
         return phase
 
     mutated(monkeypatch, transpose)
-    assert run(case_of(**params, tokens="13,2,30,7"), 4).status == "wrong"
+    assert run(case_of(**{**SMALL, **params, "tokens": "13,2,30,7", "routings": 1}), 4, settings=ONCE).status == "wrong"
     assert any(done)
 
 
@@ -323,7 +354,7 @@ def test_two_experts_swapped_are_found(monkeypatch: pytest.MonkeyPatch, params: 
         return phase
 
     mutated(monkeypatch, swap)
-    record = run(case_of(**params), 4)
+    record = run(case_of(**params, routings=1), 4, settings=ONCE)
     assert record.status == "wrong"
     assert 1 in record.wrong_ranks
 
@@ -677,8 +708,9 @@ def test_sizes_and_types_are_not_for_the_command_line(cli: Callable[..., Any]) -
 
 
 def test_too_much_memory_is_refused_before_anything_is_allocated(cli: Callable[..., Any]) -> None:
-    done = cli("moe_dispatch", "--transport", "threads", "--nproc", "2", "--param", "tokens=4000000",
-               "--param", "routings=1", "--param", "experts=8", "--param", "top_k=2")  # fmt: skip
+    params = ("tokens=1000", f"hidden={1 << 26}", "routings=1", "experts=8", "top_k=2")
+    flags = [text for param in params for text in ("--param", param)]
+    done = cli("moe_dispatch", "--transport", "threads", "--nproc", "2", *flags)
     assert isinstance(done.exception, UsageError)
     assert "is free" in str(done.exception)
 

@@ -1,0 +1,87 @@
+"""MoE on a real GPU: the kernels on rows against NumPy to the bit, and every variant behind a gate and in a graph.
+
+A world of one GPU proves kernels and timing, and no link.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.rows import LAYERS, works
+
+GPUS = len([path for path in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", path.name)])
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS == 0, reason="no GPU on this machine")]
+
+
+@pytest.mark.parametrize("params", LAYERS, ids=lambda params: "-".join(map(str, params.values())))
+def test_kernels_and_numpy_agree_to_the_bit(params: dict[str, Any]) -> None:
+    import cupy
+
+    from ncclbench.transports._rows import row_call
+
+    done = set()
+    for work in works(params):
+        buffers = work.filled(np.random.default_rng(5))
+        expected = work.on_host(buffers)
+        there = {name: cupy.asarray(array) for name, array in buffers.items()}
+        row_call(work.phase, work.rank, there)()
+        cupy.cuda.get_current_stream().synchronize()
+        wrong = {name: int(np.count_nonzero(cupy.asnumpy(there[name]) != expected[name])) for name in there}
+        assert not any(wrong.values()), (work.phase.label, work.rank, wrong)
+        done.add(work.phase.kernel)
+    assert len(done) == 3
+
+
+PLAN = """
+name = "moe-gpu"
+[defaults]
+iterations = 20
+warmup = 2
+[defaults.params]
+tokens = 256
+hidden = 1792
+experts = 64
+top_k = 8
+routings = 2
+format = ["bf16", "fp8", "mxfp8", "nvfp4"]
+[[case]]
+pattern = "moe_dispatch"
+timing = ["isolated", "graph"]
+params = { variant = ["cached", "padded"], quad = [false, true] }
+[[case]]
+pattern = "moe_dispatch"
+params = { variant = ["flat", "hierarchical", "control"] }
+[[case]]
+pattern = "moe_overlap"
+params = { format = "bf16", gradient_bytes = 3000000 }
+"""
+
+
+@pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
+def test_every_variant_is_right_and_no_gate_opens_by_itself(transport: str, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "ncclbench", "run", "--plan", str(plan), "--transport", transport),
+            *("--nproc", str(GPUS), "--json", "-o", str(tmp_path / "run")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = json.loads(done.stdout.splitlines()[-1])["records"]
+    assert len(records) == 4 * 2 * 2 * 2 + 4 * 3 + 1
+    for record in records:
+        assert (record["status"], record["wrong"]) == ("ok", 0), (record["case"], record["reason"])
+        assert not [note for note in record["notes"] if "opened by itself" in note], record["case"]
+        waits = record["params"].get("variant") in ("flat", "hierarchical")
+        assert any("timed ungated" in note for note in record["notes"]) == waits, record["case"]
