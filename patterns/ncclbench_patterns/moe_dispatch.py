@@ -7,7 +7,7 @@ and partial sums return in its mirror image. The busiest rank decides. `docs/moe
 from collections.abc import Sequence
 
 from ncclbench.schedule import Case, Schedule
-from ncclbench.schedule.expert_layer import LayerParams, LayerRequest, layer_variants
+from ncclbench.schedule.experts.layer import LayerParams, LayerRequest, layer_variants
 from ncclbench.topology import Topology
 
 

@@ -7,8 +7,8 @@ the slowdown of either; `docs/moe.md` has the rest.
 from collections.abc import Sequence
 
 from ncclbench.schedule import Case, Schedule, Unable
-from ncclbench.schedule.expert_layer import LayerParams, LayerRequest, overlap_variants
-from ncclbench.schedule.expert_overlap import overlap_schedules
+from ncclbench.schedule.experts.layer import LayerParams, LayerRequest, overlap_variants
+from ncclbench.schedule.experts.overlap import overlap_schedules
 from ncclbench.topology import Topology
 
 

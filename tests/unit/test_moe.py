@@ -22,8 +22,8 @@ from ncclbench.measure import case as case_room
 from ncclbench.measure.case import build_variants, memory_needed, run_case
 from ncclbench.plan import Settings
 from ncclbench.schedule import AllToAllV, Case, RowKernel, RowPlan, RowWork, Schedule, Timing
-from ncclbench.schedule.expert_control import equal_rows
-from ncclbench.schedule.expert_rows import Placement
+from ncclbench.schedule.experts.control import equal_rows
+from ncclbench.schedule.experts.rows import Placement
 from ncclbench.schedule.phases import Collective, Ints, SimplePhase, flatten
 from ncclbench.schedule.rowformats import FORMATS, bf16_to_float, float_to_bf16
 from ncclbench.store.records import Record
@@ -665,7 +665,7 @@ def test_what_cannot_run_here_is_skipped_with_the_reason(params: dict[str, Any],
 
 
 def test_more_rows_than_an_int32_counts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ncclbench.schedule.expert_parallel as room
+    import ncclbench.schedule.experts.parallel as room
 
     monkeypatch.setattr(room, "_MOST_ROWS", 10)
     with pytest.raises(Unable, match="more than 10 rows between two ranks"):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from ncclbench.errors import UsageError
 from ncclbench.schedule.draws import bits, exponential, key_of, unit, zipf_weights
-from ncclbench.schedule.expert_facts import remote
-from ncclbench.schedule.expert_rows import GroupRows
+from ncclbench.schedule.experts.facts import remote
+from ncclbench.schedule.experts.rows import GroupRows
 from ncclbench.schedule.models import model_names, read_model
 from ncclbench.schedule.routing import (
     KINDS,

@@ -1,6 +1,6 @@
 """The schedule of an expert-parallel layer: counts, splits, pack, dispatch, expert, combine, unpack.
 
-One builder makes all variants from a list of hops (`expert_rows.Hop`): one hop straight to the ranks, or two, rail
+One builder makes all variants from a list of hops (`rows.Hop`): one hop straight to the ranks, or two, rail
 first and then inside the domain. Going out each hop packs rows and sends them; coming back each sends partial sums
 the same way in reverse and adds them up. Every phase is timed by itself; `docs/moe.md` defines them.
 """
@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.errors import Unable
-from ncclbench.schedule import expert_contents as contents
 from ncclbench.schedule.dtypes import DTYPES
-from ncclbench.schedule.expert_contents import Counts, Held, LayerContents, Rows
-from ncclbench.schedule.expert_rows import Hop, Layer, RowSet, all_positions, positions
-from ncclbench.schedule.expert_values import Floats, Ints, Values, expert_exponents
+from ncclbench.schedule.experts import contents
+from ncclbench.schedule.experts.contents import Counts, Held, LayerContents, Rows
+from ncclbench.schedule.experts.rows import Hop, Layer, RowSet, all_positions, positions
+from ncclbench.schedule.experts.values import Floats, Ints, Values, expert_exponents
 from ncclbench.schedule.phases import AllToAllV, Collective, Op, Phase
 from ncclbench.schedule.routing import Routing
 from ncclbench.schedule.rowformats import FORMATS, RowFormat

@@ -7,12 +7,12 @@ that their ratio, the skew penalty, compares nothing but splits.
 
 import numpy as np
 
-from ncclbench.schedule import expert_contents as contents
 from ncclbench.schedule.dtypes import DTYPES
-from ncclbench.schedule.expert_contents import Held, LayerContents, Rows
-from ncclbench.schedule.expert_parallel import Options
-from ncclbench.schedule.expert_rows import Layer
-from ncclbench.schedule.expert_values import Ints, Values
+from ncclbench.schedule.experts import contents
+from ncclbench.schedule.experts.contents import Held, LayerContents, Rows
+from ncclbench.schedule.experts.parallel import Options
+from ncclbench.schedule.experts.rows import Layer
+from ncclbench.schedule.experts.values import Ints, Values
 from ncclbench.schedule.phases import AllToAllV
 from ncclbench.schedule.routing import Routing
 from ncclbench.schedule.rowformats import FORMATS

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ncclbench.schedule.contents import Stretch
 from ncclbench.schedule.dtypes import Array
-from ncclbench.schedule.expert_values import Bytes, Floats, Ints, Values
+from ncclbench.schedule.experts.values import Bytes, Floats, Ints, Values
 
 # Bytes of expected rows made at once.
 _CHUNK_BYTES = 1 << 22

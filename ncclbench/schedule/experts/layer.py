@@ -15,10 +15,10 @@ import numpy as np
 
 from ncclbench.errors import Unable, UsageError
 from ncclbench.schedule.case import Params
-from ncclbench.schedule.expert_control import build_control
-from ncclbench.schedule.expert_facts import routing_facts
-from ncclbench.schedule.expert_parallel import Options, build_layer
-from ncclbench.schedule.expert_rows import Layer, Placement
+from ncclbench.schedule.experts.control import build_control
+from ncclbench.schedule.experts.facts import routing_facts
+from ncclbench.schedule.experts.parallel import Options, build_layer
+from ncclbench.schedule.experts.rows import Layer, Placement
 from ncclbench.schedule.models import read_model
 from ncclbench.schedule.routing import Draw, Ints, Router, Routing, RoutingSpec, expert_hosts, token_counts
 from ncclbench.schedule.routing_trace import read_trace

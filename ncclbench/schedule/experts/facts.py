@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ncclbench.errors import Unable
-from ncclbench.schedule.expert_rows import GroupRows, Layer
+from ncclbench.schedule.experts.rows import GroupRows, Layer
 from ncclbench.schedule.routing import Ints, Routing
 from ncclbench.schedule.rowformats import RowFormat
 from ncclbench.schedule.rowwork import ENTRY_BYTES
