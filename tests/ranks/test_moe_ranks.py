@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.ranks, pytest.mark.timeout(400)]
 PLAN = """
 name = "moe"
 [defaults]
-iterations = 2
+iterations = 1
 warmup = 1
-params = { hidden = 32, tokens = 12, experts = 16, top_k = 4, routings = 2, routing = ["uniform", "zipf:1.5"] }
+params = { hidden = 32, tokens = 12, experts = 16, top_k = 4, routings = 1, routing = ["uniform", "zipf:1.5"] }
 [[case]]
 pattern = "moe_dispatch"
 params = { variant = ["flat", "cached", "padded", "control"], format = ["bf16", "fp8", "mxfp8", "nvfp4"] }
@@ -30,7 +30,7 @@ pattern = "moe_dispatch"
 params = { variant = "hierarchical", placement = "2x2", format = ["bf16", "fp8", "mxfp8", "nvfp4"], quad = true }
 [[case]]
 pattern = "moe_dispatch"
-params = { dedup = "selection", uneven = 1.0, weights = ["exact", "float"] }
+params = { dedup = "selection", uneven = 1.0, weights = ["exact", "float"], routings = 3 }
 [[case]]
 pattern = "moe_dispatch"
 params = { tokens = "9,0,30,1", format = ["fp8", "mxfp8", "nvfp4"], scales = "separate" }
