@@ -45,12 +45,15 @@ def _gated_chunk(loop: Loop, stream: DeviceStream, first: int, count: int) -> Fl
     loop.step(first)
     loop.barrier()
     stream.hold(GATE_LIMIT_SECONDS)
-    marks = []
+    marks, late, parts = [], [], loop.parts
     for i in range(first, first + count):
         row = [stream.mark()]
-        for step in loop.program_of(i).steps:
+        for k, step in enumerate(loop.program_of(i).steps):
             step.launch()
             row.append(stream.mark())
+            if k in parts[i % len(parts)]:
+                columns, part_seconds = parts[i % len(parts)][k]
+                late.append((i - first, columns, part_seconds()))
         marks.append(row)
     loop.barrier()  # no gate opens before all ranks have enqueued everything
     stream.release()
@@ -63,6 +66,8 @@ def _gated_chunk(loop: Loop, stream: DeviceStream, first: int, count: int) -> Fl
         seconds[i, 0] = stream.seconds_between(row[0], row[-1])
         for column, (a, b) in zip(places[(first + i) % len(places)], pairwise(row), strict=False):
             seconds[i, column] = stream.seconds_between(a, b)
+    for i, columns, seconds_of_parts in late:
+        seconds[i, columns] = seconds_of_parts()
     return seconds
 
 

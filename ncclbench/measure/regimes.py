@@ -16,6 +16,7 @@ from ncclbench.measure.statistics import Floats
 from ncclbench.transports.base import DeviceStream, Program, Step
 
 Clock = Callable[[], float]
+Parts = tuple[list[int], Callable[[], Callable[[], Sequence[float]]]]
 
 # nccl-tests' own default for -n.
 LAUNCHES_PER_BLOCK = 20
@@ -93,6 +94,19 @@ class Loop:
             [columns.index(step.label) for step in program.steps if step.label in columns] for program in self.programs
         ]
 
+    @property
+    def parts(self) -> "list[dict[int, Parts]]":
+        """For each program, by step: the columns of its branches, and how to ask for their durations after a launch."""
+        columns = self.columns
+        return [
+            {
+                k: ([columns.index(label) for label in _part_labels(step)], step.part_seconds)
+                for k, step in enumerate(program.steps)
+                if step.part_seconds is not None
+            }
+            for program in self.programs
+        ]
+
 
 def isolated(loop: Loop, samples: int) -> Floats:
     """Every iteration on its own: host clock between barriers, the barrier outside."""
@@ -125,7 +139,7 @@ def _single_phase(loop: Loop, samples: int) -> Floats:
 def _many_phases(loop: Loop, samples: int) -> Floats:
     finish, barrier, clock, progress = loop.programs[0].finish, loop.barrier, loop.clock, loop.progress
     turns = [[step.launch for step in program.steps] for program in loop.programs]
-    columns, parts = [np.array(places) for places in loop.places], _parts(loop)
+    columns, parts = [np.array(places) for places in loop.places], [list(parts.values()) for parts in loop.parts]
     seconds = np.full((samples, len(loop.columns)), np.nan)
     for i in range(samples):
         launches = turns[i % len(turns)]
@@ -144,26 +158,13 @@ def _many_phases(loop: Loop, samples: int) -> Floats:
         seconds[i, 0] = marks[-1] - marks[0]
         seconds[i, columns[i % len(turns)]] = np.diff(marks)
         for place, part_seconds in parts[i % len(turns)]:
-            seconds[i, place] = part_seconds()
+            seconds[i, place] = part_seconds()()
     return seconds
 
 
 def _part_labels(step: Step) -> list[str]:
     """The columns of a step's branches."""
     return [f"{step.label}.{name}" for name in step.parts]
-
-
-def _parts(loop: Loop) -> list[list[tuple[list[int], Callable[[], Sequence[float]]]]]:
-    """For each program, the columns of its branches and where to ask for their durations."""
-    labels = loop.columns
-    return [
-        [
-            ([labels.index(name) for name in _part_labels(step)], step.part_seconds)
-            for step in program.steps
-            if step.part_seconds is not None
-        ]
-        for program in loop.programs
-    ]
 
 
 def pipelined(loop: Loop, samples: int) -> Floats:

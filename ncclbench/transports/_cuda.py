@@ -91,6 +91,36 @@ class CudaStream:
         return lambda: graph.launch(self.stream)
 
 
+class BranchMarks:
+    """When the branches of a concurrent phase ended, by events on their own streams; anew in every launch.
+
+    Iterations are enqueued long before they run, so an event that is used again would only know the last of them.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been launched yet."""
+        self._begun: Any = None
+        self._ended: list[Any] = []
+
+    def begin(self, stream: Any) -> Any:
+        """A launch begins on `stream`; returns the event that its branches wait for."""
+        self._ended = []
+        self._begun = cupy.cuda.Event()
+        self._begun.record(stream)
+        return self._begun
+
+    def end(self, stream: Any) -> Any:
+        """The next branch has been launched on `stream`; returns the event of its end."""
+        self._ended.append(cupy.cuda.Event())
+        self._ended[-1].record(stream)
+        return self._ended[-1]
+
+    def last(self) -> Callable[[], list[float]]:
+        """What tells, once it has run, how long each branch of the last launch took, in seconds from its begin."""
+        begun, ended = self._begun, self._ended
+        return lambda: [float(cupy.cuda.get_elapsed_time(begun, end)) * 1e-3 for end in ended]
+
+
 def claim_gpu(seat: Seat, count: int) -> int:
     """The index of this rank's GPU among the `count` that it sees: its place on the node.
 

@@ -125,4 +125,4 @@ def _run_branch(calls: Sequence[Call], seconds: list[float], number: int, start:
 def branches_step(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
     """The step of a concurrent phase on the host; branches that have names are timed by themselves."""
     run = Branches(branches)
-    return Step(phase.label, run, phase.names, (lambda: run.seconds) if phase.names else None)
+    return Step(phase.label, run, phase.names, (lambda: run.seconds.copy) if phase.names else None)

@@ -44,14 +44,15 @@ class Step:
         label: its name in samples.
         launch: launches it.
         parts: names of branches whose durations are known by themselves.
-        part_seconds: those of the last launch, from its start to each branch's end; None without parts.
+        part_seconds: asked after a launch, returns what tells, once that launch is complete, the seconds from its start
+            to each branch's end; None without parts.
         launches: how many operations it puts on a stream, at most; a gated queue must hold all of them.
     """
 
     label: str
     launch: Call
     parts: tuple[str, ...] = ()
-    part_seconds: Callable[[], Sequence[float]] | None = None
+    part_seconds: Callable[[], Callable[[], Sequence[float]]] | None = None
     launches: int = 1
 
 

@@ -27,7 +27,7 @@ from ncclbench.schedule.dtypes import Dtype, Redop
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._cuda import CudaStream, claim_gpu, nccl_version, refuse_shared_gpu
+from ncclbench.transports._cuda import BranchMarks, CudaStream, claim_gpu, nccl_version, refuse_shared_gpu
 from ncclbench.transports._local import local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_identity, gpu_state
@@ -116,24 +116,24 @@ class CupyNcclTransport:
         NCCL needs communicators that run at the same time to be issued in the same order on all ranks; threads would
         not keep one.
         """
-        main = self._cupy_stream
+        main, marks = self._cupy_stream, BranchMarks()
         streams = [self._stream_of((b,)) for b in range(len(branches))]
-        begun, *ended = (cupy.cuda.Event(disable_timing=True) for _ in range(len(branches) + 1))
 
         def run() -> None:
-            begun.record(main)
-            for stream, end, calls in zip(streams, ended, branches, strict=True):
+            begun, ended = marks.begin(main), []
+            for stream, calls in zip(streams, branches, strict=True):
                 stream.wait_event(begun)
                 stream.use()
                 for call in calls:
                     call()
-                end.record(stream)
+                ended.append(marks.end(stream))
             main.use()
             for end in ended:
                 main.wait_event(end)
 
         # Each branch also waits for the main stream, ends, and is waited for.
-        return Step(phase.label, run, launches=1 + sum(len(calls) + 3 for calls in branches))
+        launches = 1 + sum(len(calls) + 3 for calls in branches)
+        return Step(phase.label, run, phase.names, marks.last if phase.names else None, launches)
 
     def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...]) -> Call:
         if isinstance(phase, Local | RowWork):

@@ -368,22 +368,28 @@ def _device_branches(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> S
     """
     import cupy
 
+    from ncclbench.transports._cuda import BranchMarks
+
     streams = [torch.cuda.Stream() for _ in branches]  # type: ignore[no-untyped-call]
     views = [cupy.cuda.ExternalStream(stream.cuda_stream) for stream in streams]
+    marks = BranchMarks()
 
     def run() -> None:
-        main, own = torch.cuda.current_stream(), cupy.cuda.get_current_stream()
+        own = cupy.cuda.get_current_stream()
+        begun, ended = marks.begin(own), []
         for stream, view, calls in zip(streams, views, branches, strict=True):
-            stream.wait_stream(main)
+            view.wait_event(begun)
             view.use()
             with torch.cuda.stream(stream):
                 for call in calls:
                     call()
+            ended.append(marks.end(view))
         own.use()
-        for stream in streams:
-            main.wait_stream(stream)
+        for end in ended:
+            own.wait_event(end)
 
-    return Step(phase.label, run)
+    launches = 1 + sum(len(calls) + 3 for calls in branches)
+    return Step(phase.label, run, phase.names, marks.last if phase.names else None, launches)
 
 
 def _rooted_call(

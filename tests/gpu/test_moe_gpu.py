@@ -86,3 +86,6 @@ def test_every_variant_is_right_and_no_gate_opens_by_itself(transport: str, tmp_
         variant = "padded" if record["pattern"] == "moe_overlap" else record["params"].get("variant", "flat")
         waits = variant in ("flat", "hierarchical")
         assert any("timed ungated" in note for note in record["notes"]) == waits, record["case"]
+    (both,) = [record for record in records if record["pattern"] == "moe_overlap"]
+    assert set(both["ratios"]) == {"slowdown_experts", "slowdown_data_parallel"}
+    assert all(ratio > 0 for ratio in both["ratios"].values())

@@ -156,3 +156,25 @@ def test_the_garbage_collector_is_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         gated(loop, 1)
     assert gc.isenabled()
+
+
+def test_branches_of_every_launch_are_asked_for_when_all_have_run() -> None:
+    stream, launched = FakeStream(), list[int]()
+
+    def ask() -> Callable[[], list[float]]:
+        number = len(launched)
+
+        def tell() -> list[float]:
+            assert not stream.held
+            return [number * 1e-6, number * 2e-6]
+
+        return tell
+
+    alone = Program((Step("one", stream.launch(5e-6, "one")),))
+    both = Program((Step("both", lambda: launched.append(1), ("one", "two"), ask),))
+    loop = dataclasses.replace(loop_on(stream, [])[0], programs=(alone, both))
+    assert loop.columns == ["total", "one", "both", "both.one", "both.two"]
+    seconds = gated(loop, 4)
+    nan = np.nan
+    expected = [[nan, nan], [1e-6, 2e-6], [nan, nan], [2e-6, 4e-6]]
+    np.testing.assert_allclose(seconds[:, 3:], expected)
