@@ -6,11 +6,14 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import click
 
 from ncclbench import __version__
-from ncclbench.errors import Exit, NcclbenchError
+from ncclbench.cli.streams import discard, make_courteous
+from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError
 from ncclbench.launch.signals import own_rank, wait_for_rank_0
 
 # Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`,
@@ -25,6 +28,14 @@ _COMMANDS = {
     "import": "Make a run directory of another tool's logs.",
     "doctor": "Show what this machine has, what it lacks, and why that matters.",
     "list": "List patterns, plans, profiles, checks, transports and report formats.",
+}
+# What a command that has --json says besides the error when it could not even begin.
+_NOTHING: dict[str, dict[str, Any]] = {
+    "run": {"run": None, "records": []},
+    "accept": {"run": None, "verdict": "NOT_RUN", "checks": []},
+    "import": {"run": None, "records": []},
+    "topo": {},
+    "doctor": {},
 }
 _MODULES = {"list": "listing", "import": "importing"}
 
@@ -83,7 +94,9 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every error of ours is one line, and every exit code is one of ours."""
     _open_what_was_closed()
+    make_courteous()
     try:
+        _refuse_lost_directory()
         code = cli(standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Abort:
@@ -94,9 +107,6 @@ def main() -> None:
         code = _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
         code = _complain("interrupted", Exit.ENVIRONMENT)
-    except (BrokenPipeError, SystemExit):  # click turns the first into the second
-        _discard_stdout()  # the reader is gone, as with `| head`
-        code = Exit.GOOD
     except OSError as error:
         code = _not_written(error)
     except Exception:
@@ -116,9 +126,16 @@ def _open_what_was_closed() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115, PTH123
 
 
-def _discard_stdout() -> None:
-    """What is still in Python's buffers goes nowhere, instead of failing once more at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _refuse_lost_directory() -> None:
+    """Libraries fail in ways of their own where the current directory has been removed.
+
+    Raises:
+        EnvironmentFault: if it has.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise EnvironmentFault("the current directory does not exist any more: cd to one that does") from None
 
 
 def _not_written(error: OSError) -> Exit:
@@ -126,7 +143,7 @@ def _not_written(error: OSError) -> Exit:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) or error.filename is not None:
         traceback.print_exc()
         return _complain("this is a defect in ncclbench; please report it with the lines above", Exit.ENVIRONMENT)
-    _discard_stdout()
+    discard(sys.stdout.fileno())  # or what is still in Python's buffers fails once more at exit
     return _complain(f"could not write to stdout: {error.strerror}", Exit.ENVIRONMENT)
 
 
@@ -139,9 +156,9 @@ def _complain(message: str, code: Exit) -> Exit:
     rank = own_rank()
     if rank == "0":
         click.echo(f"ncclbench: error: {message}", err=True)
-        if "--json" in sys.argv[1:] and sys.argv[1:2] in (["run"], ["accept"]):
-            found = {"records": []} if sys.argv[1] == "run" else {"verdict": "NOT_RUN", "checks": []}
-            click.echo(json.dumps({"run": None, "exit_code": int(code), "error": message, **found}))
+        nothing = _NOTHING.get(sys.argv[1]) if "--json" in sys.argv[2:] else None
+        if nothing is not None:
+            click.echo(json.dumps({**nothing, "exit_code": int(code), "error": message}))
         return code
     wait_for_rank_0()
     if code is not Exit.USAGE:

@@ -3,6 +3,7 @@
 Progress goes to stderr, results to stdout.
 """
 
+import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -218,6 +219,7 @@ def listener_for(*, as_json: bool, of_several: bool = False) -> "JsonListener | 
     """The listener that suits where stderr goes; one of several process starts leaves the results to its parent."""
     if as_json:
         return SilentListener() if of_several else JsonListener()
-    listener = BarListener() if sys.stderr.isatty() else LineListener()
+    in_place = sys.stderr.isatty() and os.environ.get("TERM", "dumb").lower() not in ("dumb", "unknown")
+    listener = BarListener() if in_place else LineListener()
     listener.shows_results = not of_several
     return listener

@@ -1,11 +1,11 @@
-"""SIGTERM and SIGINT before and beside the watchdog: heeded at once, whatever the main thread is doing.
+"""SIGTERM, SIGINT and SIGHUP before and beside the watchdog: heeded at once, whatever the main thread is doing.
 
 Python runs a signal's handler in the main thread, between two bytecodes: one that sits in a library's C code, where
 ranks wait for each other, hears nothing. The kernel's signal is therefore written to a socket as well, and a thread
 of its own reads it. Until ranks are watched there is nothing to save, so the process says one line and ends;
 `Watchdog.join` then takes the signals over, and so does `heeding` where ranks are threads.
 
-Ranks are started with both signals blocked, which children inherit: one that arrives while an interpreter is still
+Ranks are started with these signals blocked, which children inherit: one that arrives while an interpreter is still
 starting waits until that rank heeds signals, instead of ending it with a traceback or without a word.
 """
 
@@ -22,7 +22,10 @@ from types import FrameType
 
 from ncclbench.errors import Exit
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A scheduler's pre-emption, Ctrl-C, and a terminal or an ssh connection that is gone; but not under nohup.
+SIGNALS = (signal.SIGTERM, signal.SIGINT) + (
+    () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+)
 
 _RANK_0_SPEAKS_SECONDS = 2.0
 
@@ -72,7 +75,7 @@ class Guard:
 
 @contextmanager
 def heeding(on_signal: OnSignal) -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT call `on_signal` in a thread of its own."""
+    """Inside, each of these signals calls `on_signal` in a thread of its own."""
     if threading.current_thread() is not threading.main_thread():  # which alone may say who heeds signals
         yield
         return
@@ -97,7 +100,7 @@ def passing_on(pass_on: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Neither signal is delivered inside, and both stay blocked in processes that are started inside."""
+    """None of these signals is delivered inside, and all stay blocked in processes that are started inside."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

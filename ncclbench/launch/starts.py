@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from ncclbench.errors import Exit, NcclbenchError, worst
+from ncclbench.launch.signals import SIGNALS
 from ncclbench.store.directory import Run, read_run
 
 # Set for the processes of a start that a parent of ours makes: which of the declared starts it is, from 0.
@@ -71,7 +72,7 @@ def in_own_process(arguments: Sequence[str]) -> Exit:
         if child.poll() is None:
             child.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         return worst([child.wait()])
     finally:

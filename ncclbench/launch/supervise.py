@@ -14,12 +14,12 @@ from contextlib import suppress
 from types import FrameType
 
 from ncclbench.errors import Exit
+from ncclbench.launch.signals import SIGNALS
 
 # Rank 0 collects signs for 0.7 s after it has seen a connection close, then writes and tells the others.
 _OUTLIVE_SECONDS = 3.0
 # mpiexec passes on what ranks print, but stops in the moment in which one of its processes ends in anything but 0.
 _DRAIN_SECONDS = 1.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def under_mpiexec(environ: Mapping[str, str]) -> bool:
@@ -31,20 +31,20 @@ def supervise() -> None:
     """Fork; returns in the child, which is the rank. The parent passes signals on and ends as the child does."""
     if not hasattr(os, "fork"):
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # none is lost between the fork and the handlers
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none is lost between the fork and the handlers
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # mpiexec kills whole groups
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         with suppress(ProcessLookupError):
             os.kill(child, number)
 
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, pass_on)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os._exit(_wait(child))
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ncclbench.errors import EnvironmentFault, Exit
+from ncclbench.launch.signals import SIGNALS
 from ncclbench.launch.verdict import BEAT_SECONDS, Ending, Fault, Sighting, judge
 from ncclbench.measure.regimes import Progress
 from ncclbench.store.records import Status
@@ -104,7 +105,7 @@ class Watchdog:
     def join(self, where: str) -> None:
         """Start watching; `where` is what rank 0's `open` returned. The main thread of every rank calls this."""
         host, port, token = where.split("|")
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, lambda *_: None)  # the wake-up descriptor below tells the thread, at once
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         if self.rank == 0:
@@ -150,7 +151,7 @@ class Watchdog:
         """Read what woke the thread: a note from the main thread, or the number of a signal."""
         with contextlib.suppress(BlockingIOError):
             for number in self._wake_read.recv(64):
-                if number in (signal.SIGTERM, signal.SIGINT) and self._failure is None:
+                if number in SIGNALS and self._failure is None:
                     self._failure = ("signal", f"interrupted by {signal.Signals(number).name}")
 
     def _heed_parent(self) -> None:

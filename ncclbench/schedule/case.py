@@ -1,7 +1,8 @@
 """A case: pattern + parameters + bytes + dtype + timing regime."""
 
-from enum import StrEnum
-from typing import Any, TypeVar
+from difflib import get_close_matches
+from enum import Enum, StrEnum
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -104,13 +105,29 @@ def convert_params(pattern: str, params: dict[str, Any], kind: type[P]) -> P:
     known = [field.name for field in msgspec.structs.fields(kind)]
     for name in params:
         if name not in known:
-            raise UsageError(f"{pattern} has no parameter {name!r}; there are: {', '.join(known) or 'none'}")
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"{pattern} has no parameter {name!r}; {hint}there are: {', '.join(known) or 'none'}")
     # A plan may say group = 4 where the type is text: TOML's numbers are as good as the command line's text here.
     texts = {name: str(value) if type(value) in (int, float) else value for name, value in params.items()}
     try:
         return msgspec.convert(texts, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{pattern}: parameter {error}") from None
+        raise UsageError(f"{pattern}: {_in_words(str(error), texts, kind)}") from None
+
+
+def _in_words(error: str, values: dict[str, Any], kind: type[Params]) -> str:
+    """What is wrong with a parameter, and what it may be."""
+    what, _, path = error.partition(" - at `$.")
+    name = path.rstrip("`")
+    if name not in values:
+        return f"parameter {error}"
+    wanted = get_type_hints(kind).get(name)
+    if isinstance(wanted, type) and issubclass(wanted, Enum):
+        what = f"it must be one of {', '.join(str(member.value) for member in wanted)}"
+    elif wanted is bool:
+        what = "it must be true or false"
+    return f"parameter {name} = {values[name]!r}: {what}"
 
 
 def non_default(pattern: str, params: dict[str, Any], kind: type[Params]) -> dict[str, Any]:

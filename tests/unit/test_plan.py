@@ -175,7 +175,7 @@ def test_a_misspelt_key_is_named_with_its_file_its_path_and_the_nearest(body: st
 def test_a_misspelt_parameter_is_named_with_what_there_is() -> None:
     message = refusal('[[case]]\npattern = "reduce"\nbytes = 8\nparams = { rot = 1 }\n')
     assert "case[0]" in message
-    assert "reduce has no parameter 'rot'; there are: redop, root, group" in message
+    assert "reduce has no parameter 'rot'; did you mean 'root'? there are: redop, root, group" in message
 
 
 @pytest.mark.parametrize(
