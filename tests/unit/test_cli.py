@@ -99,7 +99,7 @@ SMALL = ("-b", "8", "-e", "8", "--transport", "threads", "--nproc", "2")
         ),
         (
             ("run", "all_reduce", "--param", "redpo=max"),
-            "all_reduce has no parameter 'redpo'; did you mean 'redop'? there are: redop, group",
+            "no parameter 'redpo'; did you mean 'redop'? there are: redop, group",
         ),
         (("run", "all_reduce", "--param", "redop=mean"), "redop"),
         (("run", "all_reduce", "--param", "redop"), "--param must be NAME=VALUE, got 'redop'"),
