@@ -42,7 +42,9 @@ def stamps(run: Run, judgement: Judgement | None) -> list[str]:
         if isinstance(one, dict)
     ]
     found += ["redacted"] if run.manifest.get("redacted") else []
-    found += [_STAMPS.get(stamp, visible(stamp)) for stamp in (judgement.stamps if judgement else [])]
+    judged = [_STAMPS.get(stamp, visible(stamp)) for stamp in (judgement.stamps if judgement else [])]
+    # A profile's own words may be the end of what is said already.
+    found += [stamp for stamp in judged if not any(said.endswith(f": {stamp}") for said in (*found, *judged))]
     return list(dict.fromkeys(found))
 
 

@@ -5,10 +5,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from ncclbench.store.judgement import Judgement
 from ncclbench.store.records import Record
+from ncclbench_reports._html.dots import dot_figures
 from ncclbench_reports._html.moe import alternatives
-from ncclbench_reports._html.plot import Figure, log_axis, plot_text, rounded, size_axis, style
+from ncclbench_reports._html.names import Facets, short_labels
+from ncclbench_reports._html.plot import Figure, extent, log_axis, plot_text, rounded, size_axis, style
 from ncclbench_reports._shared import visible
 
 # Two plots each: beyond this a page is no longer looked at. The tables have everything.
@@ -41,23 +45,30 @@ def bounds_of(records: Iterable[Record]) -> dict[str, dict[str, float]]:
         bounds = [phase.bound_us for phase in record.phases]
         if bounds and all(bound is not None for bound in bounds) and record.time_us:
             known = [bound for bound in bounds if bound is not None]
-            bound_us = statistics.median(known) if alternatives(record) else sum(known)
+            by_turns = alternatives(record)
+            bound_us = statistics.median(known) if by_turns else sum(known)
+            # A rate of phases that take turns is that of a whole rotation, and so is its bound.
+            times = [phase.time_us.p50 for phase in record.phases if phase.time_us]
+            share = sum(times) / sum(known) if by_turns and bound_us > 0 else record.time_us.p50 / (bound_us or 1.0)
             rate = record.bus_gb_per_s or (record.ledger or {}).get("bottleneck_gb_per_s")
             if bound_us > 0:
                 found[record.case] = {"bound_us": bound_us}
                 if rate:
-                    found[record.case]["bound_gb_per_s"] = rate * record.time_us.p50 / bound_us
+                    found[record.case]["bound_gb_per_s"] = rate * share
     return found
 
 
 def curve_figures(
     rows: Sequence[Row], names: Mapping[str, str], limits: Mapping[str, Mapping[str, float]]
 ) -> list[Figure]:
-    """Two figures for each pattern and parameters: bandwidth, and time, against size."""
+    """Two figures for each pattern and parameters: bandwidth, and time, against size or, where it is one, by case."""
     figures = []
     timed = [row for row in rows if row["p50_us"] is not None and row["p50_us"] > 0]
     groups = curve_groups(one_a_case(timed))
     for place, (title, members) in enumerate(list(groups.items())[:MOST_PATTERNS]):
+        if _is_one_size(members):
+            figures += dot_figures(str(place), title, members, names, limits)
+            continue
         figures += _bandwidth(f"bandwidth-{place}", title, members, names, limits)
         figures.append(_latency(f"latency-{place}", title, members, names, limits))
     return figures
@@ -65,15 +76,29 @@ def curve_figures(
 
 def curve_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each plot, by its title: a pattern, or a pattern with its parameters where they are many."""
-    patterns: dict[str, set[str]] = {}
+    patterns: dict[str, list[Row]] = {}
     for row in rows:
-        patterns.setdefault(row["pattern"], set()).add(row["params"])
+        patterns.setdefault(row["pattern"], []).append(row)
     groups: dict[str, list[Row]] = {}
-    for row in rows:
-        together = len(patterns[row["pattern"]]) <= _MOST_PARAMS
-        title = row["pattern"] if together else f"{row['pattern']} {_shown_params(row['params'])}".strip()
-        groups.setdefault(title, []).append(row)
+    for pattern, members in patterns.items():
+        params = list(dict.fromkeys(row["params"] for row in members))
+        if len(params) <= _MOST_PARAMS or _is_one_size(members):
+            groups[pattern] = members
+            continue
+        labels = short_labels([Facets(_params(text), {}) for text in params])
+        for text, label in zip(params, labels, strict=True):
+            title = visible(f"{pattern} {label}".strip(), 120)
+            groups.setdefault(title, []).extend(row for row in members if row["params"] == text)
     return groups
+
+
+def _is_one_size(rows: Sequence[Row]) -> bool:
+    """Whether there are many cases, and no two that differ in their size alone: there is no curve to draw."""
+    sizes: dict[tuple[Any, ...], set[int]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("run", "params", "timing", "dtype", "redop", "world_size"))
+        sizes.setdefault(key, set()).add(_size(row))
+    return len(rows) > _MOST_PARAMS and all(len(found) == 1 for found in sizes.values())
 
 
 def one_a_case(rows: Sequence[Row]) -> list[Row]:
@@ -101,8 +126,12 @@ def _over_starts(starts: list[Row]) -> Row:
     }
 
 
+def _params(text: str) -> dict[str, str]:
+    return {name: str(value) for name, value in msgspec.json.decode(text).items()}
+
+
 def _shown_params(params: str) -> str:
-    return "" if params == "{}" else visible(params.strip("{}").replace('"', ""), 80)
+    return visible(" ".join(f"{name}={value}" for name, value in _params(params).items()), 80)
 
 
 def _series(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, list[Row]]:
@@ -137,8 +166,7 @@ def _bandwidth(
         f"{what} of {title} against size on logarithmic axes, {len(_series(shown, names))} curves; "
         f"the highest is {best[column]:.4g} GB/s at {_size(best)} bytes."
     )
-    values = [y for trace in data for y in trace["y"]]
-    layout = {"xaxis": size_axis(_size(row) for row in rows), "yaxis": log_axis(f"{what} (GB/s)", values)}
+    layout = {"xaxis": size_axis(_size(row) for row in rows), "yaxis": log_axis(f"{what} (GB/s)", extent(data, "y"))}
     return [Figure(id=key, title=f"{title}: {what}", alt=visible(alt), caption="", data=data, layout=layout)]
 
 
@@ -159,7 +187,7 @@ def _latency(
     )
     layout = {
         "xaxis": size_axis(_size(row) for row in rows),
-        "yaxis": log_axis("time (us)", [y for trace in data for y in trace["y"]]),
+        "yaxis": log_axis("time (us)", extent(data, "y")),
     }
     return Figure(id=key, title=f"{title}: time", alt=visible(alt), caption="", data=data, layout=layout)
 
@@ -212,11 +240,11 @@ def _limit_curves(rows: Sequence[Row], limits: Mapping[str, Mapping[str, float]]
                     "name": "the profile's floor" if word == "floor" else "bound",
                     "x": [x for x, _ in points],
                     "y": rounded([y for _, y in points]),
-                    "line": {"color": "#b3261e" if word == "floor" else "#7b8494", "dash": dash, "width": 2},
+                    "line": {"color": "#d1483f" if word == "floor" else "#7b8494", "dash": dash, "width": 2},
                     "marker": {
                         "symbol": "line-ew-open",
                         "size": 12,
-                        "color": "#b3261e" if word == "floor" else "#7b8494",
+                        "color": "#d1483f" if word == "floor" else "#7b8494",
                     },
                     "hovertemplate": f"{word} %{{y:.4g}} {shown}<extra></extra>",
                 }
@@ -252,17 +280,29 @@ def trend_figures(rows: Sequence[Row], names: Mapping[str, str]) -> list[Figure]
                 **style(place),
             }
         )
+    one = "run" if len(names) > 1 else "start"
     layout = {
-        "xaxis": {"title": {"text": "start of the case"}, "type": "date"},
-        "yaxis": {"title": {"text": "time / first run's"}},
+        "xaxis": {"title": {"text": "when the case began (UTC)"}, "type": "date"},
+        "yaxis": {"title": {"text": f"time / first {one}'s"}},
     }
     worst_case, worst_rows = moved[0]
     alt = (
-        f"median time of {len(moved)} cases over the runs, as a share of the first run's; "
+        f"median time of {len(moved)} cases over the {one}s, as a share of the first {one}'s; "
         f"{worst_case[0]} moved most, by {100 * _spread(worst_rows):.3g}%."
     )
-    caption = f"The {len(moved)} of {len(groups)} cases that moved most. 1 is the first run's median; above is slower."
-    return [Figure(id="trend", title="Trend over runs", alt=visible(alt), caption=caption, data=data, layout=layout)]
+    caption = (
+        f"The {len(moved)} of {len(groups)} cases that moved most. 1 is the first {one}'s median; above is slower."
+    )
+    return [
+        Figure(
+            id="trend",
+            title=f"Trend over {'runs' if len(names) > 1 else 'process starts'}",
+            alt=visible(alt),
+            caption=caption,
+            data=data,
+            layout=layout,
+        )
+    ]
 
 
 def _spread(rows: Sequence[Row]) -> float:

@@ -1,7 +1,7 @@
 """Tables of the HTML report: text, ready to be shown; sorting and filtering is done in the browser."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ncclbench.units import format_size
@@ -10,16 +10,17 @@ from ncclbench_reports._shared import visible
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A heading, whether what stands below it are numbers, and whether there is room for it on paper."""
+    """A heading, whether numbers or long texts stand below it, and whether there is room for it on paper."""
 
     title: str
     number: bool = False
     paper: bool = True
+    long: bool = False
 
     @property
     def kind(self) -> str:
-        """For the browser: n for numbers, t for text; a capital is for the screen only."""
-        kind = "n" if self.number else "t"
+        """For the browser: n for numbers, t for text, d for text that is folded; a capital is for the screen only."""
+        kind = "n" if self.number else "d" if self.long else "t"
         return kind if self.paper else kind.upper()
 
 
@@ -40,6 +41,12 @@ class DataTable:
     caption: str
     columns: Sequence[TableColumn]
     rows: Sequence[Sequence[str]] = field(default_factory=list)
+
+    def trimmed(self) -> "DataTable":
+        """Without the columns in which no row has anything to say."""
+        kept = [k for k in range(len(self.columns)) if any(row[k] for row in self.rows)]
+        columns = [self.columns[k] for k in kept]
+        return replace(self, columns=columns, rows=[[row[k] for k in kept] for row in self.rows])
 
 
 def number(value: Any) -> str:
@@ -114,7 +121,7 @@ def _table(
         shown = {**row, "run": names.get(row.get("run", ""), row.get("run", ""))}
         cells.append([visible(shown[c] or "") if c in _TEXT else number(shown[c]) for _, c in chosen])
     heads = [TableColumn(head, name not in _TEXT, name not in _SCREEN_ONLY) for head, name in chosen]
-    return DataTable(id=key, title=title, caption=caption, columns=heads, rows=cells)
+    return DataTable(id=key, title=title, caption=caption, columns=heads, rows=cells).trimmed()
 
 
 def size_name(row: dict[str, Any]) -> str:
