@@ -177,7 +177,7 @@ def main() -> int:
     missed: list[str] = []
     seconds: dict[str, dict[int, float]] = {fmt: {} for fmt in _TARGETS}
     print(
-        f"{'ranks':>6} {"samples":>10} {"format":>6} {'wall s':>7} {'cpu s':>7} {'MiB':>6} {'MB':>6} {'ns/sample':>10}"
+        f"{'ranks':>6} {'samples':>10} {'format':>6} {'wall s':>7} {'cpu s':>7} {'MiB':>6} {'MB':>6} {'ns/sample':>10}"
     )
     for ranks in options.ranks:
         samples = ranks * options.cases * options.iterations

@@ -97,7 +97,8 @@ def test_another_width_draws_anew_and_covers_no_caption(browser: Any, report: Pa
         browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         browser.wait(
             """return [...document.querySelectorAll(".canvas")].every((canvas) => {
-              const [inner, outer] = [canvas.querySelector("svg.main-svg"), canvas].map((e) => e.getBoundingClientRect());
+              const inner = canvas.querySelector("svg.main-svg").getBoundingClientRect();
+              const outer = canvas.getBoundingClientRect();
               return canvas.dataset.width === String(canvas.clientWidth) && Math.abs(inner.width - outer.width) < 2
                 && inner.bottom <= outer.bottom + 1;
             });"""
@@ -107,7 +108,8 @@ def test_another_width_draws_anew_and_covers_no_caption(browser: Any, report: Pa
           const legend = canvas.querySelector("g.legend")?.getBoundingClientRect();
           const title = canvas.querySelector(".xtitle")?.getBoundingClientRect();
           const box = canvas.getBoundingClientRect();
-          return legend && (legend.bottom > box.bottom + 1 || legend.right > box.right + 1 || title?.bottom > legend.top + 1);
+          return legend && (legend.bottom > box.bottom + 1 || legend.right > box.right + 1
+            || title?.bottom > legend.top + 1);
         }).map((canvas) => canvas.dataset.figure)"""
     )
     assert covered == []
