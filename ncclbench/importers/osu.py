@@ -26,7 +26,7 @@ _TITLE = re.compile(
 )
 _DATATYPE = re.compile(r"# Datatype: (\w{1,40})")
 _COLUMN = re.compile(
-    r"Size|Avg Latency ?\(us\)|Min Latency ?\(us\)|Max Latency ?\(us\)|Latency ?\(us\)|Bandwidth ?\(MB/s\)|MB/s|"
+    r"^Size|Avg Latency ?\(us\)|Min Latency ?\(us\)|Max Latency ?\(us\)|Latency ?\(us\)|Bandwidth ?\(MB/s\)|MB/s|"
     r"Messages/s|Iterations|P\d{1,2} Tail (?:Lat\(us\)|BW\(MB/s\))|Validation|Overall ?\(us\)|Compute ?\(us\)|"
     r"Coll\. Init ?\(us\)|MPI_Test ?\(us\)|MPI_Wait ?\(us\)|(?:Pure|Min|Max) Comm\. ?\(us\)|Overlap ?\(%\)"
 )
