@@ -62,7 +62,11 @@ def page(request: pytest.FixtureRequest) -> Path:
     return file
 
 
-@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize(
+    ("page", "width"),
+    [("report", 400), ("report", 1600), ("hostile", 400), ("several", 1600), ("comparison", 400)],
+    indirect=["page"],
+)
 def test_nothing_is_fetched_nothing_complains_and_every_plot_is_drawn(browser: Any, page: Path, width: int) -> None:
     browser.open(page, width=width)
     assert browser.requests() == [page.as_uri()]
@@ -320,8 +324,7 @@ def cut_on_paper(browser: Any, paper: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("paper", sorted(PAPER))
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("paper", "dark"), [("A4", False), ("Letter", True)])
 def test_print_cuts_no_plot(browser: Any, report: Path, paper: str, dark: bool) -> None:
     browser.open(report, width=1600, dark=dark)
     assert cut_on_paper(browser, paper) == []

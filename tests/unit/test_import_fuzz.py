@@ -29,7 +29,7 @@ from ncclbench.store.records import Record
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ALL = sorted(path for folder in ("nccl-tests", "osu", "imb") for path in (FIXTURES / folder).iterdir())
-MUTANTS = int(os.environ.get("NCCLBENCH_MUTANTS", "150"))  # of each log
+MUTANTS = int(os.environ.get("NCCLBENCH_MUTANTS", "60"))  # of each log
 ROOT = Path(__file__).parents[2]
 
 

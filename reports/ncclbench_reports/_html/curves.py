@@ -182,7 +182,7 @@ def _latency(
     data += _limit_curves(rows, limits, "us", "us")
     least = min(rows, key=lambda row: row["p50_us"])
     alt = (
-        f"median time of {title} against size on logarithmic axes, {len(_series(rows, names))} curves; "
+        f"time of {title} against size on logarithmic axes, {len(_series(rows, names))} curves; "
         f"the shortest is {least['p50_us']:.4g} microseconds at {_size(least)} bytes."
     )
     layout = {
@@ -214,7 +214,8 @@ def _curve(
         },
         "text": [
             f"<b>{plot_text(name)}</b><br>{_size(row)} B: {value:.4g} {unit}<br>"
-            f"{value - down:.4g} to {value + up:.4g}, {_basis(row)}"
+            + (f"{value - down:.4g} to {value + up:.4g}, " if up or down else "")
+            + _basis(row)
             for row, value, up, down in zip(rows, y, high, low, strict=True)
         ],
         "hovertemplate": "%{text}<extra></extra>",
@@ -223,6 +224,8 @@ def _curve(
 
 
 def _basis(row: Row) -> str:
+    if row.get("time_is") == "mean":
+        return "a mean over launches"
     return f"over {row['starts']} starts" if "starts" in row else f"n {row['n']}"
 
 

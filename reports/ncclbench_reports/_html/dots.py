@@ -93,7 +93,7 @@ def _figure(
         title=f"{pattern}: {what}",
         alt=visible(f"{what} of {len(rows)} cases of {pattern}; the most is {values[best]:.4g} {_UNITS[unit]}, "
                     f"{labels[best]}."),
-        caption="One row a case, named by what tells it from the others; bars are the medians' 95% intervals.",
+        caption="One row a case, named by what tells it from the others; bars are 95% intervals, where there are any.",
         data=data,
         layout=layout,
     )  # fmt: skip

@@ -32,7 +32,7 @@ from ncclbench_reports._html.tables import (
     phases_table,
     results_table,
 )
-from ncclbench_reports._shared import NO_VERDICT, judgements, stamps, visible, warnings_of
+from ncclbench_reports._shared import NO_VERDICT, judgements, stamps, times_are, visible, warnings_of
 
 _MOST_REASONS = 6
 _WORDS = {"FAIL": "failed", "INCONCLUSIVE": "inconclusive", "NOT_RUN": "not run", "PASS": "passed"}
@@ -76,6 +76,7 @@ class Page:
     stamps: Sequence[str]
     cards: Sequence[RunCard]
     sections: Sequence[Section]
+    times: str = "Times are medians"
 
     @property
     def figures(self) -> list[Figure]:
@@ -118,15 +119,18 @@ def make_page(runs: Sequence[Run]) -> Page:
         stamps=list(dict.fromkeys(all_stamps)),
         cards=cards,
         sections=[section for section in sections if section.figures or section.tables],
+        times="; ".join(dict.fromkeys(times_are(run)[:1].upper() + times_are(run)[1:] for run in runs)),
     )
 
 
 def _curves_intro(rows: Sequence[dict[str, Any]]) -> str:
     patterns = len(curve_groups([row for row in rows if row["p50_us"] is not None]))
+    means = any(row["time_is"] == "mean" for row in rows)
     text = (
-        "Medians over iterations of the slowest rank, with their 95% intervals; both axes are logarithmic. "
-        "GB is 1e9 bytes, sizes are powers of two."
-    )
+        "Means over launches as imported logs have them, and medians where a log has every launch; "
+        if means
+        else "Medians over iterations of the slowest rank, with their 95% intervals; "
+    ) + "both axes are logarithmic. GB is 1e9 bytes, sizes are powers of two."
     if any(row["start"] for row in rows):
         text += " Over several process starts: the median of the starts, with the least and the most."
     more = f" The first {MOST_PATTERNS} of {patterns} are drawn; the table has all."

@@ -60,22 +60,39 @@ _RESULTS = (
     ("case", "case"), ("status", "status"), ("size (B)", "size_bytes"), ("dtype", "dtype"), ("timing", "timing"),
     ("p50 (us)", "p50_us"), ("p50 low (us)", "p50_lo_us"), ("p50 high (us)", "p50_hi_us"), ("p95 (us)", "p95_us"),
     ("p99 (us)", "p99_us"), ("min (us)", "min_us"), ("max (us)", "max_us"), ("skew p50 (us)", "skew_p50_us"),
-    ("n", "n"), ("algbw (GB/s)", "alg_gb_per_s"), ("busbw (GB/s)", "bus_gb_per_s"),
+    ("n", "n"), ("time is", "time_is"), ("algbw (GB/s)", "alg_gb_per_s"), ("busbw (GB/s)", "bus_gb_per_s"),
     ("bottleneck (GB/s)", "bottleneck_gb_per_s"), ("bottleneck (B)", "bottleneck_bytes"), ("wrong", "wrong"),
     ("reason", "reason"), ("notes", "notes"),
 )  # fmt: skip
 # A page is not wide enough for more than the figures that are quoted; the others are on the screen and in the CSV.
 _SCREEN_ONLY = {
     "dtype", "timing", "p95_us", "min_us", "max_us", "bottleneck_bytes", "bottleneck_gb_per_s", "reason", "notes",
-    "p50_lo_us", "p50_hi_us", "sent_self_bytes", "transport",
+    "p50_lo_us", "p50_hi_us", "sent_self_bytes", "transport", "time_is",
 }  # fmt: skip
-_TEXT = {"run", "case", "status", "dtype", "timing", "reason", "notes", "phase", "transport", "device", "simulated"}
+_TEXT = {
+    "run",
+    "case",
+    "status",
+    "dtype",
+    "timing",
+    "reason",
+    "notes",
+    "phase",
+    "time_is",
+    "transport",
+    "device",
+    "simulated",
+}
 
 
 def results_table(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> DataTable:
     """Every record; with the run's name in front where there are several runs."""
-    columns = [*_where(rows, names), *_RESULTS]
-    return _table("results", "Results", "One row a case; times are of the slowest rank.", columns, rows, names)
+    means = any(row["time_is"] == "mean" for row in rows)
+    columns = [*_where(rows, names), *((head, name) for head, name in _RESULTS if means or name != "time_is")]
+    caption = "One row a case; times are of the slowest rank."
+    if means:
+        caption = "One row a case. Where time is a mean, it is over launches, as the imported log has it."
+    return _table("results", "Results", caption, columns, rows, names)
 
 
 def phases_table(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> DataTable:

@@ -71,7 +71,7 @@
       inner = Math.max(260, Math.min(540, canvas.clientWidth - 80));
     }
     if (bars) {
-      inner = Math.max(120, (canvas.clientWidth < NARROW ? 46 : 34) * bars);
+      inner = Math.max(180, (canvas.clientWidth < NARROW ? 46 : 34) * bars);
     }
     // The legend has its own room below the axis' title, however many rows it needs: it never squeezes the plot.
     const layout = {
@@ -92,6 +92,11 @@
     for (const axis of ["xaxis", "yaxis"]) {
       layout[axis] = { automargin: true, showline: true, ticks: "outside", ...layout[axis] };
       layout[axis].title = { standoff: 14, ...layout[axis].title };
+    }
+    for (const [name, value] of Object.entries(themed())) { // drawn once, and in the right colours at once
+      const path = name.split(".");
+      const last = path.pop();
+      path.reduce((inside, key) => (inside[key] ??= {}), layout)[last] = value;
     }
     return layout;
   }
@@ -117,7 +122,7 @@
       // Only now the margins are known: the legend begins at the left edge and may be as wide as the figure.
       const { l, w, h } = canvas._fullLayout._size;
       const place = { "legend.x": -(l - 6) / w, "legend.y": -TITLE_HEIGHT / h };
-      return Plotly.relayout(canvas, { ...themed(), ...place });
+      return canvas._fullLayout.showlegend ? Plotly.relayout(canvas, place) : null;
     }).then(() => scalable(canvas)).catch((error) => {
       canvas.textContent = "This plot could not be drawn; its figures are in the tables.";
       console.error(error);
