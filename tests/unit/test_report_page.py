@@ -1,6 +1,7 @@
 """What the HTML report is made of, as data: names, plots of skewed routing, bounds, reasons, and what a figure is."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ncclbench_reports._html.plot import extent, log_axis
 from ncclbench_reports._html.ranks import rank_figures, rank_statistics
 from ncclbench_reports._html.skew import skew_figures
 from ncclbench_reports._html.tables import DataTable, TableColumn
-from tests.made_runs import WORLD, collective, flows, ledger, manifest, moe, record_like, rich_run, seconds_of
+from tests.made_runs import WORLD, collective, flows, ledger, manifest, moe, record_like, rich_run, seconds_of, verdict
 
 
 def run_of(*records: Record) -> Run:
@@ -144,10 +145,34 @@ def test_the_card_says_what_decided_and_how_many_checks_did_not_run(tmp_path: Pa
     assert card.starts == "3 of 3 process starts. Checks: 1 failed, 1 inconclusive, 1 not run, 1 passed"
 
 
+def test_who_is_blamed_in_many_cases_is_named_once(tmp_path: Path) -> None:
+    path = rich_run(tmp_path / "run")
+    checks = [
+        {
+            "check": "fleet",
+            "subject": f"same_rail/{nbytes}: send side of rank {rank}",
+            "verdict": "FAIL",
+            "reason": f"send side of rank {rank} takes twice as long",
+            "action": "CHECK_CABLE",
+        }
+        for nbytes, rank in ((1, 3), (2, 3), (4, 3), (1, 5))
+    ]
+    (path / "verdict.json").write_text(json.dumps({**verdict(), "checks": checks}))
+    (card,) = make_page([read_run(path)]).cards
+    assert card.reasons[1:] == [
+        "fleet, same_rail/1: send side of rank 3 takes twice as long (and in 2 more cases)",
+        "fleet, same_rail/1: send side of rank 5 takes twice as long",
+    ]
+    assert card.actions == [
+        "CHECK_CABLE: send side of rank 3 (and in 2 more cases)",
+        "CHECK_CABLE: send side of rank 5",
+    ]
+
+
 def test_a_stamp_is_not_said_twice(tmp_path: Path) -> None:
     path = rich_run(tmp_path / "run")
-    verdict = path / "verdict.json"
-    verdict.write_text(verdict.read_text().replace('"cpu only"', '"proves logic, not a fabric", "cpu only"'))
+    file = path / "verdict.json"
+    file.write_text(file.read_text().replace('"cpu only"', '"proves logic, not a fabric", "cpu only"'))
     assert make_page([read_run(path)]).stamps == ["CPU only: proves logic, not a fabric", "redacted"]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -281,7 +281,7 @@ def _card(run: Run, judgement: Judgement | None, names: Mapping[str, str], probl
         starts=". ".join(
             [f"{starts.get('present')} of {starts.get('declared')} process starts"] * bool(starts) + _counts(checks)
         ),
-        actions=list(dict.fromkeys(visible(f"{check.action}: {check.subject}") for check in failed)),
+        actions=_actions(failed),
         facts=facts_of(run),
         warnings=[*warnings_of(run), *(visible(problem) for problem in problems)]
         + ([] if run.records else ["no case has finished"]),
@@ -289,11 +289,38 @@ def _card(run: Run, judgement: Judgement | None, names: Mapping[str, str], probl
 
 
 def _reasons(judgement: Judgement) -> list[str]:
-    """The verdict's own reasons, and then what of the checks decided it."""
+    """The verdict's own reasons, and then what of the checks decided it: once for everybody who is blamed."""
     decisive = [check for check in judgement.checks if check.verdict == judgement.verdict and check.verdict != "PASS"]
-    said = [f"{check.check}, {check.subject}: {check.reason}" for check in decisive if check.reason]
+    said = []
+    for (name, who), found in _by_blame(decisive, lambda check: check.check).items():
+        first = found[0]
+        reason = first.reason or ""
+        case = first.subject.removesuffix(f": {who}") if reason.startswith(who) else first.subject
+        said.append(f"{name}, {case}: {reason}{_others(found)}")
     more = [f"and {len(said) - _MOST_REASONS} more; see the checks"] if len(said) > _MOST_REASONS else []
     return [visible(reason, 400) for reason in (*judgement.reasons, *said[:_MOST_REASONS], *more)]
+
+
+def _actions(failed: Sequence[CheckResult]) -> list[str]:
+    """What to do, and with whom: once each, however many cases say so."""
+    return [
+        visible(f"{action}: {who}{_others(found)}")
+        for (action, who), found in _by_blame(failed, lambda check: check.action or "").items()
+    ]
+
+
+def _by_blame(
+    checks: Sequence[CheckResult], kind: Callable[[CheckResult], str]
+) -> dict[tuple[str, str], list[CheckResult]]:
+    """By kind and by who is blamed: what stands behind the case in a subject, or all of it."""
+    found: dict[tuple[str, str], list[CheckResult]] = {}
+    for check in checks:
+        found.setdefault((kind(check), check.subject.rpartition(": ")[2]), []).append(check)
+    return found
+
+
+def _others(found: Sequence[CheckResult]) -> str:
+    return f" (and in {len(found) - 1} more case{'s' if len(found) > 2 else ''})" if len(found) > 1 else ""
 
 
 def _counts(checks: Sequence[CheckResult]) -> list[str]:
