@@ -85,6 +85,16 @@ def test_cases_of_one_size_share_a_plot_with_a_row_each() -> None:
     assert "bars" not in curves[0].layout
 
 
+def test_a_curve_has_the_same_colour_in_both_plots() -> None:
+    """Also where the first size has no rate: nccl-tests rounds small ones to 0."""
+    cases = [collective(nbytes, timing)[0] for nbytes in (8, 1024) for timing in ("pipelined", "graph")]
+    records = [record_like(c, bus_gb_per_s=None) if (c.bytes, c.timing) == (8, "pipelined") else c for c in cases]
+    rates, times = curve_figures(plain_rows(flat_frame([run_of(*records)])), {"run": "run"}, {})
+    colours = [{trace["name"]: trace["line"]["color"] for trace in figure.data} for figure in (rates, times)]
+    assert colours[0] == colours[1]
+    assert len(set(colours[0].values())) == 2
+
+
 def test_no_interval_ends_beyond_its_axis() -> None:
     trace = {"y": [100.0, None], "error_y": {"array": [250.0, None], "arrayminus": [60.0, None]}}
     assert sorted(set(extent([trace], "y"))) == [40.0, 100.0, 350.0]

@@ -87,7 +87,8 @@ def curve_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
             continue
         labels = short_labels([Facets(_params(text), {}) for text in params])
         for text, label in zip(params, labels, strict=True):
-            title = visible(f"{pattern} {label}".strip(), 120)
+            stated = " ".join(part for part in label.split() if not part.endswith("=default"))
+            title = visible(f"{pattern} {stated}".strip(), 120)
             groups.setdefault(title, []).extend(row for row in members if row["params"] == text)
     return groups
 
@@ -146,6 +147,11 @@ def _series(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, list[Row
     return found
 
 
+def _places(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, int]:
+    """Which style each curve has: the same in the plot of rates, which may lack some, as in that of times."""
+    return {name: place for place, name in enumerate(sorted(_series(rows, names)))}
+
+
 def _bandwidth(
     key: str, title: str, rows: list[Row], names: Mapping[str, str], limits: Mapping[str, Mapping[str, float]]
 ) -> list[Figure]:
@@ -155,11 +161,12 @@ def _bandwidth(
     what = "bus bandwidth" if column == "bus_gb_per_s" else "bandwidth of the busiest rank"
     data = []
     shown = [row for row in rows if row[column]]
-    for place, (name, members) in enumerate(_series(shown, names).items()):
+    places = _places(rows, names)
+    for name, members in _series(shown, names).items():
         # A rate's interval is the time's, turned over: the longest time is the lowest rate.
         low = [row[column] * (1 - row["p50_us"] / row["p50_hi_us"]) if row["p50_hi_us"] else 0 for row in members]
         high = [row[column] * (row["p50_us"] / row["p50_lo_us"] - 1) if row["p50_lo_us"] else 0 for row in members]
-        data.append(_curve(name, members, [row[column] for row in members], high, low, "GB/s", place))
+        data.append(_curve(name, members, [row[column] for row in members], high, low, "GB/s", places[name]))
     data += _limit_curves(shown, limits, "gb_per_s", "GB/s")
     best = max(shown, key=lambda row: row[column])
     alt = (
@@ -174,11 +181,12 @@ def _latency(
     key: str, title: str, rows: list[Row], names: Mapping[str, str], limits: Mapping[str, Mapping[str, float]]
 ) -> Figure:
     data = []
-    for place, (name, members) in enumerate(_series(rows, names).items()):
+    places = _places(rows, names)
+    for name, members in _series(rows, names).items():
         times = [row["p50_us"] for row in members]
         high = [row["p50_hi_us"] - row["p50_us"] if row["p50_hi_us"] else 0 for row in members]
         low = [row["p50_us"] - row["p50_lo_us"] if row["p50_lo_us"] else 0 for row in members]
-        data.append(_curve(name, members, times, high, low, "us", place))
+        data.append(_curve(name, members, times, high, low, "us", places[name]))
     data += _limit_curves(rows, limits, "us", "us")
     least = min(rows, key=lambda row: row["p50_us"])
     alt = (
