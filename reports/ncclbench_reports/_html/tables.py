@@ -61,7 +61,8 @@ _RESULTS = (
     ("p50 (us)", "p50_us"), ("p50 low (us)", "p50_lo_us"), ("p50 high (us)", "p50_hi_us"), ("p95 (us)", "p95_us"),
     ("p99 (us)", "p99_us"), ("min (us)", "min_us"), ("max (us)", "max_us"), ("skew p50 (us)", "skew_p50_us"),
     ("n", "n"), ("time is", "time_is"), ("algbw (GB/s)", "alg_gb_per_s"), ("busbw (GB/s)", "bus_gb_per_s"),
-    ("bottleneck (GB/s)", "bottleneck_gb_per_s"), ("bottleneck (B)", "bottleneck_bytes"), ("wrong", "wrong"), ("path proof", "path_proof"),
+    ("bottleneck (GB/s)", "bottleneck_gb_per_s"), ("bottleneck (B)", "bottleneck_bytes"), ("wrong", "wrong"),
+    ("path proof", "path_proof"),
     ("reason", "reason"), ("notes", "notes"),
 )  # fmt: skip
 # A page is not wide enough for more than the figures that are quoted; the others are on the screen and in the CSV.
