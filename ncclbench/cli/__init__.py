@@ -14,7 +14,7 @@ import click
 from ncclbench import __version__
 from ncclbench.cli.streams import discard, make_courteous
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError
-from ncclbench.launch.signals import own_rank, wait_for_rank_0
+from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, own_rank, wait_for_rank_0
 
 # Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`,
 # which would hide the built-in from this package, and for `import`, which no module can be called.
@@ -160,7 +160,9 @@ def _complain(message: str, code: Exit) -> Exit:
         if nothing is not None:
             click.echo(json.dumps({**nothing, "exit_code": int(code), "error": message}))
         return code
-    wait_for_rank_0()
-    if code is not Exit.USAGE:
+    if code is Exit.USAGE:
+        wait_for_rank_0(RANK_0_SAYS_IT_SECONDS)
+    else:
+        wait_for_rank_0()
         click.echo(f"ncclbench: error: rank {rank}: {message}", err=True)
     return code

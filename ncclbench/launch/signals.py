@@ -28,6 +28,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT) + (
 )
 
 _RANK_0_SPEAKS_SECONDS = 2.0
+# Where rank 0 is certain to say the same, and to end the job with it.
+RANK_0_SAYS_IT_SECONDS = 15.0
 
 OnSignal = Callable[[signal.Signals], object]
 
@@ -129,10 +131,10 @@ def own_rank() -> str:
     return next((rank for rank in ranks if rank), "0")
 
 
-def wait_for_rank_0() -> None:
-    """Let rank 0 speak: an mpiexec ends the whole job with the first rank that ends."""
-    if "OMPI_COMM_WORLD_RANK" in os.environ or "PMI_RANK" in os.environ:
-        time.sleep(_RANK_0_SPEAKS_SECONDS)
+def wait_for_rank_0(seconds: float = _RANK_0_SPEAKS_SECONDS) -> None:
+    """Let rank 0 speak: an mpiexec, and torchrun as well, ends the whole job with the first rank that ends."""
+    if any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "TORCHELASTIC_RUN_ID")):
+        time.sleep(seconds)
 
 
 def announce(number: signal.Signals) -> None:

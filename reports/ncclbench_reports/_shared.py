@@ -71,6 +71,27 @@ def verdict_line(judgement: Judgement | None) -> str:
     return f"{judgement.verdict}: {reasons}" if reasons else judgement.verdict
 
 
+def unmeasured(run: Run) -> list[tuple[int, str]]:
+    """The process start and the name of each planned case that there is no record of, good or bad."""
+    there = {(record.start, record.case) for record in run.records}
+    wanted = [(start, case) for start in range(run.declared_starts) for case in run.missing_from(start)]
+    return [case for case in wanted if case not in there]
+
+
+def losses_of(run: Run) -> list[str]:
+    """What a run lost as a whole: warnings, ranks that died, a cut, and how much of the plan is missing for it."""
+    found = [
+        f"{event['kind']}: {visible(event.get('message') or event.get('text') or event.get('reason') or '')}"
+        for event in run.events
+        if event["kind"] in ("warning", "lost")
+    ]
+    if run.interrupted_in:
+        found.append(f"cut off in {visible(run.interrupted_in)}; go on with --resume")
+    if missing := len(unmeasured(run)):
+        found.append(f"{missing} of the plan's cases {'was' if missing == 1 else 'were'} not measured")
+    return found
+
+
 def warnings_of(run: Run) -> list[str]:
     """What of a run a reader must know before trusting it, each once, with the number of cases it is about."""
     remarks: dict[str, list[str]] = {}
@@ -83,11 +104,4 @@ def warnings_of(run: Run) -> list[str]:
         f"{visible(cases[0])}: {visible(what)}" + (f" (and {len(cases) - 1} more cases)" if len(cases) > 1 else "")
         for what, cases in remarks.items()
     ]
-    found += [
-        f"{event['kind']}: {visible(event.get('message') or event.get('reason') or '')}"
-        for event in run.events
-        if event["kind"] in ("warning", "lost")
-    ]
-    if run.interrupted_in:
-        found.append(f"cut off in {visible(run.interrupted_in)}; go on with --resume")
-    return found
+    return found + losses_of(run)

@@ -1,7 +1,8 @@
 """JUnit XML: a test suite a run and a test case a record, for CI systems; with a verdict, a test case a check too.
 
-``wrong`` and FAIL are failures; ``failed`` and ``timeout`` are errors, since nothing was measured; ``skipped``,
-INCONCLUSIVE and NOT_RUN are skipped, with the reason. The figures are properties, under the names of the columns.
+``wrong`` and FAIL are failures; ``failed``, ``timeout`` and a planned case without a record are errors, since nothing
+was measured; ``skipped``, INCONCLUSIVE and NOT_RUN are skipped, with the reason. The figures are properties, under the
+names of the columns.
 """
 
 import re
@@ -12,7 +13,7 @@ from xml.etree import ElementTree as ET
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import COLUMNS, flat_frame, plain_rows
 from ncclbench.store.judgement import CheckResult
-from ncclbench_reports._shared import judgements, stamps, verdict_line
+from ncclbench_reports._shared import judgements, stamps, unmeasured, verdict_line
 
 SUFFIX = ".xml"
 
@@ -36,6 +37,8 @@ def render(runs: Sequence[Run]) -> str:
         for row in rows:
             if row["run"] == str(run.path):
                 _record(suite, row)
+        for start, name in unmeasured(run):
+            _unmeasured(suite, start, name)
         for check in judgement.checks if judgement else []:
             _check(suite, check)
         _count(suite)
@@ -45,7 +48,9 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _record(suite: ET.Element, row: dict[str, Any]) -> None:
-    case = ET.SubElement(suite, "testcase", classname=_text(row["pattern"]), name=_text(_name(row)))
+    case = ET.SubElement(
+        suite, "testcase", classname=_text(row["pattern"]), name=_text(_name(row["case"], row["start"]))
+    )
     properties = ET.SubElement(case, "properties")
     if row["time_is"] == "mean":  # else medians, as everywhere
         _property(properties, "time_is", "mean")
@@ -58,9 +63,15 @@ def _record(suite: ET.Element, row: dict[str, Any]) -> None:
         ET.SubElement(case, "system-out").text = _text(row["notes"])
 
 
-def _name(row: dict[str, Any]) -> str:
+def _unmeasured(suite: ET.Element, start: int, name: str) -> None:
+    """A planned case that a run never came to; a run that was lost must not be green."""
+    case = ET.SubElement(suite, "testcase", classname=_text(name.partition("/")[0]), name=_text(_name(name, start)))
+    ET.SubElement(case, "error", message="not measured: the run ended before")
+
+
+def _name(case: str, start: int) -> str:
     """The case; a later process start of it has its number behind it."""
-    return f"{row['case']} (start {row['start']})" if row["start"] else str(row["case"])
+    return f"{case} (start {start})" if start else case
 
 
 def _check(suite: ET.Element, check: CheckResult) -> None:

@@ -11,6 +11,7 @@ from ncclbench import __version__
 from ncclbench.schedule.builders import IN_PLACE
 from ncclbench.store.directory import Run
 from ncclbench.store.records import Record
+from ncclbench_reports._shared import losses_of
 
 _PROGRAMS = {"all_to_all": "alltoall", "all_to_all_v": "alltoallv", "send_recv": "sendrecv"}
 _TYPES = {"float16": "half", "float32": "float", "float64": "double"}
@@ -89,6 +90,7 @@ def _measured(run: Run, records: Sequence[Record]) -> str:
                 for record in records
                 if record.status != "ok"
             ),
+            *(f"# {_line(loss)}" for loss in losses_of(run)),
             "#",
             *_body(rows.values(), blank=False, cpu_time=False),
             *_footer(sum(checked) if checked else None, sum(rates) / len(rates) if rates else None),

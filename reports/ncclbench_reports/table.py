@@ -13,7 +13,7 @@ from rich.text import Text
 from ncclbench.store.aggregate import across_starts
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, records_frame
-from ncclbench_reports._shared import IMPORTED, judgements, stamps, times_are, verdict_line
+from ncclbench_reports._shared import IMPORTED, judgements, losses_of, stamps, times_are, verdict_line
 
 # Header, unit, and how a row shows it.
 _COLUMNS = (
@@ -51,8 +51,7 @@ def _render_run(run: Run) -> str:
         for section, rows in frame.groupby("section", sort=False):
             parts.append(_render_section(str(section), rows))
         parts += _render_timings(frame)
-    if run.interrupted_in:
-        parts.append(f"! cut off in {run.interrupted_in}; go on with --resume")
+    parts += [f"! {loss}" for loss in losses_of(run)]
     return "\n\n".join(parts)
 
 

@@ -23,14 +23,14 @@ from ncclbench.schedule import DTYPES, Case, CollectiveParams, Redop
 from ncclbench.topology import Topology
 from ncclbench.transports.threads import ThreadTransport, play
 
-pytestmark = [pytest.mark.ranks, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("mpi_worker.py")
 RUN = ["-m", "ncclbench", "run"]
 # Those that say themselves how much they move have tests of their own.
 SIZED = [name for name in names("patterns") if not hasattr(load("patterns", name), "size_and_dtype")]
-_SECONDS = 100.0
+_SECONDS = 250.0
 
 
 @dataclass(frozen=True)

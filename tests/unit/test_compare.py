@@ -19,7 +19,7 @@ from ncclbench.compare.statistics import bootstrap, cliff, compute, holm, kruska
 from ncclbench.errors import UsageError
 from ncclbench.store.directory import RunWriter
 from ncclbench_reports._compare import RENDERERS
-from tests.made_runs import HOSTILE, collective, manifest, record_like, small_run
+from tests.made_runs import CASE, HOSTILE, collective, manifest, record_like, small_run
 
 values = st.floats(-5, 5).map(lambda value: round(value, 2))
 sides = st.tuples(st.lists(values, min_size=2, max_size=7), st.lists(values, min_size=2, max_size=7))
@@ -199,8 +199,8 @@ UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
     "topology": ({"topology": {"nodes": [0] * 6, "node_names": ["n0"]}}, "fabric.nodes[2] was 1, and now is 0"),
     "processor": ({"provenance": {"cpu": "another"}}, "fabric.cpu was None, and now is 'another'"),
     "settings": (
-        {"plan": {"name": "made", "cases": [{"id": "a", "settings": {"warmup": 50}}]}},
-        "settings.a.warmup was 5, and now is 50",
+        {"plan": {"name": "made", "cases": [{"id": CASE, "settings": {"warmup": 50}}]}},
+        f"settings.{CASE}.warmup was 5, and now is 50",
     ),
 }
 
@@ -240,7 +240,7 @@ def test_another_record_version_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_how_long_was_measured_and_versions_do_not_forbid(tmp_path: Path) -> None:
     small_run(tmp_path / "base")
-    plan = {"name": "made", "cases": [{"id": "a", "settings": {"warmup": 5, "max_seconds": 9, "timeout": 1}}]}
+    plan = {"name": "made", "cases": [{"id": CASE, "settings": {"warmup": 5, "max_seconds": 9, "timeout": 1}}]}
     small_run(tmp_path / "new", plan=plan, provenance={"versions": {"torch": "9"}, "ncclbench": "0.1"})
     found = compared(tmp_path / "base", tmp_path / "new")
     assert any("versions.torch was '2.13.0', and now is '9'" in remark for remark in found.remarks)

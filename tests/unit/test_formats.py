@@ -23,7 +23,7 @@ from ncclbench.registry import load, names
 from ncclbench.store.directory import Run, RunWriter, read_run
 from ncclbench.store.frame import COLUMNS, flat_frame, plain_rows
 from ncclbench_reports.csv import as_csv
-from tests.made_runs import HOSTILE, collective, rich_run, small_run
+from tests.made_runs import CASE, HOSTILE, collective, manifest, rich_run, small_run
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -250,3 +250,25 @@ def test_a_junit_suite_counts_what_is_in_it(rich: Run) -> None:
     counts = {name: int(suite.get(name) or -1) for name in ("tests", "failures", "errors", "skipped")}
     # Checks: one FAIL, one INCONCLUSIVE, one NOT_RUN; records: one failed.
     assert counts == {"tests": len(rich.records) + 4, "failures": 1, "errors": 1, "skipped": 2}
+
+
+def test_a_run_that_was_lost_between_cases_is_shown_as_lost(tmp_path: Path) -> None:
+    """Its records are all good; what it did not come to must not look as if nobody had asked for it."""
+    cases = [{"id": CASE}, {"id": "all_reduce/float32/2048/isolated"}, {"id": "all_reduce/float32/4096/isolated"}]
+    writer = RunWriter.create(tmp_path / "run", manifest(plan={"name": "made", "starts": 1, "cases": cases}))
+    record, seconds_RN = collective(1 << 10)
+    writer.append(record, ["total"], seconds_RN[:, :, None])
+    writer.event("warning", text="the samples of another case are gone")
+    writer.event("lost", ranks=[0], reason="rank 0: no space left")
+    writer.event("end", exit_code=3)
+    run = read_run(tmp_path / "run")
+    for name in ("table", "markdown", "json", "html", "nccl-tests"):
+        shown = load("reports", name).render([run])
+        for words in ("rank 0: no space left", "2 of the plan's cases were not measured", "another case are gone"):
+            assert words in shown.replace("&#39;", "'"), (name, words)
+    suite = ET.fromstring(load("reports", "junit").render([run]))[0]
+    assert (suite.get("tests"), suite.get("errors")) == ("3", "2")
+    assert [case.get("name") for case in suite.iter("testcase") if case.find("error") is not None] == [
+        "all_reduce/float32/2048/isolated",
+        "all_reduce/float32/4096/isolated",
+    ]
