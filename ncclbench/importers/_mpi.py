@@ -12,7 +12,7 @@ import msgspec
 
 from ncclbench.importers._reading import Found, case_id, gb_per_s, one_sample
 from ncclbench.schedule.rates import bus_factor
-from ncclbench.store.records import Record, Skew
+from ncclbench.store.records import Overlap, Record, Skew
 
 # One rank's message is 1/n of S.
 SHARED_BY_MESSAGE = frozenset({"all_gather", "all_to_all", "gather", "scatter"})
@@ -40,6 +40,9 @@ class MpiRow:
         spread_us: slowest minus fastest rank; None where the log does not say.
         launches: how many repetitions the time is the mean of.
         rate_gb_per_s: where the log has a rate and no time.
+        failed: what its validation says, if data were wrong.
+        unable: why there are no figures.
+        overlap: of a non-blocking collective.
         cells: every column as it stands in the log.
     """
 
@@ -55,6 +58,8 @@ class MpiRow:
     launches: int | None = None
     rate_gb_per_s: float | None = None
     failed: str | None = None
+    unable: str | None = None
+    overlap: Overlap | None = None
     redop: str | None = None
     groups: int = 1
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -85,8 +90,9 @@ def found_of(row: MpiRow, table: int, place: int, transport: str, origin: Mappin
         world_size=row.members * row.groups if row.members else None,
         group_size=row.members,
         redop=row.redop,
-        status="wrong" if row.failed else "ok",
-        reason=row.failed,
+        status="wrong" if row.failed else "skipped" if row.unable else "ok",
+        reason=row.failed or row.unable,
+        overlap=row.overlap,
         tolerance=None,
         warmup=None,
         launches_per_sample=row.launches,

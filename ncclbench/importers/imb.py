@@ -2,6 +2,10 @@
 
 Repetitions run back to back and are divided by their number, for each rank: one block of the ``pipelined`` regime. The
 slowest rank's is the headline and the spread over the ranks is the skew.
+
+The columns are those of ``IMB_print_header`` in ``IMB_output.c`` of 2017 and later. With ``-multi 1`` each group has a
+row of its own; a size that did not fit into memory or time is a skipped case. Tables of overlap (IMB-NBC) are left
+out: IMB divides by the longer of communication and computing, so that its share is not ours.
 """
 
 import re
@@ -22,7 +26,7 @@ _OP = re.compile(r"# MPI_Op +: +MPI_(\w{1,20})")
 _DATE = re.compile(r"# Date +: +(.{1,40})")
 _MPI = re.compile(r"# MPI Version +: +([\w.]{1,20})")
 _COLUMNS = frozenset(
-    {"#bytes", "#repetitions", "t[usec]", "t_min[usec]", "t_max[usec]", "t_avg[usec]", "Mbytes/sec", "Msg/sec"}
+    {"Group", "#bytes", "#repetitions", "t[usec]", "t_min[usec]", "t_max[usec]", "t_avg[usec]", "Mbytes/sec", "Msg/sec"}
 )
 _PATTERNS = {
     "Allreduce": "all_reduce",
@@ -39,6 +43,10 @@ _PATTERNS = {
     "PingPong": "ping_pong",
     "PingPing": "ping_ping",
 }
+# A row that ends before its figures, and why: sample_failure in IMB_display_times.
+_UNABLE = re.compile(
+    r"(?:(?P<group>[0-9]{1,7}) +)?(?P<bytes>[0-9]{1,18}) +(?P<why>(?:out-of-mem|int-overflow|time-out)\..{0,160})"
+)
 _REDUCING = ("all_reduce", "reduce", "reduce_scatter")
 
 
@@ -55,7 +63,7 @@ def read(log: Log, stated: Stated) -> Reading:
         text = line.text.strip()
         if not text:
             continue
-        if text.startswith("#") and not text.startswith(("#bytes", "#repetitions")):
+        if text.startswith("#") and not _is_header(text):
             reader.comment(line.number, text)
             continue
         with reading.leaving_out(stated):
@@ -65,6 +73,10 @@ def read(log: Log, stated: Stated) -> Reading:
                 reading.found.append(found_of(row, len(reading.tables) - 1, reader.rows, "mpi", origin))
                 reader.rows += 1
     return reading
+
+
+def _is_header(text: str) -> bool:
+    return text.startswith(("#bytes", "#repetitions")) or text.split()[:2] == ["Group", "#bytes"]
 
 
 class _Reader:
@@ -110,11 +122,13 @@ class _Reader:
     def row(self, line: Line, text: str) -> MpiRow | None:
         """A line that is no comment: a header, a row, or nobody's."""
         cells = text.split()
-        if text.startswith(("#bytes", "#repetitions")):
+        if _is_header(text):
             self._header(line.number, cells)
             return None
         if not self.columns or not self._like_a_row(cells):
             return None
+        if match := _UNABLE.match(text):
+            return self._without_figures(line.number, match)
         if len(cells) != len(self.columns):
             raise DamageError(line.number, f"a row of {len(self.columns)} cells has {len(cells)}")
         try:
@@ -135,7 +149,7 @@ class _Reader:
 
     def _figures(self, line: int, cells: dict[str, str]) -> MpiRow:
         assert self.benchmark is not None
-        values = {name: number(cells[name], name) for name in cells if not name.startswith("#")}
+        values = {name: number(cells[name], name) for name in cells if not name.startswith("#") and name != "Group"}
         message = whole(cells["#bytes"], "#bytes") if "#bytes" in cells else 0
         slowest, fastest = values.get("t_max[usec]"), values.get("t_min[usec]")
         if slowest is not None and fastest is not None and slowest < fastest:
@@ -152,16 +166,37 @@ class _Reader:
             dtype=self._dtype(pattern),
             members=self._members(),
             groups=self.groups or 1,
-            redop=self.types.get("op", "").lower() or None if pattern in _REDUCING else None,
+            redop=self._redop(pattern),
             time_us=time_us,
             over_ranks="max" if slowest is not None else None,
             spread_us=slowest - fastest if slowest is not None and fastest is not None else None,
             launches=whole(cells["#repetitions"], "#repetitions") if "#repetitions" in cells else None,
             # Mbytes/sec was 2**20 bytes until version 4, and is 1e6 since; messages leave no doubt.
             rate_gb_per_s=message * messages / 1e9 if time_us is None and messages is not None else None,
-            params=self._params(),
+            params=self._params(cells.get("Group")),
             cells=values,
         )
+
+    def _without_figures(self, line: int, match: re.Match[str]) -> MpiRow:
+        """A size that IMB could not run: unable, and not failed."""
+        pattern = _PATTERNS.get((self.benchmark or "").removeprefix("Multi-"), (self.benchmark or "").lower())
+        return MpiRow(
+            line=line,
+            pattern=pattern,
+            timing="pipelined",
+            message=int(match["bytes"]),
+            dtype=self._dtype(pattern),
+            members=self._members(),
+            groups=self.groups or 1,
+            redop=self._redop(pattern),
+            time_us=None,
+            over_ranks=None,
+            unable=f"IMB: {match['why'].strip()}",
+            params=self._params(match["group"]),
+        )
+
+    def _redop(self, pattern: str) -> str | None:
+        return self.types.get("op", "").lower() or None if pattern in _REDUCING else None
 
     def _dtype(self, pattern: str) -> str | None:
         """Of what is moved; a barrier moves nothing."""
@@ -174,9 +209,11 @@ class _Reader:
             return 2 if _PATTERNS.get(self.benchmark or "") in PAIRS else None
         return self.processes
 
-    def _params(self) -> dict[str, Any]:
-        """The same benchmark with 2, 4, 8 processes is a case for each."""
+    def _params(self, group: str | None) -> dict[str, Any]:
+        """The same benchmark with 2, 4, 8 processes is a case for each, and so is each group that has a row."""
         params: dict[str, Any] = {"processes": self.processes} if self.processes is not None else {}
         if self.groups is not None:
             params["group"] = str(self.processes)  # blocks of as many ranks, as a pattern's parameter has it
+        if group is not None:
+            params["place"] = whole(group, "Group")
         return params

@@ -1,29 +1,42 @@
-"""Text that the OSU micro-benchmarks print: latency, bandwidth and blocking collectives, with or without -f and -c.
+"""Text that the OSU micro-benchmarks print: latency, bandwidth and collectives, blocking or not, with -f and -c.
 
 A collective is timed call by call between barriers, and the mean is printed: the regime is ``averaged``, since a mean
 is no median. With -f the slowest rank's mean is the headline and the spread over the ranks is the skew; without it
 only the mean over ranks is known.
+
+A non-blocking collective has its time by itself (``Pure Comm.``), which is the headline, and the share that hides
+behind computing: ``overlap``, as our own cases with ``overlap=true`` have it.
+
+The columns are those of ``osu_util_mpi.c`` of 7.4 (``print_only_header``, ``print_only_header_nbc``,
+``print_header_one_sided``).
 """
 
 import re
+from collections.abc import Mapping
 
 from ncclbench.importers._log import DamageError, Line, Log, begins_another, is_cell, number, whole
 from ncclbench.importers._mpi import PAIRS, MpiRow, dtype_of, found_of
 from ncclbench.importers._reading import Reading, Stated
+from ncclbench.store.records import Overlap
 
 _TOOL = "osu-micro-benchmarks"
 _TITLE = re.compile(
-    r"(?:# )?OSU (MPI|NCCL|MPI4Py|OpenSHMEM|UPC)(-\w{1,20})? (.{1,100}?) Test(?: v([\w.]{1,20}))?\s*(?:,|$)"
+    r"(?:# )?OSU (MPI|NCCL|MPI4Py|OpenSHMEM|UPC)(-\w{1,20}(?: MANAGED)?)? (.{1,100}?) Test"
+    r"(?: v([\w.]{1,20}))?\s*(?:,|$)"
 )
 _DATATYPE = re.compile(r"# Datatype: (\w{1,40})")
 _COLUMN = re.compile(
-    r"Size|Avg Latency ?\(us\)|Min Latency ?\(us\)|Max Latency ?\(us\)|Latency ?\(us\)|Bandwidth ?\(MB/s\)|MB/s|"
-    r"Messages/s|Iterations|P\d\d Tail Lat\(us\)|Validation"
+    r"^Size|Avg Latency ?\(us\)|Min Latency ?\(us\)|Max Latency ?\(us\)|Latency ?\(us\)|Bandwidth ?\(MB/s\)|MB/s|"
+    r"Messages/s|Iterations|P\d{1,2} Tail (?:Lat\(us\)|BW\(MB/s\))|Validation|Overall ?\(us\)|Compute ?\(us\)|"
+    r"Coll\. Init ?\(us\)|MPI_Test ?\(us\)|MPI_Wait ?\(us\)|(?:Pure|Min|Max) Comm\. ?\(us\)|Overlap ?\(%\)"
 )
+# What a non-blocking or persistent collective is called before its own name; ialltoall of 7.5 forgets a blank.
+_SPLIT_CALL = re.compile(r"(Non-blocking|Persistent) (.{1,80}?) ?(Latency)")
 _PATTERNS = {
     "Allreduce Latency": "all_reduce",
     "Allgather Latency": "all_gather",
     "All-to-All Personalized Exchange Latency": "all_to_all",
+    "All-to-All Latency": "all_to_all",
     "Alltoall Latency": "all_to_all",
     "Broadcast Latency": "broadcast",
     "Reduce Latency": "reduce",
@@ -80,7 +93,7 @@ class _Table:
         self.transport = "nccl" if title[1] == "NCCL" else "mpi"
         self.version = title[4]
         self.name = title[3]
-        self.pattern = _PATTERNS.get(title[3]) or re.sub(r"\W+", "_", title[3], flags=re.ASCII).strip("_").lower()
+        self.pattern, self.split_call = _named(title[3])
         self.number = number
         self.datatype: str | None = None
         self.columns: list[str] = []
@@ -104,7 +117,7 @@ class _Table:
         return self._row(line.number, text.split(), stated)
 
     def _header(self, heading: str) -> None:
-        self.columns = _COLUMN.findall(heading)
+        self.columns = [column.group() for column in _COLUMN.finditer(heading)]
         rest = _COLUMN.sub("", heading).strip()
         if rest or not self.columns:
             self.left_out = f"OSU's {self.name} has columns that are not imported: {(rest or heading)[:60]}"
@@ -128,8 +141,8 @@ class _Table:
 
     def _figures(self, line: int, cells: dict[str, str], stated: Stated) -> MpiRow:
         values = {name: number(cells[name], name) for name in cells if name not in ("Size", "Validation", "Iterations")}
-        mean = values.get("Avg Latency", values.get("Latency"))
-        slowest, fastest = values.get("Max Latency"), values.get("Min Latency")
+        mean = values.get("Avg Latency", values.get("Latency", values.get("Pure Comm.")))
+        slowest, fastest = (values.get(f"{end} Latency", values.get(f"{end} Comm.")) for end in ("Max", "Min"))
         if slowest is not None and fastest is not None and slowest < fastest:
             raise ValueError(f"the slowest rank's {slowest} us is less than the fastest's {fastest} us")
         rate = values.get("Bandwidth", values.get("MB/s"))
@@ -148,8 +161,26 @@ class _Table:
             # MB are 1e6 bytes here: osu_bw divides by 1e6.
             rate_gb_per_s=rate / 1e3 if rate is not None else None,
             failed=None if validation.lower() == "pass" else f"OSU's validation says {validation[:20]}",
+            params={"call": self.split_call} if self.split_call else {},
+            overlap=_overlap(values),
             cells={**values, **({"Validation": validation[:20]} if "Validation" in cells else {})},
         )
+
+
+def _named(title: str) -> tuple[str, str | None]:
+    """The pattern of a title, and how it is called where that is not simply in one blocking call."""
+    match = _SPLIT_CALL.fullmatch(title)
+    plain = f"{match[2]} {match[3]}" if match else title
+    pattern = _PATTERNS.get(plain) or re.sub(r"\W+", "_", plain, flags=re.ASCII).strip("_").lower()
+    return pattern, match[1].lower() if match else None
+
+
+def _overlap(values: Mapping[str, float | None]) -> Overlap | None:
+    """The share as OSU has it, beside the means that it follows from."""
+    share, pure, both, compute = (values.get(name) for name in ("Overlap", "Pure Comm.", "Overall", "Compute"))
+    if share is None or pure is None or both is None or compute is None:
+        return None
+    return Overlap(share_percent=share, pure_us=pure, overlapped_us=both, compute_us=compute)
 
 
 def _key(column: str) -> str:

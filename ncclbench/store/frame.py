@@ -67,8 +67,14 @@ COLUMNS = (
     Column("warmup", _WHOLE, "iterations", "iterations before timing"),
     Column("launches_per_sample", _WHOLE, "", "launches of a block; 1 if each was timed"),
     Column("n", _WHOLE, "", "samples behind the figures"),
+    Column(
+        "time_is",
+        _TEXT,
+        "",
+        "what p50_us is: median over iterations, or the mean over launches that another tool's log has",
+    ),
     Column("min_us", _REAL, "us", "shortest iteration, of its slowest rank as all times are"),
-    Column("p50_us", _REAL, "us", "median: the headline"),
+    Column("p50_us", _REAL, "us", "the headline: a median, or what time_is says"),
     Column("p50_lo_us", _REAL, "us", "lower end of the median's 95% interval; null below 6 samples"),
     Column("p50_hi_us", _REAL, "us", "upper end"),
     Column("p95_us", _REAL, "us", "null below 20 samples"),
@@ -181,6 +187,13 @@ def is_simulated(manifest: Mapping[str, Any]) -> bool:
     return bool(manifest.get("simulated")) or manifest.get("transport") == "model"
 
 
+def time_is(record: Record) -> str | None:
+    """What the headline is: ``median``, or ``mean`` where an imported log has one figure for many launches."""
+    if record.time_us is None:
+        return None
+    return "mean" if record.imported is not None and record.time_us.n == 1 else "median"
+
+
 def params_text(params: Mapping[str, Any]) -> str:
     """Parameters as text that is equal where they are equal."""
     return msgspec.json.encode(params, order="sorted").decode()
@@ -191,6 +204,7 @@ def _row(run: Run, record: Record) -> dict[str, Any]:
     time_us, skew_us = row.pop("time_us") or {}, row.pop("skew_us") or {}
     for name in _TIMES:
         row[name if name in ("n", "cv") else f"{name}_us"] = time_us.get(name)
+    row["time_is"] = time_is(record)
     row["skew_p50_us"], row["skew_max_us"] = skew_us.get("p50"), skew_us.get("max")
     row["overlap_percent"] = record.overlap.share_percent if record.overlap else None
     ledger = record.ledger or {}

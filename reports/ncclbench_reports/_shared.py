@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from ncclbench.store.directory import Run
-from ncclbench.store.frame import is_simulated
+from ncclbench.store.frame import is_simulated, time_is
 from ncclbench.store.judgement import Judgement, read_judgement
 
 NO_VERDICT = "no verdict: this run was measured, not judged"
@@ -42,8 +42,20 @@ def stamps(run: Run, judgement: Judgement | None) -> list[str]:
         if isinstance(one, dict)
     ]
     found += ["redacted"] if run.manifest.get("redacted") else []
-    found += [_STAMPS.get(stamp, visible(stamp)) for stamp in (judgement.stamps if judgement else [])]
+    judged = [_STAMPS.get(stamp, visible(stamp)) for stamp in (judgement.stamps if judgement else [])]
+    # A profile's own words may be the end of what is said already.
+    found += [stamp for stamp in judged if not any(said.endswith(f": {stamp}") for said in (*found, *judged))]
     return list(dict.fromkeys(found))
+
+
+def times_are(run: Run) -> str:
+    """What the headline times of a run are."""
+    kinds = {time_is(record) for record in run.records}
+    if "mean" not in kinds:
+        return "time is the median over iterations of the slowest rank"
+    if "median" not in kinds:
+        return "time is a mean over launches, as the log has it"
+    return "time is a mean over launches, as the log has it, where n is 1, and the median over iterations elsewhere"
 
 
 def judgements(runs: Sequence[Run]) -> list[Judgement | None]:

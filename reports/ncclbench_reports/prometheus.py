@@ -13,7 +13,19 @@ from ncclbench_reports._shared import judgements
 
 SUFFIX = ".prom"
 
-_LABELS = ("run", "start", "case", "pattern", "transport", "timing", "dtype", "bytes", "world_size", "simulated")
+_LABELS = (
+    "run",
+    "start",
+    "case",
+    "pattern",
+    "transport",
+    "timing",
+    "time_is",
+    "dtype",
+    "bytes",
+    "world_size",
+    "simulated",
+)
 _FIGURES = tuple(
     column
     for column in COLUMNS
@@ -62,7 +74,9 @@ def _head(name: str, what: str) -> list[str]:
 
 
 def _labels(row: dict[str, Any]) -> str:
-    return ",".join(f'{name}="{_escaped(row[name])}"' for name in _LABELS if row[name] is not None)
+    # The label that nearly every figure would have is left out: a series keeps its name.
+    known = (name for name in _LABELS if row[name] is not None and (name, row[name]) != ("time_is", "median"))
+    return ",".join(f'{name}="{_escaped(row[name])}"' for name in known)
 
 
 def _escaped(value: object) -> str:

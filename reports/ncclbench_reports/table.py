@@ -13,7 +13,7 @@ from rich.text import Text
 from ncclbench.store.aggregate import across_starts
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, records_frame
-from ncclbench_reports._shared import IMPORTED, judgements, stamps, verdict_line
+from ncclbench_reports._shared import IMPORTED, judgements, stamps, times_are, verdict_line
 
 # Header, unit, and how a row shows it.
 _COLUMNS = (
@@ -117,20 +117,17 @@ def _header(run: Run) -> str:
     if judgement:
         lines.append(f"# {verdict_line(judgement)}")
     if manifest.get("imported"):
-        return "\n".join([*lines, *_imported_lines(manifest["imported"])])
-    lines.append("# time is the median over iterations of the slowest rank; p50 95% is its interval; GB is 1e9 bytes")
+        return "\n".join([*lines, *_imported_lines(run, manifest["imported"])])
+    lines.append(f"# {times_are(run)}; p50 95% is its interval; GB is 1e9 bytes")
     return "\n".join(lines)
 
 
-def _imported_lines(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+def _imported_lines(run: Run, sources: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where another tool's figures come from, and what they are."""
     lines = [
         f"# imported from {one['file']} ({one['tool']} {one['version'] or ''})".replace(" )", ")") for one in sources
     ]
-    return [
-        *lines,
-        "# time and rates are as the log has them; where n is 1, time is a mean over launches; GB is 1e9 bytes",
-    ]
+    return [*lines, f"# rates are as the log has them; {times_are(run)}; GB is 1e9 bytes"]
 
 
 def _section(row: dict[str, object]) -> str:

@@ -105,10 +105,11 @@ def test_the_same_numbers_for_prometheus(rich: Run) -> None:
 
 
 def test_the_table_and_markdown_round_the_same_numbers(rich: Run) -> None:
-    for row in plain_rows(flat_frame([rich])):
-        if row["p50_us"] is not None and row["p50_us"] < 1000:
-            assert f"{row['p50_us']:.4g}" in rendered("table", rich)
-            assert f"{row['p50_us']:.4g}" in rendered("markdown", rich)
+    texts = [rendered(fmt, rich) for fmt in ("table", "markdown")]
+    shown = [row["p50_us"] for row in plain_rows(flat_frame([rich])) if row["p50_us"] is not None]
+    assert len(shown) > 5
+    for time in shown:
+        assert all(f"{time:.4g}" in text for text in texts if time < 1000)
 
 
 # ---- what the formats promise ----------------------------------------------------------------------------------------
@@ -160,10 +161,9 @@ def test_stored_records_of_every_schema_version_are_what_the_schema_says(rich: R
     schema = json.loads((DOCS / "record.schema.json").read_text())
     lines = [line for file in sorted(GOLDEN.glob("run-v*/results.jsonl")) for line in file.read_text().splitlines()]
     assert {json.loads(line)["schema"] for line in lines} == {1}  # a new version needs a run-v2 beside it
-    for line in lines:
-        jsonschema.validate(json.loads(line), schema)
-    for record in rich.records:
-        jsonschema.validate(msgspec.to_builtins(record), schema)
+    validator = jsonschema.validators.validator_for(schema)(schema)  # looks at the schema itself only once
+    for stored in (*map(json.loads, lines), *map(msgspec.to_builtins, rich.records)):
+        validator.validate(stored)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from ncclbench.errors import UsageError
 from ncclbench.importers._log import Log
 from ncclbench.importers._reading import Reading, Stated
 from ncclbench.importers._store import read_log
+from ncclbench.measure.overlap import share_percent
 from ncclbench.store.records import Record, Skew
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -105,12 +106,39 @@ def test_what_a_shell_says_after_a_blank_line_is_no_row() -> None:
 
 
 def test_columns_that_are_not_known_are_left_out_aloud() -> None:
-    found = reading("osu/osu_barrier_and_iallreduce.txt")
-    assert [(one.record.pattern, one.record.bytes, one.record.alg_gb_per_s) for one in found.found] == [
-        ("barrier", 0, None)
-    ]
-    assert len(found.warnings) == 1
-    assert "line 7: OSU's Non-blocking Allreduce Latency has columns that are not imported" in found.warnings[0]
+    """Of derived datatypes nobody says whether the size or the transmitted size is the message."""
+    text = (FIXTURES / "osu" / "osu_latency.txt").read_text()
+    text += text.replace("Latency(us)", "Latency(us)    Transmit Size")
+    ((_, found),) = read_log(Log.of("log.txt", text.encode()), Stated())
+    assert len(found.found) == 3
+    assert found.warnings == ["line 9: OSU's Latency has columns that are not imported: Transmit Size"]
+
+
+def test_a_non_blocking_collective_has_its_own_time_and_what_hides_behind_computing() -> None:
+    first, last = records("osu/osu_iallreduce_full.txt")
+    assert (last.pattern, last.params, last.status) == ("all_reduce", {"call": "non-blocking"}, "ok")
+    assert times([first, last]) == [2.60, 1260.00]  # with -f the slowest rank's
+    assert last.skew_us == Skew(p50=110.0, max=110.0)
+    assert last.overlap is not None
+    stated = (last.overlap.share_percent, last.overlap.pure_us, last.overlap.overlapped_us, last.overlap.compute_us)
+    assert stated == (77.50, 1200.00, 1480.00, 1210.00)
+    assert share_percent(*stated[1:]) == pytest.approx(77.50)  # OSU's formula is the one of our own records
+    assert (last.imported or {})["cells"]["MPI_Wait"] == 266.50
+    old = records("osu/osu_barrier_and_iallreduce.txt")
+    assert [(one.pattern, one.overlap is not None) for one in old] == [("barrier", False), ("all_reduce", True)]
+    assert times(old) == [12.57, 2.30]
+
+
+def test_a_title_of_osu_that_lacks_a_blank_is_understood() -> None:
+    read = records("osu/osu_ialltoall.txt", world_size=4)
+    assert {one.pattern for one in read} == {"all_to_all"}
+    assert [one.bytes for one in read] == [4, 4 * 65536]
+
+
+def test_tail_latencies_and_validation_are_kept_beside_the_figures() -> None:
+    first, last = records("osu/osu_allreduce_tail.txt")
+    assert times([first, last]) == [8.84, 1300.50]
+    assert (first.status, (first.imported or {})["cells"]["P99 Tail Lat"]) == ("ok", 9.90)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +200,21 @@ def test_groups_rates_and_unknown_columns_of_imb() -> None:
     assert uniband.alg_gb_per_s == pytest.approx(2.048)
     assert found.version == "2021.3"
     assert "Ibcast has columns that are not imported" in found.warnings[0]
+
+
+def test_each_group_of_imb_has_its_row_and_what_did_not_fit_is_skipped() -> None:
+    """Without its column the first group's number would be taken for a size."""
+    found = reading("imb/imb_groups.txt")
+    assert found.warnings == []
+    zero, one, fits, memory, time = (one.record for one in found.found)
+    assert [(r.params["place"], r.bytes, r.world_size, *times([r])) for r in (zero, one)] == [
+        (0, 1024, 8, 6.00), (1, 1024, 8, 7.00)
+    ]  # fmt: skip
+    assert (fits.pattern, fits.world_size, fits.status) == ("all_to_all", 8, "ok")
+    assert [(r.status, r.time_us, r.bytes // 8) for r in (memory, time)] == [
+        ("skipped", None, 4194304), ("skipped", None, 8388608)
+    ]  # fmt: skip
+    assert str(memory.reason).startswith("IMB: out-of-mem.; needed X=")
 
 
 def test_mbytes_of_imb_are_not_taken_for_a_rate() -> None:

@@ -37,6 +37,9 @@ def refused(*args: object) -> str:
     return str(caught.value)
 
 
+OF_EACH_TOOL = [next(path for path in reversed(ALL) if path.parent == folder) for folder in {p.parent for p in ALL}]
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 def test_every_fixture_becomes_a_run_that_every_report_reads(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -46,7 +49,8 @@ def test_every_fixture_becomes_a_run_that_every_report_reads(path: Path, tmp_pat
     assert events.broken_link(out / "events.jsonl") is None
     assert len({one.case for one in run.records}) == len(run.records)
     for name in names("reports"):
-        assert load("reports", name).render([run])
+        if name != "html" or path in OF_EACH_TOOL:  # a page takes as long as all others together
+            assert load("reports", name).render([run])
     for one in run.records:
         assert one.imported is not None
         assert (one.imported["file"], one.started) == (path.name, None)

@@ -5,10 +5,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from ncclbench.store.judgement import Judgement
 from ncclbench.store.records import Record
+from ncclbench_reports._html.dots import dot_figures
 from ncclbench_reports._html.moe import alternatives
-from ncclbench_reports._html.plot import Figure, log_axis, plot_text, rounded, size_axis, style
+from ncclbench_reports._html.names import Facets, short_labels
+from ncclbench_reports._html.plot import Figure, extent, log_axis, plot_text, rounded, size_axis, style
 from ncclbench_reports._shared import visible
 
 # Two plots each: beyond this a page is no longer looked at. The tables have everything.
@@ -41,23 +45,30 @@ def bounds_of(records: Iterable[Record]) -> dict[str, dict[str, float]]:
         bounds = [phase.bound_us for phase in record.phases]
         if bounds and all(bound is not None for bound in bounds) and record.time_us:
             known = [bound for bound in bounds if bound is not None]
-            bound_us = statistics.median(known) if alternatives(record) else sum(known)
+            by_turns = alternatives(record)
+            bound_us = statistics.median(known) if by_turns else sum(known)
+            # A rate of phases that take turns is that of a whole rotation, and so is its bound.
+            times = [phase.time_us.p50 for phase in record.phases if phase.time_us]
+            share = sum(times) / sum(known) if by_turns and bound_us > 0 else record.time_us.p50 / (bound_us or 1.0)
             rate = record.bus_gb_per_s or (record.ledger or {}).get("bottleneck_gb_per_s")
             if bound_us > 0:
                 found[record.case] = {"bound_us": bound_us}
                 if rate:
-                    found[record.case]["bound_gb_per_s"] = rate * record.time_us.p50 / bound_us
+                    found[record.case]["bound_gb_per_s"] = rate * share
     return found
 
 
 def curve_figures(
     rows: Sequence[Row], names: Mapping[str, str], limits: Mapping[str, Mapping[str, float]]
 ) -> list[Figure]:
-    """Two figures for each pattern and parameters: bandwidth, and time, against size."""
+    """Two figures for each pattern and parameters: bandwidth, and time, against size or, where it is one, by case."""
     figures = []
     timed = [row for row in rows if row["p50_us"] is not None and row["p50_us"] > 0]
     groups = curve_groups(one_a_case(timed))
     for place, (title, members) in enumerate(list(groups.items())[:MOST_PATTERNS]):
+        if _is_one_size(members):
+            figures += dot_figures(str(place), title, members, names, limits)
+            continue
         figures += _bandwidth(f"bandwidth-{place}", title, members, names, limits)
         figures.append(_latency(f"latency-{place}", title, members, names, limits))
     return figures
@@ -65,15 +76,30 @@ def curve_figures(
 
 def curve_groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each plot, by its title: a pattern, or a pattern with its parameters where they are many."""
-    patterns: dict[str, set[str]] = {}
+    patterns: dict[str, list[Row]] = {}
     for row in rows:
-        patterns.setdefault(row["pattern"], set()).add(row["params"])
+        patterns.setdefault(row["pattern"], []).append(row)
     groups: dict[str, list[Row]] = {}
-    for row in rows:
-        together = len(patterns[row["pattern"]]) <= _MOST_PARAMS
-        title = row["pattern"] if together else f"{row['pattern']} {_shown_params(row['params'])}".strip()
-        groups.setdefault(title, []).append(row)
+    for pattern, members in patterns.items():
+        params = list(dict.fromkeys(row["params"] for row in members))
+        if len(params) <= _MOST_PARAMS or _is_one_size(members):
+            groups[pattern] = members
+            continue
+        labels = short_labels([Facets(_params(text), {}) for text in params])
+        for text, label in zip(params, labels, strict=True):
+            stated = " ".join(part for part in label.split() if not part.endswith("=default"))
+            title = visible(f"{pattern} {stated}".strip(), 120)
+            groups.setdefault(title, []).extend(row for row in members if row["params"] == text)
     return groups
+
+
+def _is_one_size(rows: Sequence[Row]) -> bool:
+    """Whether there are many cases, and no two that differ in their size alone: there is no curve to draw."""
+    sizes: dict[tuple[Any, ...], set[int]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("run", "params", "timing", "dtype", "redop", "world_size"))
+        sizes.setdefault(key, set()).add(_size(row))
+    return len(rows) > _MOST_PARAMS and all(len(found) == 1 for found in sizes.values())
 
 
 def one_a_case(rows: Sequence[Row]) -> list[Row]:
@@ -101,8 +127,12 @@ def _over_starts(starts: list[Row]) -> Row:
     }
 
 
+def _params(text: str) -> dict[str, str]:
+    return {name: str(value) for name, value in msgspec.json.decode(text).items()}
+
+
 def _shown_params(params: str) -> str:
-    return "" if params == "{}" else visible(params.strip("{}").replace('"', ""), 80)
+    return visible(" ".join(f"{name}={value}" for name, value in _params(params).items()), 80)
 
 
 def _series(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, list[Row]]:
@@ -117,6 +147,11 @@ def _series(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, list[Row
     return found
 
 
+def _places(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, int]:
+    """Which style each curve has: the same in the plot of rates, which may lack some, as in that of times."""
+    return {name: place for place, name in enumerate(sorted(_series(rows, names)))}
+
+
 def _bandwidth(
     key: str, title: str, rows: list[Row], names: Mapping[str, str], limits: Mapping[str, Mapping[str, float]]
 ) -> list[Figure]:
@@ -126,19 +161,19 @@ def _bandwidth(
     what = "bus bandwidth" if column == "bus_gb_per_s" else "bandwidth of the busiest rank"
     data = []
     shown = [row for row in rows if row[column]]
-    for place, (name, members) in enumerate(_series(shown, names).items()):
+    places = _places(rows, names)
+    for name, members in _series(shown, names).items():
         # A rate's interval is the time's, turned over: the longest time is the lowest rate.
         low = [row[column] * (1 - row["p50_us"] / row["p50_hi_us"]) if row["p50_hi_us"] else 0 for row in members]
         high = [row[column] * (row["p50_us"] / row["p50_lo_us"] - 1) if row["p50_lo_us"] else 0 for row in members]
-        data.append(_curve(name, members, [row[column] for row in members], high, low, "GB/s", place))
+        data.append(_curve(name, members, [row[column] for row in members], high, low, "GB/s", places[name]))
     data += _limit_curves(shown, limits, "gb_per_s", "GB/s")
     best = max(shown, key=lambda row: row[column])
     alt = (
         f"{what} of {title} against size on logarithmic axes, {len(_series(shown, names))} curves; "
         f"the highest is {best[column]:.4g} GB/s at {_size(best)} bytes."
     )
-    values = [y for trace in data for y in trace["y"]]
-    layout = {"xaxis": size_axis(_size(row) for row in rows), "yaxis": log_axis(f"{what} (GB/s)", values)}
+    layout = {"xaxis": size_axis(_size(row) for row in rows), "yaxis": log_axis(f"{what} (GB/s)", extent(data, "y"))}
     return [Figure(id=key, title=f"{title}: {what}", alt=visible(alt), caption="", data=data, layout=layout)]
 
 
@@ -146,20 +181,21 @@ def _latency(
     key: str, title: str, rows: list[Row], names: Mapping[str, str], limits: Mapping[str, Mapping[str, float]]
 ) -> Figure:
     data = []
-    for place, (name, members) in enumerate(_series(rows, names).items()):
+    places = _places(rows, names)
+    for name, members in _series(rows, names).items():
         times = [row["p50_us"] for row in members]
         high = [row["p50_hi_us"] - row["p50_us"] if row["p50_hi_us"] else 0 for row in members]
         low = [row["p50_us"] - row["p50_lo_us"] if row["p50_lo_us"] else 0 for row in members]
-        data.append(_curve(name, members, times, high, low, "us", place))
+        data.append(_curve(name, members, times, high, low, "us", places[name]))
     data += _limit_curves(rows, limits, "us", "us")
     least = min(rows, key=lambda row: row["p50_us"])
     alt = (
-        f"median time of {title} against size on logarithmic axes, {len(_series(rows, names))} curves; "
+        f"time of {title} against size on logarithmic axes, {len(_series(rows, names))} curves; "
         f"the shortest is {least['p50_us']:.4g} microseconds at {_size(least)} bytes."
     )
     layout = {
         "xaxis": size_axis(_size(row) for row in rows),
-        "yaxis": log_axis("time (us)", [y for trace in data for y in trace["y"]]),
+        "yaxis": log_axis("time (us)", extent(data, "y")),
     }
     return Figure(id=key, title=f"{title}: time", alt=visible(alt), caption="", data=data, layout=layout)
 
@@ -186,7 +222,8 @@ def _curve(
         },
         "text": [
             f"<b>{plot_text(name)}</b><br>{_size(row)} B: {value:.4g} {unit}<br>"
-            f"{value - down:.4g} to {value + up:.4g}, {_basis(row)}"
+            + (f"{value - down:.4g} to {value + up:.4g}, " if up or down else "")
+            + _basis(row)
             for row, value, up, down in zip(rows, y, high, low, strict=True)
         ],
         "hovertemplate": "%{text}<extra></extra>",
@@ -195,6 +232,8 @@ def _curve(
 
 
 def _basis(row: Row) -> str:
+    if row.get("time_is") == "mean":
+        return "a mean over launches"
     return f"over {row['starts']} starts" if "starts" in row else f"n {row['n']}"
 
 
@@ -212,11 +251,11 @@ def _limit_curves(rows: Sequence[Row], limits: Mapping[str, Mapping[str, float]]
                     "name": "the profile's floor" if word == "floor" else "bound",
                     "x": [x for x, _ in points],
                     "y": rounded([y for _, y in points]),
-                    "line": {"color": "#b3261e" if word == "floor" else "#7b8494", "dash": dash, "width": 2},
+                    "line": {"color": "#d1483f" if word == "floor" else "#7b8494", "dash": dash, "width": 2},
                     "marker": {
                         "symbol": "line-ew-open",
                         "size": 12,
-                        "color": "#b3261e" if word == "floor" else "#7b8494",
+                        "color": "#d1483f" if word == "floor" else "#7b8494",
                     },
                     "hovertemplate": f"{word} %{{y:.4g}} {shown}<extra></extra>",
                 }
@@ -252,17 +291,29 @@ def trend_figures(rows: Sequence[Row], names: Mapping[str, str]) -> list[Figure]
                 **style(place),
             }
         )
+    one = "run" if len(names) > 1 else "start"
     layout = {
-        "xaxis": {"title": {"text": "start of the case"}, "type": "date"},
-        "yaxis": {"title": {"text": "time / first run's"}},
+        "xaxis": {"title": {"text": "when the case began (UTC)"}, "type": "date"},
+        "yaxis": {"title": {"text": f"time / first {one}'s"}},
     }
     worst_case, worst_rows = moved[0]
     alt = (
-        f"median time of {len(moved)} cases over the runs, as a share of the first run's; "
+        f"median time of {len(moved)} cases over the {one}s, as a share of the first {one}'s; "
         f"{worst_case[0]} moved most, by {100 * _spread(worst_rows):.3g}%."
     )
-    caption = f"The {len(moved)} of {len(groups)} cases that moved most. 1 is the first run's median; above is slower."
-    return [Figure(id="trend", title="Trend over runs", alt=visible(alt), caption=caption, data=data, layout=layout)]
+    caption = (
+        f"The {len(moved)} of {len(groups)} cases that moved most. 1 is the first {one}'s median; above is slower."
+    )
+    return [
+        Figure(
+            id="trend",
+            title=f"Trend over {'runs' if len(names) > 1 else 'process starts'}",
+            alt=visible(alt),
+            caption=caption,
+            data=data,
+            layout=layout,
+        )
+    ]
 
 
 def _spread(rows: Sequence[Row]) -> float:

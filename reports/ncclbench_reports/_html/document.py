@@ -6,6 +6,7 @@ visibly.
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,7 @@ def render_page(template: str, *, figures: Sequence[Figure], tables: Sequence[Da
     Raises:
         EnvironmentFault: if plotly is not installed.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _environment()
     specs = {figure.id: {"data": figure.data, "layout": figure.layout} for figure in figures}
     rows = {table.id: table.rows for table in tables if len(table.rows) > ROWS_AT_FIRST}
     return environment.get_template(template).render(
@@ -47,6 +42,17 @@ def render_page(template: str, *, figures: Sequence[Figure], tables: Sequence[Da
         specs=island(specs),
         rows=island(rows),
         rows_at_first=ROWS_AT_FIRST,
+    )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ncclbench.store.directory import Run
 from ncclbench.store.records import Record
+from ncclbench_reports._html.names import titles
 from ncclbench_reports._html.places import Places
-from ncclbench_reports._html.plot import Figure, plot_text, rounded
+from ncclbench_reports._html.plot import Figure, plot_text, rounded, whole_ticks
 from ncclbench_reports._shared import visible
 
 _MOST_CASES = 6
@@ -32,6 +33,7 @@ class Flows:
     src_F: Ints
     dst_F: Ints
     gb_per_s_F: Floats
+    title: str = ""
 
 
 def flows_of(record: Record, world: int) -> Flows | None:
@@ -61,10 +63,12 @@ def flow_figures(run: Run, places: Places, prefix: str) -> list[Figure]:
         if any(phase.flows for phase in record.phases):
             chosen[record.pattern, record.timing, str(record.params)] = record
     figures = []
+    named = titles(run.records)
     for place, record in enumerate(list(chosen.values())[:_MOST_CASES]):
         flows = flows_of(record, len(places.nodes_R))
         if flows is None:
             continue
+        flows = replace(flows, title=named[record.case])
         figures.append(
             _heat_map(f"{prefix}rails-{place}", "rail", flows, places.rails_R, lambda k: f"rail {k}", places)
         )
@@ -142,16 +146,18 @@ def _as_figure(
     if len(known):  # colours that span less than a fifth would make much of nothing
         data |= {"zmin": min(float(known.min()), _LEAST_SPAN * float(known.max())), "zmax": float(known.max())}
     if len(names) <= _MOST_LABELS:
-        data["texttemplate"] = "%{z:.3g}"
+        data |= (
+            {"texttemplate": "%{z:.3g}"} if len(names) <= 5 else {"texttemplate": "%{z:.2g}", "textfont": {"size": 10}}
+        )
     ticks = _ticks(labels)
     layout = {
         "xaxis": {"title": {"text": f"receiving {kind}"}, "constrain": "domain", **ticks},
         "yaxis": {"title": {"text": f"sending {kind}"}, "autorange": "reversed", **ticks},
         "square": True,
     }
-    title = f"{visible(flows.case, 80)}: {kind} by {kind}"
+    title = f"{flows.title}: {kind} by {kind}"
     caption = (
-        f"Each cell is the median of the flows from a {kind} (row) to a {kind} (column). "
+        f"{visible(flows.case, 300)}: each cell is the median of the flows from a {kind} (row) to a {kind} (column). "
         "Point at a cell for the slowest pair."
     )
     return Figure(id=key, title=title, alt=visible(alt), caption=caption, data=[data], layout=layout)
@@ -257,7 +263,10 @@ def residual_figure(
         )
     alt = f"sorted residuals: {'; '.join(extremes)}."
     layout = {
-        "xaxis": {"title": {"text": "place in the sorted order"}},
+        "xaxis": {
+            "title": {"text": "place in the sorted order"},
+            **whole_ticks(max((len(s[0]) for s in series.values()), default=0)),
+        },
         "yaxis": {"title": {"text": "from the median of all (%)"}, "zeroline": True},
         "hovermode": "closest",
     }

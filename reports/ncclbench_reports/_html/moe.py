@@ -5,11 +5,14 @@ from typing import Any
 
 from ncclbench.store.directory import Run
 from ncclbench.store.records import PhaseResult, Record
+from ncclbench_reports._html.names import facets_of_record, short_labels
 from ncclbench_reports._html.plot import COLOURS, Figure, plot_text, rounded
 from ncclbench_reports._html.tables import DataTable, TableColumn, number
 from ncclbench_reports._shared import visible
 
 _MOST_BARS = 16
+# A legend of more is no longer read, and the short ones cannot be seen in the bars.
+_MOST_PHASES = 9
 _PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|")
 _LINKS = ("node", "domain", "same_rail", "cross_rail", "cross_site")
 
@@ -42,24 +45,30 @@ def phase_figures(run: Run, prefix: str) -> list[Figure]:
 
 
 def _bar_names(records: Sequence[Record]) -> list[str]:
-    """What tells the cases apart: the parts of their names that are not the same in all."""
-    split = [record.case.split("/")[1:] or [record.case] for record in records]
-    same = set.intersection(*(set(parts) for parts in split)) if len(split) > 1 else set()
-    return [plot_text("/".join(part for part in parts if part not in same) or parts[-1], 40) for parts in split]
+    """What tells the cases apart."""
+    labels = short_labels([facets_of_record(record) for record in records])
+    return [plot_text(label or record.timing, 40) for label, record in zip(labels, records, strict=True)]
 
 
-def _labels(records: Sequence[Record]) -> list[str]:
-    return list(dict.fromkeys(phase.label for record in records for phase in record.phases))
+def _labels(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """The phases that are long somewhere, in the order of the schedule, and all the others."""
+    longest: dict[str, float] = {}
+    for record in records:
+        times = {phase.label: phase.time_us.p50 for phase in record.phases if phase.time_us}
+        for label, time in times.items():
+            longest[label] = max(longest.get(label, 0.0), time / (sum(times.values()) or 1.0))
+    if len(longest) <= _MOST_PHASES:
+        return list(longest), []
+    chosen = set(sorted(longest, key=lambda label: -longest[label])[: _MOST_PHASES - 1])
+    return [label for label in longest if label in chosen], [label for label in longest if label not in chosen]
 
 
 def _times(key: str, pattern: str, records: Sequence[Record], names: list[str]) -> Figure:
-    data: list[dict[str, Any]] = []
-    for place, label in enumerate(_labels(records)):
-        times = [next((p.time_us.p50 for p in r.phases if p.label == label and p.time_us), None) for r in records]
-        if any(time is not None for time in times):
-            data.append(
-                _stack(label, names, [time if time is not None else float("nan") for time in times], place, "us")
-            )
+    chosen, others = _labels(records)
+    data = [_stack(label, names, _added_up(records, [label]), place, "us") for place, label in enumerate(chosen)]
+    if others:
+        name = f"{len(others)} short phases"
+        data.append(_stack(name, names, _added_up(records, others), len(chosen), "us"))
     totals = [record.time_us.p50 if record.time_us else float("nan") for record in records]
     data.append(
         {
@@ -68,7 +77,7 @@ def _times(key: str, pattern: str, records: Sequence[Record], names: list[str]) 
             "name": "whole case",
             "y": list(range(len(names))),
             "x": rounded(totals),
-            "marker": {"symbol": "line-ns-open", "size": 22, "color": "#b3261e", "line": {"width": 3}},
+            "marker": {"symbol": "line-ns-open", "size": 22, "color": "#d1483f", "line": {"width": 3}},
             "hovertemplate": "whole case: %{x:.4g} us<extra></extra>",
         }
     )
@@ -83,6 +92,7 @@ def _times(key: str, pattern: str, records: Sequence[Record], names: list[str]) 
         "Median of the slowest rank, phase by phase. Phases overlap between ranks, so that their sum is not the whole "
         "case (the mark)."
     )
+    caption += f" Short phases: {', '.join(visible(label, 40) for label in others)}." if others else ""
     return Figure(
         id=key,
         title=f"{visible(pattern)}: time of each phase",
@@ -91,6 +101,12 @@ def _times(key: str, pattern: str, records: Sequence[Record], names: list[str]) 
         data=data,
         layout=_layout("time (us)", names),
     )
+
+
+def _added_up(records: Sequence[Record], labels: Sequence[str]) -> list[float]:
+    """The medians of the phases of each record, added up; NaN where it has none of them."""
+    times = [[p.time_us.p50 for p in r.phases if p.label in labels and p.time_us] for r in records]
+    return [sum(found) if found else float("nan") for found in times]
 
 
 def _bytes(key: str, pattern: str, records: Sequence[Record], names: list[str]) -> Figure:
@@ -139,6 +155,7 @@ def _layout(title: str, names: list[str]) -> dict[str, Any]:
     return {
         "barmode": "stack",
         "legend": {"traceorder": "normal"},
+        "showlegend": True,
         "xaxis": {"title": {"text": title}, "rangemode": "tozero"},
         "yaxis": {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "automargin": True},
         "bars": len(names),

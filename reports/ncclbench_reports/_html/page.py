@@ -1,14 +1,15 @@
 """The page: what stands where. Everything in it is text and plain data; the template only puts it in place."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ncclbench.store.aggregate import across_starts, by_date
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, phases_frame, plain_rows
-from ncclbench.store.judgement import Judgement
+from ncclbench.store.judgement import CheckResult, Judgement
 from ncclbench_reports._html.curves import (
     MOST_PATTERNS,
     bounds_of,
@@ -22,6 +23,7 @@ from ncclbench_reports._html.moe import derived_tables, phase_figures
 from ncclbench_reports._html.places import Places
 from ncclbench_reports._html.plot import Figure, short_names
 from ncclbench_reports._html.ranks import RankStatistics, rank_figures, rank_statistics
+from ncclbench_reports._html.skew import skew_figures
 from ncclbench_reports._html.tables import (
     DataTable,
     TableColumn,
@@ -30,8 +32,12 @@ from ncclbench_reports._html.tables import (
     phases_table,
     results_table,
 )
-from ncclbench_reports._shared import NO_VERDICT, judgements, stamps, visible, warnings_of
+from ncclbench_reports._shared import NO_VERDICT, judgements, stamps, times_are, visible, warnings_of
 
+_MOST_REASONS = 6
+_WORDS = {"FAIL": "failed", "INCONCLUSIVE": "inconclusive", "NOT_RUN": "not run", "PASS": "passed"}
+# Of the provenance, what the head of the page has already.
+_SAID_BEFORE = ("transport: transport",)
 _PATH_FACTS = ("version", "network", "links", "proof", "gdr", "nvls")
 
 
@@ -70,6 +76,7 @@ class Page:
     stamps: Sequence[str]
     cards: Sequence[RunCard]
     sections: Sequence[Section]
+    times: str = "Times are medians"
 
     @property
     def figures(self) -> list[Figure]:
@@ -112,15 +119,18 @@ def make_page(runs: Sequence[Run]) -> Page:
         stamps=list(dict.fromkeys(all_stamps)),
         cards=cards,
         sections=[section for section in sections if section.figures or section.tables],
+        times="; ".join(dict.fromkeys(times_are(run)[:1].upper() + times_are(run)[1:] for run in runs)),
     )
 
 
 def _curves_intro(rows: Sequence[dict[str, Any]]) -> str:
     patterns = len(curve_groups([row for row in rows if row["p50_us"] is not None]))
+    means = any(row["time_is"] == "mean" for row in rows)
     text = (
-        "Medians over iterations of the slowest rank, with their 95% intervals; both axes are logarithmic. "
-        "GB is 1e9 bytes, sizes are powers of two."
-    )
+        "Means over launches as imported logs have them, and medians where a log has every launch; "
+        if means
+        else "Medians over iterations of the slowest rank, with their 95% intervals; "
+    ) + "both axes are logarithmic. GB is 1e9 bytes, sizes are powers of two."
     if any(row["start"] for row in rows):
         text += " Over several process starts: the median of the starts, with the least and the most."
     more = f" The first {MOST_PATTERNS} of {patterns} are drawn; the table has all."
@@ -151,7 +161,7 @@ def _run_sections(run: Run, names: Mapping[str, str], problems: dict[str, list[s
             id=f"{prefix}moe",
             title=f"Phases{of_run}",
             intro="Cases of several phases: where the time goes, and where the bytes go.",
-            figures=phase_figures(run, prefix),
+            figures=[*phase_figures(run, prefix), *skew_figures(run, prefix)],
         ),
     ]
 
@@ -162,6 +172,8 @@ def _nic_figure(nics: Sequence[Endpoint], prefix: str) -> Figure:
         "For each NIC the median over distinct peers of its flows' rates against the median of all flows. "
         "Below zero is slower. A path that is slow moves only one peer; a bad NIC moves all of its own."
     )
+    if max(nic.peers for nic in nics) < 3:
+        caption += " Here a NIC has fewer than three peers: it cannot be told from its paths."
     series = {"sending": (names, [nic.send for nic in nics]), "receiving": (names, [nic.receive for nic in nics])}
     return residual_figure(f"{prefix}nic-residuals", "Every NIC, sorted", series, caption)
 
@@ -185,7 +197,7 @@ def _rank_tables(found: RankStatistics, places: Places, nics: Sequence[Endpoint]
                 str(places.rails_R[rank]),
                 visible(places.leaf(rank) or ""),
                 number(percent(float(found.residual_R[rank]))),
-                number(float(found.late_us_R[rank])),
+                number(_finite(found.late_us_R[rank])),
             ]
             for rank in range(len(places.nodes_R))
         ]
@@ -197,6 +209,10 @@ def _rank_tables(found: RankStatistics, places: Places, nics: Sequence[Endpoint]
     return tables
 
 
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
 def _known(log: float) -> float | None:
     return None if math.isnan(log) else percent(log)
 
@@ -204,8 +220,8 @@ def _known(log: float) -> float | None:
 def _table(
     key: str, title: str, caption: str, heads: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]
 ) -> DataTable:
-    columns = [TableColumn(name, number=is_number) for name, is_number in heads]
-    return DataTable(id=key, title=title, caption=caption, columns=columns, rows=rows)
+    columns = [TableColumn(name, number=is_number, long=name == "evidence") for name, is_number in heads]
+    return DataTable(id=key, title=title, caption=caption, columns=columns, rows=rows).trimmed()
 
 
 def _checks_section(runs: Sequence[Run], judged: Sequence[Judgement | None], names: Mapping[str, str]) -> Section:
@@ -213,17 +229,21 @@ def _checks_section(runs: Sequence[Run], judged: Sequence[Judgement | None], nam
     heads = [("run", False)] if several else []
     heads += [(name, False) for name in ("verdict", "check", "subject", "reason", "action", "evidence")]
     # What failed stands first.
-    order = {"FAIL": 0, "INCONCLUSIVE": 1, "NOT_RUN": 2, "PASS": 3}
+    order = {word: place for place, word in enumerate(_WORDS)}
     rows = []
     for run, judgement in zip(runs, judged, strict=True):
         for check in sorted(judgement.checks if judgement else [], key=lambda check: order[check.verdict]):
-            evidence = "; ".join(
-                " ".join(f"{name}={_brief(value)}" for name, value in row.items()) for row in check.evidence
-            )
+            evidence = "\n".join(_one_evidence(row, check.subject) for row in check.evidence)
             cells = [check.verdict, check.check, check.subject, check.reason or "", check.action or "", evidence]
-            rows.append([visible(cell) for cell in ([names[str(run.path)], *cells] if several else cells)])
+            shown = [names[str(run.path)], *cells] if several else cells
+            rows.append([*(visible(cell) for cell in shown[:-1]), "\n".join(map(visible, shown[-1].split("\n")))])
     table = _table("checks-table", "Checks", "One row a check on a subject, the failed ones first.", heads, rows)
     return Section(id="checks", title="Checks and their evidence", tables=[table] if rows else [])
+
+
+def _one_evidence(row: Mapping[str, Any], subject: str) -> str:
+    """A line; what is not known, and what the row is about anyway, is left out."""
+    return ", ".join(f"{name} {_brief(value)}" for name, value in row.items() if value is not None and value != subject)
 
 
 def _brief(value: Any) -> str:
@@ -249,20 +269,65 @@ def _data_section(runs: Sequence[Run], rows: Sequence[dict[str, Any]], names: di
 def _card(run: Run, judgement: Judgement | None, names: Mapping[str, str], problems: Sequence[str]) -> RunCard:
     profile = (judgement.profile or {}) if judgement else {}
     starts = (judgement.starts or {}) if judgement else {}
-    failed = [check for check in (judgement.checks if judgement else []) if check.verdict == "FAIL" and check.action]
+    checks = judgement.checks if judgement else []
+    failed = [check for check in checks if check.verdict == "FAIL" and check.action]
     return RunCard(
         name=visible(names[str(run.path)]),
         path=visible(run.path),
         verdict=judgement.verdict if judgement else "",
         says=judgement.verdict if judgement else NO_VERDICT,
-        reasons=[visible(reason) for reason in judgement.reasons] if judgement else [],
+        reasons=_reasons(judgement) if judgement else [],
         profile=visible(f"{profile.get('name')} (sha256 {str(profile.get('sha256'))[:16]})") if profile else "",
-        starts=f"{starts.get('present')} of {starts.get('declared')} process starts" if starts else "",
-        actions=list(dict.fromkeys(visible(f"{check.action}: {check.subject}") for check in failed)),
+        starts=". ".join(
+            [f"{starts.get('present')} of {starts.get('declared')} process starts"] * bool(starts) + _counts(checks)
+        ),
+        actions=_actions(failed),
         facts=facts_of(run),
         warnings=[*warnings_of(run), *(visible(problem) for problem in problems)]
         + ([] if run.records else ["no case has finished"]),
     )
+
+
+def _reasons(judgement: Judgement) -> list[str]:
+    """The verdict's own reasons, and then what of the checks decided it: once for everybody who is blamed."""
+    decisive = [check for check in judgement.checks if check.verdict == judgement.verdict and check.verdict != "PASS"]
+    said = []
+    for (name, who), found in _by_blame(decisive, lambda check: check.check).items():
+        first = found[0]
+        reason = first.reason or ""
+        case = first.subject.removesuffix(f": {who}") if reason.startswith(who) else first.subject
+        said.append(f"{name}, {case}: {reason}{_others(found)}")
+    more = [f"and {len(said) - _MOST_REASONS} more; see the checks"] if len(said) > _MOST_REASONS else []
+    return [visible(reason, 400) for reason in (*judgement.reasons, *said[:_MOST_REASONS], *more)]
+
+
+def _actions(failed: Sequence[CheckResult]) -> list[str]:
+    """What to do, and with whom: once each, however many cases say so."""
+    return [
+        visible(f"{action}: {who}{_others(found)}")
+        for (action, who), found in _by_blame(failed, lambda check: check.action or "").items()
+    ]
+
+
+def _by_blame(
+    checks: Sequence[CheckResult], kind: Callable[[CheckResult], str]
+) -> dict[tuple[str, str], list[CheckResult]]:
+    """By kind and by who is blamed: what stands behind the case in a subject, or all of it."""
+    found: dict[tuple[str, str], list[CheckResult]] = {}
+    for check in checks:
+        found.setdefault((kind(check), check.subject.rpartition(": ")[2]), []).append(check)
+    return found
+
+
+def _others(found: Sequence[CheckResult]) -> str:
+    return f" (and in {len(found) - 1} more case{'s' if len(found) > 2 else ''})" if len(found) > 1 else ""
+
+
+def _counts(checks: Sequence[CheckResult]) -> list[str]:
+    """How many checks ended how; those that never ran are no passes."""
+    counts = {word: sum(check.verdict == word for check in checks) for word in _WORDS}
+    said = ", ".join(f"{count} {_WORDS[word]}" for word, count in counts.items() if count)
+    return [f"Checks: {said}"] if said else []
 
 
 def facts_of(run: Run) -> list[tuple[str, str]]:
@@ -283,7 +348,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
         ("nodes", f"{len(nodes)}: {shown}" if nodes else None),
     ]
     facts += [(f"{name} known from", value) for name, value in (topology.get("sources") or {}).items()]
-    facts += _flattened(_mapping(manifest.get("provenance")))
+    facts += [fact for fact in _flattened(_mapping(manifest.get("provenance"))) if fact[0] not in _SAID_BEFORE]
     facts += _paths(run)
     gpus = sorted({str(_mapping(gpu.get("before")).get("name")) for record in run.records for gpu in record.gpus})
     facts += [("GPUs", ", ".join(gpus))] if gpus else []
@@ -292,13 +357,15 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
 
 def _paths(run: Run) -> list[tuple[str, Any]]:
     """What the library's log said of the way, over all records."""
-    found = {
-        (f"path {name}", str(_joined(value)))
-        for record in run.records
-        for name, value in (record.path or {}).items()
-        if name in _PATH_FACTS
-    }
-    return [*sorted(found)]
+    found: dict[str, Counter[str]] = {}
+    for record in run.records:
+        for name, value in (record.path or {}).items():
+            if name in _PATH_FACTS:
+                found.setdefault(f"path {name}", Counter())[str(_joined(value))] += 1
+    return [
+        (name, "; ".join(f"{value} ({count} cases)" if len(values) > 1 else value for value, count in values.items()))
+        for name, values in sorted(found.items())
+    ]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ text from outside is escaped as HTML here, and shows up letter by letter.
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,13 +93,37 @@ def log_axis(title: str, values: Iterable[float]) -> dict[str, Any]:
     known = [value for value in values if value and math.isfinite(value) and value > 0] or [1.0]
     decades = range(math.floor(math.log10(min(known))) - 1, math.ceil(math.log10(max(known))) + 1)
     span = math.log10(max(known) / min(known))
-    leads = (1,) if span > 3 else (1, 2, 5) if span > 1 else (1, 1.5, 2, 3, 4, 5, 7)
+    leads = (1,) if span > 3 else (1, 3) if span > 1.5 else (1, 2, 5) if span > 0.8 else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [lead * 10.0**power for power in decades for lead in leads]
-    axis = {"title": {"text": title}, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    axis = {"title": {"text": title}, "type": "log", "tickvals": ticks, "ticktext": [_short(tick) for tick in ticks]}
     if max(known) / min(known) < _LEAST_SPAN:  # else an axis as narrow as one interval would make much of nothing
         middle, half = math.log10(max(known) * min(known)) / 2, math.log10(_LEAST_SPAN) / 2
         axis["range"] = [middle - half, middle + half]
     return axis
+
+
+def extent(traces: Iterable[Mapping[str, Any]], axis: str) -> list[float]:
+    """All values of the traces on an axis, and the ends of their intervals: none may lie beyond the plot."""
+    found: list[float] = []
+    for trace in traces:
+        error = trace.get(f"error_{axis}") or {}
+        for k, value in enumerate(trace[axis]):
+            low, high = (error[name][k] if name in error else 0 for name in ("arrayminus", "array"))
+            found += [value, value - (low or 0), value + (high or 0)] if value is not None else []
+    return found
+
+
+def _short(tick: float) -> str:
+    """As plotly.js writes its own marks: 20k, 1.5M."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if tick >= factor:
+            return f"{tick / factor:g}{letter}"
+    return f"{tick:g}"
+
+
+def whole_ticks(count: int) -> dict[str, Any]:
+    """For an axis of so many things in order: no mark stands between two of them."""
+    return {"dtick": 1} if count <= 16 else {}
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 One pass over the cases, one case in memory at a time; of each only medians and quantiles are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,9 @@ from ncclbench.store.directory import Run
 from ncclbench.store.records import Record
 from ncclbench.store.samples import MICRO, lateness, rank_medians, seconds_of_ranks
 from ncclbench_reports._html.fabric import residual_figure
+from ncclbench_reports._html.names import titles
 from ncclbench_reports._html.places import Places
-from ncclbench_reports._html.plot import Figure, plot_text, rounded, style
+from ncclbench_reports._html.plot import Figure, log_axis, plot_text, rounded, style, whole_ticks
 from ncclbench_reports._shared import visible
 
 _MOST_ECDF = 6
@@ -33,10 +34,12 @@ class RankStatistics:
 
     Attributes:
         residual_R: log of the rank's median duration over the median rank's; the median over cases.
-        late_us_R: how much later than the first rank it arrived; the median over cases.
+        late_us_R: how much later than the first rank it arrived; the median over synchronising cases, NaN if none is.
         cases: how many cases had samples.
         quantiles: case -> rail -> durations in microseconds at ``_LEVELS``.
         problems: samples that could not be read.
+        titles: of the cases.
+        variants: through how many schedules the iterations of each case rotate.
     """
 
     residual_R: Floats
@@ -44,21 +47,20 @@ class RankStatistics:
     cases: int = 0
     quantiles: dict[str, dict[int, Floats]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    titles: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, int] = field(default_factory=dict)
 
 
 def rank_statistics(run: Run, places: Places) -> RankStatistics:
     """Read every case's samples once."""
     world = len(places.nodes_R)
     residual_CR, late_CR = [], []
-    found = RankStatistics(np.full(world, np.nan), np.full(world, np.nan))
+    found = RankStatistics(np.full(world, np.nan), np.full(world, np.nan), titles=titles(run.records))
+    found.variants = {record.case: record.variants for record in run.records}
     drawn = _largest_cases(run.records)
     for record in run.records:
-        try:
-            seconds_RN = seconds_of_ranks(run, record) if record.status == "ok" else None
-        except UsageError as error:
-            found.problems.append(str(error))
-            continue
-        if seconds_RN is None or len(seconds_RN) != world or np.isnan(seconds_RN).all(axis=1).any():
+        seconds_RN = _samples_of(run, record, world, found.problems)
+        if seconds_RN is None:
             continue
         median_R = rank_medians(seconds_RN)
         middle = np.median(median_R)
@@ -66,14 +68,33 @@ def rank_statistics(run: Run, places: Places) -> RankStatistics:
             continue
         with np.errstate(divide="ignore"):
             residual_CR.append(np.log(median_R / middle))
-        late_CR.append(lateness(seconds_RN) * MICRO)
+        if _synchronises(record):
+            late_CR.append(lateness(seconds_RN) * MICRO)
         if record.case in drawn:
             found.quantiles[record.case] = _rail_quantiles(seconds_RN, places)
     if residual_CR:
         found.cases = len(residual_CR)
         found.residual_R = np.median(np.stack(residual_CR), axis=0)
+    if late_CR:
         found.late_us_R = np.median(np.stack(late_CR), axis=0)
     return found
+
+
+def _samples_of(run: Run, record: Record, world: int, problems: list[str]) -> Floats | None:
+    """The case's samples, if every rank of the run has some."""
+    try:
+        seconds_RN = seconds_of_ranks(run, record) if record.status == "ok" else None
+    except UsageError as error:
+        problems.append(str(error))
+        return None
+    if seconds_RN is None or len(seconds_RN) != world or np.isnan(seconds_RN).all(axis=1).any():
+        return None
+    return seconds_RN
+
+
+def _synchronises(record: Record) -> bool:
+    """Whether no rank leaves before the last has come: of flows between pairs, durations tell nothing of arrival."""
+    return not any(phase.flows for phase in record.phases)
 
 
 def _largest_cases(records: Sequence[Record]) -> set[str]:
@@ -102,7 +123,8 @@ def rank_figures(found: RankStatistics, places: Places, prefix: str) -> list[Fig
     residuals = residual_figure(
         f"{prefix}rank-residuals", "Every rank, sorted", {"duration": (names, found.residual_R.tolist())}, caption
     )
-    return [residuals, _late_figure(found, names, prefix), *_ecdf_figures(found, prefix)]
+    late = [] if np.isnan(found.late_us_R).all() else [_late_figure(found, names, prefix)]
+    return [residuals, *late, *_ecdf_figures(found, prefix)]
 
 
 def _late_figure(found: RankStatistics, names: list[str], prefix: str) -> Figure:
@@ -124,9 +146,12 @@ def _late_figure(found: RankStatistics, names: list[str], prefix: str) -> Figure
         f"arrival of {len(names)} ranks after the first; "
         f"the last is {names[last]} with {found.late_us_R[last]:.4g} microseconds."
     )
-    caption = "How much later than the first each rank arrived: the median over iterations, then over cases."
+    caption = (
+        "How much later than the first each rank arrived: the median over iterations, then over cases. Rounds of flows "
+        "between pairs are not in it: there the ranks do not wait for each other."
+    )
     layout = {
-        "xaxis": {"title": {"text": "rank"}},
+        "xaxis": {"title": {"text": "rank"}, **whole_ticks(len(names))},
         "yaxis": {"title": {"text": "after the first (us)"}, "rangemode": "tozero"},
     }
     return Figure(
@@ -162,11 +187,13 @@ def _ecdf_figures(found: RankStatistics, prefix: str) -> list[Figure]:
             f"the slowest median is {middle[slowest]:.4g} microseconds on rail {slowest}."
         )
         layout = {
-            "xaxis": {"title": {"text": "duration (us)"}, "type": "log"},
+            "xaxis": log_axis("duration (us)", [float(value) for us in rails.values() for value in us]),
             "yaxis": {"title": {"text": "share of samples (%)"}, "range": [0, 101]},
         }
-        title = f"{visible(case, 80)}: distribution on each rail"
-        caption = "All ranks of a rail and all iterations. A curve to the right is slower."
+        title = f"{found.titles[case]}: distribution on each rail"
+        caption = f"{visible(case, 300)}: all ranks of a rail and all iterations. A curve to the right is slower."
+        if found.variants.get(case, 1) > 1:
+            caption += f" Iterations rotate through {found.variants[case]} schedules; a rank may be idle in some."
         figures.append(
             Figure(id=f"{prefix}ecdf-{place}", title=title, alt=visible(alt), caption=caption, data=data, layout=layout)
         )

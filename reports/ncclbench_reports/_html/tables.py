@@ -1,7 +1,7 @@
 """Tables of the HTML report: text, ready to be shown; sorting and filtering is done in the browser."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ncclbench.units import format_size
@@ -10,16 +10,17 @@ from ncclbench_reports._shared import visible
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A heading, whether what stands below it are numbers, and whether there is room for it on paper."""
+    """A heading, whether numbers or long texts stand below it, and whether there is room for it on paper."""
 
     title: str
     number: bool = False
     paper: bool = True
+    long: bool = False
 
     @property
     def kind(self) -> str:
-        """For the browser: n for numbers, t for text; a capital is for the screen only."""
-        kind = "n" if self.number else "t"
+        """For the browser: n for numbers, t for text, d for text that is folded; a capital is for the screen only."""
+        kind = "n" if self.number else "d" if self.long else "t"
         return kind if self.paper else kind.upper()
 
 
@@ -41,6 +42,12 @@ class DataTable:
     columns: Sequence[TableColumn]
     rows: Sequence[Sequence[str]] = field(default_factory=list)
 
+    def trimmed(self) -> "DataTable":
+        """Without the columns in which no row has anything to say."""
+        kept = [k for k in range(len(self.columns)) if any(row[k] for row in self.rows)]
+        columns = [self.columns[k] for k in kept]
+        return replace(self, columns=columns, rows=[[row[k] for k in kept] for row in self.rows])
+
 
 def number(value: Any) -> str:
     """A figure with six significant digits; nothing where it is not known."""
@@ -53,22 +60,41 @@ _RESULTS = (
     ("case", "case"), ("status", "status"), ("size (B)", "size_bytes"), ("dtype", "dtype"), ("timing", "timing"),
     ("p50 (us)", "p50_us"), ("p50 low (us)", "p50_lo_us"), ("p50 high (us)", "p50_hi_us"), ("p95 (us)", "p95_us"),
     ("p99 (us)", "p99_us"), ("min (us)", "min_us"), ("max (us)", "max_us"), ("skew p50 (us)", "skew_p50_us"),
-    ("n", "n"), ("algbw (GB/s)", "alg_gb_per_s"), ("busbw (GB/s)", "bus_gb_per_s"),
+    ("n", "n"), ("time is", "time_is"), ("algbw (GB/s)", "alg_gb_per_s"), ("busbw (GB/s)", "bus_gb_per_s"),
     ("bottleneck (GB/s)", "bottleneck_gb_per_s"), ("bottleneck (B)", "bottleneck_bytes"), ("wrong", "wrong"),
+    ("path proof", "path_proof"),
     ("reason", "reason"), ("notes", "notes"),
 )  # fmt: skip
 # A page is not wide enough for more than the figures that are quoted; the others are on the screen and in the CSV.
 _SCREEN_ONLY = {
     "dtype", "timing", "p95_us", "min_us", "max_us", "bottleneck_bytes", "bottleneck_gb_per_s", "reason", "notes",
-    "p50_lo_us", "p50_hi_us", "sent_self_bytes", "transport",
+    "p50_lo_us", "p50_hi_us", "sent_self_bytes", "transport", "time_is", "path_proof",
 }  # fmt: skip
-_TEXT = {"run", "case", "status", "dtype", "timing", "reason", "notes", "phase", "transport", "device", "simulated"}
+_TEXT = {
+    "path_proof",
+    "run",
+    "case",
+    "status",
+    "dtype",
+    "timing",
+    "reason",
+    "notes",
+    "phase",
+    "time_is",
+    "transport",
+    "device",
+    "simulated",
+}
 
 
 def results_table(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> DataTable:
     """Every record; with the run's name in front where there are several runs."""
-    columns = [*_where(rows, names), *_RESULTS]
-    return _table("results", "Results", "One row a case; times are of the slowest rank.", columns, rows, names)
+    means = any(row["time_is"] == "mean" for row in rows)
+    columns = [*_where(rows, names), *((head, name) for head, name in _RESULTS if means or name != "time_is")]
+    caption = "One row a case; times are of the slowest rank."
+    if means:
+        caption = "One row a case. Where time is a mean, it is over launches, as the imported log has it."
+    return _table("results", "Results", caption, columns, rows, names)
 
 
 def phases_table(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> DataTable:
@@ -114,7 +140,7 @@ def _table(
         shown = {**row, "run": names.get(row.get("run", ""), row.get("run", ""))}
         cells.append([visible(shown[c] or "") if c in _TEXT else number(shown[c]) for _, c in chosen])
     heads = [TableColumn(head, name not in _TEXT, name not in _SCREEN_ONLY) for head, name in chosen]
-    return DataTable(id=key, title=title, caption=caption, columns=heads, rows=cells)
+    return DataTable(id=key, title=title, caption=caption, columns=heads, rows=cells).trimmed()
 
 
 def size_name(row: dict[str, Any]) -> str:

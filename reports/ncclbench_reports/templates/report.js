@@ -42,27 +42,61 @@
     };
   }
 
+  // ---- legends --------------------------------------------------------------------------------------------------
+  const TITLE_HEIGHT = 62; // of an axis' marks and title
+  const NARROW = 480;
+  const LEGEND_ROW = 20;
+  const SYMBOL_WIDTH = 42; // what plotly draws before a name
+  const pen = document.createElement("canvas").getContext("2d");
+
+  // How wide each entry must be, and how much room all of them take in a plot of this width.
+  function legendOf(spec, width) {
+    const names = spec.data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => trace.name);
+    pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+    const plain = (name) => new DOMParser().parseFromString(name, "text/html").body.textContent;
+    const widest = Math.max(0, ...names.map((name) => pen.measureText(plain(name)).width));
+    const entrywidth = Math.ceil(Math.min(widest + 8, Math.max(80, width - SYMBOL_WIDTH - 24)));
+    const across = Math.max(1, Math.floor((width - 12) / (entrywidth + SYMBOL_WIDTH)));
+    return { entries: names.length, entrywidth, height: 12 + LEGEND_ROW * Math.ceil(names.length / across) };
+  }
+
   // ---- plots ----------------------------------------------------------------------------------------------------
   function layoutOf(spec, canvas) {
     const { square, bars, ...own } = structuredClone(spec.layout);
-    const named = spec.data.filter((trace) => trace.name).length;
-    const width = canvas.clientWidth;
-    let height = 400 + 18 * Math.max(0, Math.ceil(named / Math.max(1, Math.floor(width / 190))) - 1);
+    const legend = legendOf(spec, canvas.clientWidth);
+    const shown = own.showlegend ?? legend.entries > 1;
+    const below = TITLE_HEIGHT + (shown ? legend.height : 0);
+    let inner = 300;
     if (square) {
-      height = Math.max(340, Math.min(620, width));
+      inner = Math.max(260, Math.min(540, canvas.clientWidth - 80));
     }
     if (bars) {
-      height = Math.max(height, 190 + 34 * bars);
+      inner = Math.max(180, (canvas.clientWidth < NARROW ? 46 : 34) * bars);
     }
+    // The legend has its own room below the axis' title, however many rows it needs: it never squeezes the plot.
     const layout = {
-      height, autosize: true, margin: { l: 62, r: 16, t: 10, b: 56 },
+      height: 10 + inner + below, autosize: true, margin: { l: 62, r: 16, t: 10, b: below },
       font: { family: getComputedStyle(document.body).fontFamily, size: 12 },
-      showlegend: named > 1,      hovermode: "closest", hoverlabel: { align: "left" }, dragmode: false, ...own,
-      legend: { orientation: "h", x: 0, xanchor: "left", y: -0.2, yanchor: "top", ...own.legend },
+      showlegend: shown, hovermode: "closest", hoverlabel: { align: "left" }, dragmode: false, ...own,
+      legend: {
+        orientation: "h", x: -0.01, xanchor: "left", y: -TITLE_HEIGHT / inner, yanchor: "top",
+        entrywidthmode: "pixels", entrywidth: legend.entrywidth, ...own.legend,
+      },
     };
+    if (bars && canvas.clientWidth < NARROW) { // names would leave no room for what they name
+      layout.yaxis.ticktext = layout.yaxis.ticktext.map((name) => name.replaceAll(" ", "<br>"));
+    }
+    if (!own.xaxis?.tickvals) {
+      layout.xaxis = { nticks: Math.max(3, Math.floor(canvas.clientWidth / 90)), ...layout.xaxis };
+    }
     for (const axis of ["xaxis", "yaxis"]) {
       layout[axis] = { automargin: true, showline: true, ticks: "outside", ...layout[axis] };
       layout[axis].title = { standoff: 14, ...layout[axis].title };
+    }
+    for (const [name, value] of Object.entries(themed())) { // drawn once, and in the right colours at once
+      const path = name.split(".");
+      const last = path.pop();
+      path.reduce((inside, key) => (inside[key] ??= {}), layout)[last] = value;
     }
     return layout;
   }
@@ -78,20 +112,37 @@
 
   function draw(canvas) {
     const spec = specs[canvas.dataset.figure];
-    const layout = layoutOf(spec, canvas);
-    const config = { responsive: true, displaylogo: false, displayModeBar: false, doubleClick: "reset" };
-    return Plotly.newPlot(canvas, spec.data, layout, config).then(() => {
-      canvas.on("plotly_afterplot", () => scalable(canvas));
-      canvas.dataset.drawn = "yes";
-      return Plotly.relayout(canvas, themed());
+    const config = { displaylogo: false, displayModeBar: false, doubleClick: "reset" };
+    canvas.dataset.width = String(canvas.clientWidth);
+    return Plotly.react(canvas, spec.data, layoutOf(spec, canvas), config).then(() => {
+      if (!canvas.dataset.drawn) {
+        canvas.on("plotly_afterplot", () => scalable(canvas));
+        canvas.dataset.drawn = "yes";
+      }
+      // Only now the margins are known: the legend begins at the left edge and may be as wide as the figure.
+      const { l, w, h } = canvas._fullLayout._size;
+      const place = { "legend.x": -(l - 6) / w, "legend.y": -TITLE_HEIGHT / h };
+      return canvas._fullLayout.showlegend ? Plotly.relayout(canvas, place) : null;
     }).then(() => scalable(canvas)).catch((error) => {
       canvas.textContent = "This plot could not be drawn; its figures are in the tables.";
       console.error(error);
     });
   }
 
+  // Another width needs another height as well (plotly.js would keep to what it finds). Paper scales what is drawn.
+  let settled = 0;
+  window.addEventListener("resize", () => {
+    window.clearTimeout(settled);
+    settled = window.setTimeout(() => {
+      if (!paper && !window.matchMedia("print").matches) {
+        canvases.filter((canvas) => canvas.dataset.width !== String(canvas.clientWidth)).forEach(draw);
+      }
+    }, 80);
+  });
+
   // ---- tables ---------------------------------------------------------------------------------------------------
   const ROWS_AT_ONCE = 100;
+  const FOLDED = 90;
   const words = { FAIL: "bad", wrong: "bad", failed: "bad", timeout: "bad", worse: "bad", PASS: "good", ok: "good", better: "good",
     INCONCLUSIVE: "warn", NOT_RUN: "warn", skipped: "warn", "not comparable": "warn" };
 
@@ -150,13 +201,22 @@
         const cell = row.insertCell();
         const inner = document.createElement("bdi");
         inner.textContent = text;
-        cell.append(inner);
+        cell.append(kinds[k].toLowerCase() === "d" && text.length > FOLDED ? folded(text, inner) : inner);
         cell.classList.add(kinds[k]);
         if (words[text]) {
           cell.classList.add(words[text]);
         }
       });
       return row;
+    }
+
+    // Text too long for a row opens at a click or a key; paper has all of it.
+    function folded(text, inner) {
+      const details = document.createElement("details");
+      const summary = document.createElement("summary");
+      summary.textContent = `${text.slice(0, FOLDED - 20).split("\n")[0]} …`;
+      details.append(summary, inner);
+      return details;
     }
 
     heads.forEach((head, k) => head.querySelector("button").addEventListener("click", () => {
@@ -182,13 +242,17 @@
     });
   }
   wantsDark.addEventListener("change", applyTheme);
+  let closed = []; // what the reader has not opened; paper shows all
   // Ink is dark and paper is white.
   window.addEventListener("beforeprint", () => {
     paper = true;
+    closed = [...document.querySelectorAll("details:not([open])")];
+    closed.forEach((details) => { details.open = true; });
     applyTheme();
   });
   window.addEventListener("afterprint", () => {
     paper = false;
+    closed.forEach((details) => { details.open = false; });
     applyTheme();
   });
   applyTheme();
