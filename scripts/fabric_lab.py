@@ -197,7 +197,7 @@ def _fault_parser(parser: argparse.ArgumentParser) -> None:
 
 def _exec_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", metavar="n1:r0", help="in this namespace only, with no rank variables")
-    parser.add_argument("--mpi", action="store_true", help="under mpiexec, Open MPI's or MPICH's, instead of as torchrun would")
+    parser.add_argument("--mpi", action="store_true", help="under mpiexec (Open MPI or MPICH)")
     parser.add_argument("--port", type=int, default=29500, help="where ranks meet (default: 29500)")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     parser.set_defaults(carry_out=_exec)
