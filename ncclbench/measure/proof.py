@@ -40,7 +40,7 @@ _WRAPS_AT = 1 << 32
 _MOST_SHOWN = 16
 _MOST_MOVED = 256
 # Of TCP segments, over which a NIC is said to lose some; what is sent again by mistake, on a busy machine, is below.
-_LOSSY, _FEWEST_LOST = 0.003, 3
+_LOSSY, _FEWEST_LOST = 0.002, 3
 # All of them are told to rank 0.
 _MOST_CONNECTIONS = 1024
 
@@ -363,7 +363,7 @@ class Repeats:
         return {name: values.tolist() for name, values in vars(self).items()}
 
     def losses(self, counted: Sequence[Counted]) -> list[dict[str, Any]]:
-        """The NICs that lose segments, in a direction: at least 0.3%, to most of their distinct peers.
+        """The NICs that lose segments, in a direction: at least 0.2%, to most of their distinct peers.
 
         What a NIC loses of what it sends, it has to send again itself; what it loses of what it is sent, its peers do.
         The one with most losses is named first, and its flows are put aside, or its peers would be named for it. Where
