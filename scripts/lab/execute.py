@@ -82,6 +82,7 @@ def start_ranks(
     port: int = 29500,
     stdout: int | None = None,
     stderr: int | None = None,
+    plane: int = 0,
 ) -> Ranks:
     """Start `command` in every GPU's namespace, with the variables that torchrun would set.
 
@@ -92,6 +93,7 @@ def start_ranks(
         port: where the ranks meet, on rank 0's control address.
         stdout: as `subprocess.Popen` takes it.
         stderr: as `subprocess.Popen` takes it.
+        plane: over which gloo sends; it uses one interface.
     """
     started: list[subprocess.Popen[bytes]] = []
     try:
@@ -99,7 +101,7 @@ def start_ranks(
             started.append(
                 subprocess.Popen(
                     entering(lab, gpu, command),
-                    env={**os.environ, **(environ or {}), **rank_variables(lab, rank, gpu, port)},
+                    env={**os.environ, **(environ or {}), **rank_variables(lab, rank, gpu, port, plane)},
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
                     stderr=stderr,
@@ -122,9 +124,9 @@ def _entering(space: str, host: str) -> list[str]:
     return ["ip", "netns", "exec", space, "unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]
 
 
-def rank_variables(lab: Lab, rank: int, gpu: Gpu, port: int) -> dict[str, str]:
+def rank_variables(lab: Lab, rank: int, gpu: Gpu, port: int, plane: int = 0) -> dict[str, str]:
     """What torchrun would set, and where gloo sends what is measured and what is not."""
-    nic = next(nic for nic in lab.nics() if nic.gpu == gpu)
+    nic = next(nic for nic in lab.nics() if nic.gpu == gpu and nic.leaf.plane == plane)
     variables = {
         "RANK": str(rank),
         "WORLD_SIZE": str(lab.nodes * lab.rails),
@@ -140,7 +142,7 @@ def rank_variables(lab: Lab, rank: int, gpu: Gpu, port: int) -> dict[str, str]:
     return variables
 
 
-def run_ranks(lab: Lab, command: Sequence[str], port: int = 29500) -> int:
+def run_ranks(lab: Lab, command: Sequence[str], port: int = 29500, plane: int = 0) -> int:
     """Run `command` in every namespace, and wait; Ctrl-C and SIGTERM are passed on to the ranks.
 
     Returns:
@@ -154,7 +156,7 @@ def run_ranks(lab: Lab, command: Sequence[str], port: int = 29500) -> int:
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        ranks.append(start_ranks(lab, command, port=port))
+        ranks.append(start_ranks(lab, command, port=port, plane=plane))
         return one_code(ranks[0].wait())
     finally:
         for number, handler in previous.items():
