@@ -84,7 +84,7 @@ def parse(answer: bytes) -> tuple[list[Connection], bool]:
     Raises:
         OSError: if the answer is an error.
     """
-    found = []
+    found: list[Connection] = []
     at = 0
     while at + 16 <= len(answer):
         length, kind = struct.unpack_from("=IH", answer, at)

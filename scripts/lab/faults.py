@@ -51,7 +51,7 @@ class Cable:
 
 
 def cables(lab: Lab, where: str, name: str) -> list[Cable]:
-    """The cables that a fault at `where` (``nic``, ``node``, ``uplink``, ``spine``, ``nvlink``, ``site``) called `name` is on.
+    """The cables that a fault is on, at the place of kind `where` (one of `WHERE`) that is called `name`.
 
     Raises:
         LabError: if there is no such thing.

@@ -270,9 +270,10 @@ def shape(lab: Lab) -> None:
         batch.add("tc", lab.switches, token_bucket(nic.port, lab.nic_rate, lab.mtu))
     for space, device, _sources in _uplink_ends(lab):
         batch.add("tc", space, *turns(lab, device, lab.spine_rate))
-    for site in lab.site_cables() if lab.site_rate is not None else []:
-        batch.add("tc", lab.switches, token_bucket(site.port, lab.site_rate, lab.mtu))
-        batch.add("tc", lab.spine_space(site.spine), token_bucket("wan", lab.site_rate, lab.mtu))
+    if lab.site_rate is not None:
+        for site in lab.site_cables():
+            batch.add("tc", lab.switches, token_bucket(site.port, lab.site_rate, lab.mtu))
+            batch.add("tc", lab.spine_space(site.spine), token_bucket("wan", lab.site_rate, lab.mtu))
     batch.carry_out()
 
 

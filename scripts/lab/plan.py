@@ -144,7 +144,7 @@ class Uplink:
 
 @dataclass(frozen=True)
 class SiteCable:
-    """The cable between a spine and the network of the sites; `port` is the end of it at `switch`, which is nobody's."""
+    """The cable between a spine and the network of the sites; `port` is its end at `switch`, which stands between."""
 
     site: int
     spine: int
