@@ -108,7 +108,11 @@ def _exec(given: argparse.Namespace) -> int:
         return execute.run_one(lab, lab.gpu(given.on), command)
     if not 0 <= given.plane < lab.planes:
         raise usage(f"--plane is 0 to {lab.planes - 1} in this lab, got {given.plane}")
-    return execute.run_mpi(lab, command) if given.mpi else execute.run_ranks(lab, command, given.port, given.plane)
+    return (
+        execute.run_mpi(lab, command, given.port)
+        if given.mpi
+        else execute.run_ranks(lab, command, given.port, given.plane)
+    )
 
 
 def _status(given: argparse.Namespace) -> None:

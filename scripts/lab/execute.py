@@ -212,6 +212,8 @@ def _open_mpi_options(lab: Lab) -> list[str]:
     options += ["--prtemca", "plm_ssh_no_tree_spawn", "1"]
     # More ranks than cores, and each would spin: they let the others run while they wait.
     options += ["--mca", "mpi_yield_when_idle", "1"]
+    # Beside its own variables it takes none to another host.
+    options += [word for name in ("MASTER_ADDR", "MASTER_PORT") for word in ("-x", name)]
     return [*options, "--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", RAIL_NET]
 
 
@@ -224,17 +226,18 @@ def _mpich_options(lab: Lab) -> list[str]:
     return [*options, *(word for name, value in settings.items() for word in ("-genv", name, value))]
 
 
-def mpi_environ(lab: Lab) -> dict[str, str]:
-    """Variables for `mpi_command`: the lab for the launch agent, and that root may."""
+def mpi_environ(lab: Lab, port: int = 29500) -> dict[str, str]:
+    """Variables for `mpi_command`: the lab for the launch agent, that root may, and where ranks meet."""
     root_may = [f"{tool}_ALLOW_RUN_AS_ROOT{more}" for tool in ("OMPI", "PRTE") for more in ("", "_CONFIRM")]
-    return {**dict.fromkeys(root_may, "1"), "FABRIC_LAB_PREFIX": lab.prefix, "OMP_NUM_THREADS": "1"}
+    meeting = {"MASTER_ADDR": lab.gpus()[0].control_address, "MASTER_PORT": str(port)}
+    return {**dict.fromkeys(root_may, "1"), **meeting, "FABRIC_LAB_PREFIX": lab.prefix, "OMP_NUM_THREADS": "1"}
 
 
-def run_mpi(lab: Lab, command: Sequence[str]) -> int:
+def run_mpi(lab: Lab, command: Sequence[str], port: int = 29500) -> int:
     """Run `command` as MPI ranks, and wait."""
     job = subprocess.Popen(
         mpi_command(lab, command),
-        env={**os.environ, **mpi_environ(lab)},
+        env={**os.environ, **mpi_environ(lab, port)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=_end_with_parent,

@@ -106,12 +106,15 @@ def test_mpi_reads_the_same_matrix_from_the_command_line(library: str, prefix: s
     assert not kernel.processes_of(prefix)
 
 
-def test_a_job_starts_although_a_rail_is_down(prefix: str, tmp_path: Path) -> None:
-    """`fabric_lab.py exec` with gloo, and a NIC that nobody can reach from the first connection on."""
+@pytest.mark.parametrize("transport", ["gloo", "mpi"])
+def test_a_job_starts_although_a_rail_is_down(transport: str, prefix: str, tmp_path: Path) -> None:
+    """`fabric_lab.py exec` with gloo and Open MPI, and a NIC that nobody can reach from the first connection on."""
     lab = Lab(prefix=prefix, nodes=2, rails=2)
     kernel.make(lab)
     faults.inject(lab, [], "nic", "n1:r0", "down")
-    done = command_line(lab, tmp_path, f"run cross_rail same_rail -b {NBYTES} -e {NBYTES} -n 6 -w 1 --transport gloo")
+    how = ["--mpi"] if transport == "mpi" else []
+    line = f"run cross_rail same_rail -b {NBYTES} -e {NBYTES} -n 6 -w 1 --transport {transport}"
+    done = command_line(lab, tmp_path, line, *how)
     assert done.returncode == 3, done.stderr[-2000:]
     cross, same = read_run(tmp_path / "run").records
     # With one peer on the other rail and one on its own, either end may be the dead one; both cases name rank 2.
@@ -122,7 +125,7 @@ def test_a_job_starts_although_a_rail_is_down(prefix: str, tmp_path: Path) -> No
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert "'NCCLBENCH_CONTROL_IFNAME': 'ctl'" in str(manifest["provenance"])
     assert [rank["host"] for rank in manifest["ranks"]] == ["n0", "n0", "n1", "n1"]
-    assert manifest["provenance"]["launcher"] == "torchrun"
+    assert manifest["provenance"]["launcher"] == {"gloo": "torchrun", "mpi": "openmpi"}[transport]
     assert not kernel.processes_of(prefix)
 
 
