@@ -14,6 +14,8 @@ import pytest
 from tests.lab.conftest import NBYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.lab.conftest import Flows, StayingJob
 
 pytestmark = [pytest.mark.lab, pytest.mark.ranks]
@@ -25,6 +27,18 @@ WHOLE = 0.75 * NIC_MBIT
 def rank(job: StayingJob, name: str) -> int:
     gpu = job.lab.gpu(name)
     return gpu.node * job.lab.rails + gpu.rail
+
+
+def settled(measure: Callable[[], Flows], check: Callable[[Flows], None]) -> None:
+    """The check holds for one of three measurements: a busy machine slows any flow, and a fault stays until healed."""
+    for _ in range(2):
+        flows = measure()
+        try:
+            check(flows)
+        except AssertionError:
+            continue
+        return
+    check(measure())
 
 
 def only_these_are_slow(flows: Flows, culprits: dict[tuple[str, int], tuple[float, float]]) -> None:
@@ -43,26 +57,33 @@ def test_ranks_see_their_nodes_and_a_healthy_fabric_is_even(staged: StayingJob) 
         (a, b) for a in range(len(lab.gpus())) for b in range(len(lab.gpus())) if a // lab.rails != b // lab.rails
     }
     assert set(flows.mbit) == between_nodes, "every pair of GPUs on two nodes was measured"
-    only_these_are_slow(flows, {})
+    settled(staged.measure, lambda flows: only_these_are_slow(flows, {}))
 
 
 def test_a_spine_at_one_third_is_one_third_in_the_matrix(staged: StayingJob) -> None:
     staged.break_it("spine", "spine0", "rate", f"{staged.at_once * NIC_MBIT / 3:g}mbit")
-    matrix = staged.measure(nbytes=2 * NBYTES).matrix()
-    same, cross = np.diag(matrix), matrix[~np.eye(len(matrix), dtype=bool)]
-    assert np.all(same >= WHOLE), matrix
-    assert np.all(np.abs(cross - NIC_MBIT / 3) <= 0.15 * NIC_MBIT / 3), matrix
+
+    def check(flows: Flows) -> None:
+        matrix = flows.matrix()
+        same, cross = np.diag(matrix), matrix[~np.eye(len(matrix), dtype=bool)]
+        assert np.all(same >= WHOLE), matrix
+        assert np.all(np.abs(cross - NIC_MBIT / 3) <= 0.15 * NIC_MBIT / 3), matrix
+
+    settled(lambda: staged.measure(nbytes=2 * NBYTES), check)
 
 
 def test_a_slow_nic_shows_at_its_own_ends(staged: StayingJob) -> None:
     staged.break_it("nic", "n1:r0", "rate", "50%")
     slow = rank(staged, "n1:r0")
-    only_these_are_slow(staged.measure(), {("send", slow): (40, 60), ("receive", slow): (40, 60)})
+    settled(
+        staged.measure,
+        lambda flows: only_these_are_slow(flows, {("send", slow): (40, 60), ("receive", slow): (40, 60)}),
+    )
 
 
 def test_send_and_receive_are_told_apart(staged: StayingJob) -> None:
     staged.break_it("nic", "n1:r0", "rate", "50%", ("send",))
-    only_these_are_slow(staged.measure(), {("send", rank(staged, "n1:r0")): (40, 60)})
+    settled(staged.measure, lambda flows: only_these_are_slow(flows, {("send", rank(staged, "n1:r0")): (40, 60)}))
 
 
 def test_a_nic_that_loses_one_packet_in_a_hundred_is_named(staged: StayingJob) -> None:
@@ -87,34 +108,44 @@ def test_a_delayed_nic_shows_at_its_own_ends(staged: StayingJob) -> None:
     staged.break_it("nic", "n1:r1", "delay", "25ms")
     late = rank(staged, "n1:r1")
     # 21 ms on the wire and 25 ms under way.
-    only_these_are_slow(staged.measure(), {("send", late): (0.1, 55), ("receive", late): (0.1, 55)})
+    settled(
+        staged.measure,
+        lambda flows: only_these_are_slow(flows, {("send", late): (0.1, 55), ("receive", late): (0.1, 55)}),
+    )
 
 
 def test_a_slow_uplink_is_a_row_of_the_matrix_and_no_nic(staged: StayingJob) -> None:
     # What leaves the spine for leaf0 is whole.
     staged.break_it("uplink", "leaf0", "rate", f"{staged.at_once * NIC_MBIT / 3:g}mbit", ("receive",))
-    same = staged.same_rail()
-    matrix = staged.flows(same, staged.cross_rail()).matrix()
-    assert np.all(matrix[0, 1:] <= 45), matrix
-    whole = np.ones_like(matrix, dtype=bool)
-    whole[0, 1:] = False
-    assert np.all(matrix[whole] >= WHOLE), matrix
-    only_these_are_slow(staged.flows(same), {})
+
+    def check(flows: Flows) -> None:
+        matrix = flows.matrix()
+        assert np.all(matrix[0, 1:] <= 45), matrix
+        whole = np.ones_like(matrix, dtype=bool)
+        whole[0, 1:] = False
+        assert np.all(matrix[whole] >= WHOLE), matrix
+
+    settled(staged.measure, check)
+    settled(lambda: staged.flows(staged.same_rail()), lambda flows: only_these_are_slow(flows, {}))
 
 
 def test_all_nics_of_a_node_are_named_once_their_flows_are_put_aside(staged: StayingJob) -> None:
     lab = staged.lab
     staged.break_it("node", "n1", "rate", "40%")
-    flows = staged.measure()
-    ends, culprits = flows.endpoints(), {rank(staged, f"n1:r{r}") for r in range(lab.rails)}
-    if lab.nodes == 2:  # every flow has one end on each node: nothing tells which it is, and nothing may seem to
-        assert all(mbit <= 50 for mbit in ends.values()), ends
-        return
-    worst = sorted(ends, key=lambda end: ends[end])[: 2 * lab.rails]
-    assert {number for _, number in worst} == culprits, ends
-    assert all(mbit <= 50 for (_, number), mbit in ends.items() if number in culprits), ends
-    # Half of everybody's peers are on that node; without them, nobody else is slow.
-    assert all(mbit >= WHOLE for mbit in flows.endpoints(without=culprits).values()), flows.mbit
+    culprits = {rank(staged, f"n1:r{r}") for r in range(lab.rails)}
+
+    def check(flows: Flows) -> None:
+        ends = flows.endpoints()
+        if lab.nodes == 2:  # every flow has one end on each node: nothing tells which it is, and nothing may seem to
+            assert all(mbit <= 50 for mbit in ends.values()), ends
+            return
+        worst = sorted(ends, key=lambda end: ends[end])[: 2 * lab.rails]
+        assert {number for _, number in worst} == culprits, ends
+        assert all(mbit <= 50 for (_, number), mbit in ends.items() if number in culprits), ends
+        # Half of everybody's peers are on that node; without them, nobody else is slow.
+        assert all(mbit >= WHOLE for mbit in flows.endpoints(without=culprits).values()), flows.mbit
+
+    settled(staged.measure, check)
 
 
 def test_the_nvlink_of_a_node_shows_inside_the_node_only(staged: StayingJob) -> None:
@@ -125,7 +156,7 @@ def test_the_nvlink_of_a_node_shows_inside_the_node_only(staged: StayingJob) -> 
     others = staged.lab.rails - 1
     assert seconds[1] >= 0.9 * others * (4 * NBYTES / staged.lab.rails) * 8 / 20e6, seconds
     assert all(each < seconds[1] / 2 for k, each in enumerate(seconds) if k != 1), seconds
-    only_these_are_slow(staged.measure(), {})
+    settled(staged.measure, lambda flows: only_these_are_slow(flows, {}))
 
 
 def test_a_rail_that_is_down_is_named_and_the_others_are_reported(staged: StayingJob) -> None:
