@@ -224,4 +224,4 @@ def test_modes_differ_on_purpose_and_in_nothing_else(
 
     subject: Any = Subject()
     subject.run = run
-    assert bool(drift._between_starts(subject)) == drifts
+    assert bool(drift._between_starts(subject, [])) == drifts

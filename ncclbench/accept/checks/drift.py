@@ -1,6 +1,6 @@
 """Versions and settings that differ between ranks, or between process starts, or are not what the profile wants."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ncclbench.accept.facts import matches_any, shown_ranks, software_of
