@@ -19,6 +19,7 @@ import msgspec
 
 from ncclbench.buffers import Cache, Kind
 from ncclbench.errors import UsageError
+from ncclbench.modes import Mode, ModeEntry, mode_of_case, mode_of_start, read_modes
 from ncclbench.registry import load, unknown
 from ncclbench.schedule.case import Case, Params, Timing, convert_params, non_default
 from ncclbench.schedule.dtypes import dtype_of
@@ -61,10 +62,12 @@ class Settings:
 class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One ``[[case]]`` of a plan, and ``[defaults]``, which may set any of the same keys.
 
-    Sizes are either `bytes`, one or a list, or the sweep `min_bytes` to `max_bytes` by `factor`.
+    Sizes are either `bytes`, one or a list, or the sweep `min_bytes` to `max_bytes` by `factor`. `mode` names the
+    ``[[mode]]`` whose process starts measure the case; by default it is the first that fits.
     """
 
     pattern: str | None = None
+    mode: str | None = None
     bytes: Size | list[Size] | None = None
     min_bytes: Size | None = None
     max_bytes: Size | None = None
@@ -88,33 +91,64 @@ class PlanFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     name: str
     starts: int = 1
     seed: int = 0
+    mode: list[ModeEntry] = []
     defaults: Entry = msgspec.field(default_factory=Entry)
     case: list[Entry] = []
 
 
 @dataclass(frozen=True)
 class PlannedCase:
-    """A case, and how it is to be measured."""
+    """A case, how it is to be measured, and in process starts of which mode (None in a plan without modes)."""
 
     case: Case
     settings: Settings
+    mode: str | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is going to measure, in order."""
+    """What a run is going to measure, in order.
+
+    Attributes:
+        name: as in the manifest.
+        cases: of all modes.
+        starts: how often each case is measured, each time by other processes.
+        modes: see `ncclbench.modes`.
+    """
 
     name: str
     cases: tuple[PlannedCase, ...]
     starts: int = 1
+    modes: tuple[Mode, ...] = ()
+
+    @property
+    def process_starts(self) -> int:
+        """How many process starts all of it takes."""
+        return self.starts * max(1, len(self.modes))
+
+    def mode_of(self, start: int) -> Mode | None:
+        """The mode of process start `start`, counted from 0."""
+        return mode_of_start(self.modes, start)
+
+    def elsewhere(self, start: int) -> set[str]:
+        """The ids of the cases that process starts of other modes measure."""
+        mode = self.mode_of(start)
+        return {planned.case.id for planned in self.cases if mode and planned.mode != mode.name}
 
     def as_record(self) -> dict[str, Any]:
         """Plain data for the manifest; a resumed run must have the same."""
         return {
             "name": self.name,
             "starts": self.starts,
+            **({"modes": [mode.as_record() for mode in self.modes]} if self.modes else {}),
             "cases": [
-                {"id": p.case.id, **msgspec.to_builtins(p.case), "settings": vars(p.settings)} for p in self.cases
+                {
+                    "id": p.case.id,
+                    **msgspec.to_builtins(p.case),
+                    **({"mode": p.mode} if p.mode else {}),
+                    "settings": vars(p.settings),
+                }
+                for p in self.cases
             ],
         }
 
@@ -180,8 +214,15 @@ def parse_plan(text: str, source: str, overrides: Mapping[str, Any] | None = Non
     missing = [name for name in wanted if name not in {entry.pattern for entry in entries}]
     if missing:
         raise UsageError(f"{source} has no case of {', '.join(missing)}")
-    made = make_plan(plan.name, entries, plan.defaults, source, seed=plan.seed, overrides=overrides)
-    return replace(made, starts=plan.starts)
+    modes = read_modes(plan.mode, source)
+    made = make_plan(plan.name, entries, plan.defaults, source, seed=plan.seed, overrides=overrides, modes=modes)
+    used = {planned.mode for planned in made.cases}
+    idle = [mode.name for mode in modes if mode.name not in used]
+    if idle and not wanted:
+        raise UsageError(
+            f"{source}: mode {idle[0]!r} has no case: name it in one with mode = {idle[0]!r}, or leave it out"
+        )
+    return replace(made, starts=plan.starts, modes=tuple(mode for mode in modes if mode.name in used))
 
 
 def make_plan(
@@ -192,6 +233,7 @@ def make_plan(
     *,
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
+    modes: tuple[Mode, ...] = (),
 ) -> Plan:
     """Expand `entries` into cases.
 
@@ -200,7 +242,9 @@ def make_plan(
     """
     planned: list[PlannedCase] = []
     for k, entry in enumerate(entries):
-        planned += _expand(entry, defaults, f"{source}: case[{k}]", {"seed": seed, **(overrides or {})})
+        expanded = _expand(entry, defaults, f"{source}: case[{k}]", {"seed": seed, **(overrides or {})})
+        asked = _first_or_none(entry.mode, defaults.mode)
+        planned += [_in_mode(item, asked, modes, f"{source}: case[{k}]") for item in expanded]
         if len(planned) > _MOST_CASES:
             raise UsageError(f"{source}: more than {_MOST_CASES} cases")
     if not planned:
@@ -211,6 +255,15 @@ def make_plan(
             raise UsageError(f"{source}: {item.case.id} stands twice")
         seen.add(item.case.id)
     return Plan(name, tuple(planned))
+
+
+def _in_mode(planned: PlannedCase, asked: str | None, modes: tuple[Mode, ...], where: str) -> PlannedCase:
+    """The case, in the mode that measures it."""
+    asks = getattr(load("patterns", planned.case.pattern), "needs", None) if modes else None
+    try:
+        return replace(planned, mode=mode_of_case(planned.case, asks(planned.case) if asks else None, asked, modes))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
 def _refuse_unknown_keys(raw: dict[str, Any], source: str) -> None:
@@ -224,6 +277,12 @@ def _refuse_unknown_keys(raw: dict[str, Any], source: str) -> None:
     for path, section in sections:
         if isinstance(section, dict):
             _check_keys(section, Entry, source, f"{path}.")
+    modes = raw.get("mode", [])
+    if not isinstance(modes, list):
+        raise UsageError(f"{source}: mode must be a list: write [[mode]], not [mode]")
+    for k, mode in enumerate(modes):
+        if isinstance(mode, dict):
+            _check_keys(mode, ModeEntry, source, f"mode[{k}].")
 
 
 def _check_keys(section: dict[str, Any], kind: type[msgspec.Struct], source: str, path: str) -> None:
@@ -291,6 +350,10 @@ def _combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
     """One set of parameters for each choice from those that are given as lists."""
     choices = [[(name, value) for value in _listed(values)] for name, values in params.items()]
     return [dict(chosen) for chosen in itertools.product(*choices)]
+
+
+def _first_or_none(*levels: Any) -> Any:
+    return next((level for level in levels if level is not None), None)
 
 
 def _first(*levels: Any) -> Any:

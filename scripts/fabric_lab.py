@@ -106,7 +106,13 @@ def _exec(given: argparse.Namespace) -> int:
         raise usage("--on runs one process, --mpi all of them: leave one out")
     if given.on:
         return execute.run_one(lab, lab.gpu(given.on), command)
-    return execute.run_mpi(lab, command) if given.mpi else execute.run_ranks(lab, command, given.port)
+    if not 0 <= given.plane < lab.planes:
+        raise usage(f"--plane is 0 to {lab.planes - 1} in this lab, got {given.plane}")
+    return (
+        execute.run_mpi(lab, command, given.port)
+        if given.mpi
+        else execute.run_ranks(lab, command, given.port, given.plane)
+    )
 
 
 def _status(given: argparse.Namespace) -> None:
@@ -184,6 +190,7 @@ def _fault_parser(parser: argparse.ArgumentParser) -> None:
         ("uplink", "leaf0[:spine0]", "what leads from a leaf to its spines"),
         ("spine", "spine0", "all ports of a spine"),
         ("nvlink", "n1", "the NVLink of a node"),
+        ("site", "a[:spine0]", "what leads from a site to the others"),
     ):
         where.add_argument(f"--{name}", metavar=metavar, help=words)
     kind = parser.add_mutually_exclusive_group(required=True)
@@ -197,7 +204,8 @@ def _fault_parser(parser: argparse.ArgumentParser) -> None:
 
 def _exec_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", metavar="n1:r0", help="in this namespace only, with no rank variables")
-    parser.add_argument("--mpi", action="store_true", help="under Open MPI's mpiexec instead of as torchrun would")
+    parser.add_argument("--mpi", action="store_true", help="under mpiexec (Open MPI or MPICH)")
+    parser.add_argument("--plane", type=int, default=0, help="over which gloo sends (default: 0); MPI uses all")
     parser.add_argument("--port", type=int, default=29500, help="where ranks meet (default: 29500)")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     parser.set_defaults(carry_out=_exec)

@@ -111,6 +111,12 @@ def _complete(kind: str) -> Any:
     "-o", "--out", type=click.Path(path_type=Path), metavar="RUN", help="The run directory.  [default: runs/PLAN-TIME]"
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in -o: finished cases are kept.")
+@click.option(
+    "--process-start",
+    type=int,
+    metavar="N",
+    help="Make this one of the plan's process starts, from 1.  [default: all, or under a launcher the next]",
+)
 @click.option("--dry-run", is_flag=True, help="Show the cases, their memory and a guess of the time; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one compact JSON object.")
 def command(**options: Any) -> None:
@@ -144,9 +150,12 @@ def execute(options: dict[str, Any]) -> Exit:
             shows the results itself, are those of the ranks.
     """
     from ncclbench.launch.detect import OWN_START, detect
+    from ncclbench.launch.starts import own_start, refuse_start, start_in_words, start_of_rank
+    from ncclbench.modes import entered
     from ncclbench.plan import Plan
 
     plan: Plan = _plan(options)
+    refuse_start(plan, options["process_start"])
     seat = detect(os.environ)
     transport = _choose_transport(options["transport"], seat.launcher if seat else None)
     if options["dry_run"]:
@@ -162,9 +171,14 @@ def execute(options: dict[str, Any]) -> Exit:
         raise UsageError(f"--nproc is for a start without a launcher; {seat.launcher} has started this job")
     from ncclbench.launch.session import join_and_run
 
-    code = join_and_run(_job(plan, transport, out, options), seat, options["timeout"] or _DEFAULT_TIMEOUT)
-    if plan.starts > 1 and seat.rank == 0:
-        _ask_for_next_start(out, seat.launcher)
+    start = start_of_rank(plan, out, resume=options["resume"], asked=options["process_start"])
+    mode = plan.mode_of(start or 0)
+    if mode is not None and seat.rank == 0 and own_start(os.environ) is None:
+        click.echo(start_in_words(start or 0, plan.process_starts, mode), err=True)
+    with entered(mode):
+        code = join_and_run(_job(plan, transport, out, options, start), seat, options["timeout"] or _DEFAULT_TIMEOUT)
+    if plan.process_starts > 1 and seat.rank == 0 and own_start(os.environ) is None:
+        _ask_for_next_start(plan, out, seat.launcher)
     return code
 
 
@@ -249,13 +263,13 @@ def _nproc(options: dict[str, Any]) -> int:
     return nproc
 
 
-def _job(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Any:
+def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: int | None) -> Any:
     from ncclbench.cli.live import listener_for
     from ncclbench.launch.book import Job
     from ncclbench.launch.starts import own_start
 
-    start = own_start(os.environ)
-    listener = listener_for(as_json=options["as_json"], of_several=start is not None or bool(options.get("arguments")))
+    has_parent = own_start(os.environ) is not None or bool(options.get("arguments"))
+    listener = listener_for(as_json=options["as_json"], of_several=has_parent)
     return Job(
         plan=plan,
         transport=transport,
@@ -278,19 +292,22 @@ def _topology_file(options: dict[str, Any]) -> Any:
 
 
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
-    from ncclbench.launch.starts import own_start
+    from ncclbench.launch.starts import own_start, start_of_rank
+    from ncclbench.modes import entered
     from ncclbench.store.directory import check_target
 
     nproc = _nproc(options)
     check_target(out, resume=options["resume"] or bool(own_start(os.environ)))
     if transport not in ("nccl", "cupy_nccl"):  # a GPU's memory is asked for where the GPU is
         _refuse_too_large(plan, _planned_topology(nproc, options), _THREADS_MEMORY if transport == "threads" else 1)
-    if (plan.starts > 1 or options.get("arguments")) and own_start(os.environ) is None:
+    if (plan.process_starts > 1 or options.get("arguments")) and own_start(os.environ) is None:
         return _make_starts(plan, transport, out, options, nproc)
     if transport == "threads":
         from ncclbench.launch.session import play_ranks
 
-        return play_ranks(_job(plan, transport, out, options), nproc)
+        start = start_of_rank(plan, out, resume=options["resume"], asked=options["process_start"])
+        with entered(plan.mode_of(start or 0)):
+            return play_ranks(_job(plan, transport, out, options, start), nproc)
     return _start_ranks(transport, out, nproc, options)
 
 
@@ -319,8 +336,10 @@ def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], 
             return in_own_process([*_arguments(options), "--transport", transport, "--out", str(out)])
         return _start_ranks(transport, out, nproc, options)
 
-    first = first_start(out, resume=options["resume"])
-    code = make_starts(out, first, plan.starts, one, lambda text: click.echo(text, err=True))
+    first, end = first_start(out, resume=options["resume"]), plan.process_starts
+    if options["process_start"] is not None:
+        first, end = options["process_start"] - 1, options["process_start"]
+    code = make_starts(out, first, end, one, lambda text: click.echo(text, err=True), plan)
     try:
         records = list(read_run(out).records)
     except NcclbenchError:  # no start came so far as to write anything, and each has said why
@@ -330,15 +349,16 @@ def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], 
     return code
 
 
-def _ask_for_next_start(out: Path, launcher: str) -> None:
+def _ask_for_next_start(plan: Any, out: Path, launcher: str) -> None:
     """Under a launcher, which starts processes once: the command that makes the next of the declared starts."""
-    from ncclbench.launch.starts import next_command
+    from ncclbench.launch.starts import next_command, start_in_words
     from ncclbench.store.directory import read_run
 
     run = read_run(out)
     if run.open_start is not None and launcher != "local":
-        command = next_command(launcher, sys.argv[1:], out, os.environ)
-        which = f"process start {run.open_start + 1} of {run.declared_starts}"
+        said = run.open_start if plan.modes and sys.argv[1:2] == ["run"] else None
+        command = next_command(launcher, sys.argv[1:], out, os.environ, said)
+        which = start_in_words(run.open_start, run.declared_starts, plan.mode_of(run.open_start))
         click.echo(f"{which} is still to be made: {command}", err=True)
 
 
@@ -374,13 +394,15 @@ def _sizes(plan: Any, topology: Any) -> list[tuple[Any, int, str]]:
     return found
 
 
-def _wrong_start(case: Any, transport: str) -> str:
-    """Why this process, as it was started, could not measure the case; "" if it could."""
+def _wrong_start(planned: Any, plan: Any, transport: str) -> str:
+    """Why the processes, as they will be started, could not measure the case; "" if they could."""
     from ncclbench.measure.needs import why_not
     from ncclbench.registry import load
 
-    module = load("patterns", case.pattern)
-    return why_not(case, module.needs(case), transport, os.environ, sys.argv[1:]) if hasattr(module, "needs") else ""
+    case, module = planned.case, load("patterns", planned.case.pattern)
+    set_by_mode = next((dict(mode.variables) for mode in plan.modes if mode.name == planned.mode), {})
+    environ = {**os.environ, **set_by_mode}
+    return why_not(case, module.needs(case), transport, environ, sys.argv[1:]) if hasattr(module, "needs") else ""
 
 
 def _dry_run(plan: Any, transport: str, topology: Any, *, speaks: bool, as_json: bool) -> Exit:
@@ -388,7 +410,7 @@ def _dry_run(plan: Any, transport: str, topology: Any, *, speaks: bool, as_json:
 
     # All of it before a word is said: an error must not come after half an answer.
     found, nproc = _sizes(plan, topology), topology.world_size
-    sizes = [(planned, memory, unable or _wrong_start(planned.case, transport)) for planned, memory, unable in found]
+    sizes = [(planned, memory, unable or _wrong_start(planned, plan, transport)) for planned, memory, unable in found]
     seconds = [0.0 if reason else estimate_seconds(planned, memory) for planned, memory, reason in sizes]
     if speaks and as_json:
         click.echo(_dry_run_json(plan, transport, nproc, sizes, seconds))
@@ -401,23 +423,42 @@ def _dry_run_json(plan: Any, transport: str, nproc: int, sizes: list[Any], secon
     import json
 
     cases = [
-        {"case": planned.case.id, "memory_bytes": memory, "seconds": each, "skipped": reason or None}
+        {
+            "case": planned.case.id,
+            **({"mode": planned.mode} if planned.mode else {}),
+            "memory_bytes": memory,
+            "seconds": each,
+            "skipped": reason or None,
+        }
         for (planned, memory, reason), each in zip(sizes, seconds, strict=True)
     ]
     summary: dict[str, Any] = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
-    named = {"plan": plan.name, "transport": transport, "world_size": nproc, "seconds": sum(seconds), "cases": cases}
-    return json.dumps({**summary, **named}, separators=(",", ":"))
+    named = {"plan": plan.name, "transport": transport, "world_size": nproc, "seconds": plan.starts * sum(seconds)}
+    starts = [getattr(plan.mode_of(start), "name", None) for start in range(plan.process_starts)]
+    return json.dumps({**summary, **named, "starts": starts, "cases": cases}, separators=(",", ":"))
 
 
 def _dry_run_table(plan: Any, transport: str, nproc: int, sizes: list[Any], seconds: list[float]) -> str:
     from ncclbench.units import format_bytes, format_seconds
 
     lines = [
-        f"plan {plan.name}: {len(plan.cases)} cases on {nproc} ranks over {transport}; nothing is started\n",
-        f"{'memory/rank':>12}  {'about':>8}  case",
+        f"plan {plan.name}: {len(plan.cases)} cases on {nproc} ranks over {transport}; nothing is started",
+        *_starts_planned(plan),
+        f"\n{'memory/rank':>12}  {'about':>8}  {'mode       ' if plan.modes else ''}case",
     ]
     for (planned, memory, reason), each in zip(sizes, seconds, strict=True):
         note = f"  (would be skipped: {reason})" if reason else ""
-        lines.append(f"{format_bytes(memory):>12}  {format_seconds(each):>8}  {planned.case.id}{note}")
-    lines.append(f"\nabout {format_seconds(sum(seconds))} in all: a guess from 100 us and 1 GB/s an iteration")
+        mode = f"{planned.mode:<9}  " if plan.modes else ""
+        lines.append(f"{format_bytes(memory):>12}  {format_seconds(each):>8}  {mode}{planned.case.id}{note}")
+    total = format_seconds(plan.starts * sum(seconds))
+    lines.append(f"\nabout {total} in all: a guess from 100 us and 1 GB/s an iteration")
     return "\n".join(lines)
+
+
+def _starts_planned(plan: Any) -> list[str]:
+    """A line for each mode, where the plan has any: which process starts are of it."""
+    if not plan.modes:
+        return [f"each in {plan.starts} process starts"] if plan.starts > 1 else []
+    count = len(plan.modes)
+    numbers = {k: ", ".join(str(1 + k + n * count) for n in range(plan.starts)) for k in range(count)}
+    return [f"process start {numbers[k]}: {mode.in_words}" for k, mode in enumerate(plan.modes)]

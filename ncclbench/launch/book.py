@@ -99,22 +99,24 @@ class Book:
         self._lock = threading.RLock()
 
     def open(self, manifest: Mapping[str, Any]) -> set[str]:
-        """Open the run directory; the ids of the cases that are already finished."""
+        """Open the run directory; the ids of the cases that this start need not measure."""
         job = self.job
         self._heed(manifest)
         if job.resume or self.start > 0:
             self.writer = RunWriter.resume(self.out, manifest)
             run = read_run(self.out)
             if job.start is None:
-                self.start = run.open_start if run.open_start is not None else job.plan.starts - 1
+                self.start = run.open_start if run.open_start is not None else job.plan.process_starts - 1
             self.records = [r for r in run.records if r.status in FINISHED and not wrongly_started(r)]
         else:
             self.writer, run = RunWriter.create(self.out, manifest), None
         finished = {record.case for record in self.records if record.start == self.start}
+        elsewhere = job.plan.elsewhere(self.start)
         begun = run is not None and any(e["kind"] == "start" and e.get("start", 0) == self.start for e in run.events)
         self.writer.event(
             "resume" if begun else "start",
             start=self.start,
+            **({"mode": self.mode} if self.mode else {}),
             finished=len(finished),
             command=job.command,
             pids=[rank["pid"] for rank in manifest.get("ranks", [])],
@@ -122,8 +124,14 @@ class Book:
         )
         if run is not None:
             self._warn_of_lost_samples()
-        job.listener.started(self.out, len(job.plan.cases), len(finished), manifest)
-        return finished
+        job.listener.started(self.out, len(job.plan.cases) - len(elsewhere), len(finished), manifest)
+        return finished | elsewhere
+
+    @property
+    def mode(self) -> str | None:
+        """The mode of this process start."""
+        mode = self.job.plan.mode_of(self.start)
+        return mode.name if mode else None
 
     def _heed(self, manifest: Mapping[str, Any]) -> None:
         """What the record of a case that nobody finished says of the run."""
@@ -152,15 +160,19 @@ class Book:
         samples = measured.samples
         labels, seconds = (samples.labels, samples.seconds_RNK) if samples else (None, None)
         with self._writing() as writer:
-            record = writer.append(msgspec.structs.replace(measured.record, start=self.start), labels, seconds)
+            record = writer.append(self._of_this_start(measured.record), labels, seconds)
             self._current = None
             self.records.append(record)
         self.job.listener.finished(record)
 
+    def _of_this_start(self, record: Record) -> Record:
+        return msgspec.structs.replace(record, start=self.start, mode=self.mode)
+
     def end(self) -> Exit:
         """All cases are done."""
         code = worst(_EXIT_OF_STATUS.get(record.status, Exit.GOOD) for record in self.records)
-        error = _nothing_measured(self.records)
+        more_to_come = self.job.plan.modes and self.start + 1 < self.job.plan.process_starts
+        error = None if more_to_come else _nothing_measured(self.records)
         code = Exit.INCONCLUSIVE if error else code
         with self._writing() as writer:
             writer.event("end", start=self.start, exit_code=int(code))
@@ -217,14 +229,10 @@ class Book:
     def _store(self, writer: RunWriter, fault: Fault) -> None:
         """The record in progress, what happened, and the end."""
         if self._current is not None:
-            record = msgspec.structs.replace(
-                base_record(
-                    self._current.case, self.job.transport, self.world_size, self._started, fault.status, fault.reason
-                ),
-                ranks=list(fault.ranks),
-                start=self.start,
-                staged=self.staged,
+            base = base_record(
+                self._current.case, self.job.transport, self.world_size, self._started, fault.status, fault.reason
             )
+            record = msgspec.structs.replace(self._of_this_start(base), ranks=list(fault.ranks), staged=self.staged)
             writer.append(record)
             self.records.append(record)
         writer.event("lost", start=self.start, ranks=list(fault.ranks), reason=fault.reason)

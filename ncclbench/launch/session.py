@@ -204,6 +204,8 @@ def _refuse_disagreement(job: Job, transport: Transport) -> None:
     plan = hashlib.sha256(msgspec.json.encode(job.plan.as_record())).hexdigest()[:16]
     mine = {"ncclbench": __version__, "plan": plan, "world size": transport.world_size}
     mine["topology file"] = job.topology.sha256[:16] if job.topology else "none"
+    if job.plan.modes:  # what a library has read it keeps
+        mine["process start"] = (job.start or 0) + 1
     views = [msgspec.json.decode(text) for text in all_gather_text(transport.control, _text(mine))]
     for rank, view in enumerate(views):
         for key, value in view.items():

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from ncclbench.errors import Exit, NcclbenchError, worst
+from ncclbench.errors import Exit, NcclbenchError, UsageError, worst
 from ncclbench.launch.signals import SIGNALS
+from ncclbench.modes import Mode
+from ncclbench.plan import Plan
 from ncclbench.store.directory import Run, read_run
 
 # Set for the processes of a start that a parent of ours makes: which of the declared starts it is, from 0.
@@ -31,20 +33,31 @@ def own_start(environ: Mapping[str, str]) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def make_starts(out: Path, first: int, starts: int, one: Callable[[], Exit], say: Callable[[str], None]) -> Exit:
+def make_starts(
+    out: Path,
+    first: int,
+    starts: int,
+    one: Callable[[], Exit],
+    say: Callable[[str], None],
+    plan: Plan | None = None,
+) -> Exit:
     """Make the process starts `first` to `starts` - 1 of the run in `out`; the most severe of what they end in.
 
     Args:
         out: the run directory.
         first: the start to begin with, above 0 when a run is resumed.
-        starts: how many the plan declares.
+        starts: where to end: how many the plan declares, if all are to be made.
         one: makes one start, whose number its processes find in their environment.
         say: tells the user where it stands.
+        plan: tells how many starts there are in all, and of which mode each is; its processes see to that themselves.
     """
     codes = []
     try:
         for start in range(first, starts):
-            say(f"process start {start + 1} of {starts}")
+            if start > first and _is_finished(out, start):
+                continue  # a resumed run need not have stopped at its last start
+            total, mode = (plan.process_starts, plan.mode_of(start)) if plan else (starts, None)
+            say(start_in_words(start, total, mode))
             os.environ[START] = str(start)
             codes.append(one())
             if _was_stopped(out):
@@ -52,6 +65,57 @@ def make_starts(out: Path, first: int, starts: int, one: Callable[[], Exit], say
     finally:
         os.environ.pop(START, None)
     return worst(codes)
+
+
+def start_in_words(start: int, starts: int, mode: Mode | None) -> str:
+    """Which process start of how many, and how its processes are started; `start` counts from 0."""
+    return f"process start {start + 1} of {starts}{f' ({mode.in_words})' if mode else ''}"
+
+
+def _is_finished(out: Path, start: int) -> bool:
+    try:
+        return not read_run(out).missing_from(start)
+    except NcclbenchError:
+        return False
+
+
+def start_of_rank(plan: Plan, out: Path, *, resume: bool, asked: int | None) -> int | None:
+    """The start that this process, a rank, is of; None where rank 0 may find out when all have met.
+
+    A rank of a plan with modes must know before it loads a library: a node that does not see the run directory is told
+    by ``--process-start``.
+
+    Args:
+        plan: what is measured.
+        out: the run directory.
+        resume: whether it is gone on with.
+        asked: what ``--process-start`` says, from 1.
+
+    Raises:
+        UsageError: if the plan has no such start, or it cannot be told.
+    """
+    own = own_start(os.environ)
+    if own is not None:
+        return own
+    if asked is not None:
+        return asked - 1
+    if not plan.modes:
+        return None
+    try:
+        return first_start(out, resume=resume)
+    except UsageError as error:
+        hint = "where only rank 0 sees it, say --process-start N, which process start this is"
+        raise UsageError(f"{error}; {hint}") from None
+
+
+def refuse_start(plan: Plan, asked: int | None) -> None:
+    """Refuse a ``--process-start`` that the plan does not have.
+
+    Raises:
+        UsageError: naming those there are.
+    """
+    if asked is not None and not 1 <= asked <= plan.process_starts:
+        raise UsageError(f"--process-start must be 1 to {plan.process_starts}, as many as the plan has, got {asked}")
 
 
 def _was_stopped(out: Path) -> bool:
@@ -83,7 +147,9 @@ def in_own_process(arguments: Sequence[str]) -> Exit:
             signal.signal(number, handler)
 
 
-def next_command(launcher: str, arguments: Sequence[str], out: Path, environ: Mapping[str, str]) -> str:
+def next_command(
+    launcher: str, arguments: Sequence[str], out: Path, environ: Mapping[str, str], start: int | None = None
+) -> str:
     """The command line that makes the next start: the launcher's own where it can be seen, or else rebuilt.
 
     Args:
@@ -91,12 +157,14 @@ def next_command(launcher: str, arguments: Sequence[str], out: Path, environ: Ma
         arguments: this process's own, behind ``ncclbench``.
         out: the run directory, which the next start must name.
         environ: variables, for what a launcher tells nowhere else.
+        start: to be said outright, for nodes that do not see the run directory; counted from 0.
     """
-    ours = [*arguments]
+    ours = _without_start(arguments)
     if not any(word in ("-o", "--out") or word.startswith(("--out=", "-o")) for word in ours):
         ours += ["-o", str(out)]
     if "--resume" not in ours:
         ours.append("--resume")
+    ours += ["--process-start", str(start + 1)] if start is not None else []
     seen = _launcher_line(arguments)
     if seen is not None:
         return shlex.join([*seen, *ours])
@@ -105,6 +173,15 @@ def next_command(launcher: str, arguments: Sequence[str], out: Path, environ: Ma
     if launcher == "slurm":
         return f"srun --nodes={environ.get('SLURM_STEP_NUM_NODES', '?')} --ntasks={size} {program}"
     return f"{'mpiexec' if launcher in ('openmpi', 'mpich') else launcher} (with the options of this start) {program}"
+
+
+def _without_start(arguments: Sequence[str]) -> list[str]:
+    """`arguments` without ``--process-start N``, which was for the start before."""
+    kept = [word for word in arguments if not word.startswith("--process-start=")]
+    while "--process-start" in kept:
+        at = kept.index("--process-start")
+        del kept[at : at + 2]
+    return kept
 
 
 def _launcher_line(arguments: Sequence[str]) -> list[str] | None:

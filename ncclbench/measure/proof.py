@@ -15,14 +15,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ncclbench.measure.ports import Port, moved, own_ports, read_ports
+from ncclbench.measure.sockets import own_connections, turned_round
 from ncclbench.schedule.case import Needs
 from ncclbench.schedule.ledger import flows
 from ncclbench.schedule.phases import AllToAllV, Collective, Exchange, Ints, Local, Op, SimplePhase, flatten
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.topology import Topology
+from ncclbench.transports._address import addresses_of_interfaces
 from ncclbench.transports.base import Transport, all_gather_text
 from ncclbench.units import format_bytes
 
@@ -36,6 +39,10 @@ _ENOUGH = 4
 _WRAPS_AT = 1 << 32
 _MOST_SHOWN = 16
 _MOST_MOVED = 256
+# Of TCP segments, over which a NIC is said to lose some; what is sent again by mistake, on a busy machine, is below.
+_LOSSY, _FEWEST_LOST = 0.002, 3
+# All of them are told to rank 0.
+_MOST_CONNECTIONS = 1024
 
 _NCCL = ("nccl", "cupy_nccl")
 _PLAYED = ("threads", "model")
@@ -52,6 +59,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
         reason: why it cannot be told.
         health: by port and counter, how far those that should stand still moved.
         others: bytes sent and received by the other ports of the host that carried most.
+        connections: TCP segments sent, and sent again, on each connection of this rank over its NIC.
     """
 
     device: str = ""
@@ -61,6 +69,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     health: dict[str, dict[str, int]] = {}
     others: dict[str, tuple[int, int]] = {}
+    connections: dict[str, tuple[int, int]] = {}
 
 
 class PortWatch:
@@ -73,6 +82,9 @@ class PortWatch:
         self._reads = self.needed and transport.name not in _PLAYED
         self._devices = topology.wiring.devices[transport.rank] if topology.wiring else ""
         self._before = self._read() if self._reads else {}
+        # What a GPU sends is no socket's; where NCCL falls back to sockets, that is worse than a lost packet.
+        self._addresses = addresses_of_interfaces(self._devices) if self._reads and transport.device == "cpu" else []
+        self._connections = own_connections(self._addresses)
 
     def _read(self) -> dict[str, Port]:
         return read_ports([name for device in self._devices.split(",") for name in (device, device.partition(":")[0])])
@@ -84,8 +96,20 @@ class PortWatch:
         mine = Counted(reason=f"{self._transport.name} sends nothing over a wire")
         if self._reads:
             mine = count(self._before, self._read(), self._devices)
+            mine = msgspec.structs.replace(mine, connections=self._sent_meanwhile())
         texts = all_gather_text(self._transport.control, msgspec.json.encode(mine).decode())
         return [msgspec.json.decode(text, type=Counted) for text in texts]
+
+    def _sent_meanwhile(self) -> dict[str, tuple[int, int]]:
+        """Segments of each connection; one that was made meanwhile began with none."""
+        now = own_connections(self._addresses)
+        if len(now) > _MOST_CONNECTIONS:
+            return {}
+        found = {}
+        for key, (segments, again) in now.items():
+            segments_before, again_before = self._connections.get(key, (0, 0))
+            found[key] = (segments - segments_before, again - again_before)
+        return found
 
 
 def count(before: Mapping[str, Port], after: Mapping[str, Port], devices: str) -> Counted:
@@ -216,7 +240,7 @@ def reconcile(
     proof, reason = _judge(wanted, counted, topology, short, long, enough)
     if wanted.pxn is not None and proof != "contradicted":
         proof, reason = _judge_hop(wanted.pxn, (log or {}).get("pxn"), proof, reason)
-    counters = {
+    counters: dict[str, Any] = {
         "rails": _by_rail(wanted.bytes_2R, carried, topology),
         "off": [
             _off(rank, k, wanted, counted, topology) for k, rank in np.argwhere(short | long)[:_MOST_SHOWN].tolist()
@@ -228,6 +252,10 @@ def reconcile(
             for name, by in steps.items()
         ][:_MOST_MOVED],
     }
+    repeats = sent_again(counted)
+    if repeats is not None:
+        counters["repeats"] = repeats.as_record()
+        counters["moved"] += repeats.losses(counted)
     return {"proof": proof, **({"reason": reason} if reason else {}), "counters": counters}
 
 
@@ -319,3 +347,66 @@ def proof_notes(path: Mapping[str, Any] | None) -> list[str]:
     return (
         notes + shown + ([f"and {len(moves) - len(shown)} more counters that rose"] if len(moves) > len(shown) else [])
     )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Repeats:
+    """TCP segments between F pairs of ranks, and how many were sent again; each array of shape (F,)."""
+
+    src: Ints
+    dst: Ints
+    segments: Ints
+    again: Ints
+
+    def as_record(self) -> dict[str, list[int]]:
+        """Plain data."""
+        return {name: values.tolist() for name, values in vars(self).items()}
+
+    def losses(self, counted: Sequence[Counted]) -> list[dict[str, Any]]:
+        """The NICs that lose segments, in a direction: at least 0.2%, to most of their distinct peers.
+
+        What a NIC loses of what it sends, it has to send again itself; what it loses of what it is sent, its peers do.
+        The one with most losses is named first, and its flows are put aside, or its peers would be named for it. Where
+        a flow's two ends have no other peer, nothing tells them apart, and both are named.
+        """
+        left = np.ones(len(self.src), bool)
+        found = []
+        while suspects := self._suspects(left):
+            most = max(lost for lost, *_ in suspects)
+            for lost, name, rank, mine in suspects:
+                if lost == most:
+                    found.append({"rank": rank, "port": counted[rank].device, "counter": name, "by": lost})
+                    left[mine] = False
+        return found
+
+    def _suspects(self, left: NDArray[np.bool_]) -> list[tuple[int, str, int, NDArray[np.bool_]]]:
+        """Ends that lose, by the flows that are `left`: how many segments, which way, which rank, and its flows."""
+        found = []
+        for name, ends in (("tcp_lost_sending", self.src), ("tcp_lost_receiving", self.dst)):
+            for rank in np.unique(ends[left]).tolist():
+                mine = left & (ends == rank)
+                shares = np.sort(self.again[mine] / self.segments[mine])
+                lost = int(self.again[mine].sum())
+                # Of two peers the better one: a single bad peer makes nobody suspect.
+                if lost >= _FEWEST_LOST and shares[(len(shares) - 1) // 2] >= _LOSSY:
+                    found.append((lost, name, rank, mine))
+        return found
+
+
+def sent_again(counted: Sequence[Counted]) -> Repeats | None:
+    """Whose segments to whom were sent again; None if none were, or nobody knows.
+
+    A connection belongs to the two ranks that both have it, one as the other's far end.
+    """
+    owner = {key: rank for rank, one in enumerate(counted) for key in one.connections}
+    total: dict[tuple[int, int], tuple[int, int]] = {}
+    for src, one in enumerate(counted):
+        for key, (segments, again) in one.connections.items():
+            dst = owner.get(turned_round(key), src)
+            if dst != src and segments:
+                before = total.get((src, dst), (0, 0))
+                total[src, dst] = (before[0] + segments, before[1] + again)
+    if not any(again for _, again in total.values()):
+        return None
+    pairs, counts = np.array(list(total), np.int64), np.array(list(total.values()), np.int64)
+    return Repeats(src=pairs[:, 0], dst=pairs[:, 1], segments=counts[:, 0], again=counts[:, 1])

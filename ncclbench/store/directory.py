@@ -48,18 +48,34 @@ class Run:
     events: tuple[Mapping[str, Any], ...]
 
     @property
-    def declared_starts(self) -> int:
-        """How many process starts the plan declares."""
+    def starts_of_a_case(self) -> int:
+        """In how many process starts the plan wants each case to be measured."""
         plan = self.manifest.get("plan")
         starts = plan.get("starts", 1) if isinstance(plan, dict) else 1
         return starts if isinstance(starts, int) else 1
+
+    @property
+    def mode_variables(self) -> dict[str, dict[str, str]]:
+        """The plan's modes, in order, and the variables of each; every process start is of one of them."""
+        plan = self.manifest.get("plan")
+        listed = plan.get("modes") if isinstance(plan, dict) else None
+        modes = [mode for mode in listed if isinstance(mode, dict)] if isinstance(listed, list) else []
+        return {str(mode.get("name")): dict(mode.get("variables") or {}) for mode in modes}
+
+    @property
+    def declared_starts(self) -> int:
+        """How many process starts the plan declares: those of a case, times its modes."""
+        return self.starts_of_a_case * max(1, len(self.mode_variables))
 
     def missing_from(self, start: int) -> list[str]:
         """The planned cases that process start `start` has not finished."""
         plan = self.manifest.get("plan")
         listed = plan.get("cases") if isinstance(plan, dict) else None
         planned = listed if isinstance(listed, list) else []
-        cases = [str(case["id"]) for case in planned if isinstance(case, dict) and "id" in case]
+        modes = list(self.mode_variables)
+        mode = modes[start % len(modes)] if modes else None  # as `ncclbench.modes` deals them out
+        known = [case for case in planned if isinstance(case, dict) and "id" in case]
+        cases = [str(case["id"]) for case in known if mode is None or case.get("mode") == mode]
         finished = {record.case for record in self.records if record.start == start and record.status in FINISHED}
         return [case for case in cases if case not in finished]
 

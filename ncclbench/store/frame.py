@@ -49,6 +49,7 @@ COLUMNS = (
     Column("world_size", _WHOLE, "", "ranks"),
     Column("nodes", _WHOLE, "", "nodes of the topology"),
     Column("start", _WHOLE, "", "process start of the run, from 0"),
+    Column("mode", _TEXT, "", "the plan's mode that its process was started in; null of a plan without modes"),
     Column("case", _TEXT, "", "unique in a plan, and in a process start"),
     Column("pattern", _TEXT, "", ""),
     Column("params", _TEXT, "", "the pattern's own parameters, as JSON with sorted keys"),

@@ -163,6 +163,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     start: int = 0
     """Which process start of the run, from 0; a plan declares how many there are."""
+    mode: str | None = None
+    """The plan's mode that the process was started in; None of a plan without modes."""
     params: dict[str, Any] = {}
     reason: str | None = None
     wrong: int | None = None

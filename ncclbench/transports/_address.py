@@ -57,6 +57,15 @@ def address_of_interface(name: str) -> str:
         ) from None
 
 
+def addresses_of_interfaces(names: str) -> list[str]:
+    """The IPv4 addresses of those of `names`, joined by commas, that are network interfaces here and have one."""
+    found = []
+    for name in filter(None, names.split(",")):
+        with suppress(OSError):
+            found.append(_address(name))
+    return found
+
+
 def _address(interface: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))

@@ -82,6 +82,10 @@ class Program:
         return self.steps[0].launch if len(self.steps) == 1 and self.finish is nothing else self.run
 
 
+# The network interface of control messages, where it is not to be that of the messages measured.
+CONTROL_NETWORK = "NCCLBENCH_CONTROL_IFNAME"
+
+
 class Control(Protocol):
     """A few collectives for the suite's own small messages; arrays have the same shape and type on all ranks."""
 

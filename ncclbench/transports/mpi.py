@@ -4,8 +4,9 @@ The library is Open MPI, MPICH or one with the same ABI, found at run time; torc
 pattern is in place, which MPI calls MPI_IN_PLACE, and out of place otherwise.
 """
 
+import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurren
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
+from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import local_call, steps_of
 from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
 from ncclbench.transports._staging import (
@@ -33,7 +35,9 @@ from ncclbench.transports._staging import (
     library_says_cuda,
     transfer_arrives,
 )
+from ncclbench.transports._star import StarControl
 from ncclbench.transports.base import (
+    CONTROL_NETWORK,
     Call,
     Control,
     DeviceStream,
@@ -54,6 +58,9 @@ _MPICH_FAMILY = frozenset({"MPICH", "Intel MPI", "MVAPICH", "MVAPICH2"})
 # For each of rank 0's addresses, before the next one is tried.
 _CONNECT_SECONDS = 5.0
 
+# Where a rank's messages go that are measured; one name for all transports.
+_MEASURED_NETWORK = "GLOO_SOCKET_IFNAME"
+
 # Large enough that no library sends it inside an envelope of its own, which any of them could.
 _PROBE_BYTES = 1 << 20
 
@@ -62,14 +69,23 @@ Message = Any
 
 
 def open_transport(name: str, seat: Seat, timeout: float) -> "MpiTransport":
-    """Join the job as `seat`; MPI has no limit on how long that takes, so `timeout` is not used.
+    """Join the job as `seat`; MPI itself has no limit on how long that takes.
 
     Raises:
         EnvironmentFault: if MPI does not start, or says otherwise than the launcher who this rank is.
     """
-    del name, timeout
+    del name
     owned = _start_as(seat)
-    return MpiTransport(MPI.COMM_WORLD, owned=owned, memory=_device_memory(seat))
+    star = _control_apart(seat, timeout)
+    return MpiTransport(MPI.COMM_WORLD, owned=owned, memory=_device_memory(seat), star=star)
+
+
+def _control_apart(seat: Seat, timeout: float) -> StarControl | None:
+    """Control messages on a network of their own, where one is named and rank 0 has an address on it."""
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not os.environ.get(CONTROL_NETWORK) or not host or not port.isdecimal():
+        return None
+    return StarControl(seat.rank, seat.world_size, (host, int(port)), timeout)
 
 
 def _device_memory(seat: Seat) -> Memory | None:
@@ -171,15 +187,27 @@ class MpiTransport:
     stream: DeviceStream | None = None
 
     def __init__(
-        self, world: MPI.Comm, *, owned: bool = False, most: int | None = None, memory: Memory | None = None
+        self,
+        world: MPI.Comm,
+        *,
+        owned: bool = False,
+        most: int | None = None,
+        memory: Memory | None = None,
+        star: StarControl | None = None,
     ) -> None:
-        """Duplicate `world` for data and for control messages."""
+        """Duplicate `world` for data and for control messages; with `star` for the latter, `world` itself has the data.
+
+        Duplicating is a collective, and the first message to a rank that cannot be reached ends an MPI job.
+        """
         self.rank, self.world_size = world.rank, world.size
-        self._owned = owned
-        self._data, self._quiet = world.Dup(), world.Dup()
+        self._owned, self._star = owned, star
+        self._data, self._quiet = (world, MPI.COMM_NULL) if star else (world.Dup(), world.Dup())
         self._data.Set_errhandler(MPI.ERRORS_RETURN)
-        self._quiet.Set_errhandler(MPI.ERRORS_RETURN)
-        self.control: Control = MpiControl(self._quiet)
+        if not star:
+            self._quiet.Set_errhandler(MPI.ERRORS_RETURN)
+        self.control: Control = star or MpiControl(self._quiet)
+        measured = os.environ.get(_MEASURED_NETWORK) if star else None
+        self._doors = Doors(self.control, measured) if measured else None
         self._elements = Elements(most or most_count())
         self._comms: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], MPI.Comm] = {}
         self._memory = memory
@@ -313,7 +341,14 @@ class MpiTransport:
 
     def barrier(self) -> None:
         """Wait for all ranks, apart from the communicators that are measured."""
-        self._quiet.Barrier()
+        if self._star:
+            self._star.barrier()
+        else:
+            self._quiet.Barrier()
+
+    def silent(self, ranks: Sequence[int], seconds: float) -> list[int]:
+        """Those of `ranks` that do not answer on the measured network; none where that is the control network too."""
+        return self._doors.silent(ranks, seconds) if self._doors else []
 
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
@@ -343,9 +378,14 @@ class MpiTransport:
     def close(self) -> None:
         """Leave the job."""
         self._elements.free()
-        for comm in (*self._comms.values(), self._data, self._quiet):
+        own = (MPI.COMM_NULL, MPI.COMM_NULL) if self._star else (self._data, self._quiet)
+        for comm in (*self._comms.values(), *own):
             if comm != MPI.COMM_NULL:
                 comm.Free()
+        if self._doors:
+            self._doors.close()
+        if self._star:
+            self._star.close()
         self._comms.clear()
         if self._owned:
             MPI.Finalize()

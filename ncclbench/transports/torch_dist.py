@@ -27,7 +27,7 @@ from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import branches_step, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_identity, gpu_state
-from ncclbench.transports.base import Call, Control, DeviceStream, Program, Seat, Step, nothing
+from ncclbench.transports.base import CONTROL_NETWORK, Call, Control, DeviceStream, Program, Seat, Step, nothing
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -35,8 +35,6 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 # Ranks meet at a TCP store, which only some launchers name; see `ncclbench.launch.meet`.
 NEEDS_STORE = True
 
-# The network interface of control messages, where it is not to be that of the messages measured.
-CONTROL_NETWORK = "NCCLBENCH_CONTROL_IFNAME"
 _GLOO_NETWORK = "GLOO_SOCKET_IFNAME"
 
 _REDOPS = {

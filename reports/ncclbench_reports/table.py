@@ -117,8 +117,17 @@ def _header(run: Run) -> str:
         lines.append(f"# {verdict_line(judgement)}")
     if manifest.get("imported"):
         return "\n".join([*lines, *_imported_lines(run, manifest["imported"])])
+    lines += _mode_lines(run)
     lines.append(f"# {times_are(run)}; p50 95% is its interval; GB is 1e9 bytes")
     return "\n".join(lines)
+
+
+def _mode_lines(run: Run) -> list[str]:
+    """How the processes of each mode were started, where the plan has modes."""
+    return [
+        f"# mode {mode}: processes started with {' '.join(f'{name}={value}' for name, value in variables.items())}"
+        for mode, variables in run.mode_variables.items()
+    ]
 
 
 def _imported_lines(run: Run, sources: Sequence[Mapping[str, Any]]) -> list[str]:

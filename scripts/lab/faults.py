@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 KINDS = ("rate", "loss", "delay", "down")
-WHERE = ("nic", "node", "uplink", "spine", "nvlink")
+WHERE = ("nic", "node", "uplink", "spine", "nvlink", "site")
 _RELAY = Path(__file__).with_name("relay.py")
 _RELAY_SECONDS = 10.0
 
@@ -51,7 +51,7 @@ class Cable:
 
 
 def cables(lab: Lab, where: str, name: str) -> list[Cable]:
-    """The cables that a fault at `where` (``nic``, ``node``, ``uplink``, ``spine``, ``nvlink``) called `name` is on.
+    """The cables that a fault is on, at the place of kind `where` (one of `WHERE`) that is called `name`.
 
     Raises:
         LabError: if there is no such thing.
@@ -59,6 +59,10 @@ def cables(lab: Lab, where: str, name: str) -> list[Cable]:
     if where in ("uplink", "spine"):
         ups = lab.uplinks_named(name) if where == "uplink" else lab.uplinks_of_spine(name)
         return [Cable(up.port, lab.spine_space(up.spine), up.far, up.leaf.name, lab.spine_rate, True) for up in ups]
+    if where == "site":
+        return [
+            Cable(c.port, lab.spine_space(c.spine), "wan", c.switch, lab.site_rate) for c in lab.site_cables_named(name)
+        ]
     if where == "nvlink":
         node = lab.node(name)
         return [
@@ -121,7 +125,8 @@ def _check(found: Sequence[Cable], kind: str, value: str) -> None:
     """Refuse a value before anything is done with it."""
     if kind == "rate":
         if found[0].rate is None and value.strip().endswith("%"):
-            raise usage("the NVLink has no rate of its own: give one such as --rate 200mbit")
+            what = "NVLink" if found[0].device == "nvl" else "cable between sites"
+            raise usage(f"the {what} has no rate of its own: give one such as --rate 200mbit")
         bits_per_s(value, found[0].rate)
     elif kind == "loss":
         percent(value)

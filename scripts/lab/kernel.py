@@ -142,15 +142,13 @@ def _make_cables(lab: Lab) -> None:
     """All bridges, and all cables; one end of a cable is among the switches, or routes between the sites."""
     batch, far_ends = Batches(), Batches()  # a cable is there before its far end is set up
     switches = [leaf.name for leaf in lab.leaves()] + [f"nvs{node}" for node in range(lab.nodes)] + ["control"]
+    switches += [cable.switch for cable in lab.site_cables()]
     for name in switches:
         batch.add("ip", lab.switches, f"link add {name} mtu {lab.mtu} type bridge mcast_snooping 0 stp_state 0")
         batch.add("ip", lab.switches, f"link set {name} up")
     for port, space, device, switch in _cables(lab):
         _cable(lab, batch, far_ends, lab.switches, port, space, device)
         batch.add("ip", lab.switches, f"link set {port} master {switch}")
-    if lab.sites > 1:
-        for spine in range(lab.sites * lab.spines):
-            _cable(lab, batch, far_ends, lab.wan, f"s{spine}", lab.spine_space(spine), "wan")
     batch.carry_out()
     far_ends.carry_out()
 
@@ -165,6 +163,9 @@ def _cables(lab: Lab) -> Iterator[tuple[str, str, str, str]]:
     yield "head", lab.head, "ctl", "control"
     for up in lab.uplinks():
         yield up.port, lab.spine_space(up.spine), up.far, up.leaf.name
+    for site in lab.site_cables():
+        yield site.port, lab.spine_space(site.spine), "wan", site.switch
+        yield f"{site.port}w", lab.wan, site.port, site.switch
 
 
 def _cable(lab: Lab, batch: Batches, far_ends: Batches, near: str, port: str, far: str, device: str) -> None:
@@ -269,10 +270,10 @@ def shape(lab: Lab) -> None:
         batch.add("tc", lab.switches, token_bucket(nic.port, lab.nic_rate, lab.mtu))
     for space, device, _sources in _uplink_ends(lab):
         batch.add("tc", space, *turns(lab, device, lab.spine_rate))
-    if lab.sites > 1 and lab.site_rate is not None:
-        for spine in range(lab.sites * lab.spines):
-            batch.add("tc", lab.wan, token_bucket(f"s{spine}", lab.site_rate, lab.mtu))
-            batch.add("tc", lab.spine_space(spine), token_bucket("wan", lab.site_rate, lab.mtu))
+    if lab.site_rate is not None:
+        for site in lab.site_cables():
+            batch.add("tc", lab.switches, token_bucket(site.port, lab.site_rate, lab.mtu))
+            batch.add("tc", lab.spine_space(site.spine), token_bucket("wan", lab.site_rate, lab.mtu))
     batch.carry_out()
 
 

@@ -142,6 +142,16 @@ class Uplink:
     far: str
 
 
+@dataclass(frozen=True)
+class SiteCable:
+    """The cable between a spine and the network of the sites; `port` is its end at `switch`, which stands between."""
+
+    site: int
+    spine: int
+    port: str
+    switch: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lab:
     """A lab as it was asked for; rates in bit/s.
@@ -223,6 +233,11 @@ class Lab:
                 found.append(Uplink(leaf, spine, f"l{leaf.index}s{spine}", f"l{leaf.index}"))
         return found
 
+    def site_cables(self) -> list[SiteCable]:
+        """One a spine, where there are several sites."""
+        spines = range(self.sites * self.spines if self.sites > 1 else 0)
+        return [SiteCable(spine // self.spines, spine, f"s{spine}", f"x{spine}") for spine in spines]
+
     def spine_names(self) -> list[str]:
         """Of all sites."""
         return [f"spine{k}" for k in range(self.sites * self.spines)]
@@ -298,6 +313,15 @@ class Lab:
         if not found:
             known = ", ".join(f"{up.leaf.name}:spine{up.spine}" for up in self.uplinks())
             raise usage(f"no uplink {name!r}; there are {known}")
+        return found
+
+    def site_cables_named(self, name: str) -> list[SiteCable]:
+        """``a`` for all cables of a site, ``a:spine0`` for one."""
+        site, _, spine = name.partition(":")
+        found = [c for c in self.site_cables() if site_name(c.site) == site and spine in ("", f"spine{c.spine}")]
+        if not found:
+            known = ", ".join(f"{site_name(c.site)}:spine{c.spine}" for c in self.site_cables())
+            raise usage(f"no site {name!r}; there are {known}" if known else "this lab has one site: make it --sites 2")
         return found
 
     def uplinks_of_spine(self, name: str) -> list[Uplink]:

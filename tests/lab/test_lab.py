@@ -7,14 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ncclbench.topology.files import parse_topology
+from scripts.fabric_lab import main as fabric_lab_here
 from scripts.lab import execute, faults, kernel
 from scripts.lab.plan import Lab, LabError
 from tests.lab.conftest import SCRIPT, fabric_lab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.lab
 
@@ -62,6 +68,27 @@ def carried(lab: Lab) -> dict[str, int]:
 def made(lab: Lab) -> Lab:
     kernel.make(lab)
     return lab
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Lab]:
+    """A lab of 2 nodes x 1 rail; every test leaves it as it was made."""
+    if (reason := kernel.unable()) is not None:
+        pytest.skip(reason)
+    lab = Lab(prefix=f"t{uuid.uuid4().hex[:8]}", nodes=2, rails=1)
+    try:
+        yield made(lab)
+    finally:
+        kernel.remove(lab.prefix)
+
+
+def here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The command in this process, which is quicker: its exit code, and what it complained about."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return fabric_lab_here(arguments), capsys.readouterr().err
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def traces(prefix: str) -> list[str]:
@@ -118,22 +145,25 @@ def test_the_sites_rate_holds_between_sites(prefix: str) -> None:
         ("nic", "n1:r0", "delay", "20ms"),
         ("nic", "n1:r0", "down", ""),
         ("node", "n1", "rate", "10mbit"),
-        ("uplink", "leaf1", "rate", "10%"),
+        ("uplink", "leaf0", "rate", "10%"),
         ("spine", "spine0", "loss", "1%"),
         ("nvlink", "n0", "rate", "10mbit"),
         ("nvlink", "n0", "delay", "5ms"),
     ],
 )
-def test_what_is_healed_is_as_it_was_made(prefix: str, where: str, name: str, kind: str, value: str) -> None:
-    lab = made(Lab(prefix=prefix, nodes=2, rails=2))
+def test_what_is_healed_is_as_it_was_made(shared: Lab, where: str, name: str, kind: str, value: str) -> None:
+    heals(shared, where, name, kind, value)
+
+
+def heals(lab: Lab, where: str, name: str, kind: str, value: str) -> None:
     whole = shape_of(lab)
     on = faults.inject(lab, [], where, name, kind, value)
-    assert kernel.load(prefix)[1] == on, "it is known to the next command"
+    assert kernel.load(lab.prefix)[1] == on, "it is known to the next command"
     assert shape_of(lab) != whole
     faults.heal(lab, on)
     assert shape_of(lab) == whole
-    assert kernel.load(prefix)[1] == []
-    assert not kernel.processes_of(prefix)
+    assert kernel.load(lab.prefix)[1] == []
+    assert not kernel.processes_of(lab.prefix)
 
 
 def shape_of(lab: Lab) -> list[str]:
@@ -145,8 +175,8 @@ def shape_of(lab: Lab) -> list[str]:
         for line in kernel.run(["tc", "-n", space, "qdisc", "show"]).splitlines():
             words = line.split()
             found.append(" ".join([space, words[1], *words[3:]]))
-        for one in links:
-            found.append(kernel.run(["tc", "-n", space, "class", "show", "dev", one["ifname"]]))
+        shown = [f"class show dev {one['ifname']}" for one in links]
+        found.append(kernel.run(["tc", "-n", space, "-batch", "-"], shown))
     return sorted(found)
 
 
@@ -218,21 +248,22 @@ def test_the_command_from_up_to_down(prefix: str, tmp_path: Path) -> None:
         (["exec", "--on", "n0:r0", "--mpi", "--", "true"], 2, "leave one out"),
     ],
 )
-def test_what_makes_no_sense_is_refused(prefix: str, arguments: list[str], code: int, words: str) -> None:
-    lab = made(Lab(prefix=prefix, nodes=2, rails=1))
-    whole = shape_of(lab)
-    refused = fabric_lab("--prefix", prefix, *arguments)
-    assert (refused.returncode, refused.stderr.count("\n")) == (code, 1), refused.stderr
-    assert words in refused.stderr
-    assert shape_of(lab) == whole
-    assert kernel.load(prefix)[1] == [], "a fault that was refused is not on the list"
+def test_what_makes_no_sense_is_refused(
+    shared: Lab, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    whole = shape_of(shared)
+    ended, said = here(capsys, "--prefix", shared.prefix, *arguments)
+    assert (ended, said.count("\n")) == (code, 1), said
+    assert words in said
+    assert shape_of(shared) == whole
+    assert kernel.load(shared.prefix)[1] == [], "a fault that was refused is not on the list"
 
 
 @pytest.mark.parametrize("arguments", [["heal"], ["status"], ["topology"], ["exec", "--", "true"]])
-def test_there_is_a_lab_first(prefix: str, arguments: list[str]) -> None:
-    refused = fabric_lab("--prefix", prefix, *arguments)
-    assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
-    assert f"no lab '{prefix}' is up" in refused.stderr
+def test_there_is_a_lab_first(prefix: str, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    ended, said = here(capsys, "--prefix", prefix, *arguments)
+    assert (ended, said.count("\n")) == (3, 1)
+    assert f"no lab '{prefix}' is up" in said
 
 
 def test_half_a_lab_is_none(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Port counters against the ledger: what is proven, what is contradicted, and what cannot be told."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ncclbench.measure import proof
 from ncclbench.measure.case import build_variants, run_case
 from ncclbench.measure.ethtool import driver_counters
 from ncclbench.measure.ports import Port, moved, own_ports, read_ports
-from ncclbench.measure.proof import Counted, Expected, count, expected, proof_notes, reconcile
+from ncclbench.measure.proof import Counted, Expected, count, expected, proof_notes, reconcile, sent_again
 from ncclbench.plan import Settings
 from ncclbench.registry import load
 from ncclbench.schedule import Case, Schedule, Timing
@@ -366,3 +367,59 @@ def test_planes_of_a_nic_add_up() -> None:
 def test_a_driver_without_counters_says_nothing() -> None:
     assert driver_counters("no-such-interface") == {}
     assert all(isinstance(value, int) for value in driver_counters("lo").values())
+
+
+# Segments that TCP sent again
+
+
+def linked(
+    lost: dict[tuple[int, int], int], segments: int = 1000, peers: Sequence[tuple[int, int]] = ()
+) -> list[Counted]:
+    """Six ranks, all connected (or `peers` alone), of whose segments those of `lost` were sent again."""
+    pairs = peers or [(a, b) for a in range(6) for b in range(6) if a != b]
+    connections: list[dict[str, tuple[int, int]]] = [{} for _ in range(6)]
+    for a, b in pairs:
+        connections[a][f"10.0.0.{a}:{min(a, b)} 10.0.0.{b}:{max(a, b)}"] = (segments, lost.get((a, b), 0))
+        connections[b].setdefault(f"10.0.0.{b}:{max(a, b)} 10.0.0.{a}:{min(a, b)}", (0, 0))
+    return [
+        Counted(device=f"nic{r}", sent=100 * MEGABYTE, received=100 * MEGABYTE, connections=connections[r])
+        for r in range(6)
+    ]
+
+
+def keyed(lost: dict[tuple[int, int], int], **more: Any) -> list[tuple[int, str]]:
+    path = reconcile(wanted(100 * MEGABYTE), linked(lost, **more), fabric())
+    return [(one["rank"], one["counter"]) for one in path["counters"]["moved"]]
+
+
+SENDING = {(2, b): 10 for b in (0, 1, 3, 4, 5)}
+RECEIVING = {(a, 2): 10 for a in (0, 1, 3, 4, 5)}
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ({}, []),
+        (SENDING, [(2, "tcp_lost_sending")]),
+        (RECEIVING, [(2, "tcp_lost_receiving")]),
+        ({**SENDING, **RECEIVING}, [(2, "tcp_lost_sending"), (2, "tcp_lost_receiving")]),
+        ({(2, 0): 50}, []),  # one pair that loses is a path, and no NIC
+        (dict.fromkeys(SENDING, 1), []),  # one in a thousand is what a busy machine does
+        ({**SENDING, (0, 1): 2, (4, 3): 1}, [(2, "tcp_lost_sending")]),
+    ],
+)
+def test_the_nic_that_loses_is_named_and_not_its_peers(lost: dict[tuple[int, int], int], named: list[Any]) -> None:
+    assert keyed(lost) == named
+
+
+def test_two_ends_that_have_no_other_peer_are_both_named() -> None:
+    pairs = [(0, 2), (2, 0), (1, 3), (3, 1)]
+    assert sorted(keyed({(0, 2): 9}, peers=pairs)) == [(0, "tcp_lost_sending"), (2, "tcp_lost_receiving")]
+
+
+def test_repeats_are_of_pairs_of_ranks_and_only_where_there_are_any() -> None:
+    path = reconcile(wanted(100 * MEGABYTE), linked({(2, 0): 5}, peers=[(2, 0), (1, 3)]), fabric())
+    assert path["counters"]["repeats"] == {"src": [1, 2], "dst": [3, 0], "segments": [1000, 1000], "again": [0, 5]}
+    assert "repeats" not in reconcile(wanted(100 * MEGABYTE), linked({}), fabric())["counters"]
+    strangers = [Counted(connections={"10.0.0.1:1 10.9.9.9:9": (100, 50)}), Counted()]
+    assert sent_again(strangers) is None, "nobody here is its far end"

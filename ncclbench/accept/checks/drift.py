@@ -1,6 +1,6 @@
 """Versions and settings that differ between ranks, or between process starts, or are not what the profile wants."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ncclbench.accept.facts import matches_any, shown_ranks, software_of
@@ -70,7 +70,7 @@ def _between_starts(subject: Subject, may_differ: list[str]) -> list[Result]:
     for event in subject.run.events:
         if event["kind"] not in ("start", "resume") or not isinstance(event.get("software"), list):
             continue
-        told = _told(event["software"], may_differ)
+        told = _told(_beside_modes(subject, event), may_differ)
         if first is None:
             first = told
         elif told != first:
@@ -105,3 +105,21 @@ def _told(views: list[dict[str, Any]], may_differ: list[str]) -> dict[str, str]:
         else ", ".join(f"{value} on {shown_ranks(sorted(ranks))}" for value, ranks in sorted(values.items()))
         for name, values in seen.items()
     }
+
+
+def _beside_modes(subject: Subject, event: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the ranks of a start ran, without the variables in which the plan's modes differ on purpose.
+
+    A variable that its start's mode sets, and that had another value all the same, stays.
+    """
+    modes = subject.run.mode_variables
+    mode = modes.get(str(event.get("mode")), {})
+    differing = {name for variables in modes.values() for name in variables}
+
+    def meant(name: str, value: object) -> bool:
+        return name in differing and mode.get(name, value) == value
+
+    return [
+        {**view, "variables": {k: v for k, v in (view.get("variables") or {}).items() if not meant(k, v)}}
+        for view in event["software"]
+    ]

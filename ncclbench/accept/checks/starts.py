@@ -18,8 +18,9 @@ def check(subject: Subject) -> Iterator[Result]:
     run, limits = subject.run, subject.rules.profile.limits
     broken = [result for start in range(run.declared_starts) for result in _of_start(subject, start)]
     yield from broken
-    if run.declared_starts < limits.min_starts:
-        reason = f"the plan declares {run.declared_starts} process start(s); a verdict on performance needs "
+    if run.starts_of_a_case < limits.min_starts:
+        each = " of each mode" if run.mode_variables else ""
+        reason = f"the plan declares {run.starts_of_a_case} process start(s){each}; a verdict on performance needs "
         yield _result("declared", Verdict.INCONCLUSIVE, f"{reason}{limits.min_starts}")
     elif not broken:
         yield _result("declared", Verdict.PASS, f"{run.declared_starts} declared, all finished")
