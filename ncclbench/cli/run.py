@@ -110,6 +110,12 @@ def _complete(kind: str) -> Any:
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="RUN", help="The run directory.  [default: runs/PLAN-TIME]"
 )
+@click.option(
+    "--launcher",
+    metavar="COMMAND",
+    help="Start the ranks by this, such as 'srun --ntasks-per-node 8', once for each process start of the plan.",
+)
+@click.option("--process-start", type=int, hidden=True, help="Which of the plan's process starts this is, from 0.")
 @click.option("--resume", is_flag=True, help="Go on with the run in -o: finished cases are kept.")
 @click.option("--dry-run", is_flag=True, help="Show the cases, their memory and a guess of the time; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one compact JSON object.")
@@ -148,7 +154,9 @@ def execute(options: dict[str, Any]) -> Exit:
 
     plan: Plan = _plan(options)
     seat = detect(os.environ)
-    transport = _choose_transport(options["transport"], seat.launcher if seat else None)
+    if options["launcher"] is not None:
+        _refuse_with_launcher(options, seat)
+    transport = _choose_transport(options["transport"], seat.launcher if seat else None, options["launcher"])
     if options["dry_run"]:
         topology = _planned_topology(seat.world_size if seat else _nproc(options), options)
         speaks = seat is None or seat.rank == 0
@@ -163,9 +171,17 @@ def execute(options: dict[str, Any]) -> Exit:
     from ncclbench.launch.session import join_and_run
 
     code = join_and_run(_job(plan, transport, out, options), seat, options["timeout"] or _DEFAULT_TIMEOUT)
-    if plan.starts > 1 and seat.rank == 0:
+    if plan.starts > 1 and seat.rank == 0 and _own_start(options) is None:
         _ask_for_next_start(out, seat.launcher)
     return code
+
+
+def _refuse_with_launcher(options: dict[str, Any], seat: Any) -> None:
+    """What contradicts --launcher, which stands outside of the ranks."""
+    if seat is not None:
+        raise UsageError(f"--launcher starts ranks, and this is one that {seat.launcher} has started: leave it out")
+    if options["nproc"] is not None and not options["dry_run"]:
+        raise UsageError("--nproc does not go with --launcher, whose own options say how many ranks there are")
 
 
 def _plan(options: dict[str, Any]) -> Any:
@@ -214,12 +230,17 @@ def _params(pairs: tuple[str, ...]) -> dict[str, Any]:
     return params
 
 
-def _choose_transport(name: str, launcher: str | None) -> str:
-    """The transport to use; its libraries are looked for, not imported."""
+def _choose_transport(name: str, launcher: str | None, elsewhere: str | None = None) -> str:
+    """The transport to use; its libraries are looked for, not imported.
+
+    Ranks that --launcher starts `elsewhere` see for themselves what there is.
+    """
     from importlib.util import find_spec
 
     from ncclbench.registry import exists, names, unknown
 
+    if elsewhere is not None and name in ("auto", *names("transports")):
+        return name
     if name == "auto":
         name = "nccl" if Path("/dev/nvidia0").exists() else "gloo"
         if launcher in ("openmpi", "mpich") and find_spec("torch") is None:
@@ -252,9 +273,8 @@ def _nproc(options: dict[str, Any]) -> int:
 def _job(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Any:
     from ncclbench.cli.live import listener_for
     from ncclbench.launch.book import Job
-    from ncclbench.launch.starts import own_start
 
-    start = own_start(os.environ)
+    start = _own_start(options)
     listener = listener_for(as_json=options["as_json"], of_several=start is not None or bool(options.get("arguments")))
     return Job(
         plan=plan,
@@ -270,6 +290,14 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Any:
     )
 
 
+def _own_start(options: dict[str, Any]) -> int | None:
+    """Which process start this one belongs to, where a command of ours makes them all."""
+    from ncclbench.launch.starts import own_start
+
+    told: int | None = options["process_start"]
+    return own_start(os.environ) if told is None else told
+
+
 def _topology_file(options: dict[str, Any]) -> Any:
     """What --topology names, read and checked; None without it."""
     from ncclbench.topology.files import read_topology
@@ -278,14 +306,20 @@ def _topology_file(options: dict[str, Any]) -> Any:
 
 
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
-    from ncclbench.launch.starts import own_start
+    from ncclbench.launch.relaunch import refuse_part_of_an_allocation
     from ncclbench.store.directory import check_target
 
+    if options["launcher"] is not None:
+        check_target(out, resume=options["resume"])
+        return _make_starts(plan, transport, out, options, nproc=0)
+    if options["nproc"] is None and transport != "threads":
+        refuse_part_of_an_allocation(os.environ)
     nproc = _nproc(options)
-    check_target(out, resume=options["resume"] or bool(own_start(os.environ)))
+    start = _own_start(options)
+    check_target(out, resume=options["resume"] or bool(start))
     if transport not in ("nccl", "cupy_nccl"):  # a GPU's memory is asked for where the GPU is
         _refuse_too_large(plan, _planned_topology(nproc, options), _THREADS_MEMORY if transport == "threads" else 1)
-    if (plan.starts > 1 or options.get("arguments")) and own_start(os.environ) is None:
+    if (plan.starts > 1 or options.get("arguments")) and start is None:
         return _make_starts(plan, transport, out, options, nproc)
     if transport == "threads":
         from ncclbench.launch.session import play_ranks
@@ -301,7 +335,7 @@ def _start_ranks(transport: str, out: Path, nproc: int, options: dict[str, Any])
     if transport == "mpi":
         from ncclbench.launch.mpiexec import start_under_mpiexec
 
-        return start_under_mpiexec(nproc, arguments)
+        return start_under_mpiexec(nproc, arguments, out)
     from ncclbench.launch.local import start_ranks
 
     return start_ranks(nproc, arguments, out)
@@ -311,16 +345,27 @@ def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], 
     """All process starts that the plan declares, one after the other; then what they measured."""
     from ncclbench.cli.live import listener_for
     from ncclbench.errors import NcclbenchError
-    from ncclbench.launch.starts import first_start, in_own_process, make_starts
+    from ncclbench.launch.relaunch import Relaunch, launcher_words, without_launcher
+    from ncclbench.launch.starts import START, first_start, in_own_process, make_starts
     from ncclbench.store.directory import read_run
 
+    relaunch = Relaunch(launcher_words(options["launcher"])) if options["launcher"] is not None else None
+    told = ["--transport", transport, "--out", str(out.absolute() if relaunch else out)]
+
     def one() -> Exit:
+        if relaunch is not None:
+            return relaunch.start(
+                [*without_launcher(_arguments(options)), *told, "--process-start", os.environ[START]], out
+            )
         if transport == "threads":  # its ranks share a process, which must be another one for each start
-            return in_own_process([*_arguments(options), "--transport", transport, "--out", str(out)])
+            return in_own_process([*_arguments(options), *told])
         return _start_ranks(transport, out, nproc, options)
 
     first = first_start(out, resume=options["resume"])
-    code = make_starts(out, first, plan.starts, one, lambda text: click.echo(text, err=True))
+    code = make_starts(
+        *(out, first, plan.starts, one, lambda text: click.echo(text, err=True)),
+        interrupted=lambda: relaunch is not None and relaunch.told is not None,
+    )
     try:
         records = list(read_run(out).records)
     except NcclbenchError:  # no start came so far as to write anything, and each has said why

@@ -30,7 +30,14 @@ def own_start(environ: Mapping[str, str]) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def make_starts(out: Path, first: int, starts: int, one: Callable[[], Exit], say: Callable[[str], None]) -> Exit:
+def make_starts(
+    out: Path,
+    first: int,
+    starts: int,
+    one: Callable[[], Exit],
+    say: Callable[[str], None],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Exit:
     """Make the process starts `first` to `starts` - 1 of the run in `out`; the most severe of what they end in.
 
     Args:
@@ -39,6 +46,7 @@ def make_starts(out: Path, first: int, starts: int, one: Callable[[], Exit], say
         starts: how many the plan declares.
         one: makes one start, whose number its processes find in their environment.
         say: tells the user where it stands.
+        interrupted: whether the user wants no further start, where ranks may not have written that down.
     """
     codes = []
     try:
@@ -46,7 +54,7 @@ def make_starts(out: Path, first: int, starts: int, one: Callable[[], Exit], say
             say(f"process start {start + 1} of {starts}")
             os.environ[START] = str(start)
             codes.append(one())
-            if _was_stopped(out):
+            if interrupted() or _was_stopped(out):
                 break
     finally:
         os.environ.pop(START, None)
