@@ -429,12 +429,14 @@ def _wrong_start(case: Any, transport: str) -> str:
 
 
 def _dry_run(plan: Any, transport: str, topology: Any, *, speaks: bool, as_json: bool) -> Exit:
-    from ncclbench.measure.estimate import estimate_seconds
+    from ncclbench.measure.estimate import estimate_seconds, pace_of
 
     # All of it before a word is said: an error must not come after half an answer.
     found, nproc = _sizes(plan, topology), topology.world_size
     sizes = [(planned, memory, unable or _wrong_start(planned.case, transport)) for planned, memory, unable in found]
-    seconds = [0.0 if reason else estimate_seconds(planned, memory) for planned, memory, reason in sizes]
+    seconds = [
+        0.0 if reason else estimate_seconds(planned, memory, pace_of(transport)) for planned, memory, reason in sizes
+    ]
     if speaks and as_json:
         click.echo(_dry_run_json(plan, transport, nproc, sizes, seconds))
     elif speaks:
@@ -445,18 +447,30 @@ def _dry_run(plan: Any, transport: str, topology: Any, *, speaks: bool, as_json:
 def _dry_run_json(plan: Any, transport: str, nproc: int, sizes: list[Any], seconds: list[float]) -> str:
     import json
 
+    from ncclbench.measure.estimate import pace_of
+
+    total = plan.starts * (sum(seconds) + pace_of(transport).start_seconds)
     cases = [
         {"case": planned.case.id, "memory_bytes": memory, "seconds": each, "skipped": reason or None}
         for (planned, memory, reason), each in zip(sizes, seconds, strict=True)
     ]
     summary: dict[str, Any] = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
-    named = {"plan": plan.name, "transport": transport, "world_size": nproc, "seconds": sum(seconds), "cases": cases}
+    named = {
+        "plan": plan.name,
+        "transport": transport,
+        "world_size": nproc,
+        "starts": plan.starts,
+        "seconds": total,
+        "cases": cases,
+    }
     return json.dumps({**summary, **named}, separators=(",", ":"))
 
 
 def _dry_run_table(plan: Any, transport: str, nproc: int, sizes: list[Any], seconds: list[float]) -> str:
+    from ncclbench.measure.estimate import pace_of
     from ncclbench.units import format_bytes, format_seconds
 
+    pace = pace_of(transport)
     lines = [
         f"plan {plan.name}: {len(plan.cases)} cases on {nproc} ranks over {transport}; nothing is started\n",
         f"{'memory/rank':>12}  {'about':>8}  case",
@@ -464,5 +478,7 @@ def _dry_run_table(plan: Any, transport: str, nproc: int, sizes: list[Any], seco
     for (planned, memory, reason), each in zip(sizes, seconds, strict=True):
         note = f"  (would be skipped: {reason})" if reason else ""
         lines.append(f"{format_bytes(memory):>12}  {format_seconds(each):>8}  {planned.case.id}{note}")
-    lines.append(f"\nabout {format_seconds(sum(seconds))} in all: a guess from 100 us and 1 GB/s an iteration")
+    each = sum(seconds) + pace.start_seconds
+    starts = f"{format_seconds(each)} for each of {plan.starts} process starts, " if plan.starts > 1 else ""
+    lines.append(f"\nabout {starts}{format_seconds(plan.starts * each)} in all: a guess from {pace}")
     return "\n".join(lines)
