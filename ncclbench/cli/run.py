@@ -449,7 +449,8 @@ def _dry_run_json(plan: Any, transport: str, nproc: int, sizes: list[Any], secon
 
     from ncclbench.measure.estimate import pace_of
 
-    total = plan.starts * (sum(seconds) + pace_of(transport).start_seconds)
+    start_seconds = pace_of(transport).start_seconds
+    total = plan.starts * (sum(seconds) + start_seconds)
     cases = [
         {"case": planned.case.id, "memory_bytes": memory, "seconds": each, "skipped": reason or None}
         for (planned, memory, reason), each in zip(sizes, seconds, strict=True)
@@ -460,6 +461,7 @@ def _dry_run_json(plan: Any, transport: str, nproc: int, sizes: list[Any], secon
         "transport": transport,
         "world_size": nproc,
         "starts": plan.starts,
+        "start_seconds": start_seconds,
         "seconds": total,
         "cases": cases,
     }

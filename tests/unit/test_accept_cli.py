@@ -17,6 +17,8 @@ from ncclbench.cli import cli
 from ncclbench.errors import Exit, NcclbenchError
 from ncclbench.launch import starts
 
+pytestmark = pytest.mark.usefixtures("unsynced")
+
 G = 1 << 30
 GOOD = Example(cases=(ExampleCase(pattern="all_reduce", nbytes=8 * G, bus_gb_per_s=440.6, samples=12),), nodes=2)
 NODE = ExampleCase(pattern="all_reduce", nbytes=8 * G, bus_gb_per_s=478, group="node", samples=12)

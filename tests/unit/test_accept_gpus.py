@@ -22,7 +22,9 @@ from ncclbench.errors import Exit
 from ncclbench.plan import read_plan
 from ncclbench.registry import load
 
-G, M = 1 << 30, 1 << 20
+pytestmark = pytest.mark.usefixtures("unsynced")
+
+G = 1 << 30
 
 
 @dataclass(frozen=True)
