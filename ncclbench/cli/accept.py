@@ -178,7 +178,8 @@ def _redacted(path: Path, rules: Any, baseline: Any, options: dict[str, Any]) ->
     import msgspec
 
     from ncclbench.accept.bundle import StoredBaseline, write_bundle
-    from ncclbench.accept.redact import KEY, redact, redactor_for
+    from ncclbench.accept.profile import parse_profile
+    from ncclbench.accept.redact import KEY, redact, redact_profile, redactor_for
     from ncclbench.accept.subject import Subject
     from ncclbench.store.directory import read_run
 
@@ -186,6 +187,7 @@ def _redacted(path: Path, rules: Any, baseline: Any, options: dict[str, Any]) ->
     run = read_run(path)
     redactor = redactor_for([run.manifest, *([baseline.manifest] if baseline else [])], os.environ.get(KEY, ""))
     redact(path, target, redactor)
+    rules = parse_profile(redact_profile(rules.text, redactor), rules.profile.name)
     if baseline is not None:
         stored = StoredBaseline(
             name=baseline.path.name, manifest=dict(baseline.manifest), records=list(baseline.records)
