@@ -521,6 +521,40 @@ def test_no_entry_says_which_and_what_was_nearest(odd: ExampleCase, words: str, 
     assert "nearest is" in result.reason
 
 
+def test_an_interval_that_straddles_the_floor_is_inconclusive(tmp_path: Path) -> None:
+    at_the_floor = case(WORLD, bus_gb_per_s=386.6 * 0.95, noise=0.02)
+    (result,) = of(made(tmp_path, cases=(NODE, RAIL, at_the_floor)), "floor", Verdict.INCONCLUSIVE)
+    assert "0 of 3 starts are clearly good" in result.reason
+    assert all(row["low"] < 386.6 * 0.95 for row in result.evidence if "low" in row)
+
+
+def test_a_time_whose_interval_straddles_the_ceiling_is_inconclusive(tmp_path: Path) -> None:
+    """19.2 us, and half as much again."""
+    rate = 128 * 2 * 7 / 8 / (19.2e-6 * 1.5) / 1e9
+    small = ExampleCase(pattern="all_reduce", nbytes=128, bus_gb_per_s=rate, noise=0.02, group="node")
+    document = made(tmp_path, cases=(NODE, small), nodes=1)
+    (result,) = [r for r in of(document, "floor") if r.subject == small.id]
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "0 of 3 starts are clearly good" in result.reason
+
+
+def test_two_bad_starts_of_three_fail(tmp_path: Path) -> None:
+    document = made(tmp_path, edit=lambda r: scaled(r, 1.2) if r.start > 0 and r.case == WORLD.id else r)
+    assert [r.subject for r in of(document, "floor", Verdict.FAIL)] == [WORLD.id]
+
+
+def test_a_rate_that_is_no_figure_is_inconclusive(tmp_path: Path) -> None:
+    for number, rate in enumerate((-400.0, 0.0)):
+
+        def edit(record: Record, rate: float = rate) -> Record:
+            return msgspec.structs.replace(record, bus_gb_per_s=rate) if record.case == WORLD.id else record
+
+        document = verdict_on(write_example(tmp_path / str(number), example(edit=edit)))
+        (result,) = of(document, "floor", Verdict.INCONCLUSIVE)
+        assert "no possible figure" in result.reason
+        assert not of(document, "floor", Verdict.FAIL)
+
+
 def test_an_assumed_figure_that_is_missed_is_inconclusive_and_never_fails(tmp_path: Path) -> None:
     slow = (NODE, RAIL, case(WORLD, bus_gb_per_s=100))
     document = made(tmp_path, nodes=4, cases=slow)
@@ -634,6 +668,15 @@ def test_starts_in_the_same_processes_are_none(run: Path) -> None:
     text = text.replace(json.dumps(pids[2], separators=(",", ":")), json.dumps(pids[0], separators=(",", ":")))
     (run / "events.jsonl").write_text(text)
     assert "the very processes of start 0" in only(verdict_on(run), "starts", Verdict.INCONCLUSIVE).reason
+
+
+def test_containers_that_number_their_processes_alike_are_starts_of_their_own(run: Path) -> None:
+    text = (run / "events.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    for number, event in enumerate(event for event in lines if event["kind"] == "start"):
+        event["pids"], event["process"] = [7] * 64, f"mark {number}"
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in lines))
+    assert verdict_on(run).verdict is Verdict.PASS
 
 
 BAD_SAMPLES = {

@@ -240,6 +240,15 @@ def test_what_makes_no_sense_is_refused_before_anything_starts(arguments: list[s
     assert "\n" not in said.out.strip()
 
 
+def test_one_node_is_not_measured_for_a_whole_allocation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}.items():
+        monkeypatch.setenv(name, value)
+    said = call("accept", "--profile", "cpu-gloo", "-o", tmp_path / "rack")
+    assert said.code == Exit.USAGE
+    assert "--launcher 'srun" in said.out
+    assert not (tmp_path / "rack").exists()
+
+
 def test_a_profile_is_made_of_a_golden_run(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "ours.toml"
     assert call("accept", "--make-profile", run, "-o", out).code == Exit.GOOD
