@@ -386,6 +386,15 @@ def test_three_samples_are_too_few(tmp_path: Path) -> None:
     assert "too few samples to judge: 3, needs 6" in floor.reason
 
 
+def test_a_profile_may_ask_for_more_samples(healthy: Path) -> None:
+    text = load_profile("h100-hgx-ib").text + "\n[limits]\nmin_samples = 61\n"
+    document = verdict_on(healthy, parse_profile(text, "p"))
+    for check in ("floor", "dispersion"):
+        results = of(document, check, Verdict.INCONCLUSIVE)
+        assert [r.subject for r in results] == [NODE.id, RAIL.id, WORLD.id]
+        assert all("60, needs 61" in r.reason for r in results)
+
+
 def test_three_bad_samples_do_not_fail_a_rack_either(tmp_path: Path) -> None:
     document = made(tmp_path, cases=(NODE, RAIL, case(WORLD, samples=3, bus_gb_per_s=100)))
     assert document.verdict is Verdict.INCONCLUSIVE
@@ -614,7 +623,9 @@ def test_a_plan_of_one_start_is_no_verdict_on_performance(tmp_path: Path) -> Non
     document = made(tmp_path, starts=1)
     assert document.verdict is Verdict.INCONCLUSIVE
     assert "declares 1 process start" in of(document, "starts", Verdict.INCONCLUSIVE)[0].reason
-    assert all("needs 3" in r.reason for r in of(document, "floor", Verdict.INCONCLUSIVE))
+    floors = of(document, "floor", Verdict.INCONCLUSIVE)
+    assert [r.subject for r in floors] == [NODE.id, RAIL.id, WORLD.id]
+    assert all("measured in 1 process start(s), needs 3" in r.reason for r in floors)
 
 
 def test_a_killed_start_is_the_environments_fault(run: Path) -> None:
