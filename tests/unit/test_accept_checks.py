@@ -400,6 +400,17 @@ def test_three_bad_samples_do_not_fail_a_rack_either(tmp_path: Path) -> None:
     assert document.verdict is Verdict.INCONCLUSIVE
 
 
+def test_a_profile_may_ask_for_more_samples_of_a_p99(tmp_path: Path) -> None:
+    text = load_profile("h100-hgx-ib").text + (
+        '\n[limits]\np99_samples = 601\n[[floor]]\nwhere = { pattern = "all_reduce", bytes = "8G", nodes = 8 }\n'
+        'metric = "time_us.p99"\nat_most = 1.0\ntolerance = 0.0\nbasis = "measured"\nsource = "s"\ndate = "d"\n'
+    )
+    document = made(tmp_path, parse_profile(text, "p"), cases=(NODE, case(WORLD, samples=600)))
+    (result,) = [r for r in of(document, "floor") if r.subject == WORLD.id and "p99" in r.reason]
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "600, needs 601" in result.reason
+
+
 @pytest.mark.parametrize(("samples", "judged"), [(60, False), (298, False), (299, True), (600, True)])
 def test_p99_is_not_judged_from_too_few_samples(samples: int, judged: bool, tmp_path: Path) -> None:
     floor = (
