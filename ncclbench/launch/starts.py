@@ -51,7 +51,8 @@ def make_starts(
     codes = []
     try:
         for start in range(first, starts):
-            say(f"process start {start + 1} of {starts}")
+            if starts > 1:
+                say(f"process start {start + 1} of {starts}")
             os.environ[START] = str(start)
             codes.append(one())
             if interrupted() or _was_stopped(out):
