@@ -231,6 +231,16 @@ def test_wrong_data_in_one_case_outweigh_everything(tmp_path: Path) -> None:
     assert result.evidence[0]["wrong_ranks"] == [0]
 
 
+@pytest.mark.parametrize("change", [{"status": "ok", "wrong": 3}, {"status": "wrong", "wrong": None}])
+def test_wrong_data_are_wrong_by_their_status_and_by_their_number(change: dict[str, Any], tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        return msgspec.structs.replace(record, **change) if (record.start, record.case) == (1, WORLD.id) else record
+
+    document = made(tmp_path, edit=edit)
+    assert document.exit_code == Exit.WRONG_DATA
+    assert [r.subject for r in of(document, "data", Verdict.FAIL)] == [WORLD.id]
+
+
 def test_data_that_nobody_checked_are_inconclusive(tmp_path: Path) -> None:
     document = made(tmp_path, edit=lambda record: msgspec.structs.replace(record, wrong=None))
     assert document.exit_code == Exit.INCONCLUSIVE
@@ -763,6 +773,28 @@ def test_a_baseline_of_the_same_kind_is_compared(healthy: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("base", "now", "words"),
+    [
+        ({"starts": 1}, {}, "only 1 process start(s) were compared, needs 3"),
+        ({}, {"noise": 0.3}, "the spans of the starts overlap"),
+        ({"samples": 3}, {}, "too few samples to compare"),
+    ],
+)
+def test_a_baseline_that_tells_too_little_fails_nobody(
+    base: dict[str, Any], now: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """20% slower than it, each time."""
+    usual = case(WORLD, bus_gb_per_s=480, samples=base.get("samples", 60))
+    before = write_example(tmp_path / "before", example(cases=(usual,), starts=base.get("starts", 3)))
+    after = write_example(tmp_path / "after", example(cases=(case(WORLD, bus_gb_per_s=400, **now),), seed=2))
+    (result,) = of(verdict_on(after, baseline=read_run(before)), "baseline", Verdict.INCONCLUSIVE)
+    assert words in result.reason
+    sure = write_example(tmp_path / "sure", example(cases=(case(WORLD, bus_gb_per_s=480),)))
+    quiet = write_example(tmp_path / "quiet", example(cases=(case(WORLD, bus_gb_per_s=400),)))
+    assert of(verdict_on(quiet, baseline=read_run(sure)), "baseline", Verdict.FAIL), "which would fail otherwise"
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"transport": "cupy_nccl"},
@@ -804,6 +836,14 @@ def test_a_check_that_breaks_makes_the_verdict_inconclusive(healthy: Path, monke
 
 def test_the_gpu_of_the_examples_is_the_profiles() -> None:
     assert H100 == "NVIDIA H100 80GB HBM3"
+
+
+def test_noise_matters_where_an_entry_judges_what_an_exemption_would_let_pass(tmp_path: Path) -> None:
+    """128 bytes are too small to tell a rate, but their time is published."""
+    rate = 128 * 2 * 7 / 8 / 10e-6 / 1e9
+    small = ExampleCase(pattern="all_reduce", nbytes=128, bus_gb_per_s=rate, noise=0.4, samples=12, group="node")
+    document = made(tmp_path, cases=(NODE, small), nodes=1)
+    assert [r.subject for r in of(document, "dispersion", Verdict.INCONCLUSIVE)] == [small.id]
 
 
 def test_noise_does_not_matter_where_speed_is_not_judged(tmp_path: Path) -> None:
