@@ -149,6 +149,45 @@ def test_equals_with_noise_raise_no_alarm(seed: int, tmp_path: Path) -> None:
     assert not of(document, "fleet", Verdict.FAIL)
 
 
+SPREAD = {0: 1.0, 1: 1.06, 2: 0.94, 3: 1.12, 4: 0.9, 5: 1.08, 6: 0.93, 7: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("slow", "why"),
+    [
+        ({3: 1.03}, "certain, and within the margin"),
+        (SPREAD, "beyond the margin, and no further than equals lie apart"),
+        ({3: 0.6}, "faster than its equals"),
+    ],
+)
+def test_what_is_no_outlier_among_equals(slow: dict[int, float], why: str, tmp_path: Path) -> None:
+    document = made(tmp_path, cases=(NODE, case(RAIL, bus_gb_per_s=60, slow=slow, noise=1e-4), WORLD))
+    (result,) = [r for r in of(document, "fleet") if r.subject.startswith(RAIL.id)]
+    assert result.verdict is Verdict.PASS, why
+
+
+def test_equals_whose_medians_are_hardly_known_give_no_outlier(tmp_path: Path) -> None:
+    """All but one show the same to the last digit, so that the MAD is 0; but each is known to 20% only."""
+
+    def edit(record: Record) -> Record:
+        groups = []
+        for index, group in enumerate(record.groups):
+            p50 = 1000.0 * (1.08 if index == 3 else 1.0)
+            times = msgspec.structs.replace(group.time_us, p50=p50, p50_lo=0.8 * p50, p50_hi=1.2 * p50)
+            groups.append(msgspec.structs.replace(group, time_us=times))
+        return msgspec.structs.replace(record, groups=groups)
+
+    document = made(tmp_path, edit=edit)
+    assert not of(document, "fleet", Verdict.FAIL)
+    assert not of(document, "fleet", Verdict.INCONCLUSIVE)
+
+
+def test_the_bound_on_an_outlier_grows_with_the_number_of_equals() -> None:
+    """Bonferroni: one-sided, 5% for all together."""
+    bounds = [load("checks", "fleet").outliers(np.zeros((3, units)), 1.0, 0.05)[2] for units in (1, 8, 2048)]
+    assert bounds == pytest.approx([1.645, 2.498, 4.061], abs=1e-3)
+
+
 def test_two_nodes_are_too_few_to_say_which_is_odd(tmp_path: Path) -> None:
     cases = (case(NODE, slow={1: 1.5}), case(WORLD, bus_gb_per_s=440.6))
     document = made(tmp_path, cases=cases, nodes=2)
@@ -349,6 +388,13 @@ def test_what_differs_on_one_rank_fails_and_names_it(view: dict[str, Any], subje
 def test_what_a_rank_is_told_of_its_own_devices_may_differ(tmp_path: Path) -> None:
     views = {rank: {"variables": {"UCX_NET_DEVICES": f"mlx5_{rank}:1"}} for rank in range(8)}
     assert made(tmp_path, software=views).verdict is Verdict.PASS
+
+
+def test_versions_of_rank_0_alone_do_not_show_that_all_ranks_agree(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["software"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "only rank 0" in only(verdict_on(run), "drift", Verdict.INCONCLUSIVE).reason
 
 
 def test_other_software_in_a_later_start_fails(run: Path) -> None:
