@@ -182,6 +182,27 @@ def test_equals_whose_medians_are_hardly_known_give_no_outlier(tmp_path: Path) -
     assert not of(document, "fleet", Verdict.INCONCLUSIVE)
 
 
+def test_a_group_without_a_possible_time_is_inconclusive(tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        if record.case != RAIL.id:
+            return record
+        times = msgspec.structs.replace(record.groups[0].time_us, p50=0.0)
+        return msgspec.structs.replace(
+            record, groups=[msgspec.structs.replace(record.groups[0], time_us=times), *record.groups[1:]]
+        )
+
+    (result,) = of(made(tmp_path, edit=edit), "fleet", Verdict.INCONCLUSIVE)
+    assert result.reason == "a group's time is no possible figure"
+
+
+def test_starts_with_other_groups_are_not_compared(tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        return msgspec.structs.replace(record, groups=record.groups[::-1]) if record.start == 1 else record
+
+    document = made(tmp_path, cases=(case(RAIL, slow={3: 2.0}), WORLD), edit=edit)
+    assert [r.verdict for r in of(document, "fleet")] == [Verdict.NOT_RUN]
+
+
 def test_the_bound_on_an_outlier_grows_with_the_number_of_equals() -> None:
     """Bonferroni: one-sided, 5% for all together."""
     bounds = [load("checks", "fleet").outliers(np.zeros((3, units)), 1.0, 0.05)[2] for units in (1, 8, 2048)]
