@@ -333,6 +333,11 @@ def test_paths(path: dict[str, Any] | None, verdict: Verdict, words: str, tmp_pa
     assert document.verdict is verdict
 
 
+def test_inside_of_a_node_too_a_path_that_nobody_recorded_is_unverified(tmp_path: Path) -> None:
+    document = made(tmp_path, nodes=1, cases=(NODE,), edit=lambda r: msgspec.structs.replace(r, path=None))
+    assert "no link was recorded" in only(document, "path", Verdict.INCONCLUSIVE).reason
+
+
 def test_a_path_must_be_proven_where_the_profile_says_so(healthy: Path) -> None:
     text = load_profile("h100-hgx-ib").text.replace("gdr = true", "gdr = true\nproof = true")
     document = verdict_on(healthy, parse_profile(text, "p"))
