@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ncclbench.measure.statistics import skew, summarise
 from ncclbench.schedule.rates import GIGA, bus_factor
-from ncclbench.store.directory import RunWriter
-from ncclbench.store.records import SCHEMA, GroupResult, Record
+from ncclbench.store.directory import Run, RunWriter
+from ncclbench.store.records import SCHEMA, GroupResult, PhaseResult, Record
 from ncclbench.topology import Topology
 
 Floats = NDArray[np.float64]
@@ -37,6 +37,7 @@ class ExampleCase:
         slow: for the index of a group, how many times as long it takes.
         noise: relative, of an iteration.
         wrong: elements that differ.
+        flows: rounds of flows along the rails instead of groups, as ``same_rail``; then `slow` is of sending ranks.
     """
 
     pattern: str
@@ -48,10 +49,13 @@ class ExampleCase:
     slow: Mapping[int, float] = field(default_factory=dict)
     noise: float = 0.005
     wrong: int = 0
+    flows: bool = False
 
     @property
     def params(self) -> dict[str, Any]:
         """The parameters that are not defaults."""
+        if self.flows:
+            return {"direction": "apart"}
         return {} if self.group == "world" else {"group": self.group}
 
     @property
@@ -76,6 +80,7 @@ class Example:
         gpu: name of the GPUs; None for ranks on CPUs.
         transport: name of the transport.
         links: what NCCL's log said of every case.
+        link_layer: what it said that NICs speak.
         edit: changes a record before it is stored.
         software: versions and settings of each rank that differs from the others.
         seed: of the noise.
@@ -90,6 +95,7 @@ class Example:
     gpu: str | None = H100
     transport: str = "nccl"
     links: Sequence[str] = ("NET/IB", "P2P/CUMEM")
+    link_layer: Sequence[str] = ()
     edit: Callable[[Record], Record] = lambda record: record
     software: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
@@ -132,6 +138,14 @@ def write_example(path: Path, example: Example) -> Path:
     return path
 
 
+def example_run(example: Example) -> Run:
+    """The same run in memory, with neither events nor samples: for checks that read records only."""
+    rng = np.random.default_rng(example.seed)
+    starts = range(example.starts if example.made is None else example.made)
+    records = [example.edit(_measure(example, case, k, rng)[0]) for k in starts for case in example.cases]
+    return Run(Path("example"), _manifest(example), tuple(records), ())
+
+
 def _manifest(example: Example) -> dict[str, Any]:
     usual: dict[str, dict[str, str]] = {
         "versions": {"nccl": "2.28.9", "torch": "2.9.0"},
@@ -167,6 +181,34 @@ def _manifest(example: Example) -> dict[str, Any]:
 
 def _measure(example: Example, case: ExampleCase, start: int, rng: np.random.Generator) -> tuple[Record, Floats]:
     """The record of one case in one start, and its samples of shape (R, N, 1)."""
+    return (_measure_flows if case.flows else _measure_groups)(example, case, start, rng)
+
+
+def _measure_flows(example: Example, case: ExampleCase, start: int, rng: np.random.Generator) -> tuple[Record, Floats]:
+    """Every rank to its counterpart on up to 7 other nodes, a round at a time; a round ends with its last flow."""
+    world, rails = example.world_size, example.ranks_per_node
+    healthy = case.nbytes / (case.bus_gb_per_s * GIGA)
+    factors_R = np.array([case.slow.get(rank, 1.0) for rank in range(world)])
+    phases, rounds = [], []
+    for step in range(1, min(7, example.nodes - 1) + 1):
+        flow_RN = healthy * factors_R[:, None] * rng.normal(1.0, case.noise, (world, case.samples))
+        rounds.append(flow_RN)
+        flows = {
+            "src": list(range(world)),
+            "dst": [(rank + step * rails) % world for rank in range(world)],
+            "nbytes": [case.nbytes] * world,
+            "p50_us": (np.median(flow_RN, axis=1) * 1e6).tolist(),
+        }
+        phases.append(PhaseResult(label=f"offset={step}", ledger={}, flows=flows))
+    seconds_RN = np.concatenate(rounds, axis=1)
+    summary = summarise(seconds_RN.max(axis=0))
+    rate = case.nbytes / (summary.p50 / 1e6) / GIGA
+    record = _record(example, case, start, world, seconds_RN, rate)
+    return msgspec.structs.replace(record, bus_gb_per_s=rate, phases=phases), seconds_RN[:, :, None]
+
+
+def _measure_groups(example: Example, case: ExampleCase, start: int, rng: np.random.Generator) -> tuple[Record, Floats]:
+    """All groups at once; the slowest rank of each sets its time."""
     groups_GN = example.topology.groups(case.group)
     members = groups_GN.shape[1]
     factor = bus_factor(case.pattern, members)
@@ -177,7 +219,7 @@ def _measure(example: Example, case: ExampleCase, start: int, rng: np.random.Gen
         # The slowest rank of an iteration sets its time; the others come a little later, and so take a little less.
         seconds_RN[ranks] = group_N * (1.0 - 0.02 * rng.random((members, 1)))
         seconds_RN[ranks[0]] = group_N
-    time_us = summarise(seconds_RN.max(axis=0))
+    rate = case.nbytes / (summarise(seconds_RN.max(axis=0)).p50 / 1e6) / GIGA
     results = [
         GroupResult(
             ranks=ranks.tolist(),
@@ -186,7 +228,13 @@ def _measure(example: Example, case: ExampleCase, start: int, rng: np.random.Gen
         )
         for ranks in groups_GN
     ]
-    record = Record(
+    record = _record(example, case, start, members, seconds_RN, rate)
+    results = results if len(results) > 1 else []
+    return msgspec.structs.replace(record, bus_gb_per_s=rate * factor, groups=results), seconds_RN[:, :, None]
+
+
+def _record(example: Example, case: ExampleCase, start: int, members: int, seconds_RN: Floats, rate: float) -> Record:
+    return Record(
         case=case.id,
         pattern=case.pattern,
         transport=example.transport,
@@ -202,15 +250,20 @@ def _measure(example: Example, case: ExampleCase, start: int, rng: np.random.Gen
         wrong=case.wrong,
         wrong_ranks=[0] if case.wrong else [],
         group_size=members,
-        time_us=time_us,
+        time_us=summarise(seconds_RN.max(axis=0)),
         skew_us=skew(seconds_RN),
-        alg_gb_per_s=case.nbytes / (time_us.p50 / 1e6) / GIGA,
-        bus_gb_per_s=case.nbytes / (time_us.p50 / 1e6) / GIGA * factor,
-        groups=results if len(results) > 1 else [],
-        path={"links": list(example.links), "gdr": True} if example.gpu else None,
+        alg_gb_per_s=rate,
+        path=_path(example) if example.gpu else None,
         gpus=[_gpu(rank) for rank in range(example.world_size)] if example.gpu else [],
     )
-    return record, seconds_RN[:, :, None]
+
+
+def _path(example: Example) -> dict[str, Any]:
+    """What NCCL's log says of a healthy rank."""
+    networks = [link.removeprefix("NET/") for link in example.links if link.startswith("NET/")]
+    found = {"version": "2.28.9", "links": list(example.links), "gdr": True, "channels": 16, "nvls": True}
+    found |= {"network": networks[0]} if networks else {}
+    return found | ({"link_layer": list(example.link_layer)} if example.link_layer else {})
 
 
 def _gpu(rank: int) -> dict[str, Any]:

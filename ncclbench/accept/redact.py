@@ -38,6 +38,10 @@ _ADDRESSES = (
 )
 # A PCI address has the shape of a short IPv6 one; it names a slot, not a machine.
 _PCI = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F]")
+# Lines of a profile that select and judge: words of ours, which would select something else if a host were called so.
+_RULE = re.compile(
+    r"\s*(?:\[|(?:where|metric|phase|gpu|transports|link_layer|allowed|across_nodes|device|basis|action|verdict|match)\b)"
+)
 _TIME = re.compile(r"\d{1,2}:\d{2}:\d{2}(?:\.\d+)?")
 
 
@@ -81,6 +85,15 @@ class Redactor:
         if isinstance(data, list):
             return [self.data(item, key) for item in data]
         return self.text(data) if isinstance(data, str) and key not in _KEPT else data
+
+
+def redact_profile(text: str, redactor: Redactor) -> str:
+    """The text of a profile without names: in its sources, titles, comments and wanted settings."""
+    lines = []
+    for line in text.splitlines(keepends=True):
+        rule, sign, comment = line.partition(" #") if _RULE.match(line) else ("", "", line)
+        lines.append(rule + sign + redactor.text(comment))
+    return "".join(lines)
 
 
 def redactor_for(manifests: Iterable[Mapping[str, Any]], key: str) -> Redactor:

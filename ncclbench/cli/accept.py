@@ -38,6 +38,15 @@ def _complete_profile(_ctx: click.Context, _param: click.Parameter, incomplete: 
 @click.option("--nproc", type=int, help="Ranks to start here, when no launcher has.")
 @click.option("--transport", default="auto", metavar="NAME", help="Who moves the data.  [default: auto]")
 @click.option("--topology", type=click.Path(path_type=Path), metavar="FILE", help="Where ranks sit, as of `run`.")
+@click.option(
+    "--launcher",
+    metavar="COMMAND",
+    help="Start the ranks by this, once for each process start: 'srun --ntasks-per-node 8', 'mpirun -n 16', 'torchrun "
+    "--nproc-per-node 8'. Given once, outside of the ranks.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Show the plan's cases, their memory and a guess of the time; start nothing."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in -o: the next process start, or what was cut off.")
 @click.option(
     "-o",
@@ -51,13 +60,15 @@ def _complete_profile(_ctx: click.Context, _param: click.Parameter, incomplete: 
 def command(**options: Any) -> None:
     """Measure and judge a rack; or, given RUN, judge what was measured already.
 
-    Makes all process starts that the plan declares, one after the other; under torchrun, mpirun or srun it makes one
-    and prints the command for the next. The verdict comes first; the run directory then holds verdict.json,
-    accept/checks.csv, accept/junit.xml, accept/metrics.prom and SHA256SUMS.
+    Makes all process starts that the plan declares, one after the other. In a batch script or on the head node,
+    --launcher says how ranks are started there, and each start is a launcher call; called inside of ranks that
+    torchrun, mpirun or srun has started, it makes one start and prints the command for the next. The verdict comes
+    first; the run directory then holds verdict.json, SHA256SUMS and accept/ (checks.csv, junit.xml, metrics.prom).
 
     \b
     Examples:
       ncclbench accept --profile cpu-gloo --nproc 4
+      ncclbench accept --profile h100-hgx-ib --launcher 'srun --ntasks-per-node 8' -o runs/rack7
       torchrun --nproc-per-node 8 -m ncclbench accept --profile h100-hgx-ib -o runs/rack7
       ncclbench accept runs/rack7 --profile h100-hgx-ib --baseline runs/rack6
       ncclbench accept --make-profile runs/golden -o ours.toml
@@ -76,9 +87,11 @@ def _accept(options: dict[str, Any]) -> Exit:
 
     rules = load_profile(options["profile"])
     if options["run"] is not None:
-        given = [name for name in ("plan", "out", "nproc", "topology", "resume") if options[name]]
+        given = [
+            name for name in ("plan", "out", "nproc", "topology", "launcher", "dry_run", "resume") if options[name]
+        ]
         if given:
-            raise UsageError(f"--{given[0]} is for a new run; {options['run']} was measured already")
+            raise UsageError(f"--{given[0].replace('_', '-')} is for a new run; {options['run']} was measured already")
         return _judge(options["run"], rules, options)
     return _measure_and_judge(rules, options)
 
@@ -87,6 +100,8 @@ def _measure_and_judge(rules: Any, options: dict[str, Any]) -> Exit:
     """Make the process starts, then judge; under a launcher rank 0 judges."""
     from ncclbench.launch.detect import detect
 
+    if options["dry_run"]:
+        return _measure(rules, options, Path())
     seat = detect(os.environ)
     name = rules.profile.name
     out = options["out"] or Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
@@ -104,10 +119,13 @@ def _measure(rules: Any, options: dict[str, Any], out: Path) -> Exit:
     """As ``ncclbench run`` would, but for the table at its end."""
     from ncclbench.cli import run
 
-    arguments = ["--plan", str(options["plan"] or rules.profile.plan), "-o", str(out)]
+    arguments = ["--plan", str(options["plan"] or rules.profile.plan)]
+    arguments += ["--dry-run"] if options["dry_run"] else ["-o", str(out)]
+    arguments += ["--json"] if options["dry_run"] and options["as_json"] else []
     arguments += ["--transport", _transport(rules, options["transport"])]
     arguments += ["--nproc", str(options["nproc"])] if options["nproc"] is not None else []
     arguments += ["--topology", str(options["topology"])] if options["topology"] is not None else []
+    arguments += ["--launcher", options["launcher"]] if options["launcher"] is not None else []
     arguments += ["--resume"] if options["resume"] else []
     with run.command.make_context("run", list(arguments)) as context:
         return run.execute({**context.params, "arguments": ["run", *arguments]})
@@ -160,7 +178,8 @@ def _redacted(path: Path, rules: Any, baseline: Any, options: dict[str, Any]) ->
     import msgspec
 
     from ncclbench.accept.bundle import StoredBaseline, write_bundle
-    from ncclbench.accept.redact import KEY, redact, redactor_for
+    from ncclbench.accept.profile import parse_profile
+    from ncclbench.accept.redact import KEY, redact, redact_profile, redactor_for
     from ncclbench.accept.subject import Subject
     from ncclbench.store.directory import read_run
 
@@ -168,6 +187,7 @@ def _redacted(path: Path, rules: Any, baseline: Any, options: dict[str, Any]) ->
     run = read_run(path)
     redactor = redactor_for([run.manifest, *([baseline.manifest] if baseline else [])], os.environ.get(KEY, ""))
     redact(path, target, redactor)
+    rules = parse_profile(redact_profile(rules.text, redactor), rules.profile.name)
     if baseline is not None:
         stored = StoredBaseline(
             name=baseline.path.name, manifest=dict(baseline.manifest), records=list(baseline.records)
@@ -205,7 +225,7 @@ def _make_profile(options: dict[str, Any]) -> Exit:
     from ncclbench.accept.golden import make_profile
     from ncclbench.store.directory import read_run
 
-    others = [name for name in ("profile", "plan", "baseline", "run", "resume", "redact") if options[name]]
+    others = [name for name in ("profile", "plan", "baseline", "run", "launcher", "resume", "redact") if options[name]]
     if others:
         raise UsageError(f"--make-profile does not go with --{others[0]}")
     out: Path | None = options["out"]

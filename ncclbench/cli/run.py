@@ -110,6 +110,12 @@ def _complete(kind: str) -> Any:
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="RUN", help="The run directory.  [default: runs/PLAN-TIME]"
 )
+@click.option(
+    "--launcher",
+    metavar="COMMAND",
+    help="Start the ranks by this, such as 'srun --ntasks-per-node 8', once for each process start of the plan.",
+)
+@click.option("--one-of-several", is_flag=True, hidden=True, help="A command of ours makes all process starts.")
 @click.option("--resume", is_flag=True, help="Go on with the run in -o: finished cases are kept.")
 @click.option(
     "--process-start",
@@ -150,14 +156,16 @@ def execute(options: dict[str, Any]) -> Exit:
             shows the results itself, are those of the ranks.
     """
     from ncclbench.launch.detect import OWN_START, detect
-    from ncclbench.launch.starts import own_start, refuse_start, start_in_words, start_of_rank
+    from ncclbench.launch.starts import refuse_start, start_in_words, start_of_rank
     from ncclbench.modes import entered
     from ncclbench.plan import Plan
 
     plan: Plan = _plan(options)
     refuse_start(plan, options["process_start"])
     seat = detect(os.environ)
-    transport = _choose_transport(options["transport"], seat.launcher if seat else None)
+    if options["launcher"] is not None:
+        _refuse_with_launcher(options, seat)
+    transport = _choose_transport(options["transport"], seat.launcher if seat else None, options["launcher"])
     if options["dry_run"]:
         topology = _planned_topology(seat.world_size if seat else _nproc(options), options)
         speaks = seat is None or seat.rank == 0
@@ -173,13 +181,21 @@ def execute(options: dict[str, Any]) -> Exit:
 
     start = start_of_rank(plan, out, resume=options["resume"], asked=options["process_start"])
     mode = plan.mode_of(start or 0)
-    if mode is not None and seat.rank == 0 and own_start(os.environ) is None:
+    if mode is not None and seat.rank == 0 and not _has_parent(options):
         click.echo(start_in_words(start or 0, plan.process_starts, mode), err=True)
     with entered(mode):
         code = join_and_run(_job(plan, transport, out, options, start), seat, options["timeout"] or _DEFAULT_TIMEOUT)
-    if plan.process_starts > 1 and seat.rank == 0 and own_start(os.environ) is None:
+    if plan.process_starts > 1 and seat.rank == 0 and not _has_parent(options):
         _ask_for_next_start(plan, out, seat.launcher)
     return code
+
+
+def _refuse_with_launcher(options: dict[str, Any], seat: Any) -> None:
+    """What contradicts --launcher, which stands outside of the ranks."""
+    if seat is not None:
+        raise UsageError(f"--launcher starts ranks, and this is one that {seat.launcher} has started: leave it out")
+    if options["nproc"] is not None and not options["dry_run"]:
+        raise UsageError("--nproc does not go with --launcher, whose own options say how many ranks there are")
 
 
 def _plan(options: dict[str, Any]) -> Any:
@@ -228,12 +244,17 @@ def _params(pairs: tuple[str, ...]) -> dict[str, Any]:
     return params
 
 
-def _choose_transport(name: str, launcher: str | None) -> str:
-    """The transport to use; its libraries are looked for, not imported."""
+def _choose_transport(name: str, launcher: str | None, elsewhere: str | None = None) -> str:
+    """The transport to use; its libraries are looked for, not imported.
+
+    Ranks that --launcher starts `elsewhere` see for themselves what there is.
+    """
     from importlib.util import find_spec
 
     from ncclbench.registry import exists, names, unknown
 
+    if elsewhere is not None and name in ("auto", *names("transports")):
+        return name
     if name == "auto":
         name = "nccl" if Path("/dev/nvidia0").exists() else "gloo"
         if launcher in ("openmpi", "mpich") and find_spec("torch") is None:
@@ -266,10 +287,9 @@ def _nproc(options: dict[str, Any]) -> int:
 def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: int | None) -> Any:
     from ncclbench.cli.live import listener_for
     from ncclbench.launch.book import Job
-    from ncclbench.launch.starts import own_start
 
-    has_parent = own_start(os.environ) is not None or bool(options.get("arguments"))
-    listener = listener_for(as_json=options["as_json"], of_several=has_parent)
+    of_several = _has_parent(options) or bool(options.get("arguments"))
+    listener = listener_for(as_json=options["as_json"], of_several=of_several)
     return Job(
         plan=plan,
         transport=transport,
@@ -284,6 +304,13 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: i
     )
 
 
+def _has_parent(options: dict[str, Any]) -> bool:
+    """Whether a command of ours makes all process starts, and shows what they measured."""
+    from ncclbench.launch.starts import own_start
+
+    return own_start(os.environ) is not None or options["one_of_several"]
+
+
 def _topology_file(options: dict[str, Any]) -> Any:
     """What --topology names, read and checked; None without it."""
     from ncclbench.topology.files import read_topology
@@ -292,15 +319,21 @@ def _topology_file(options: dict[str, Any]) -> Any:
 
 
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
+    from ncclbench.launch.relaunch import refuse_part_of_an_allocation
     from ncclbench.launch.starts import own_start, start_of_rank
     from ncclbench.modes import entered
     from ncclbench.store.directory import check_target
 
+    if options["launcher"] is not None:
+        check_target(out, resume=options["resume"])
+        return _make_starts(plan, transport, out, options, nproc=0)
+    if options["nproc"] is None and transport != "threads":
+        refuse_part_of_an_allocation(os.environ)
     nproc = _nproc(options)
-    check_target(out, resume=options["resume"] or bool(own_start(os.environ)))
+    check_target(out, resume=options["resume"] or bool(own_start(os.environ)) or (options["process_start"] or 1) > 1)
     if transport not in ("nccl", "cupy_nccl"):  # a GPU's memory is asked for where the GPU is
         _refuse_too_large(plan, _planned_topology(nproc, options), _THREADS_MEMORY if transport == "threads" else 1)
-    if (plan.process_starts > 1 or options.get("arguments")) and own_start(os.environ) is None:
+    if (plan.process_starts > 1 or options.get("arguments")) and not _has_parent(options):
         return _make_starts(plan, transport, out, options, nproc)
     if transport == "threads":
         from ncclbench.launch.session import play_ranks
@@ -318,7 +351,7 @@ def _start_ranks(transport: str, out: Path, nproc: int, options: dict[str, Any])
     if transport == "mpi":
         from ncclbench.launch.mpiexec import start_under_mpiexec
 
-        return start_under_mpiexec(nproc, arguments)
+        return start_under_mpiexec(nproc, arguments, out)
     from ncclbench.launch.local import start_ranks
 
     return start_ranks(nproc, arguments, out)
@@ -328,18 +361,29 @@ def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], 
     """All process starts that the plan declares, one after the other; then what they measured."""
     from ncclbench.cli.live import listener_for
     from ncclbench.errors import NcclbenchError
-    from ncclbench.launch.starts import first_start, in_own_process, make_starts
+    from ncclbench.launch.relaunch import Relaunch, launcher_words, without_launcher
+    from ncclbench.launch.starts import START, first_start, in_own_process, make_starts
     from ncclbench.store.directory import read_run
 
+    relaunch = Relaunch(launcher_words(options["launcher"])) if options["launcher"] is not None else None
+    told = ["--transport", transport, "--out", str(out.absolute() if relaunch else out)]
+
     def one() -> Exit:
+        if relaunch is not None:
+            number = str(int(os.environ[START]) + 1)
+            which = ["--one-of-several", "--process-start", number]
+            return relaunch.start([*without_launcher(_arguments(options)), *told, *which], out)
         if transport == "threads":  # its ranks share a process, which must be another one for each start
-            return in_own_process([*_arguments(options), "--transport", transport, "--out", str(out)])
+            return in_own_process([*_arguments(options), *told])
         return _start_ranks(transport, out, nproc, options)
 
     first, end = first_start(out, resume=options["resume"]), plan.process_starts
     if options["process_start"] is not None:
         first, end = options["process_start"] - 1, options["process_start"]
-    code = make_starts(out, first, end, one, lambda text: click.echo(text, err=True), plan)
+    code = make_starts(
+        *(out, first, end, one, lambda text: click.echo(text, err=True), plan),
+        interrupted=lambda: relaunch is not None and relaunch.told is not None,
+    )
     try:
         records = list(read_run(out).records)
     except NcclbenchError:  # no start came so far as to write anything, and each has said why
@@ -406,12 +450,14 @@ def _wrong_start(planned: Any, plan: Any, transport: str) -> str:
 
 
 def _dry_run(plan: Any, transport: str, topology: Any, *, speaks: bool, as_json: bool) -> Exit:
-    from ncclbench.measure.estimate import estimate_seconds
+    from ncclbench.measure.estimate import estimate_seconds, pace_of
 
     # All of it before a word is said: an error must not come after half an answer.
     found, nproc = _sizes(plan, topology), topology.world_size
     sizes = [(planned, memory, unable or _wrong_start(planned, plan, transport)) for planned, memory, unable in found]
-    seconds = [0.0 if reason else estimate_seconds(planned, memory) for planned, memory, reason in sizes]
+    seconds = [
+        0.0 if reason else estimate_seconds(planned, memory, pace_of(transport)) for planned, memory, reason in sizes
+    ]
     if speaks and as_json:
         click.echo(_dry_run_json(plan, transport, nproc, sizes, seconds))
     elif speaks:
@@ -422,6 +468,10 @@ def _dry_run(plan: Any, transport: str, topology: Any, *, speaks: bool, as_json:
 def _dry_run_json(plan: Any, transport: str, nproc: int, sizes: list[Any], seconds: list[float]) -> str:
     import json
 
+    from ncclbench.measure.estimate import pace_of
+
+    start_seconds = pace_of(transport).start_seconds
+    total = _total_seconds(plan, seconds, start_seconds)
     cases = [
         {
             "case": planned.case.id,
@@ -433,14 +483,24 @@ def _dry_run_json(plan: Any, transport: str, nproc: int, sizes: list[Any], secon
         for (planned, memory, reason), each in zip(sizes, seconds, strict=True)
     ]
     summary: dict[str, Any] = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
-    named = {"plan": plan.name, "transport": transport, "world_size": nproc, "seconds": plan.starts * sum(seconds)}
-    starts = [getattr(plan.mode_of(start), "name", None) for start in range(plan.process_starts)]
-    return json.dumps({**summary, **named, "starts": starts, "cases": cases}, separators=(",", ":"))
+    named = {
+        "plan": plan.name,
+        "transport": transport,
+        "world_size": nproc,
+        "starts": plan.process_starts,
+        "modes": [mode.name for mode in plan.modes],
+        "start_seconds": start_seconds,
+        "seconds": total,
+        "cases": cases,
+    }
+    return json.dumps({**summary, **named}, separators=(",", ":"))
 
 
 def _dry_run_table(plan: Any, transport: str, nproc: int, sizes: list[Any], seconds: list[float]) -> str:
+    from ncclbench.measure.estimate import pace_of
     from ncclbench.units import format_bytes, format_seconds
 
+    pace = pace_of(transport)
     lines = [
         f"plan {plan.name}: {len(plan.cases)} cases on {nproc} ranks over {transport}; nothing is started",
         *_starts_planned(plan),
@@ -450,9 +510,16 @@ def _dry_run_table(plan: Any, transport: str, nproc: int, sizes: list[Any], seco
         note = f"  (would be skipped: {reason})" if reason else ""
         mode = f"{planned.mode:<9}  " if plan.modes else ""
         lines.append(f"{format_bytes(memory):>12}  {format_seconds(each):>8}  {mode}{planned.case.id}{note}")
-    total = format_seconds(plan.starts * sum(seconds))
-    lines.append(f"\nabout {total} in all: a guess from 100 us and 1 GB/s an iteration")
+    total, starts = _total_seconds(plan, seconds, pace.start_seconds), ""
+    if plan.process_starts > 1:
+        starts = f"{format_seconds(total / plan.process_starts)} for each of {plan.process_starts} process starts, "
+    lines.append(f"\nabout {starts}{format_seconds(total)} in all: a guess from {pace}")
     return "\n".join(lines)
+
+
+def _total_seconds(plan: Any, seconds: list[float], start_seconds: float) -> float:
+    """Of all process starts; a case is in those of its mode alone."""
+    return float(plan.starts * sum(seconds) + plan.process_starts * start_seconds)
 
 
 def _starts_planned(plan: Any) -> list[str]:

@@ -1,6 +1,7 @@
 """What rank 0 keeps of a run: the run directory, the records, and which case is being measured."""
 
 import threading
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ncclbench.store.events import utc_now
 from ncclbench.store.records import Record
 from ncclbench.topology.files import TopologyFile
 
+# Of this process alone: in containers the numbers of processes are the same in every start.
+_PROCESS = uuid.uuid4().hex
 _EXIT_OF_STATUS = {"wrong": Exit.WRONG_DATA, "failed": Exit.ENVIRONMENT, "timeout": Exit.ENVIRONMENT}
 
 
@@ -120,6 +123,7 @@ class Book:
             finished=len(finished),
             command=job.command,
             pids=[rank["pid"] for rank in manifest.get("ranks", [])],
+            process=_PROCESS,
             software=manifest.get("software"),
         )
         if run is not None:

@@ -24,13 +24,19 @@ _GRACE_SECONDS = 8.0
 _ASK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
+_ROOT_MAY = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 
 
-def start_under_mpiexec(nproc: int, arguments: Sequence[str]) -> Exit:
+def start_under_mpiexec(nproc: int, arguments: Sequence[str], out: Path | None = None) -> Exit:
     """Run ``ncclbench ARGUMENTS`` as `nproc` ranks of one MPI job; returns what it ended in.
 
+    Args:
+        nproc: how many ranks.
+        arguments: without the name of the program.
+        out: the run directory that they are going to write.
+
     Raises:
-        EnvironmentFault: if there is no mpiexec.
+        EnvironmentFault: if there is no mpiexec, or if it refuses before any rank has begun.
     """
     mpiexec = find_mpiexec(Path(sys.executable).parent)
     options = mpiexec_options(_version(mpiexec), nproc, len(os.sched_getaffinity(0)))
@@ -40,7 +46,7 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str]) -> Exit:
         env={**os.environ, OWN_START: mark},
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C on the terminal reaches the ranks once, through us
-        preexec_fn=_end_with_parent,
+        preexec_fn=end_with_parent,
     )
 
     told: list[float] = []  # when a signal was passed on
@@ -60,6 +66,9 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str]) -> Exit:
         try:
             while job.poll() is None and not (told and time.monotonic() > told[0] + _GRACE_SECONDS):
                 time.sleep(_POLL_SECONDS)
+            refused = job.returncode == Exit.FAIL and out is not None and not (out / "manifest.json").exists()
+            if refused and not told:
+                raise EnvironmentFault(_refusal(mpiexec, os.geteuid() == 0))
             return exit_of(job.returncode if job.returncode is not None else Exit.ENVIRONMENT)
         finally:
             settled.set()
@@ -90,6 +99,17 @@ def mpiexec_options(version: str, nproc: int, cores: int) -> list[str]:
     return ["--oversubscribe"] if "Open MPI" in version and nproc > cores else []
 
 
+def _refusal(mpiexec: str, as_root: bool) -> str:
+    """In a line what mpiexec has just said at length; that nothing of ours began is certain, and why often."""
+    message = f"{mpiexec} ended in 1 before any rank had begun; what it said stands above"
+    allowed = all(os.environ.get(name) == "1" for name in _ROOT_MAY)
+    return (
+        message
+        if allowed or not as_root
+        else f"{message}; Open MPI runs as root only with {'=1 and '.join(_ROOT_MAY)}=1"
+    )
+
+
 def exit_of(code: int) -> Exit:
     """What an mpiexec's exit code means here.
 
@@ -109,7 +129,7 @@ def _version(mpiexec: str) -> str:
     return asked.stdout + asked.stderr
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child: ask Linux for a SIGTERM when we die, even by SIGKILL, so that no job outlives its command."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

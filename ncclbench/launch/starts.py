@@ -40,6 +40,7 @@ def make_starts(
     one: Callable[[], Exit],
     say: Callable[[str], None],
     plan: Plan | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Exit:
     """Make the process starts `first` to `starts` - 1 of the run in `out`; the most severe of what they end in.
 
@@ -50,6 +51,7 @@ def make_starts(
         one: makes one start, whose number its processes find in their environment.
         say: tells the user where it stands.
         plan: tells how many starts there are in all, and of which mode each is; its processes see to that themselves.
+        interrupted: whether the user wants no further start, where ranks may not have written that down.
     """
     codes = []
     try:
@@ -57,10 +59,11 @@ def make_starts(
             if start > first and _is_finished(out, start):
                 continue  # a resumed run need not have stopped at its last start
             total, mode = (plan.process_starts, plan.mode_of(start)) if plan else (starts, None)
-            say(start_in_words(start, total, mode))
+            if total > 1:
+                say(start_in_words(start, total, mode))
             os.environ[START] = str(start)
             codes.append(one())
-            if _was_stopped(out):
+            if interrupted() or _was_stopped(out):
                 break
     finally:
         os.environ.pop(START, None)

@@ -5,6 +5,7 @@ Examples are drawn the same way on every run, so that a red test is red for ever
 """
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -37,6 +38,14 @@ LENGTH = 24  # elements of every buffer
 BUFFERS = ("a", "b", "c", "d")
 _REDUCING = (Op.ALL_REDUCE, Op.REDUCE_SCATTER, Op.REDUCE)
 _SHARDED = (Op.REDUCE_SCATTER, Op.ALL_GATHER, Op.ALL_TO_ALL, Op.GATHER, Op.SCATTER)
+
+
+@pytest.fixture(scope="module")
+def unsynced() -> Iterator[None]:
+    """Nothing waits for the disk: run directories that are made up by the hundred need not survive a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _file: None)
+        yield
 
 
 @pytest.fixture(scope="session")

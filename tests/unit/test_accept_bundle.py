@@ -30,6 +30,8 @@ from ncclbench.errors import UsageError
 from ncclbench.store import events
 from ncclbench.store.directory import read_run
 
+pytestmark = pytest.mark.usefixtures("unsynced")
+
 G = 1 << 30
 EXAMPLE = Example(
     cases=(

@@ -27,6 +27,8 @@ from ncclbench.registry import load, names
 from ncclbench.store.directory import read_run, write_samples
 from ncclbench.store.records import Record
 
+pytestmark = pytest.mark.usefixtures("unsynced")
+
 G, M = 1 << 30, 1 << 20
 NODE = ExampleCase(pattern="all_reduce", nbytes=8 * G, bus_gb_per_s=478, group="node")
 RAIL = ExampleCase(pattern="send_recv", nbytes=G, bus_gb_per_s=48, group="rail")
@@ -147,6 +149,66 @@ def test_equals_with_noise_raise_no_alarm(seed: int, tmp_path: Path) -> None:
     assert not of(document, "fleet", Verdict.FAIL)
 
 
+SPREAD = {0: 1.0, 1: 1.06, 2: 0.94, 3: 1.12, 4: 0.9, 5: 1.08, 6: 0.93, 7: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("slow", "why"),
+    [
+        ({3: 1.03}, "certain, and within the margin"),
+        (SPREAD, "beyond the margin, and no further than equals lie apart"),
+        ({3: 0.6}, "faster than its equals"),
+    ],
+)
+def test_what_is_no_outlier_among_equals(slow: dict[int, float], why: str, tmp_path: Path) -> None:
+    document = made(tmp_path, cases=(NODE, case(RAIL, bus_gb_per_s=60, slow=slow, noise=1e-4), WORLD))
+    (result,) = [r for r in of(document, "fleet") if r.subject.startswith(RAIL.id)]
+    assert result.verdict is Verdict.PASS, why
+
+
+def test_equals_whose_medians_are_hardly_known_give_no_outlier(tmp_path: Path) -> None:
+    """All but one show the same to the last digit, so that the MAD is 0; but each is known to 20% only."""
+
+    def edit(record: Record) -> Record:
+        groups = []
+        for index, group in enumerate(record.groups):
+            p50 = 1000.0 * (1.08 if index == 3 else 1.0)
+            times = msgspec.structs.replace(group.time_us, p50=p50, p50_lo=0.8 * p50, p50_hi=1.2 * p50)
+            groups.append(msgspec.structs.replace(group, time_us=times))
+        return msgspec.structs.replace(record, groups=groups)
+
+    document = made(tmp_path, edit=edit)
+    assert not of(document, "fleet", Verdict.FAIL)
+    assert not of(document, "fleet", Verdict.INCONCLUSIVE)
+
+
+def test_a_group_without_a_possible_time_is_inconclusive(tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        if record.case != RAIL.id:
+            return record
+        times = msgspec.structs.replace(record.groups[0].time_us, p50=0.0)
+        return msgspec.structs.replace(
+            record, groups=[msgspec.structs.replace(record.groups[0], time_us=times), *record.groups[1:]]
+        )
+
+    (result,) = of(made(tmp_path, edit=edit), "fleet", Verdict.INCONCLUSIVE)
+    assert result.reason == "a group's time is no possible figure"
+
+
+def test_starts_with_other_groups_are_not_compared(tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        return msgspec.structs.replace(record, groups=record.groups[::-1]) if record.start == 1 else record
+
+    document = made(tmp_path, cases=(case(RAIL, slow={3: 2.0}), WORLD), edit=edit)
+    assert [r.verdict for r in of(document, "fleet")] == [Verdict.NOT_RUN]
+
+
+def test_the_bound_on_an_outlier_grows_with_the_number_of_equals() -> None:
+    """Bonferroni: one-sided, 5% for all together."""
+    bounds = [load("checks", "fleet").outliers(np.zeros((3, units)), 1.0, 0.05)[2] for units in (1, 8, 2048)]
+    assert bounds == pytest.approx([1.645, 2.498, 4.061], abs=1e-3)
+
+
 def test_two_nodes_are_too_few_to_say_which_is_odd(tmp_path: Path) -> None:
     cases = (case(NODE, slow={1: 1.5}), case(WORLD, bus_gb_per_s=440.6))
     document = made(tmp_path, cases=cases, nodes=2)
@@ -229,6 +291,16 @@ def test_wrong_data_in_one_case_outweigh_everything(tmp_path: Path) -> None:
     assert result.evidence[0]["wrong_ranks"] == [0]
 
 
+@pytest.mark.parametrize("change", [{"status": "ok", "wrong": 3}, {"status": "wrong", "wrong": None}])
+def test_wrong_data_are_wrong_by_their_status_and_by_their_number(change: dict[str, Any], tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        return msgspec.structs.replace(record, **change) if (record.start, record.case) == (1, WORLD.id) else record
+
+    document = made(tmp_path, edit=edit)
+    assert document.exit_code == Exit.WRONG_DATA
+    assert [r.subject for r in of(document, "data", Verdict.FAIL)] == [WORLD.id]
+
+
 def test_data_that_nobody_checked_are_inconclusive(tmp_path: Path) -> None:
     document = made(tmp_path, edit=lambda record: msgspec.structs.replace(record, wrong=None))
     assert document.exit_code == Exit.INCONCLUSIVE
@@ -259,6 +331,11 @@ def test_paths(path: dict[str, Any] | None, verdict: Verdict, words: str, tmp_pa
     (result,) = [r for r in of(document, "path", verdict) if r.subject == WORLD.id]
     assert words in result.reason
     assert document.verdict is verdict
+
+
+def test_inside_of_a_node_too_a_path_that_nobody_recorded_is_unverified(tmp_path: Path) -> None:
+    document = made(tmp_path, nodes=1, cases=(NODE,), edit=lambda r: msgspec.structs.replace(r, path=None))
+    assert "no link was recorded" in only(document, "path", Verdict.INCONCLUSIVE).reason
 
 
 def test_a_path_must_be_proven_where_the_profile_says_so(healthy: Path) -> None:
@@ -339,6 +416,13 @@ def test_what_a_rank_is_told_of_its_own_devices_may_differ(tmp_path: Path) -> No
     assert made(tmp_path, software=views).verdict is Verdict.PASS
 
 
+def test_versions_of_rank_0_alone_do_not_show_that_all_ranks_agree(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["software"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "only rank 0" in only(verdict_on(run), "drift", Verdict.INCONCLUSIVE).reason
+
+
 def test_other_software_in_a_later_start_fails(run: Path) -> None:
     lines = (run / "events.jsonl").read_bytes().splitlines()
     third = [k for k, line in enumerate(lines) if json.loads(line)["kind"] == "start"][2]
@@ -384,9 +468,29 @@ def test_three_samples_are_too_few(tmp_path: Path) -> None:
     assert "too few samples to judge: 3, needs 6" in floor.reason
 
 
+def test_a_profile_may_ask_for_more_samples(healthy: Path) -> None:
+    text = load_profile("h100-hgx-ib").text + "\n[limits]\nmin_samples = 61\n"
+    document = verdict_on(healthy, parse_profile(text, "p"))
+    for check in ("floor", "dispersion"):
+        results = of(document, check, Verdict.INCONCLUSIVE)
+        assert [r.subject for r in results] == [NODE.id, RAIL.id, WORLD.id]
+        assert all("60, needs 61" in r.reason for r in results)
+
+
 def test_three_bad_samples_do_not_fail_a_rack_either(tmp_path: Path) -> None:
     document = made(tmp_path, cases=(NODE, RAIL, case(WORLD, samples=3, bus_gb_per_s=100)))
     assert document.verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_profile_may_ask_for_more_samples_of_a_p99(tmp_path: Path) -> None:
+    text = load_profile("h100-hgx-ib").text + (
+        '\n[limits]\np99_samples = 601\n[[floor]]\nwhere = { pattern = "all_reduce", bytes = "8G", nodes = 8 }\n'
+        'metric = "time_us.p99"\nat_most = 1.0\ntolerance = 0.0\nbasis = "measured"\nsource = "s"\ndate = "d"\n'
+    )
+    document = made(tmp_path, parse_profile(text, "p"), cases=(NODE, case(WORLD, samples=600)))
+    (result,) = [r for r in of(document, "floor") if r.subject == WORLD.id and "p99" in r.reason]
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "600, needs 601" in result.reason
 
 
 @pytest.mark.parametrize(("samples", "judged"), [(60, False), (298, False), (299, True), (600, True)])
@@ -507,7 +611,7 @@ def test_gpus_without_a_name_are_inconclusive(run: Path) -> None:
     [
         (ExampleCase(pattern="reduce_scatter", nbytes=8 * G, bus_gb_per_s=400), "no entry for reduce_scatter of 8G"),
         (
-            ExampleCase(pattern="all_reduce", nbytes=G, bus_gb_per_s=400),
+            ExampleCase(pattern="all_reduce", nbytes=3 * G, bus_gb_per_s=400),
             "the nearest is: all_reduce, group world, bytes 4G",
         ),
     ],
@@ -517,6 +621,40 @@ def test_no_entry_says_which_and_what_was_nearest(odd: ExampleCase, words: str, 
     result = only(document, "floor", Verdict.INCONCLUSIVE)
     assert words in result.reason
     assert "nearest is" in result.reason
+
+
+def test_an_interval_that_straddles_the_floor_is_inconclusive(tmp_path: Path) -> None:
+    at_the_floor = case(WORLD, bus_gb_per_s=386.6 * 0.95, noise=0.02)
+    (result,) = of(made(tmp_path, cases=(NODE, RAIL, at_the_floor)), "floor", Verdict.INCONCLUSIVE)
+    assert "0 of 3 starts are clearly good" in result.reason
+    assert all(row["low"] < 386.6 * 0.95 for row in result.evidence if "low" in row)
+
+
+def test_a_time_whose_interval_straddles_the_ceiling_is_inconclusive(tmp_path: Path) -> None:
+    """19.2 us, and half as much again."""
+    rate = 128 * 2 * 7 / 8 / (19.2e-6 * 1.5) / 1e9
+    small = ExampleCase(pattern="all_reduce", nbytes=128, bus_gb_per_s=rate, noise=0.02, group="node")
+    document = made(tmp_path, cases=(NODE, small), nodes=1)
+    (result,) = [r for r in of(document, "floor") if r.subject == small.id]
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "0 of 3 starts are clearly good" in result.reason
+
+
+def test_two_bad_starts_of_three_fail(tmp_path: Path) -> None:
+    document = made(tmp_path, edit=lambda r: scaled(r, 1.2) if r.start > 0 and r.case == WORLD.id else r)
+    assert [r.subject for r in of(document, "floor", Verdict.FAIL)] == [WORLD.id]
+
+
+def test_a_rate_that_is_no_figure_is_inconclusive(tmp_path: Path) -> None:
+    for number, rate in enumerate((-400.0, 0.0)):
+
+        def edit(record: Record, rate: float = rate) -> Record:
+            return msgspec.structs.replace(record, bus_gb_per_s=rate) if record.case == WORLD.id else record
+
+        document = verdict_on(write_example(tmp_path / str(number), example(edit=edit)))
+        (result,) = of(document, "floor", Verdict.INCONCLUSIVE)
+        assert "no possible figure" in result.reason
+        assert not of(document, "floor", Verdict.FAIL)
 
 
 def test_an_assumed_figure_that_is_missed_is_inconclusive_and_never_fails(tmp_path: Path) -> None:
@@ -578,7 +716,9 @@ def test_a_plan_of_one_start_is_no_verdict_on_performance(tmp_path: Path) -> Non
     document = made(tmp_path, starts=1)
     assert document.verdict is Verdict.INCONCLUSIVE
     assert "declares 1 process start" in of(document, "starts", Verdict.INCONCLUSIVE)[0].reason
-    assert all("needs 3" in r.reason for r in of(document, "floor", Verdict.INCONCLUSIVE))
+    floors = of(document, "floor", Verdict.INCONCLUSIVE)
+    assert [r.subject for r in floors] == [NODE.id, RAIL.id, WORLD.id]
+    assert all("measured in 1 process start(s), needs 3" in r.reason for r in floors)
 
 
 def test_a_killed_start_is_the_environments_fault(run: Path) -> None:
@@ -632,6 +772,15 @@ def test_starts_in_the_same_processes_are_none(run: Path) -> None:
     text = text.replace(json.dumps(pids[2], separators=(",", ":")), json.dumps(pids[0], separators=(",", ":")))
     (run / "events.jsonl").write_text(text)
     assert "the very processes of start 0" in only(verdict_on(run), "starts", Verdict.INCONCLUSIVE).reason
+
+
+def test_containers_that_number_their_processes_alike_are_starts_of_their_own(run: Path) -> None:
+    text = (run / "events.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    for number, event in enumerate(event for event in lines if event["kind"] == "start"):
+        event["pids"], event["process"] = [7] * 64, f"mark {number}"
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in lines))
+    assert verdict_on(run).verdict is Verdict.PASS
 
 
 BAD_SAMPLES = {
@@ -696,6 +845,28 @@ def test_a_baseline_of_the_same_kind_is_compared(healthy: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("base", "now", "words"),
+    [
+        ({"starts": 1}, {}, "only 1 process start(s) were compared, needs 3"),
+        ({}, {"noise": 0.3}, "the spans of the starts overlap"),
+        ({"samples": 3}, {}, "too few samples to compare"),
+    ],
+)
+def test_a_baseline_that_tells_too_little_fails_nobody(
+    base: dict[str, Any], now: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """20% slower than it, each time."""
+    usual = case(WORLD, bus_gb_per_s=480, samples=base.get("samples", 60))
+    before = write_example(tmp_path / "before", example(cases=(usual,), starts=base.get("starts", 3)))
+    after = write_example(tmp_path / "after", example(cases=(case(WORLD, bus_gb_per_s=400, **now),), seed=2))
+    (result,) = of(verdict_on(after, baseline=read_run(before)), "baseline", Verdict.INCONCLUSIVE)
+    assert words in result.reason
+    sure = write_example(tmp_path / "sure", example(cases=(case(WORLD, bus_gb_per_s=480),)))
+    quiet = write_example(tmp_path / "quiet", example(cases=(case(WORLD, bus_gb_per_s=400),)))
+    assert of(verdict_on(quiet, baseline=read_run(sure)), "baseline", Verdict.FAIL), "which would fail otherwise"
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"transport": "cupy_nccl"},
@@ -737,6 +908,14 @@ def test_a_check_that_breaks_makes_the_verdict_inconclusive(healthy: Path, monke
 
 def test_the_gpu_of_the_examples_is_the_profiles() -> None:
     assert H100 == "NVIDIA H100 80GB HBM3"
+
+
+def test_noise_matters_where_an_entry_judges_what_an_exemption_would_let_pass(tmp_path: Path) -> None:
+    """128 bytes are too small to tell a rate, but their time is published."""
+    rate = 128 * 2 * 7 / 8 / 10e-6 / 1e9
+    small = ExampleCase(pattern="all_reduce", nbytes=128, bus_gb_per_s=rate, noise=0.4, samples=12, group="node")
+    document = made(tmp_path, cases=(NODE, small), nodes=1)
+    assert [r.subject for r in of(document, "dispersion", Verdict.INCONCLUSIVE)] == [small.id]
 
 
 def test_noise_does_not_matter_where_speed_is_not_judged(tmp_path: Path) -> None:

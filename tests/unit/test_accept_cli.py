@@ -12,10 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from ncclbench.accept.example import Example, ExampleCase, write_example
-from ncclbench.accept.profile import parse_profile
+from ncclbench.accept.profile import load_profile, parse_profile
 from ncclbench.cli import cli
 from ncclbench.errors import Exit, NcclbenchError
 from ncclbench.launch import starts
+
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 G = 1 << 30
 GOOD = Example(cases=(ExampleCase(pattern="all_reduce", nbytes=8 * G, bus_gb_per_s=440.6, samples=12),), nodes=2)
@@ -115,6 +117,42 @@ def test_a_redacted_baseline_still_verifies(run: Path, tmp_path: Path) -> None:
     assert "n0000" not in Path(f"{run}-redacted/accept/baseline.json").read_text()
 
 
+def test_a_profile_that_names_hosts_is_redacted_too_and_judges_as_before(run: Path, tmp_path: Path) -> None:
+    text = load_profile("h100-hgx-ib").text
+    text += """
+[[floor]]
+where = { pattern = "all_reduce", bytes = { min = "8G" }, group = "node", nodes = 1 }  # as on n0001
+at_least = 470.0
+tolerance = 0.0
+basis = "measured"
+source = "n0000, serial 1320023000000, on 10.0.0.7"
+date = "2026-01-01"
+"""
+    (tmp_path / "ours.toml").write_text(text)
+    said = call("accept", run, "--profile", tmp_path / "ours.toml", "--redact")
+    assert said.code == Exit.GOOD, said.out
+    copy = Path(f"{run}-redacted")
+    handed_on = (copy / "accept/profile.toml").read_text() + (copy / "verdict.json").read_text()
+    assert not [secret for secret in ("n0000", "n0001", "1320023000000", "10.0.0.7") if secret in handed_on]
+    assert call("verify", copy).code == Exit.GOOD
+    before, after = (json.loads((path / "verdict.json").read_text()) for path in (run, copy))
+    assert [(c["check"], c["verdict"]) for c in before["checks"]] == [
+        (c["check"], c["verdict"]) for c in after["checks"]
+    ]
+
+
+def test_an_unlike_baseline_is_refused_and_if_forced_every_document_says_so(run: Path, tmp_path: Path) -> None:
+    base = write_example(tmp_path / "base", replace(GOOD, software={0: {"versions": {"nccl": "2.27.3"}}}, seed=1))
+    refused = call("accept", run, "--profile", "h100-hgx-ib", "--baseline", base)
+    assert refused.code == Exit.INCONCLUSIVE
+    assert "not compared with base: nccl" in refused.out
+    forced = call("accept", run, "--profile", "h100-hgx-ib", "--baseline", base, "--force")
+    assert forced.code == Exit.GOOD, forced.out
+    assert forced.out.splitlines()[0].endswith("[forced, synthetic]")
+    assert "forced although unlike" in (run / "accept/checks.csv").read_text()
+    assert call("verify", run).code == Exit.GOOD, "verify forces it as well"
+
+
 def newer(run: Path) -> None:
     text = (run / "manifest.json").read_text()
     (run / "manifest.json").write_text(text.replace('"schema": 1', '"schema": 7', 1))
@@ -200,6 +238,15 @@ def test_what_makes_no_sense_is_refused_before_anything_starts(arguments: list[s
     assert said.code == Exit.USAGE
     assert words in said.out
     assert "\n" not in said.out.strip()
+
+
+def test_one_node_is_not_measured_for_a_whole_allocation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}.items():
+        monkeypatch.setenv(name, value)
+    said = call("accept", "--profile", "cpu-gloo", "-o", tmp_path / "rack")
+    assert said.code == Exit.USAGE
+    assert "--launcher 'srun" in said.out
+    assert not (tmp_path / "rack").exists()
 
 
 def test_a_profile_is_made_of_a_golden_run(run: Path, tmp_path: Path) -> None:

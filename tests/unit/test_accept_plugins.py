@@ -18,6 +18,8 @@ from ncclbench.accept.profile import load_profile
 from ncclbench.accept.subject import Subject
 from ncclbench.store.directory import read_run
 
+pytestmark = pytest.mark.usefixtures("unsynced")
+
 DOC = Path(__file__).parents[2] / "docs" / "acceptance.md"
 
 

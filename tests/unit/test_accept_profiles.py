@@ -21,6 +21,8 @@ from ncclbench.errors import UsageError
 from ncclbench.plan import read_plan
 from ncclbench.store.directory import read_run
 
+pytestmark = pytest.mark.usefixtures("unsynced")
+
 G = 1 << 30
 H100, H200, B200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200"
 GB200, GB300 = "NVIDIA GB200", "NVIDIA GB300"

@@ -71,12 +71,13 @@ def _begun(events: list[Mapping[str, Any]]) -> bool:
 
 def _same_processes(subject: Subject) -> Iterator[Result]:
     """Starts that share a process are no starts of their own."""
-    seen: dict[tuple[int, ...], int] = {}
+    seen: dict[tuple[Any, ...], int] = {}
     for event in subject.run.events:
         pids = event.get("pids")
         if event["kind"] == "start" and isinstance(pids, list) and pids:
             start = int(event.get("start", 0))
-            other = seen.setdefault(tuple(pids), start)
+            # Rank 0's mark, where there is one: in containers every start may have the same numbers.
+            other = seen.setdefault((event.get("process"), *pids), start)
             if other != start:
                 reason = f"ran in the very processes of start {other}"
                 yield _result(f"start {start}", Verdict.INCONCLUSIVE, reason, evidence=[{"pids": pids}])
