@@ -424,8 +424,9 @@ def _settings(entry: Entry, defaults: Entry, overrides: Mapping[str, Any]) -> Se
             if level is not None:
                 chosen[name] = level
                 break
-    if chosen.get("iterations", 1) > _MOST_ITERATIONS:
-        raise UsageError(f"iterations must be at most {_MOST_ITERATIONS}, got {chosen['iterations']}")
+    for name in ("iterations", "warmup"):
+        if chosen.get(name, 0) > _MOST_ITERATIONS:
+            raise UsageError(f"{name} must be at most {_MOST_ITERATIONS}, got {chosen[name]}")
     for name, least in _LEAST.items():
         if name in chosen and not least <= chosen[name] < math.inf:
             raise UsageError(f"{name} must be at least {least:g} and finite, got {chosen[name]}")

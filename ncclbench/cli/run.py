@@ -12,8 +12,6 @@ from ncclbench.errors import EnvironmentFault, Exit, UsageError
 
 _DEFAULT_TIMEOUT = 60.0
 _MOST_RANKS_HERE = 1024
-# The ranks of the threads transport hold what they have received and what is compared beside their buffers.
-_THREADS_MEMORY = 3
 
 
 def _complete(kind: str) -> Any:
@@ -61,7 +59,12 @@ def _complete(kind: str) -> Any:
     type=int,
     help="Ranks to start here, when no launcher has.  [default: one a GPU; on CPUs one a core, 2 to 8]",
 )
-@click.option("-n", "--iterations", type=int, help="Exactly this many iterations, instead of until --precision.")
+@click.option(
+    "-n",
+    "--iterations",
+    type=int,
+    help="Exactly this many iterations, instead of until --precision; of variants as many whole turns.",
+)
 @click.option("-w", "--warmup", type=int, help="Iterations before timing, for every size.  [default: 5]")
 @click.option(
     "--precision",
@@ -167,9 +170,7 @@ def execute(options: dict[str, Any]) -> Exit:
         _refuse_with_launcher(options, seat)
     transport = _choose_transport(options["transport"], seat.launcher if seat else None, options["launcher"])
     if options["dry_run"]:
-        topology = _planned_topology(seat.world_size if seat else _nproc(options), options)
-        speaks = seat is None or seat.rank == 0
-        return _dry_run(plan, transport, topology, speaks=speaks, as_json=options["as_json"])
+        return _dry_run(plan, transport, options, seat)
     out = options["out"] or Path("runs") / f"{plan.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     if options["resume"] and options["out"] is None:
         raise UsageError("--resume needs -o RUN, the run to go on with")
@@ -188,6 +189,17 @@ def execute(options: dict[str, Any]) -> Exit:
     if plan.process_starts > 1 and seat.rank == 0 and not _has_parent(options):
         _ask_for_next_start(plan, out, seat.launcher)
     return code
+
+
+def _dry_run(plan: Any, transport: str, options: dict[str, Any], seat: Any) -> Exit:
+    """Say what would be run; all of it is found out first, since an error must not come after half an answer."""
+    from ncclbench.cli.forecast import forecast
+
+    found = forecast(plan, transport, _planned_topology(seat.world_size if seat else _nproc(options), options))
+    text = found.as_json() if options["as_json"] else found.as_table()
+    if seat is None or seat.rank == 0:
+        click.echo(text)
+    return Exit.GOOD
 
 
 def _refuse_with_launcher(options: dict[str, Any], seat: Any) -> None:
@@ -319,6 +331,7 @@ def _topology_file(options: dict[str, Any]) -> Any:
 
 
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
+    from ncclbench.cli.forecast import refuse_on_this_node
     from ncclbench.launch.relaunch import refuse_part_of_an_allocation
     from ncclbench.launch.starts import own_start, start_of_rank
     from ncclbench.modes import entered
@@ -331,8 +344,7 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
         refuse_part_of_an_allocation(os.environ)
     nproc = _nproc(options)
     check_target(out, resume=options["resume"] or bool(own_start(os.environ)) or (options["process_start"] or 1) > 1)
-    if transport not in ("nccl", "cupy_nccl"):  # a GPU's memory is asked for where the GPU is
-        _refuse_too_large(plan, _planned_topology(nproc, options), _THREADS_MEMORY if transport == "threads" else 1)
+    refuse_on_this_node(plan, transport, _planned_topology(nproc, options))
     if (plan.process_starts > 1 or options.get("arguments")) and not _has_parent(options):
         return _make_starts(plan, transport, out, options, nproc)
     if transport == "threads":
@@ -413,119 +425,3 @@ def _planned_topology(nproc: int, options: dict[str, Any]) -> Any:
 
     found = _topology_file(options)
     return lay_out(found, nproc) if found else Topology.single_node(nproc)
-
-
-def _refuse_too_large(plan: Any, topology: Any, factor: int) -> None:
-    """Before any rank starts; each checks again for itself."""
-    from ncclbench.buffers import available_memory, refuse_too_large
-
-    available = available_memory()
-    for planned, memory, _reason in _sizes(plan, topology):
-        refuse_too_large(planned.case.id, factor * memory, topology.world_size, available)
-
-
-def _sizes(plan: Any, topology: Any) -> list[tuple[Any, int, str]]:
-    """Each planned case with the bytes of buffers a rank needs, or why it would be skipped."""
-    from ncclbench.errors import Unable
-    from ncclbench.measure.case import memory_needed
-
-    found = []
-    for planned in plan.cases:
-        try:
-            found.append((planned, memory_needed(planned.case, topology), ""))
-        except Unable as unable:
-            found.append((planned, 0, str(unable)))
-    return found
-
-
-def _wrong_start(planned: Any, plan: Any, transport: str) -> str:
-    """Why the processes, as they will be started, could not measure the case; "" if they could."""
-    from ncclbench.measure.needs import why_not
-    from ncclbench.registry import load
-
-    case, module = planned.case, load("patterns", planned.case.pattern)
-    set_by_mode = next((dict(mode.variables) for mode in plan.modes if mode.name == planned.mode), {})
-    environ = {**os.environ, **set_by_mode}
-    return why_not(case, module.needs(case), transport, environ, sys.argv[1:]) if hasattr(module, "needs") else ""
-
-
-def _dry_run(plan: Any, transport: str, topology: Any, *, speaks: bool, as_json: bool) -> Exit:
-    from ncclbench.measure.estimate import estimate_seconds, pace_of
-
-    # All of it before a word is said: an error must not come after half an answer.
-    found, nproc = _sizes(plan, topology), topology.world_size
-    sizes = [(planned, memory, unable or _wrong_start(planned, plan, transport)) for planned, memory, unable in found]
-    seconds = [
-        0.0 if reason else estimate_seconds(planned, memory, pace_of(transport)) for planned, memory, reason in sizes
-    ]
-    if speaks and as_json:
-        click.echo(_dry_run_json(plan, transport, nproc, sizes, seconds))
-    elif speaks:
-        click.echo(_dry_run_table(plan, transport, nproc, sizes, seconds))
-    return Exit.GOOD
-
-
-def _dry_run_json(plan: Any, transport: str, nproc: int, sizes: list[Any], seconds: list[float]) -> str:
-    import json
-
-    from ncclbench.measure.estimate import pace_of
-
-    start_seconds = pace_of(transport).start_seconds
-    total = _total_seconds(plan, seconds, start_seconds)
-    cases = [
-        {
-            "case": planned.case.id,
-            **({"mode": planned.mode} if planned.mode else {}),
-            "memory_bytes": memory,
-            "seconds": each,
-            "skipped": reason or None,
-        }
-        for (planned, memory, reason), each in zip(sizes, seconds, strict=True)
-    ]
-    summary: dict[str, Any] = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
-    named = {
-        "plan": plan.name,
-        "transport": transport,
-        "world_size": nproc,
-        "starts": plan.process_starts,
-        "modes": [mode.name for mode in plan.modes],
-        "start_seconds": start_seconds,
-        "seconds": total,
-        "cases": cases,
-    }
-    return json.dumps({**summary, **named}, separators=(",", ":"))
-
-
-def _dry_run_table(plan: Any, transport: str, nproc: int, sizes: list[Any], seconds: list[float]) -> str:
-    from ncclbench.measure.estimate import pace_of
-    from ncclbench.units import format_bytes, format_seconds
-
-    pace = pace_of(transport)
-    lines = [
-        f"plan {plan.name}: {len(plan.cases)} cases on {nproc} ranks over {transport}; nothing is started",
-        *_starts_planned(plan),
-        f"\n{'memory/rank':>12}  {'about':>8}  {'mode       ' if plan.modes else ''}case",
-    ]
-    for (planned, memory, reason), each in zip(sizes, seconds, strict=True):
-        note = f"  (would be skipped: {reason})" if reason else ""
-        mode = f"{planned.mode:<9}  " if plan.modes else ""
-        lines.append(f"{format_bytes(memory):>12}  {format_seconds(each):>8}  {mode}{planned.case.id}{note}")
-    total, starts = _total_seconds(plan, seconds, pace.start_seconds), ""
-    if plan.process_starts > 1:
-        starts = f"{format_seconds(total / plan.process_starts)} for each of {plan.process_starts} process starts, "
-    lines.append(f"\nabout {starts}{format_seconds(total)} in all: a guess from {pace}")
-    return "\n".join(lines)
-
-
-def _total_seconds(plan: Any, seconds: list[float], start_seconds: float) -> float:
-    """Of all process starts; a case is in those of its mode alone."""
-    return float(plan.starts * sum(seconds) + plan.process_starts * start_seconds)
-
-
-def _starts_planned(plan: Any) -> list[str]:
-    """A line for each mode, where the plan has any: which process starts are of it."""
-    if not plan.modes:
-        return [f"each in {plan.starts} process starts"] if plan.starts > 1 else []
-    count = len(plan.modes)
-    numbers = {k: ", ".join(str(1 + k + n * count) for n in range(plan.starts)) for k in range(count)}
-    return [f"process start {numbers[k]}: {mode.in_words}" for k, mode in enumerate(plan.modes)]

@@ -19,6 +19,7 @@ from ncclbench.plan import Plan, PlannedCase
 from ncclbench.store.directory import FINISHED, RunWriter, read_run, what_is_kept
 from ncclbench.store.events import utc_now
 from ncclbench.store.records import Record
+from ncclbench.store.samples import is_whole
 from ncclbench.topology.files import TopologyFile
 
 # Of this process alone: in containers the numbers of processes are the same in every start.
@@ -144,10 +145,12 @@ class Book:
 
     def _warn_of_lost_samples(self) -> None:
         """A finished case stays finished, but a reader of the run must know that its figures have lost their proof."""
-        lost = [r.case for r in self.records if r.samples and not (self.out / r.samples).is_file()]
+        lost = [r.case for r in self.records if r.samples and not is_whole(self.out / r.samples)]
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-            text = f"the samples of {lost[0]}{more} are gone from {self.out}: their records are kept without them"
+            text = (
+                f"the samples of {lost[0]}{more} are gone from {self.out}, or cut: their records are kept without them"
+            )
             self.job.listener.warned(text)
             assert self.writer is not None
             self.writer.event("warning", text=text, cases=lost)

@@ -4,6 +4,7 @@
 before the next is read.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,16 @@ from ncclbench.store.records import Record
 Floats = NDArray[np.float64]
 
 MICRO = 1e6
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a samples file is there and has its end: Parquet's last four bytes. What is in between is `verify`'s."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-4, os.SEEK_END)
+            return file.read() == b"PAR1"
+    except OSError:
+        return False
 
 
 def seconds_of_ranks(run: Run, record: Record, phase: str = "total") -> Floats | None:

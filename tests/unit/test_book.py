@@ -1,7 +1,7 @@
 """The book is closed once: what comes afterwards is not written, whoever it comes from."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,14 +150,17 @@ def test_one_case_that_was_measured_is_enough(tmp_path: Path) -> None:
     assert ear.error is None
 
 
-def test_samples_that_are_gone_are_warned_of_when_a_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:50])])
+def test_samples_that_are_gone_are_warned_of_when_a_run_goes_on(
+    spoil: Callable[[Path], object], tmp_path: Path
+) -> None:
     book, _ = opened(tmp_path / "run")
     for number in range(2):
         samples = Samples(["total"], np.full((2, 6, 1), 1e-6), "iterations")
         book.finish(replace(measured(number), samples=samples))
     del book
     (gone,) = (tmp_path / "run/samples").glob("00001-*.parquet")
-    gone.unlink()
+    spoil(gone)
     book, ear = opened(tmp_path / "run", resume=True)
     (warning,) = ear.warnings
     assert f"the samples of {PLAN.cases[1].case.id} are gone" in warning

@@ -370,6 +370,13 @@ def test_a_dry_run_shows_what_would_not_fit(ncclbench: Callable[..., Result]) ->
     code, out, _ = ncclbench("run", "all_reduce", "-b", "8T", "-e", "8T", "--nproc", "2", "--dry-run")
     assert "8.0 TiB" in out
     assert code == 0
+    assert "(would be refused on a node like this one: needs 16.0 TiB on this node (2 ranks x 8.0 TiB)" in out
+    assert "refused" not in ncclbench("run", "all_reduce", *SMALL, "--dry-run")[1]
+
+
+def test_a_dry_run_knows_that_graphs_are_not_for_hosts(ncclbench: Callable[..., Result]) -> None:
+    _, out, _ = ncclbench("run", "all_reduce", *SMALL, "--timing", "graph", "--dry-run")
+    assert "would be skipped: graph timing needs a GPU transport" in out
 
 
 def test_a_run_on_threads_prints_the_table_and_where_it_is(ncclbench: Callable[..., Result]) -> None:

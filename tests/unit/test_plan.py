@@ -246,6 +246,7 @@ def test_sizes_that_make_no_sense(sizes: str, words: str) -> None:
     ("line", "words"),
     [
         ("iterations = 0", "iterations must be at least 1"),
+        ("warmup = 99999999999", "warmup must be at most"),
         ("warmup = -1", "warmup must be at least 0"),
         ("precision = -0.1", "precision must be at least 0"),
         ("precision = nan", "precision must be at least 0"),
