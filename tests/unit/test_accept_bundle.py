@@ -429,3 +429,14 @@ def test_prometheus_text_is_escaped_and_counts() -> None:
 def test_the_hash_of_the_profile_is_that_of_the_file(run: Path) -> None:
     text = (run / "accept/profile.toml").read_bytes()
     assert json.loads((run / "verdict.json").read_text())["profile"]["sha256"] == hashlib.sha256(text).hexdigest()
+
+
+def test_a_name_is_replaced_as_a_key_too_and_by_its_longest_form() -> None:
+    redactor = Redactor(["n1", "n1.cluster.example"], ["SN-1"], b"")
+    whole = redactor.hash("host", "n1.cluster.example")
+    assert redactor.text("n1.cluster.example") == whole
+    counters = {"n1.cluster.example": {"SN-1": 3}, "n1": [1]}
+    assert redactor.data(counters) == {
+        whole: {redactor.hash("id", "sn-1"): 3},
+        redactor.hash("host", "n1"): [1],
+    }
