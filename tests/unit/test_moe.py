@@ -635,7 +635,7 @@ def test_hierarchical_needs_equal_domains() -> None:
         ({"uneven": 2}, "uneven must be from 0 to 1"),
         ({"capacity": 0}, "capacity must be positive"),
         ({"model": "gpt-5"}, "no model 'gpt-5'"),
-        ({"variant": "flatt"}, "Invalid enum value 'flatt'"),
+        ({"variant": "flatt"}, "variant = 'flatt': it must be one of flat, hierarchical"),
         ({"variant": "padded", "dedup": "selection"}, "dedup = selection goes with"),
         ({"variant": "control", "quad": True}, "every variant but control"),
         ({"ep": -1}, "must not be negative"),

@@ -413,7 +413,7 @@ def test_a_size_too_small_for_one_element_is_refused_and_never_made_larger(patte
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_an_unknown_parameter_is_refused_with_the_known_ones(pattern: str) -> None:
-    with pytest.raises(UsageError, match=f"{pattern} has no parameter 'gruop'; there are: "):
+    with pytest.raises(UsageError, match=f"{pattern} has no parameter 'gruop'; did you mean 'group'. there are: "):
         build_schedule(Case(pattern=pattern, nbytes=64, params={"gruop": "node"}), Topology.single_node(2))
 
 
