@@ -28,8 +28,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT) + (
 )
 
 _RANK_0_SPEAKS_SECONDS = 2.0
-# Where rank 0 is certain to say the same, and to end the job with it.
-RANK_0_SAYS_IT_SECONDS = 15.0
+# Where rank 0 is certain to say the same; torchrun and Open MPI end the job with it, and MPICH waits for all.
+RANK_0_SAYS_IT_SECONDS = 5.0
 
 OnSignal = Callable[[signal.Signals], object]
 

@@ -283,6 +283,7 @@ def test_a_signal_while_it_is_made_leaves_nothing(prefix: str, number: signal.Si
         [sys.executable, str(SCRIPT), "--prefix", prefix, "up", "--nodes", "40", "--rails", "4"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 30
     while len(kernel.spaces_of(prefix)) < 3 and time.monotonic() < deadline:

@@ -18,8 +18,9 @@ pytestmark = pytest.mark.ranks
 
 MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 SIZES = [1024 << k for k in range(6)]
-# Samples of one case take 25 to 60 KB, the manifest 8: some cases fit, and not all.
-RUN = "run all_reduce -b 1K -e 32K -n 3000 --nproc 2"
+# Samples of one case take 10 to 24 KB, the manifest 8: some cases fit, and not all.
+ITERATIONS = 1000
+RUN = f"run all_reduce -b 1K -e 32K -n {ITERATIONS} --nproc 2"
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
@@ -59,7 +60,7 @@ def test_what_was_stored_is_intact_and_the_run_goes_on_where_there_is_room(
     assert 1 <= len(done) < len(SIZES)
     for record in done:
         assert record.samples is not None
-        assert pq.read_table(out / record.samples).num_rows == 2 * 3000
+        assert pq.read_table(out / record.samples).num_rows == 2 * ITERATIONS
     assert events.broken_link(out / "events.jsonl") is None
     assert not list(out.rglob("*.tmp"))
 
