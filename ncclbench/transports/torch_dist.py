@@ -253,7 +253,7 @@ class TorchTransport:
         redop = _REDOPS[phase.redop]
         match phase.op:
             case Op.ALL_REDUCE:
-                # What is torch's own default is left out, as users write it: keywords take time before anything is sent.
+                # torch's own defaults are left out, as users write it: keywords take time before anything is sent.
                 told = {} if redop is dist.ReduceOp.SUM and group is None else {"op": redop, "group": group}
                 return partial(dist.all_reduce, recv, **told)
             case Op.ALL_GATHER:
