@@ -204,15 +204,18 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def rooms_of(device: Device, staged: bool | None, local_size: int) -> list[tuple[int, int, str]]:
+def rooms_of(
+    device: Device, staged: bool | None, local_size: int, ranks_per_gpu: int = 1
+) -> list[tuple[int, int, str]]:
     """Where a rank's buffers must fit: how many ranks share the memory, bytes free in it, and its name.
 
     Args:
         device: where the buffers are.
         staged: whether they have twins in host memory as well.
         local_size: ranks on this node.
+        ranks_per_gpu: ranks on one GPU.
     """
-    rooms = [] if device == "cpu" else [(1, free_device_memory(), "a GPU")]
+    rooms = [] if device == "cpu" else [(ranks_per_gpu, free_device_memory(), "a GPU")]
     if device == "cpu" or staged:
         rooms.append((local_size, available_memory(), "this node"))
     return rooms

@@ -219,7 +219,8 @@ def _text(data: Any) -> str:
 
 def _refuse_too_large(job: Job, seat: Seat, topology: Topology, transport: Transport) -> None:
     """Every rank checks its own GPU and node; the first refusal is everybody's."""
-    rooms = rooms_of(transport.device, getattr(transport, "staged", None), seat.local_size)
+    staged, sharing = getattr(transport, "staged", None), getattr(transport, "ranks_per_gpu", 1)
+    rooms = rooms_of(transport.device, staged, seat.local_size, sharing)
     message = ""
     try:
         for planned in job.plan.cases:

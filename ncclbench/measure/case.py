@@ -123,6 +123,12 @@ def _nothing_left(base: Record, lost: Lost | None) -> Measurement:
     return Measurement(name_lost(base, lost))
 
 
+def _about(transport: Transport) -> list[str]:
+    """What a reader must know of where the ranks are."""
+    sharing = getattr(transport, "ranks_per_gpu", 1)
+    return [f"{sharing} ranks share a GPU: proves logic, not a fabric"] if sharing > 1 else []
+
+
 def _compare_fingerprints(variants: tuple[Schedule, ...], transport: Transport) -> None:
     """What was drawn at random must be the same on all ranks, or they would wait for rows that nobody sends.
 
@@ -216,7 +222,7 @@ class _Measuring:
             validation=checked,
             launches_per_sample=launches,
             setup=self._setup(),
-            remarks=sorted({*loop.remarks, *self.programs[0].notes}),
+            remarks=sorted({*loop.remarks, *self.programs[0].notes, *_about(transport)}),
             before=before,
             after=after,
             counted=counted,

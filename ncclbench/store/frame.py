@@ -188,6 +188,14 @@ def is_simulated(manifest: Mapping[str, Any]) -> bool:
     return bool(manifest.get("simulated")) or manifest.get("transport") == "model"
 
 
+def ranks_per_gpu(manifest: Mapping[str, Any]) -> int:
+    """How many ranks had a GPU together; more than one only where that was asked for, to try the software."""
+    provenance = manifest.get("provenance")
+    transport = provenance.get("transport") if isinstance(provenance, Mapping) else None
+    count = transport.get("ranks_per_gpu") if isinstance(transport, Mapping) else None
+    return count if isinstance(count, int) else 1
+
+
 def time_is(record: Record) -> str | None:
     """What the headline is: ``median``, or ``mean`` where an imported log has one figure for many launches."""
     if record.time_us is None:

@@ -16,7 +16,10 @@ from typing import Any
 
 from ncclbench import __version__
 
-_PREFIXES = ("NCCL_", "UCX_", "TORCH_", "GLOO_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NCCLBENCH_CONTROL")
+_PREFIXES = (
+    *("NCCL_", "UCX_", "TORCH_", "GLOO_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+    *("NCCLBENCH_CONTROL", "NCCLBENCH_SHARE"),
+)
 # Where a log goes changes nothing that is measured, and NCCL's has another name in every process.
 _LEFT_OUT = ("NCCL_DEBUG_FILE",)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)

@@ -1,18 +1,16 @@
-"""What the GPU transports share: the stream as the timing loops see it, the GPU of a rank, and the NCCL that is loaded.
+"""What the GPU transports share: the stream as the timing loops see it, a GPU's identity, and the NCCL that is loaded.
 
 Kept off the clock, Python costs nothing: with everything enqueued behind a gate, or captured in a graph, the device
 runs launch after launch without waiting for the host.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import cupy
 import numpy as np
 
-from ncclbench.errors import EnvironmentFault
-from ncclbench.transports.base import Call, Control, Seat, all_gather_text
+from ncclbench.transports.base import Call
 
 # One thread spins on a flag in pinned host memory until the host opens the gate. If the host never does (a peer died,
 # a queue is full), the gate opens by itself after `limit` nanoseconds and leaves a 2 in the flag.
@@ -119,39 +117,6 @@ class BranchMarks:
         """What tells, once it has run, how long each branch of the last launch took, in seconds from its begin."""
         begun, ended = self._begun, self._ended
         return lambda: [float(cupy.cuda.get_elapsed_time(begun, end)) * 1e-3 for end in ended]
-
-
-def claim_gpu(seat: Seat, count: int) -> int:
-    """The index of this rank's GPU among the `count` that it sees: its place on the node.
-
-    A launcher that shows each rank only its own GPU is honoured.
-
-    Raises:
-        EnvironmentFault: if there are fewer GPUs than ranks.
-    """
-    if count == 0:
-        raise EnvironmentFault(f"rank {seat.rank} sees no CUDA GPU; use --transport gloo")
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if count == 1 and seat.local_size > 1 and shown and "," not in shown:
-        return 0  # if it is the same one for two ranks, `refuse_shared_gpu` or NCCL itself finds out
-    if seat.local_rank >= count:
-        raise EnvironmentFault(
-            f"{seat.local_size} ranks on a node of {count} GPUs: start at most one a GPU, --nproc {count}"
-        )
-    return seat.local_rank
-
-
-def refuse_shared_gpu(control: Control, device: int) -> None:
-    """Refuse two ranks on one GPU: they would halve each other's figures, and NCCL itself may deadlock.
-
-    Raises:
-        EnvironmentFault: naming the ranks; on every rank alike.
-    """
-    ids = all_gather_text(control, gpu_id(device))
-    for rank, identity in enumerate(ids):
-        first = ids.index(identity)
-        if first != rank:
-            raise EnvironmentFault(f"ranks {first} and {rank} are on the same GPU: start at most one rank a GPU")
 
 
 def gpu_id(device: int) -> str:

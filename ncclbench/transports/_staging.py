@@ -31,7 +31,15 @@ _MPICH_CUDA = 0  # MPIX_GPU_SUPPORT_CUDA
 
 
 class Memory(Protocol):
-    """What staging needs of a device; tests bring their own."""
+    """What staging needs of a device; tests bring their own.
+
+    Attributes:
+        identity: what no two GPUs have in common.
+        pci: its address on the bus.
+    """
+
+    identity: str
+    pci: str
 
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
         """Host memory that the device copies from and to without a detour."""
@@ -57,8 +65,11 @@ class CupyMemory:
         """Make the GPU current, and a stream on it."""
         import cupy
 
+        from ncclbench.transports._cuda import gpu_id
+
         self._cupy = cupy
         cupy.cuda.Device(device).use()
+        self.identity = gpu_id(device)
         self.pci = cupy.cuda.runtime.deviceGetPCIBusId(device)
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.stream.use()

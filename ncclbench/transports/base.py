@@ -84,6 +84,8 @@ class Program:
 
 # The network interface of control messages, where it is not to be that of the messages measured.
 CONTROL_NETWORK = "NCCLBENCH_CONTROL_IFNAME"
+# Set to 1, ranks may share GPUs; see `ncclbench.transports._claim`.
+SHARE_GPU = "NCCLBENCH_SHARE_GPU"
 
 
 class Control(Protocol):

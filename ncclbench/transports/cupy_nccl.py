@@ -27,7 +27,8 @@ from ncclbench.schedule.dtypes import Dtype, Redop
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._cuda import BranchMarks, CudaStream, claim_gpu, nccl_version, refuse_shared_gpu
+from ncclbench.transports._claim import claim_gpu, ranks_per_gpu
+from ncclbench.transports._cuda import BranchMarks, CudaStream, gpu_id, nccl_version
 from ncclbench.transports._local import local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_identity, gpu_state
@@ -55,8 +56,8 @@ def open_transport(_name: str, seat: Seat, timeout: float) -> "CupyNcclTransport
     log = NcclLog.switch_on()
     meeting = open_torch("gloo", seat, timeout)
     cupy.cuda.Device(device).use()
-    refuse_shared_gpu(meeting.control, device)
-    return CupyNcclTransport(seat, meeting, log)
+    sharing = ranks_per_gpu(meeting.control, gpu_id(device))
+    return CupyNcclTransport(seat, meeting, log, sharing)
 
 
 class CupyNcclTransport:
@@ -65,8 +66,9 @@ class CupyNcclTransport:
     name = "cupy_nccl"
     device: Device = "cuda"
 
-    def __init__(self, seat: Seat, meeting: Any, log: NcclLog) -> None:
-        """Use the transport `meeting`, a CPU one, for control messages and barriers."""
+    def __init__(self, seat: Seat, meeting: Any, log: NcclLog, sharing: int = 1) -> None:
+        """Use the transport `meeting`, a CPU one, for control messages and barriers; `sharing` ranks have one GPU."""
+        self.ranks_per_gpu = sharing
         self.rank, self.world_size = seat.rank, seat.world_size
         self._meeting = meeting
         self.control: Control = meeting.control
@@ -216,6 +218,7 @@ class CupyNcclTransport:
             "cupy": cupy.__version__,
             "pci_bus_id": self._pci,
             "device": gpu_identity(self._pci),
+            "ranks_per_gpu": self.ranks_per_gpu,
             "nccl": nccl_version(),
             "nccl_library": loaded_nccl(),
             "control": dict(self._meeting.describe()),

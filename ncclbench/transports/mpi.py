@@ -24,6 +24,7 @@ from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurren
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
+from ncclbench.transports._claim import claim_gpu, ranks_per_gpu
 from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import local_call, steps_of
 from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
@@ -98,8 +99,6 @@ def _device_memory(seat: Seat) -> Memory | None:
         return None
     try:
         import cupy
-
-        from ncclbench.transports._cuda import claim_gpu
     except ImportError as error:
         raise EnvironmentFault(
             f"GPU buffers need CuPy: pip install cupy-cuda13x (or cupy-cuda12x), or --device cpu: {error}"
@@ -213,6 +212,7 @@ class MpiTransport:
         self._memory = memory
         self.device: Device = "cuda" if memory else "cpu"
         self.staged: bool | None = None
+        self.ranks_per_gpu = ranks_per_gpu(self.control, memory.identity) if memory else 1
         if memory:  # one rank that must stage is enough: all are measured alike
             self.staged = not self.control.all_gather(np.array([self._is_cuda_aware(memory)])).all()
 
@@ -368,8 +368,11 @@ class MpiTransport:
             "mpi4py": mpi4py.__version__,
             "thread_level": thread_level(),
             "numpy": np.__version__,
-            **({"staged": self.staged, "pci_bus_id": getattr(self._memory, "pci", None)} if self._memory else {}),
+            **(self._describe_memory(self._memory) if self._memory else {}),
         }
+
+    def _describe_memory(self, memory: Memory) -> dict[str, Any]:
+        return {"staged": self.staged, "pci_bus_id": memory.pci, "ranks_per_gpu": self.ranks_per_gpu}
 
     def evidence(self) -> Mapping[str, Any]:
         """Nothing: MPI on the host does not say which path it took."""

@@ -23,6 +23,7 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
+from ncclbench.transports._claim import claim_gpu, ranks_per_gpu
 from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import branches_step, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
@@ -84,7 +85,7 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
 def _claim_gpu(seat: Seat) -> torch.device:
     """This rank's GPU, made current for torch and for CuPy."""
     try:
-        from ncclbench.transports._cuda import claim_gpu
+        import ncclbench.transports._cuda  # noqa: F401
     except ImportError as error:
         raise EnvironmentFault(
             f"the nccl transport keeps its buffers in CuPy: pip install cupy-cuda13x (or cupy-cuda12x): {error}"
@@ -176,6 +177,7 @@ class TorchTransport:
         self._doors = Doors(self.control, measured) if measured else None
         self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
         self.stream: DeviceStream | None = None
+        self.ranks_per_gpu = 1
         if log is not None:
             self._open_device(log)
 
@@ -183,11 +185,11 @@ class TorchTransport:
         """One stream for everything that is timed, CuPy's and torch's at once."""
         import cupy
 
-        from ncclbench.transports._cuda import CudaStream, refuse_shared_gpu
+        from ncclbench.transports._cuda import CudaStream, gpu_id
 
         device = torch.cuda.current_device()
         cupy.cuda.Device(device).use()
-        refuse_shared_gpu(self.control, device)
+        self.ranks_per_gpu = ranks_per_gpu(self.control, gpu_id(device))
         own = cupy.cuda.Stream(non_blocking=True)
         own.use()
         external = torch.cuda.ExternalStream(own.ptr)  # type: ignore[no-untyped-call]
@@ -333,6 +335,7 @@ class TorchTransport:
             **versions,
             "pci_bus_id": self._pci,
             "device": gpu_identity(self._pci),
+            "ranks_per_gpu": self.ranks_per_gpu,
             "nccl": self._log.read().get("version"),
             "nccl_library": loaded_nccl(),
         }

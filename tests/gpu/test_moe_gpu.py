@@ -1,23 +1,14 @@
-"""MoE on a real GPU: the kernels on rows against NumPy to the bit, and every variant behind a gate and in a graph.
+"""MoE on a real GPU: the kernels on rows against NumPy to the bit, and every variant behind a gate and in a graph."""
 
-A world of one GPU proves kernels and timing, and no link.
-"""
-
-import json
-import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.gpu.conftest import WORLDS, Records
 from tests.rows import LAYERS, works
-
-GPUS = len([path for path in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", path.name)])
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS == 0, reason="no GPU on this machine")]
 
 
 @pytest.mark.parametrize("params", LAYERS, ids=lambda params: "-".join(map(str, params.values())))
@@ -60,32 +51,26 @@ pattern = "moe_dispatch"
 params = { variant = ["flat", "hierarchical", "control"] }
 [[case]]
 pattern = "moe_overlap"
+timing = ["isolated", "graph"]
 params = { format = "bf16", gradient_bytes = 3000000 }
 """
 
 
+@pytest.mark.parametrize("ranks", WORLDS)
 @pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
-def test_every_variant_is_right_and_no_gate_opens_by_itself(transport: str, tmp_path: Path) -> None:
-    plan = tmp_path / "plan.toml"
-    plan.write_text(PLAN)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "ncclbench", "run", "--plan", str(plan), "--transport", transport),
-            *("--nproc", str(GPUS), "--json", "-o", str(tmp_path / "run")),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    records = json.loads(done.stdout.splitlines()[-1])["records"]
-    assert len(records) == 4 * 2 * 2 * 2 + 4 * 3 + 1
+def test_every_variant_is_right_and_no_gate_opens_by_itself(
+    transport: str, ranks: int, run: Callable[..., Records], tmp_path: Path
+) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    records = list(run(ranks, "--plan", str(tmp_path / "plan.toml"), "--transport", transport).values())
+    assert len(records) == 4 * 2 * 2 * 2 + 4 * 3 + 2
     for record in records:
         assert (record["status"], record["wrong"]) == ("ok", 0), (record["case"], record["reason"])
         assert not [note for note in record["notes"] if "opened by itself" in note], record["case"]
         variant = "padded" if record["pattern"] == "moe_overlap" else record["params"].get("variant", "flat")
         waits = variant in ("flat", "hierarchical")
         assert any("timed ungated" in note for note in record["notes"]) == waits, record["case"]
-    (both,) = [record for record in records if record["pattern"] == "moe_overlap"]
-    assert set(both["ratios"]) == {"slowdown_experts", "slowdown_data_parallel"}
-    assert all(ratio > 0 for ratio in both["ratios"].values())
+    both = [record for record in records if record["pattern"] == "moe_overlap"]
+    assert [record["timing"] for record in both] == ["isolated", "graph"]
+    assert set(both[0]["ratios"]) == {"slowdown_experts", "slowdown_data_parallel"}
+    assert all(ratio > 0 for ratio in both[0]["ratios"].values())

@@ -3,6 +3,7 @@
 So a copy that nobody waits for has not happened yet when MPI reads, as on a GPU.
 """
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,7 @@ class FakeDevice:
     pci = "0000:00:00.0"
 
     def __init__(self) -> None:
+        self.identity = f"fake GPU of process {os.getpid()}"
         self.enqueued: list[Callable[[], None]] = []
         self.to_host_bytes = self.to_device_bytes = self.synchronised = 0
 

@@ -1,0 +1,59 @@
+"""Which GPU a rank has, and who else has it.
+
+One rank a GPU, or the job is refused: two on one would halve each other's figures. ``NCCLBENCH_SHARE_GPU=1`` lets ranks
+share all the same, to try schedules and libraries with more ranks than GPUs. NCCL takes ranks on one GPU for a mistake
+unless they are on different hosts, so those that share one say that they are (``NCCL_HOSTID``) and talk through
+sockets. Such results are stamped wherever they are shown.
+"""
+
+import os
+import socket
+from collections import Counter
+from collections.abc import MutableMapping
+
+from ncclbench.errors import EnvironmentFault
+from ncclbench.transports.base import SHARE_GPU, Control, Seat, all_gather_text
+
+
+def claim_gpu(seat: Seat, count: int, environ: MutableMapping[str, str] = os.environ) -> int:
+    """The index of this rank's GPU among the `count` that it sees: its place on the node.
+
+    A launcher that shows each rank only its own GPU is honoured. To be called before NCCL reads its variables.
+
+    Raises:
+        EnvironmentFault: if there are fewer GPUs than ranks, and they are not to share.
+    """
+    if count == 0:
+        raise EnvironmentFault(f"rank {seat.rank} sees no CUDA GPU; use --transport gloo")
+    shown = environ.get("CUDA_VISIBLE_DEVICES", "")
+    if _may_share(environ):
+        environ.setdefault("NCCL_HOSTID", f"{socket.gethostname()}-{seat.local_rank // count}")
+        return seat.local_rank % count
+    if count == 1 and seat.local_size > 1 and shown and "," not in shown:
+        return 0  # if it is the same one for two ranks, `ranks_per_gpu` or NCCL itself finds out
+    if seat.local_rank >= count:
+        raise EnvironmentFault(
+            f"{seat.local_size} ranks on a node of {count} GPUs: start at most one a GPU, --nproc {count}"
+        )
+    return seat.local_rank
+
+
+def ranks_per_gpu(control: Control, identity: str, environ: MutableMapping[str, str] = os.environ) -> int:
+    """How many ranks the GPU with most of them has; `identity` is that of this rank's, such as its UUID.
+
+    Raises:
+        EnvironmentFault: naming two ranks on one GPU, unless they are to share; on every rank alike.
+    """
+    ids = all_gather_text(control, identity)
+    for rank, one in enumerate(ids):
+        first = ids.index(one)
+        if first != rank and not _may_share(environ):
+            raise EnvironmentFault(
+                f"ranks {first} and {rank} are on the same GPU: start at most one rank a GPU "
+                f"({SHARE_GPU}=1 lets them share it, to try the software)"
+            )
+    return max(Counter(ids).values())
+
+
+def _may_share(environ: MutableMapping[str, str]) -> bool:
+    return environ.get(SHARE_GPU, "") not in ("", "0")

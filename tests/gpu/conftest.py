@@ -1,0 +1,53 @@
+"""Jobs on GPUs. With one GPU two ranks share it, over sockets: that proves the libraries' roads, and no link."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GPUS = len([path for path in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", path.name)])
+# A world of one is what a machine with one GPU has; two ranks are the fewest that send anything.
+WORLDS = sorted({1, max(2, GPUS)})
+SHARED = WORLDS[-1] > GPUS
+
+Records = dict[str, dict[str, Any]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these need a GPU."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            item.add_marker(pytest.mark.skipif(GPUS == 0, reason="no GPU on this machine"))
+
+
+def environment(ranks: int, **more: str) -> dict[str, str]:
+    """This process's environment, in which ranks share GPUs if there are more of them."""
+    return {**os.environ, **({"NCCLBENCH_SHARE_GPU": "1"} if ranks > GPUS else {}), **more}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Records]:
+    """Runs ncclbench on that many ranks, and returns its records by case."""
+
+    def call(ranks: int, *arguments: str, **environ: str) -> Records:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "ncclbench", "run", *arguments, "--nproc", str(ranks)),
+                *("--json", "-o", str(tmp_path / "run")),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=290,
+            env=environment(ranks, **environ),
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return {record["case"]: record for record in json.loads(done.stdout.splitlines()[-1])["records"]}
+
+    return call
