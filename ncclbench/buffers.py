@@ -3,16 +3,17 @@
 Memory is checked before anything is allocated: a size that does not fit is refused, never clamped.
 """
 
-import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.errors import EnvironmentFault, UsageError
+from ncclbench.nccl_library import NcclLibrary, loaded_nccl
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.schedule import Schedule, shared_buffers
 from ncclbench.units import format_bytes
@@ -60,14 +61,8 @@ def device_bytes(nbytes: int, kind: Kind = "pool") -> Any:
     return cupy.empty(nbytes, np.uint8)
 
 
-def loaded_nccl(maps: Path = Path("/proc/self/maps")) -> list[str]:
-    """Paths of the NCCL libraries in this process; more than one means that torch and CuPy brought their own."""
-    found = {line.split()[-1] for line in maps.read_text().splitlines() if "libnccl" in line and "/" in line}
-    return sorted(found)
-
-
 class NcclMemory:
-    """Device memory from ncclMemAlloc, which NCCL can register with a communicator; freed with the object.
+    """Device memory from ncclMemAlloc, which NCCL can register with communicators; freed with the object.
 
     Args:
         nbytes: how much.
@@ -82,12 +77,10 @@ class NcclMemory:
         paths = loaded_nccl()
         if not paths:
             raise EnvironmentFault("no NCCL library is loaded to allocate from")
-        self._library = ctypes.CDLL(paths[0])
-        pointer = ctypes.c_void_p()
-        code = self._library.ncclMemAlloc(ctypes.byref(pointer), ctypes.c_size_t(nbytes))
-        if code or not pointer.value:
-            raise EnvironmentFault(f"ncclMemAlloc of {nbytes} bytes failed with ncclResult {code}")
-        self.pointer, self.nbytes = int(pointer.value), nbytes
+        self._library = NcclLibrary(paths[0])
+        self.pointer, self.nbytes = self._library.allocate(nbytes), nbytes
+        self._handles: dict[int, int] = {}
+        _NCCL_MEMORY[self.pointer] = self
 
     def array(self) -> Any:
         """The memory as a CuPy array of bytes, which keeps this object alive."""
@@ -96,10 +89,40 @@ class NcclMemory:
         memory = cupy.cuda.UnownedMemory(self.pointer, self.nbytes, self)
         return cupy.ndarray(self.nbytes, np.uint8, cupy.cuda.MemoryPointer(memory, 0))
 
+    def register(self, communicator: int) -> bool:
+        """Register with a communicator, which must outlive the registration; whether NCCL could."""
+        if communicator not in self._handles:
+            handle = self._library.register(communicator, self.pointer, self.nbytes)
+            if handle is None:
+                return False
+            self._handles[communicator] = handle
+        return True
+
+    def deregister(self) -> None:
+        """Undo every registration."""
+        while self._handles:
+            self._library.deregister(*self._handles.popitem())
+
     def __del__(self) -> None:
         """Give the memory back."""
         if getattr(self, "pointer", 0):
-            self._library.ncclMemFree(ctypes.c_void_p(self.pointer))
+            self.deregister()
+            self._library.free(self.pointer)
+
+
+# By address, as long as they are in use.
+_NCCL_MEMORY: "WeakValueDictionary[int, NcclMemory]" = WeakValueDictionary()
+
+
+def nccl_memory_of(array: Any) -> NcclMemory | None:
+    """The memory from ncclMemAlloc that a device array begins at; None for any other array."""
+    return _NCCL_MEMORY.get(int(array.data.ptr)) if _NCCL_MEMORY else None
+
+
+def deregister_all() -> None:
+    """Undo all registrations, for communicators are about to go."""
+    for memory in list(_NCCL_MEMORY.values()):
+        memory.deregister()
 
 
 def uploader(device: Device) -> Callable[[Array], Array]:

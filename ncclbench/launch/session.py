@@ -276,7 +276,8 @@ def _start_watchdog(places: list[Place], transport: Transport, book: Book, progr
     here = {rank: place.pid for rank, place in enumerate(places) if place.host == socket.gethostname()}
     # The parent's number as it was at the start: one that died meanwhile must not be taken for another.
     parent = int(os.environ.get(LOCAL_PARENT) or os.getppid())
-    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, parent)
+    trouble = getattr(transport, "trouble", None)
+    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, parent, trouble)
     watchdog.join(broadcast_text(transport.control, watchdog.open(host) if transport.rank == 0 else ""))
     # Nobody measures before everybody is watched.
     transport.control.all_gather(np.zeros(1, np.int64))

@@ -65,6 +65,7 @@ class Watchdog:
             or on rank 1 if rank 0 is gone.
         neighbours: process ids of the ranks on this node, this one too. A rank that hangs cannot end itself.
         parent: process id of the one that started the ranks, which they do not outlive; 0 if it does not matter.
+        trouble: asked at every heartbeat for an error that the library has had in the background.
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class Watchdog:
         on_fault: Callable[[Fault], Exit],
         neighbours: Mapping[int, int] | None = None,
         parent: int = 0,
+        trouble: Callable[[], str | None] | None = None,
     ) -> None:
         """Prepare; nothing is opened yet."""
         self.rank, self.world_size, self.progress, self.on_fault = rank, world_size, progress, on_fault
         self.limit = 60.0
-        self._neighbours, self._parent = neighbours or {}, parent
+        self._neighbours, self._parent, self._trouble = neighbours or {}, parent, trouble
         self._interval = BEAT_SECONDS * max(1.0, world_size / 256)
         self._ending = threading.Event()
         self._failure: tuple[Ending, str] | None = None
@@ -162,6 +164,11 @@ class Watchdog:
         if time.monotonic() > self._last_word:
             end_process()
 
+    def _heed_trouble(self) -> None:
+        """An error in the background is this rank's failure, although its main thread waits on."""
+        if self._trouble and self._failure is None and (words := self._trouble()):
+            self._failure = ("transport", f"rank {self.rank}: {words}")
+
     # Rank 0.
 
     def _serve(self) -> None:
@@ -188,6 +195,7 @@ class Watchdog:
             own = self.progress
             sightings[0].update(own.case, own.stage, own.iteration, own.ticks, now)
             self._heed_parent()
+            self._heed_trouble()
             sightings[0].failure = self._failure
             if self._ending.is_set():
                 _tell(peers, _BYE)
@@ -266,6 +274,7 @@ class Watchdog:
             # Rank 0 finds silent ranks by itself; only its own silence must be found by the others.
             if time.monotonic() - heard > self.limit + self._interval:
                 self._hub_is_gone("timeout", f"rank 0 has been silent for {time.monotonic() - heard:.0f} s")
+            self._heed_trouble()
             # Both are read once: the main thread may set them while a heartbeat is on its way.
             ending, failure = self._ending.is_set(), self._failure
             told = self._report(link, ending, failure, told)

@@ -324,4 +324,7 @@ class _Measuring:
         if self.transport.device == "cpu":
             return {"buffers": "numpy", "copies": 1}
         cold = len(self.buffers) > 1
-        return {"buffers": self.settings.buffers, "copies": len(self.buffers), "cache": "cold" if cold else "warm"}
+        setup = {"buffers": self.settings.buffers, "copies": len(self.buffers), "cache": "cold" if cold else "warm"}
+        if self.settings.buffers == "nccl":
+            setup["registered"] = getattr(self.transport, "registered", False)
+        return setup

@@ -21,8 +21,9 @@ except ImportError as error:
         f"the cupy_nccl transport needs CuPy for this machine's CUDA, cupy-cuda13x or cupy-cuda12x: {error}"
     ) from error
 
-from ncclbench.buffers import Buffers, Device, loaded_nccl
+from ncclbench.buffers import Buffers, Device, deregister_all
 from ncclbench.errors import TransportError, Unable
+from ncclbench.nccl_library import NcclLibrary, first_trouble, loaded_nccl
 from ncclbench.schedule.dtypes import Dtype, Redop
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
@@ -32,6 +33,7 @@ from ncclbench.transports._cuda import BranchMarks, CudaStream, gpu_id, nccl_ver
 from ncclbench.transports._local import local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_identity, gpu_state
+from ncclbench.transports._registration import register_buffers
 from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
 
 # ncclDataType_t and ncclRedOp_t of nccl.h; CuPy names only some of them.
@@ -78,8 +80,10 @@ class CupyNcclTransport:
         self._pci = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
         self._log = log
         self._communicators: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
+        self.registered = False
         self._branch_streams: dict[tuple[int, ...], Any] = {(): self._cupy_stream}
         self._communicator(tuple(range(self.world_size)))  # set-up is eager, not inside the first case
+        self._library = NcclLibrary.only()
 
     def _communicator(self, ranks: tuple[int, ...], branch: tuple[int, ...] = ()) -> Any:
         """The communicator of `ranks`, or None on others; all ranks of the job ask in the same order.
@@ -110,7 +114,13 @@ class CupyNcclTransport:
         def call(phase: SimplePhase, branch: tuple[int, ...]) -> Call:
             return self._call(phase, schedule.dtype, buffers, branch)
 
-        return Program(steps_of(schedule.phases, call, self._branches_step), finish=self.stream.synchronize)
+        steps = steps_of(schedule.phases, call, self._branches_step)
+        self.registered = register_buffers(self.control, self._addresses(), buffers)
+        return Program(steps, finish=self.stream.synchronize)
+
+    def _addresses(self) -> list[int]:
+        """Where NCCL has this rank's communicators."""
+        return [int(made.comm) for made in self._communicators.values() if made is not None]
 
     def _branches_step(self, phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
         """Branches on streams of their own, all issued by this one thread.
@@ -198,6 +208,10 @@ class CupyNcclTransport:
         ]
         return _grouped(comm, self._stream_of(branch).ptr, sends, receives)
 
+    def trouble(self) -> str | None:
+        """An asynchronous error of NCCL, behind which its kernels would wait for ever."""
+        return first_trouble(self._library, self._addresses()) if self._library else None
+
     def barrier(self) -> None:
         """Wait for all ranks, on the CPU."""
         self._meeting.barrier()
@@ -232,6 +246,7 @@ class CupyNcclTransport:
         """Give the communicators back, and leave the job."""
         self.stream.synchronize()
         self._log.remove()
+        deregister_all()
         for communicator in self._communicators.values():
             if communicator is not None:
                 communicator.destroy()

@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from ncclbench.buffers import Buffers, Device, loaded_nccl
+from ncclbench.buffers import Buffers, Device, deregister_all
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
+from ncclbench.nccl_library import NcclLibrary, first_trouble, loaded_nccl
 from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
@@ -28,6 +29,7 @@ from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import branches_step, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_identity, gpu_state
+from ncclbench.transports._registration import register_buffers
 from ncclbench.transports.base import CONTROL_NETWORK, Call, Control, DeviceStream, Program, Seat, Step, nothing
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -90,6 +92,8 @@ def _claim_gpu(seat: Seat) -> torch.device:
         raise EnvironmentFault(
             f"the nccl transport keeps its buffers in CuPy: pip install cupy-cuda13x (or cupy-cuda12x): {error}"
         ) from error
+    # Our watchdog names who failed; torch's own would end this process with SIGABRT before it can.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     index = claim_gpu(seat, torch.cuda.device_count())
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
@@ -178,6 +182,9 @@ class TorchTransport:
         self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
         self.stream: DeviceStream | None = None
         self.ranks_per_gpu = 1
+        self.registered = False
+        self._library: NcclLibrary | None = None
+        self._communicators: list[int] = []
         if log is not None:
             self._open_device(log)
 
@@ -195,6 +202,7 @@ class TorchTransport:
         external = torch.cuda.ExternalStream(own.ptr)  # type: ignore[no-untyped-call]
         torch.cuda.set_stream(external)
         self.stream = CudaStream(own, _TorchGraphs(external))
+        self._library = NcclLibrary.only()
         self._log, self._pci = log, cupy.cuda.runtime.deviceGetPCIBusId(device)
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
@@ -204,7 +212,23 @@ class TorchTransport:
             return self._call(phase, schedule.dtype, buffers, branch)
 
         steps = steps_of(schedule.phases, call, branches_step if self.stream is None else _device_branches)
-        return Program(steps, finish=self.stream.synchronize if self.stream else nothing)
+        if self.stream is None:
+            return Program(steps)
+        self._communicators = self._addresses()
+        self.registered = register_buffers(self.control, self._communicators, buffers)
+        return Program(steps, finish=self.stream.synchronize)
+
+    def _addresses(self) -> list[int]:
+        """Where NCCL has this rank's communicators, as far as this torch tells and they have been made."""
+        found = []
+        for group in (dist.group.WORLD, *self._groups.values()):
+            backend: Any = group._get_backend(torch.device("cuda")) if isinstance(group, dist.ProcessGroup) else None
+            found.append(int(backend._comm_ptr()) if hasattr(backend, "_comm_ptr") else 0)
+        return [address for address in found if address]
+
+    def trouble(self) -> str | None:
+        """An asynchronous error of NCCL, behind which its kernels would wait for ever."""
+        return first_trouble(self._library, self._communicators) if self._library else None
 
     def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...]) -> Call:
         if isinstance(phase, Local | RowWork):
@@ -355,6 +379,7 @@ class TorchTransport:
         if self.stream is not None:
             self.stream.synchronize()
             self._log.remove()
+            deregister_all()
         if self._doors is not None:
             self._doors.close()
         dist.destroy_process_group()

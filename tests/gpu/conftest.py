@@ -29,7 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def environment(ranks: int, **more: str) -> dict[str, str]:
     """This process's environment, in which ranks share GPUs if there are more of them."""
-    return {**os.environ, **({"NCCLBENCH_SHARE_GPU": "1"} if ranks > GPUS else {}), **more}
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
+    return {**os.environ, **root, **({"NCCLBENCH_SHARE_GPU": "1"} if ranks > GPUS else {}), **more}
 
 
 @pytest.fixture

@@ -234,7 +234,7 @@ def _sabotage(transport, kind, nbytes, number):
             launches += 1
             if kind != "wrong" and launches == number:
                 _mark()
-                _misbehave(kind)
+                _misbehave(kind, transport)
             last.launch()
             if kind == "wrong":
                 element = buffers[schedule.phases[-1].write].view("u1")
@@ -244,6 +244,8 @@ def _sabotage(transport, kind, nbytes, number):
         return dataclasses.replace(program, steps=(*before, dataclasses.replace(last, launch=launch)))
 
     transport.compile = compile
+    transport.troubles = []
+    transport.trouble = lambda: next(iter(transport.troubles), None)
 
 
 def _mark():
@@ -252,7 +254,9 @@ def _mark():
     path.with_suffix(".tmp").replace(path)
 
 
-def _misbehave(kind):
+def _misbehave(kind, transport):
+    if kind == "background":
+        transport.troubles.append("NCCL: remote process exited or there was a network error")
     if kind == "raise":
         raise ValueError("sabotage")
     if kind == "library":

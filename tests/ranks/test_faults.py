@@ -173,6 +173,18 @@ def test_an_error_of_the_library_is_told_by_the_rank_that_saw_it(jobs: Starter, 
     assert record.reason == f"{CASES[1]} on rank 2: connection reset by sabotage"
 
 
+@pytest.mark.parametrize("victim", [0, 2])
+def test_an_error_in_the_background_of_the_library_is_told_though_its_caller_waits_on(
+    victim: int, jobs: Starter, saboteur: dict[str, str]
+) -> None:
+    """As NCCL has them, whose kernels then wait for ever."""
+    finished = start(jobs, saboteur, "alone", f"background:{victim}:{AT}", limit=60).wait(40)
+    assert finished.code == Exit.ENVIRONMENT
+    record = assert_finished_is_intact(jobs).records[1]
+    assert (record.status, record.ranks) == ("failed", [victim])
+    assert record.reason == f"rank {victim}: NCCL: remote process exited or there was a network error"
+
+
 @pytest.mark.parametrize(
     ("number", "launcher"), [(signal.SIGTERM, "alone"), (signal.SIGINT, "alone"), (signal.SIGTERM, "torchrun")]
 )
