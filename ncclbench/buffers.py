@@ -61,6 +61,13 @@ def device_bytes(nbytes: int, kind: Kind = "pool") -> Any:
     return cupy.empty(nbytes, np.uint8)
 
 
+def pinned_bytes(nbytes: int) -> NDArray[np.uint8]:
+    """Page-locked host memory, which a device copies from and to without a detour; given back with the array."""
+    import cupy
+
+    return np.frombuffer(cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+
+
 class NcclMemory:
     """Device memory from ncclMemAlloc, which NCCL can register with communicators; freed with the object.
 

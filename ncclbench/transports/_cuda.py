@@ -27,6 +27,16 @@ extern "C" __global__ void gate(volatile int* flag, unsigned long long limit) {
 """
 
 
+def make_current(stream: Any) -> None:
+    """Have CuPy launch on `stream` from here on, for good.
+
+    CuPy enters and leaves `with` blocks of its own, such as to fetch an array that is not contiguous, and a block that
+    is left makes that stream current which was entered before. A stream that is only in `use` was never entered: the
+    null stream would take its place, and what is launched from then on would race with what is measured.
+    """
+    stream.__enter__()
+
+
 class CudaStream:
     """The stream that a transport launches on, with what is needed to time it.
 
@@ -36,7 +46,7 @@ class CudaStream:
     """
 
     def __init__(self, stream: Any, capture: Callable[[Sequence[Call]], Call] | None = None) -> None:
-        """Put the gate's flag into pinned memory, which the device reads by the same address."""
+        """Make it CuPy's, and put the gate's flag into pinned memory, which the device reads by the same address."""
         self.stream = stream
         self._own_capture = capture
         self._pinned = cupy.cuda.alloc_pinned_memory(64)
@@ -44,6 +54,11 @@ class CudaStream:
         self._flag[0] = 1
         self._gate = cupy.RawKernel(_GATE, "gate")
         self._gate.compile()
+        self.make_current()
+
+    def make_current(self) -> None:
+        """Have CuPy launch here; for whoever has two transports in one process."""
+        make_current(self.stream)
 
     def mark(self) -> Any:
         """An event, recorded now."""
@@ -59,8 +74,6 @@ class CudaStream:
         """Close the gate: nothing launched from here on runs before `release`."""
         self._flag[0] = 0
         arguments = (np.uint64(self._pinned.ptr), np.uint64(int(limit_seconds * 1e9)))
-        # Not `with self.stream`: leaving that block makes CuPy's null stream current, and all that follows races.
-        self.stream.use()
         self._gate((1,), (1,), arguments)
 
     def release(self) -> None:
@@ -74,8 +87,14 @@ class CudaStream:
         return bool(self._flag[0] == 2)
 
     def synchronize(self) -> None:
-        """Wait until everything launched has run."""
+        """Wait until everything launched has run.
+
+        Raises:
+            RuntimeError: if CuPy launches on another stream meanwhile, where nothing here waits for it.
+        """
         self.stream.synchronize()
+        if cupy.cuda.get_current_stream().ptr != self.stream.ptr:
+            raise RuntimeError("CuPy's current stream is no longer the one that is measured")
 
     def capture(self, launches: Sequence[Call]) -> Call:
         """One call that replays `launches`, captured in a CUDA graph."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ncclbench.buffers import Buffers
+from ncclbench.buffers import Buffers, pinned_bytes
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.rowformats import bf16_to_float, float_to_bf16
 from ncclbench.schedule.rowwork import ENTRY_BYTES, Ints, RowKernel, RowPlan, RowWork
@@ -135,9 +135,12 @@ class _CountsToHost:
     def __init__(self, counts: Any, row_bytes: int) -> None:
         """`counts` has one row of int32 a peer; the second number of each is the rows that come."""
         self._counts = counts.view(np.int32).reshape(-1, row_bytes // 4)
+        on_host = isinstance(counts, np.ndarray)
+        self._landed = None if on_host else pinned_bytes(counts.nbytes).view(np.int32).reshape(self._counts.shape)
         self.splits: list[int] = []
 
     def __call__(self) -> None:
         """Fetch them."""
-        column = self._counts[:, 1]
-        self.splits = column.tolist()
+        # Whole, into pinned memory: a column would be packed by a further kernel, and fetched by a further copy.
+        counts = self._counts if self._landed is None else self._counts.get(out=self._landed)
+        self.splits = counts[:, 1].tolist()

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.buffers import Buffers
+from ncclbench.buffers import Buffers, pinned_bytes
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.phases import AllToAllV, Collective, Exchange, SimplePhase
 from ncclbench.schedule.schedule import Schedule
@@ -65,18 +65,18 @@ class CupyMemory:
         """Make the GPU current, and a stream on it."""
         import cupy
 
-        from ncclbench.transports._cuda import gpu_id
+        from ncclbench.transports._cuda import gpu_id, make_current
 
         self._cupy = cupy
         cupy.cuda.Device(device).use()
         self.identity = gpu_id(device)
         self.pci = cupy.cuda.runtime.deviceGetPCIBusId(device)
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.stream.use()
+        make_current(self.stream)
 
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
         """Page-locked host memory, given back with the array."""
-        return np.frombuffer(self._cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+        return pinned_bytes(nbytes)
 
     def to_host(self, host: Array, device: Any) -> None:
         """Enqueue a copy from the device."""

@@ -75,7 +75,6 @@ class CupyNcclTransport:
         self._meeting = meeting
         self.control: Control = meeting.control
         self._cupy_stream = cupy.cuda.Stream(non_blocking=True)
-        self._cupy_stream.use()
         self.stream = CudaStream(self._cupy_stream)
         self._pci = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
         self._log = log

@@ -198,7 +198,6 @@ class TorchTransport:
         cupy.cuda.Device(device).use()
         self.ranks_per_gpu = ranks_per_gpu(self.control, gpu_id(device))
         own = cupy.cuda.Stream(non_blocking=True)
-        own.use()
         external = torch.cuda.ExternalStream(own.ptr)  # type: ignore[no-untyped-call]
         torch.cuda.set_stream(external)
         self.stream = CudaStream(own, _TorchGraphs(external))

@@ -107,6 +107,7 @@ class Bare:
 
 def product_us(transport: Any, topology: Topology, op: str, nbytes: int, timing: Timing, iterations: int = 40) -> float:
     """The product's p50 of a case, in microseconds; 0 on other ranks than 0."""
+    transport.stream.make_current()
     settings = Settings(iterations=iterations, check=False)
     measured = run_case(Case(pattern=op, nbytes=nbytes, timing=timing), transport, topology, settings)
     return measured.record.time_us.p50 if measured and measured.record.time_us else 0.0
@@ -166,7 +167,8 @@ def large(report: Report, bare: Bare, roads: list[Any], topology: Topology) -> N
         if report.rank == 0:
             times = [statistics.median(r[k] for r in rounds) / 1e6 for k in range(3)]
             b, t, c = (bus_gb_per_s(op, bare.world_size, 1 << 30, seconds) for seconds in times)
-            report.say(f"| {op} | {b:.1f} | {t:.1f} | {c:.1f} | {t / b:.3f} | {c / b:.3f} |")
+            tb, cb = (times[0] / times[k] for k in (1, 2))
+            report.say(f"| {op} | {b:.1f} | {t:.1f} | {c:.1f} | {tb:.3f} | {cb:.3f} |")
 
 
 def main() -> None:

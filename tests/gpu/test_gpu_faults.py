@@ -47,7 +47,7 @@ def test_a_peer_killed_while_others_are_inside_a_launch_is_named(transport: str,
     job = start(tmp_path / "run", "--transport", transport, "--timing", timing)
     try:
         pids = rank_pids(tmp_path / "run")
-        time.sleep(8)  # connected, checked, warmed up and captured: the launches that are timed are under way
+        time.sleep(20)  # connected, checked, warmed up and captured: the launches that are timed are under way
         assert job.poll() is None, job.communicate()[1]
         psutil.Process(pids[1]).send_signal(signal.SIGKILL)
         died = time.monotonic()

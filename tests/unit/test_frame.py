@@ -295,6 +295,11 @@ def test_a_verdict_that_cannot_be_read_is_not_no_verdict(content: str, rich: Pat
         ({"device": "cuda", "transport": "nccl"}, []),
         ({"device": "cpu", "transport": "model"}, ["simulated"]),
         ({"device": "cuda", "redacted": True}, ["redacted"]),
+        ({"device": "cuda", "provenance": {"transport": {"ranks_per_gpu": 1}}}, []),
+        (
+            {"device": "cuda", "provenance": {"transport": {"ranks_per_gpu": 2}}},
+            ["ranks share GPUs: proves logic, not a fabric"],
+        ),
         ({"device": "", "imported": [{"tool": "nccl-tests", "version": "2.18"}]}, ["imported from nccl-tests 2.18"]),
     ],
 )
