@@ -7,15 +7,10 @@ from typing import Any
 
 import click
 
+from ncclbench.cli.complete import complete
 from ncclbench.errors import Exit, UsageError, worst
 
 _MOST_LINES = 40
-
-
-def _complete_profile(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    from ncclbench.accept.profile import shipped_profiles
-
-    return [name for name in shipped_profiles() if name.startswith(incomplete)]
 
 
 @click.command("accept", context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,10 +18,15 @@ def _complete_profile(_ctx: click.Context, _param: click.Parameter, incomplete: 
 @click.option(
     "--profile",
     metavar="NAME|FILE",
-    shell_complete=_complete_profile,
+    shell_complete=complete("profiles"),
     help="What must be reached; see `ncclbench list profiles`.",
 )
-@click.option("--plan", metavar="NAME|FILE", help="What to measure.  [default: the profile's own]")
+@click.option(
+    "--plan",
+    metavar="NAME|FILE",
+    shell_complete=complete("plans"),
+    help="What to measure.  [default: the profile's own]",
+)
 @click.option("--baseline", type=click.Path(path_type=Path), metavar="RUN", help="Compare with an earlier run as well.")
 @click.option("--force", is_flag=True, help="Compare with a baseline that is unlike; every document is stamped.")
 @click.option(
@@ -36,7 +36,13 @@ def _complete_profile(_ctx: click.Context, _param: click.Parameter, incomplete: 
     help="Make a profile of a golden run; -o FILE.toml, or else it goes to stdout.",
 )
 @click.option("--nproc", type=int, help="Ranks to start here, when no launcher has.")
-@click.option("--transport", default="auto", metavar="NAME", help="Who moves the data.  [default: auto]")
+@click.option(
+    "--transport",
+    default="auto",
+    metavar="NAME",
+    shell_complete=complete("transports"),
+    help="Who moves the data.  [default: auto]",
+)
 @click.option("--topology", type=click.Path(path_type=Path), metavar="FILE", help="Where ranks sit, as of `run`.")
 @click.option(
     "--launcher",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ncclbench.cli.complete import complete
 from ncclbench.errors import UsageError
 
 
@@ -15,7 +16,11 @@ from ncclbench.errors import UsageError
     "-o", "--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run directory to make."
 )
 @click.option(
-    "--format", "fmt", metavar="NAME", help="See `ncclbench list importers`.  [default: whatever is in the log]"
+    "--format",
+    "fmt",
+    metavar="NAME",
+    shell_complete=complete("importers"),
+    help="See `ncclbench list importers`.  [default: whatever is in the log]",
 )
 @click.option("--pattern", metavar="NAME", help="What was measured, where the log does not say (old nccl-tests).")
 @click.option("--world-size", type=click.IntRange(min=1), metavar="N", help="Ranks, where the log does not say (OSU).")

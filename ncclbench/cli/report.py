@@ -5,6 +5,7 @@ from types import ModuleType
 
 import click
 
+from ncclbench.cli.complete import complete
 from ncclbench.errors import UsageError
 
 
@@ -14,6 +15,7 @@ from ncclbench.errors import UsageError
     "--format",
     "fmt",
     metavar="NAME",
+    shell_complete=complete("reports"),
     help="See `ncclbench list reports`.  [default: what the suffix of -o says, or table]",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write here instead of to stdout.")

@@ -8,39 +8,33 @@ from typing import Any
 
 import click
 
-from ncclbench.errors import EnvironmentFault, Exit, UsageError
+from ncclbench.cli.complete import complete
+from ncclbench.cli.request import choose_transport, nproc_of, plan_of, planned_topology, topology_file
+from ncclbench.errors import Exit, UsageError
 
 _DEFAULT_TIMEOUT = 60.0
-_MOST_RANKS_HERE = 1024
-
-
-def _complete(kind: str) -> Any:
-    """Shell completion for the names of `kind`."""
-
-    def names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-        from ncclbench import registry
-        from ncclbench.plan import shipped_plans
-
-        known = list(shipped_plans()) if kind == "plans" else registry.names(kind)
-        return [name for name in known if name.startswith(incomplete)]
-
-    return names
 
 
 @click.command("run", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("patterns", nargs=-1, shell_complete=_complete("patterns"))
-@click.option("--plan", "plan_name", metavar="FILE|NAME", shell_complete=_complete("plans"), help="A plan to run.")
+@click.argument("patterns", nargs=-1, shell_complete=complete("patterns"))
+@click.option("--plan", "plan_name", metavar="FILE|NAME", shell_complete=complete("plans"), help="A plan to run.")
 @click.option("-b", "--min-bytes", metavar="SIZE", help="Smallest size.  [default: 8]")
 @click.option("-e", "--max-bytes", metavar="SIZE", help="Largest size.  [default: 64M]")
 @click.option("-f", "--factor", type=float, help="Each size is this times the one before.  [default: 2]")
 @click.option(
-    "--dtype", "dtypes", multiple=True, metavar="NAME", help="Element type, may be repeated.  [default: float32]"
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete("dtypes"),
+    help="Element type, may be repeated.  [default: float32]",
 )
 @click.option(
     "--timing",
     "timings",
     multiple=True,
     metavar="REGIME",
+    shell_complete=complete("timings"),
     help="isolated, pipelined, graph or all; may be repeated.  [default: isolated]",
 )
 @click.option(
@@ -51,7 +45,7 @@ def _complete(kind: str) -> Any:
     default="auto",
     show_default=True,
     metavar="NAME",
-    shell_complete=_complete("transports"),
+    shell_complete=complete("transports"),
     help="Who moves the data; see `ncclbench list transports`.",
 )
 @click.option(
@@ -163,12 +157,12 @@ def execute(options: dict[str, Any]) -> Exit:
     from ncclbench.modes import entered
     from ncclbench.plan import Plan
 
-    plan: Plan = _plan(options)
+    plan: Plan = plan_of(options)
     refuse_start(plan, options["process_start"])
     seat = detect(os.environ)
     if options["launcher"] is not None:
         _refuse_with_launcher(options, seat)
-    transport = _choose_transport(options["transport"], seat.launcher if seat else None, options["launcher"])
+    transport = choose_transport(options["transport"], seat.launcher if seat else None, options["launcher"])
     if options["dry_run"]:
         return _dry_run(plan, transport, options, seat)
     out = options["out"] or Path("runs") / f"{plan.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
@@ -195,7 +189,7 @@ def _dry_run(plan: Any, transport: str, options: dict[str, Any], seat: Any) -> E
     """Say what would be run; all of it is found out first, since an error must not come after half an answer."""
     from ncclbench.cli.forecast import forecast
 
-    found = forecast(plan, transport, _planned_topology(seat.world_size if seat else _nproc(options), options))
+    found = forecast(plan, transport, planned_topology(seat.world_size if seat else nproc_of(options), options))
     text = found.as_json() if options["as_json"] else found.as_table()
     if seat is None or seat.rank == 0:
         click.echo(text)
@@ -208,92 +202,6 @@ def _refuse_with_launcher(options: dict[str, Any], seat: Any) -> None:
         raise UsageError(f"--launcher starts ranks, and this is one that {seat.launcher} has started: leave it out")
     if options["nproc"] is not None and not options["dry_run"]:
         raise UsageError("--nproc does not go with --launcher, whose own options say how many ranks there are")
-
-
-def _plan(options: dict[str, Any]) -> Any:
-    """The plan: a file's, or one made of the command line."""
-    from ncclbench.plan import Entry, make_plan, read_plan
-
-    names = ("iterations", "warmup", "precision", "max_seconds", "check", "timeout", "seed", "cache", "buffers")
-    overrides = {name: options[name] for name in names if options[name] is not None}
-    if options["plan_name"] is not None:
-        own = {
-            "min_bytes": "-b",
-            "max_bytes": "-e",
-            "factor": "-f",
-            "dtypes": "--dtype",
-            "timings": "--timing",
-            "params": "--param",
-        }
-        for name, flag in own.items():
-            if options[name] not in (None, ()):
-                raise UsageError(f"{flag} does not go with --plan, which has its own; edit a copy of the plan")
-        return read_plan(options["plan_name"], overrides, only=options["patterns"])
-    if not options["patterns"]:
-        raise UsageError("name a pattern (see `ncclbench list patterns`) or a plan with --plan")
-    shared = Entry(
-        min_bytes=8,
-        max_bytes="64M",
-        timing=list(options["timings"]) or "isolated",
-        params=_params(options["params"]),
-    )
-    # What was said of sizes and types is each pattern's own, so that one which has no use for it can refuse it.
-    said = {name: options[name] for name in ("min_bytes", "max_bytes", "factor")}
-    said["dtype"] = list(options["dtypes"]) or None
-    entries = [Entry(pattern=pattern, **said) for pattern in options["patterns"]]
-    return make_plan("-".join(options["patterns"])[:60], entries, shared, "command line", overrides=overrides)
-
-
-def _params(pairs: tuple[str, ...]) -> dict[str, Any]:
-    params: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name:
-            raise UsageError(f"--param must be NAME=VALUE, got {pair!r}")
-        if name in params:
-            raise UsageError(f"--param {name} is given twice")
-        params[name] = value
-    return params
-
-
-def _choose_transport(name: str, launcher: str | None, elsewhere: str | None = None) -> str:
-    """The transport to use; its libraries are looked for, not imported.
-
-    Ranks that --launcher starts `elsewhere` see for themselves what there is.
-    """
-    from importlib.util import find_spec
-
-    from ncclbench.registry import exists, names, unknown
-
-    if elsewhere is not None and name in ("auto", *names("transports")):
-        return name
-    if name == "auto":
-        name = "nccl" if Path("/dev/nvidia0").exists() else "gloo"
-        if launcher in ("openmpi", "mpich") and find_spec("torch") is None:
-            name = "mpi"
-    if not exists("transports", name):
-        raise UsageError(unknown("transport", name, ["auto", *names("transports")]))
-    if name in ("gloo", "nccl") and find_spec("torch") is None:
-        raise EnvironmentFault(
-            f"the {name} transport needs torch, which is not installed: pip install 'ncclbench[cpu]' "
-            "(or [gpu]); --transport threads needs nothing"
-        )
-    if name == "mpi" and find_spec("mpi4py") is None:
-        raise EnvironmentFault(
-            "the mpi transport needs mpi4py, which is not installed: pip install mpi4py, and openmpi (or mpich) where "
-            "the machine has no MPI library of its own"
-        )
-    return name
-
-
-def _nproc(options: dict[str, Any]) -> int:
-    nproc: int | None = options["nproc"]
-    if nproc is None:
-        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-        return gpus or max(2, min(8, os.cpu_count() or 2))
-    if not 1 <= nproc <= _MOST_RANKS_HERE:
-        raise UsageError(f"--nproc must be 1 to {_MOST_RANKS_HERE}, got {nproc}")
-    return nproc
 
 
 def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: int | None) -> Any:
@@ -311,7 +219,7 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: i
         listener=listener,
         bind=options["bind"] == "auto",
         device=options["device"],
-        topology=_topology_file(options),
+        topology=topology_file(options),
         start=start,
     )
 
@@ -321,13 +229,6 @@ def _has_parent(options: dict[str, Any]) -> bool:
     from ncclbench.launch.starts import own_start
 
     return own_start(os.environ) is not None or options["one_of_several"]
-
-
-def _topology_file(options: dict[str, Any]) -> Any:
-    """What --topology names, read and checked; None without it."""
-    from ncclbench.topology.files import read_topology
-
-    return read_topology(options["topology_file"]) if options["topology_file"] else None
 
 
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
@@ -342,9 +243,9 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
         return _make_starts(plan, transport, out, options, nproc=0)
     if options["nproc"] is None and transport != "threads":
         refuse_part_of_an_allocation(os.environ)
-    nproc = _nproc(options)
+    nproc = nproc_of(options)
     check_target(out, resume=options["resume"] or bool(own_start(os.environ)) or (options["process_start"] or 1) > 1)
-    refuse_on_this_node(plan, transport, _planned_topology(nproc, options))
+    refuse_on_this_node(plan, transport, planned_topology(nproc, options))
     if (plan.process_starts > 1 or options.get("arguments")) and not _has_parent(options):
         return _make_starts(plan, transport, out, options, nproc)
     if transport == "threads":
@@ -416,12 +317,3 @@ def _ask_for_next_start(plan: Any, out: Path, launcher: str) -> None:
         command = next_command(launcher, sys.argv[1:], out, os.environ, said)
         which = start_in_words(run.open_start, run.declared_starts, plan.mode_of(run.open_start))
         click.echo(f"{which} is still to be made: {command}", err=True)
-
-
-def _planned_topology(nproc: int, options: dict[str, Any]) -> Any:
-    """Where ranks that have not started will sit: one node, or by --topology."""
-    from ncclbench.topology import Topology
-    from ncclbench.topology.placing import lay_out
-
-    found = _topology_file(options)
-    return lay_out(found, nproc) if found else Topology.single_node(nproc)
