@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from ncclbench.buffers import allocate, cold_copies, uploader
-from ncclbench.errors import EnvironmentFault, Unable
+from ncclbench.errors import EnvironmentFault, Unable, UsageError
 from ncclbench.measure import device, overlap, regimes
 from ncclbench.measure.needs import check_needs
 from ncclbench.measure.proof import Expected, PortWatch, expected
@@ -51,9 +51,12 @@ def build_variants(case: Case, topology: Topology) -> tuple[Schedule, ...]:
         UsageError: if there is no such pattern, or its parameters are wrong.
     """
     module = load("patterns", case.pattern)
-    if hasattr(module, "variants"):
-        return tuple(module.variants(case, topology))
-    return (module.schedule(case, topology),)
+    try:
+        if hasattr(module, "variants"):
+            return tuple(module.variants(case, topology))
+        return (module.schedule(case, topology),)
+    except UsageError as error:  # of many cases in a plan, which one?
+        raise UsageError(f"{case.id}: {error}") from None
 
 
 def build_schedule(case: Case, topology: Topology) -> Schedule:
@@ -108,7 +111,8 @@ def run_case(
             variants, lost = leave_out_silent(variants, transport)
             if not variants:
                 return _nothing_left(base, lost) if transport.rank == 0 else None
-            outcome = _Measuring(case, variants, transport, topology, settings, clock, progress).run()
+            measuring = _Measuring(case, variants, transport, topology, settings, clock, progress)
+            outcome = _all_or_none(measuring)
     except Unable as unable:
         skipped = msgspec.structs.replace(base, status="skipped", reason=str(unable))
         return Measurement(skipped) if transport.rank == 0 else None
@@ -121,6 +125,14 @@ def run_case(
 def _nothing_left(base: Record, lost: Lost | None) -> Measurement:
     """All flows were left out: a record that says so, and has no figures."""
     return Measurement(name_lost(base, lost))
+
+
+def _all_or_none(measuring: "_Measuring") -> Outcome | None:
+    """What is measured; a rank that finds itself unable only now would leave the others waiting, so the run ends."""
+    try:
+        return measuring.run()
+    except Unable as late:
+        raise RuntimeError(f"found to be impossible when other ranks had begun: {late}") from late
 
 
 def _about(transport: Transport) -> list[str]:

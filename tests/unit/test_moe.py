@@ -727,3 +727,41 @@ def test_a_run_from_the_command_line_is_stored(cli: Callable[..., Any], tmp_path
     (record,) = [json.loads(line) for line in Path("run/results.jsonl").read_text().splitlines()]
     assert (record["status"], record["wrong"], record["facts"][0]["tokens"]["total"]) == ("ok", 0, 6)
     assert Path("run", record["samples"]).exists()
+
+
+@pytest.mark.parametrize("tokens", ["0,5", "5,0", "3,5"])
+@pytest.mark.parametrize(
+    "params",
+    [{"experts": 70, "top_k": 65}, {"experts": 70, "top_k": 33, "format": "fp8"}, {"top_k": 65, "experts": 66}],
+)
+def test_too_many_choices_are_skipped_on_every_rank_also_where_there_is_no_token(
+    tokens: str, params: dict[str, Any]
+) -> None:
+    case = case_of(tokens=tokens, hidden=128, routings=1, **params)
+    with pytest.raises(Unable, match=f"top {params['top_k']}: no values"):
+        memory_needed(case, Topology.single_node(2))  # also what a dry run asks
+    record = run(case, 2)
+    assert (record.status, record.wrong) == ("skipped", None)
+
+
+def test_a_bad_parameter_names_its_case_among_many() -> None:
+    case = case_of(tokens=8, routing="maxvio:0", routings=1)
+    with pytest.raises(UsageError, match=r"^moe_dispatch/.*routing=maxvio:0.*: routing maxvio:0 is below"):
+        build_variants(case, Topology.single_node(2))
+
+
+def test_a_rank_that_is_unable_when_others_have_begun_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ncclbench.schedule.experts.layer as room
+    from ncclbench.schedule.experts.values import Values
+
+    monkeypatch.setattr(room, "refuse_without_values", lambda _top_k, _format: None)
+    honest = Values.numbers
+
+    def unable(values: Values, rank_n: Any, tok_n: Any) -> Any:
+        if len(rank_n):
+            raise Unable("no values")
+        return honest(values, rank_n, tok_n)
+
+    monkeypatch.setattr(Values, "numbers", unable)
+    with pytest.raises(RuntimeError, match="found to be impossible when other ranks had begun: no values"):
+        run(case_of(tokens="0,5", routings=1), 2)

@@ -19,6 +19,7 @@ from ncclbench.schedule.experts.control import build_control
 from ncclbench.schedule.experts.facts import routing_facts
 from ncclbench.schedule.experts.parallel import Options, build_layer
 from ncclbench.schedule.experts.rows import Layer, Placement
+from ncclbench.schedule.experts.values import refuse_without_values
 from ncclbench.schedule.models import read_model
 from ncclbench.schedule.routing import Draw, Ints, Router, Routing, RoutingSpec, expert_hosts, token_counts
 from ncclbench.schedule.routing_trace import read_trace
@@ -247,6 +248,7 @@ def overlap_variants(request: LayerRequest, topology: Topology) -> list[Schedule
 @lru_cache(maxsize=4)
 def _built(request: LayerRequest, topology: Topology, _written: int) -> tuple[Schedule, ...]:
     params = request.params
+    refuse_without_values(request.router.top_k, request.format)
     placement = Placement.of(topology, params.ep or topology.world_size, params.placement)
     routings = draw_routings(request, placement, topology)
     dedup = params.dedup is Dedup.RANK

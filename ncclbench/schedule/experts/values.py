@@ -51,18 +51,8 @@ class Values:
 
     @property
     def largest(self) -> int:
-        """The largest code q of an element.
-
-        Raises:
-            Unable: with so many choices that sums could not be exact.
-        """
-        code = largest_code(DTYPES["bfloat16"].exact // (_LARGEST_PRODUCT * self.top_k), self.format)
-        if code < 1:
-            raise Unable(
-                f"top {self.top_k}: no values whose sums are exact in bfloat16; up to 64 choices of bf16 rows, and 32 "
-                "of others, can be checked"
-            )
-        return code
+        """The largest code q of an element."""
+        return _largest(self.top_k, self.format)
 
     def _drawn(self, rank_n: Ints, tok_n: Ints) -> tuple[Bytes, Bytes]:
         """Codes (n, H) and scale exponents (n, blocks) of some rows."""
@@ -115,6 +105,23 @@ class Values:
         weights = np.take_along_axis(self.weights(rank_n, tok_n), slot, axis=1)
         out[:, :, 1] = np.where(there, weights, np.float32(0)).view(np.int32)
         return out.view(np.uint8).reshape(len(rank_n), slots_nS.shape[1] * ENTRY_BYTES)
+
+
+def _largest(top_k: int, format: RowFormat) -> int:
+    return largest_code(DTYPES["bfloat16"].exact // (_LARGEST_PRODUCT * top_k), format)
+
+
+def refuse_without_values(top_k: int, format: RowFormat) -> None:
+    """Refuse what no values can be made for: on every rank, also on one that has no tokens.
+
+    Raises:
+        Unable: with so many choices that sums could not be exact.
+    """
+    if _largest(top_k, format) < 1:
+        raise Unable(
+            f"top {top_k}: no values whose sums are exact in bfloat16; up to 64 choices of bf16 rows, and 32 of "
+            "others, can be checked"
+        )
 
 
 @lru_cache(maxsize=6)
