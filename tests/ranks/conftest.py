@@ -6,6 +6,7 @@ parent has become.
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -25,6 +26,16 @@ TOKEN = "NCCLBENCH_TESTS_TOKEN"
 # What a launcher around the tests may have set; no job here is to believe that it was started by that one.
 _LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "MPI_LOCAL", "SLURM_", "FLUX_", "GROUP_", "TORCHELASTIC_")
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+_OVER_MPI = re.compile(r"(?<![a-z])mpi")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts ranks of MPI, by its name: they spin while they wait, and want the machine for themselves."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and _OVER_MPI.search(item.nodeid.lower()):
+            item.add_marker("mpi")
 
 
 @dataclass(frozen=True)
