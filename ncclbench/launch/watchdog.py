@@ -166,7 +166,12 @@ class Watchdog:
 
     def _heed_trouble(self) -> None:
         """An error in the background is this rank's failure, although its main thread waits on."""
-        if self._trouble and self._failure is None and (words := self._trouble()):
+        if self._trouble is None or self._failure is not None:
+            return
+        words = None
+        with contextlib.suppress(Exception):  # a library that cannot be asked must not end the watch
+            words = self._trouble()
+        if words:
             self._failure = ("transport", f"rank {self.rank}: {words}")
 
     # Rank 0.

@@ -118,8 +118,8 @@ class CupyNcclTransport:
         return Program(steps, finish=self.stream.synchronize)
 
     def _addresses(self) -> list[int]:
-        """Where NCCL has this rank's communicators."""
-        return [int(made.comm) for made in self._communicators.values() if made is not None]
+        """Where NCCL has this rank's communicators; of a copy, since the watchdog asks while more are made."""
+        return [int(made.comm) for made in list(self._communicators.values()) if made is not None]
 
     def _branches_step(self, phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
         """Branches on streams of their own, all issued by this one thread.

@@ -256,7 +256,14 @@ def _sabotage(transport, kind, nbytes, number):
 
     transport.compile = compile
     transport.troubles = []
-    transport.trouble = lambda: next(iter(transport.troubles), None)
+    asked = iter([ValueError("a library that cannot be asked yet")])
+
+    def trouble():
+        for error in asked:
+            raise error
+        return next(iter(transport.troubles), None)
+
+    transport.trouble = trouble
 
 
 def _mark():
