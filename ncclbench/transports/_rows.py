@@ -27,7 +27,7 @@ def row_call(phase: RowWork, rank: int, buffers: Buffers) -> Call:
     plan = phase.plan(rank)
     if not len(plan.index):
         return nothing
-    if not isinstance(buffers[phase.write], np.ndarray):
+    if not is_on_host(buffers[phase.write]):
         return kernel_call(phase, plan, buffers, CupyEngine())
     source, target = _rows(buffers[phase.read], phase.read_row), _rows(buffers[phase.write], phase.write_row)
     if phase.kernel is RowKernel.TAKE:
@@ -35,6 +35,11 @@ def row_call(phase: RowWork, rank: int, buffers: Buffers) -> Call:
     if phase.kernel is RowKernel.SCALE:
         return _scale_call(phase, plan, source, target, buffers)
     return _sum_call(phase, plan, source.view(np.uint16), target.view(np.uint16), buffers)
+
+
+def is_on_host(array: Any) -> bool:
+    """Whether an array is NumPy's, and not CuPy's."""
+    return isinstance(array, np.ndarray)
 
 
 def _rows(array: Array, row_bytes: int) -> Any:
@@ -135,8 +140,9 @@ class _CountsToHost:
     def __init__(self, counts: Any, row_bytes: int) -> None:
         """`counts` has one row of int32 a peer; the second number of each is the rows that come."""
         self._counts = counts.view(np.int32).reshape(-1, row_bytes // 4)
-        on_host = isinstance(counts, np.ndarray)
-        self._landed = None if on_host else pinned_bytes(counts.nbytes).view(np.int32).reshape(self._counts.shape)
+        self._landed = (
+            None if is_on_host(counts) else pinned_bytes(counts.nbytes).view(np.int32).reshape(self._counts.shape)
+        )
         self.splits: list[int] = []
 
     def __call__(self) -> None:
