@@ -97,16 +97,16 @@ def test_another_current_stream_is_found_out(room: Any) -> None:
     stream.synchronize()
 
 
-def test_a_stream_only_in_use_would_be_lost(room: Any) -> None:
+@pytest.mark.usefixtures("room")
+def test_a_stream_only_in_use_would_be_lost() -> None:
     """What went wrong once; or the tests above would say nothing."""
     Stream(7).use()
     fetch_a_column()
     assert Stream.current.ptr == 0
 
 
-def test_counts_are_fetched_whole(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_fetched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A column of device memory is not contiguous; CuPy would pack it first."""
-    del room
     from ncclbench.transports import _rows
 
     class OnDevice(np.ndarray):
