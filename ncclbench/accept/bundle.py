@@ -52,11 +52,15 @@ def write_bundle(subject: Subject) -> Document:
     """Judge, and write all of the bundle into the run directory.
 
     Raises:
-        EnvironmentFault: if it cannot be written.
+        UsageError: if the run is still being written.
+        EnvironmentFault: if the bundle cannot be written.
     """
     path = subject.run.path
-    document = judge(subject)
     try:
+        writer = RunWriter.reopen(path)
+        if writer.events != len(subject.run.events):
+            raise UsageError(f"{path} was written to while it was read; judge it again")
+        document = judge(subject)
         (path / FOLDER).mkdir(exist_ok=True)
         write(path / FOLDER / "profile.toml", subject.rules.text.encode())
         _write_baseline(path, subject.baseline)
@@ -64,7 +68,7 @@ def write_bundle(subject: Subject) -> Document:
         write(path / FOLDER / "junit.xml", junit(document).encode())
         write(path / FOLDER / "checks.csv", checks_csv(document).encode())
         write(path / FOLDER / "metrics.prom", prometheus(document).encode())
-        RunWriter(path).event(
+        writer.event(
             "verdict",
             verdict=document.verdict,
             verdict_sha256=events.file_hash(path / VERDICT),

@@ -29,6 +29,7 @@ FINISHED = frozenset({"ok", "wrong", "skipped"})
 
 # Held by the one process that writes a run directory; released by the kernel when it ends, however it ends.
 _LOCK = ".lock"
+_WAIT = "wait for it, or name another directory"
 
 
 @dataclass(frozen=True)
@@ -193,18 +194,18 @@ def _storing(what: str, advice: str = "what was stored before is intact") -> Ite
         raise EnvironmentFault(f"could not store {what}: {error}; {advice}") from error
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, advice: str) -> int:
     """Take the directory for this process; the open descriptor is the lock.
 
     Raises:
-        UsageError: if another process has it.
+        UsageError: if another process has it; `advice` says what to do then.
     """
     file = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(file)
-        raise UsageError(f"another ncclbench is writing in {path}; wait for it, or name another directory") from None
+        raise UsageError(f"another ncclbench is writing in {path}; {advice}") from None
     except OSError:
         pass  # a file system without locks: better to measure than not
     return file
@@ -213,14 +214,16 @@ def _lock(path: Path) -> int:
 class RunWriter:
     """Appends to a run directory. One process writes at a time; its threads may share a writer."""
 
-    def __init__(self, path: Path) -> None:
-        """Go on where the directory stands, cutting off what a crash has torn."""
+    def __init__(self, path: Path, lock: int | None = None) -> None:
+        """Go on where the directory stands, cutting off what a crash has torn; `lock` is kept until the run ends."""
         self.path = path
+        self._release = weakref.finalize(self, os.close, lock) if lock is not None else None
         self._lock = threading.Lock()
         for name in ("results.jsonl", "events.jsonl"):
             _cut_torn_line(path / name)
         lines = events.whole_lines(path / "events.jsonl")
         self._previous = events.line_hash(lines[-1]) if lines else events.GENESIS
+        self.events = len(lines)
         self._stored = len(events.whole_lines(path / "results.jsonl"))
 
     @classmethod
@@ -234,11 +237,9 @@ class RunWriter:
         check_target(path, resume=False)
         with _storing(str(path), "nothing was stored; name another directory with -o"):
             (path / "samples").mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
+            lock = _lock(path, _WAIT)
             _write_whole(path / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-            writer = cls(path)
-        weakref.finalize(writer, os.close, lock)
-        return writer
+            return cls(path, lock)
 
     @classmethod
     def resume(cls, path: Path, manifest: Mapping[str, Any]) -> "RunWriter":
@@ -254,10 +255,16 @@ class RunWriter:
                 raise UsageError(f"cannot resume {path}: {difference}")
         with _storing(str(path)):
             (path / "samples").mkdir(exist_ok=True)
-            lock = _lock(path)
-            writer = cls(path)
-        weakref.finalize(writer, os.close, lock)
-        return writer
+            return cls(path, _lock(path, _WAIT))
+
+    @classmethod
+    def reopen(cls, path: Path) -> "RunWriter":
+        """A run that has ended, to add to its event log.
+
+        Raises:
+            UsageError: if it is still being written: two writers would break the chain of its events.
+        """
+        return cls(path, _lock(path, "judge it when it has ended"))
 
     def append(
         self,
@@ -285,11 +292,13 @@ class RunWriter:
         return record
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Append to the event log."""
+        """Append to the event log; an `end` is a writer's last word, and the directory is free again."""
         with self._lock, _storing(f"event {kind}"):
             line = events.encode(kind, self._previous, fields)
             _append_line(self.path / "events.jsonl", line)
             self._previous = events.line_hash(line)
+        if kind == "end" and self._release is not None:
+            self._release()
 
 
 def first_difference(stored: Any, now: Any, path: str) -> str | None:

@@ -28,7 +28,7 @@ from ncclbench.accept.subject import Subject
 from ncclbench.accept.verify import verify
 from ncclbench.errors import UsageError
 from ncclbench.store import events
-from ncclbench.store.directory import read_run
+from ncclbench.store.directory import RunWriter, read_run
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -440,3 +440,18 @@ def test_a_name_is_replaced_as_a_key_too_and_by_its_longest_form() -> None:
         whole: {redactor.hash("id", "sn-1"): 3},
         redactor.hash("host", "n1"): [1],
     }
+
+
+def test_a_run_that_is_still_being_written_is_not_judged(tmp_path: Path) -> None:
+    """A verdict's line between two of the writer's own would break the chain of events for good."""
+    path = write_example(tmp_path / "run", EXAMPLE)
+    writer = RunWriter.resume(path, read_run(path).manifest)
+    with pytest.raises(UsageError, match="another ncclbench is writing in .*; judge it when it has ended"):
+        accept(path)
+    writer.event("warning", text="still here")
+    stale = read_run(path)
+    writer.event("end", exit_code=0)
+    with pytest.raises(UsageError, match="written to while it was read"):
+        write_bundle(Subject(stale, load_profile("h100-hgx-ib"), None, False))
+    accept(path)  # the writer is still there, and has said its last word
+    assert complaints(path) == {}
