@@ -22,7 +22,9 @@ from ncclbench.accept.subject import Subject
 from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.store import events
 from ncclbench.store.directory import Run, RunWriter
+from ncclbench.store.files import content_of
 from ncclbench.store.records import Record
+from ncclbench.store.shapes import ManifestShape, RecordShape
 
 SUMS = "SHA256SUMS"
 VERDICT = "verdict.json"
@@ -41,6 +43,13 @@ class StoredBaseline(msgspec.Struct, frozen=True, kw_only=True):
     def as_run(self) -> Run:
         """The run again, without its events and samples."""
         return Run(Path(self.name), self.manifest, tuple(self.records), ())
+
+
+class _BaselineShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What is nested in it."""
+
+    manifest: ManifestShape
+    records: list[RecordShape]
 
 
 def pretty(document: Document) -> bytes:
@@ -98,11 +107,13 @@ def read_baseline(path: Path) -> Run | None:
         UsageError: if it is damaged.
     """
     file = path / FOLDER / "baseline.json"
-    if not file.exists():
+    content = content_of(file)
+    if content is None:
         return None
     try:
-        return msgspec.json.decode(file.read_bytes(), type=StoredBaseline).as_run()
-    except (OSError, msgspec.DecodeError) as error:
+        msgspec.json.decode(content, type=_BaselineShape)
+        return msgspec.json.decode(content, type=StoredBaseline).as_run()
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"{file} is damaged: {error}") from None
 
 

@@ -45,18 +45,17 @@ class Place:
 
     def span(self, ranks: Sequence[int] | Ints, column: Ints | None) -> int | None:
         """How many different nodes (or domains, or rails) `ranks` sit in."""
-        if column is None or len(ranks) == 0 or max(ranks) >= self.world_size:
+        if column is None or not 0 < len(ranks) <= self.world_size or max(ranks) >= self.world_size:
             return None
         return len(np.unique(column[np.asarray(ranks, np.int64)]))
 
     def scopes(self) -> list[dict[str, int | None]]:
         """Sizes of the groups that this run could measure: the world, a node, a domain, a rail."""
         found = []
-        everyone = np.arange(self.world_size)
-        members = [everyone]
+        members: list[Sequence[int] | Ints] = [range(self.world_size)]
         for column in (self.nodes, self.domains, self.rails):
             if column is not None and self.world_size:
-                members.append(everyone[column == column[0]])
+                members.append(np.flatnonzero(column == column[0]))
         for ranks in members:
             found.append(
                 {"ranks": len(ranks), "nodes": self.span(ranks, self.nodes), "domains": self.span(ranks, self.domains)}
@@ -115,10 +114,10 @@ def views_of(run: Run) -> list[CaseView]:
 
 def _facts(records: list[Record], place: Place) -> dict[str, Any]:
     record = next((r for r in records if r.time_us is not None), records[0])
-    groups = [group.ranks for group in record.groups]
+    groups: list[Sequence[int]] = [group.ranks for group in record.groups]
     members = record.group_size or record.world_size
     if not groups and members is not None and members == record.world_size:
-        groups = [list(range(members))]
+        groups = [range(members)]
     spans = {
         name: [place.span(ranks, column) for ranks in groups]
         for name, column in (("nodes", place.nodes), ("domains", place.domains))

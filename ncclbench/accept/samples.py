@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.errors import UsageError
+from ncclbench.store.files import is_regular
 
 Floats = NDArray[np.float64]
 
@@ -19,6 +20,7 @@ def read_total(path: Path) -> Floats:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    is_regular(path)
     try:
         # Without threads, no copies of several columns stand side by side in memory.
         table = pq.read_table(path, use_threads=False)

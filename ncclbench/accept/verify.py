@@ -16,9 +16,10 @@ from ncclbench.accept.judge import judge
 from ncclbench.accept.outcome import SCHEMA, Document
 from ncclbench.accept.profile import parse_profile
 from ncclbench.accept.subject import Subject
-from ncclbench.errors import NcclbenchError, UsageError
+from ncclbench.errors import UsageError
 from ncclbench.store import events
 from ncclbench.store.directory import Run, read_run
+from ncclbench.store.files import content_of, unreadable
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ def verify(path: Path) -> list[Finding]:
 
     Raises:
         UsageError: if `path` is no run directory at all.
+        EnvironmentFault: if a file of it cannot be read: that says nothing of whether it was changed.
     """
-    if not (path / "manifest.json").exists():
+    if content_of(path / "manifest.json") is None:
         raise UsageError(f"{path} is no run directory: it has no manifest.json")
     parts: dict[str, Callable[[Path], Iterator[str]]] = {
         "sums": _sums,
@@ -50,17 +52,19 @@ def verify(path: Path) -> list[Finding]:
     for part, look in parts.items():
         try:
             wrong = tuple(look(path))
-        except NcclbenchError as error:
+        except OSError as error:
+            raise unreadable(error, path) from None
+        except UsageError as error:
             wrong = (str(error),)
         found.append(Finding(part, wrong, _note(path) if part == "sums" else ""))
     return found
 
 
 def _stated_sums(path: Path) -> dict[str, str]:
-    try:
-        lines = (path / SUMS).read_text().splitlines()
-    except OSError:
-        raise UsageError(f"there is no {SUMS}: the run was never judged, or it was taken away") from None
+    content = content_of(path / SUMS)
+    if content is None:
+        raise UsageError(f"there is no {SUMS}: the run was never judged, or it was taken away")
+    lines = content.decode(errors="replace").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
@@ -68,7 +72,7 @@ def _note(path: Path) -> str:
     """Files that came later are no fault, but nobody has signed them."""
     try:
         extra = [name for name in files(path) if name not in _stated_sums(path)]
-    except NcclbenchError:
+    except UsageError:
         return ""
     more = f" and {len(extra) - 5} more" if len(extra) > 5 else ""
     return f"not covered: {', '.join(extra[:5])}{more}" if extra else ""
@@ -107,6 +111,7 @@ def _chain(path: Path) -> Iterator[str]:
 
 def _records(path: Path) -> Iterator[str]:
     """Every record and sample file has its hash in the event log, and the other way round."""
+    read_run(path)  # a line that is no record has no name to be called by
     log = events.read_events(path / "events.jsonl")
     logged = {str(e["record_sha256"]): e for e in log if e["kind"] == "result" and "record_sha256" in e}
     lines = {events.line_hash(line): k for k, line in enumerate(events.whole_lines(path / "results.jsonl"), 1)}
@@ -149,13 +154,9 @@ def read_document(path: Path) -> Document:
     Raises:
         UsageError: if there is none, or it is not one, or of a newer schema.
     """
-    file = path / VERDICT
-    try:
-        raw = file.read_bytes()
-    except OSError:
-        raise UsageError(
-            f"there is no {VERDICT}: judge the run with `ncclbench accept {path} --profile NAME`"
-        ) from None
+    raw = content_of(path / VERDICT)
+    if raw is None:
+        raise UsageError(f"there is no {VERDICT}: judge the run with `ncclbench accept {path} --profile NAME`")
     try:
         schema = msgspec.json.decode(raw, type=dict[str, Any]).get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
@@ -198,11 +199,11 @@ def _verdict(path: Path) -> Iterator[str]:
 
 
 def _subject(path: Path, run: Run, *, forced: bool) -> Subject:
-    try:
-        text = (path / FOLDER / "profile.toml").read_text()
-    except OSError:
-        raise UsageError("the profile is not in the bundle: it cannot be judged again") from None
-    return Subject(run, parse_profile(text, "profile.toml"), read_baseline(path), forced)
+    content = content_of(path / FOLDER / "profile.toml")
+    if content is None:
+        raise UsageError("the profile is not in the bundle: it cannot be judged again")
+    rules = parse_profile(content.decode(errors="replace"), "profile.toml")
+    return Subject(run, rules, read_baseline(path), forced)
 
 
 def _different_checks(stated: list[dict[str, Any]], again: list[dict[str, Any]]) -> Iterator[str]:

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.store import events
-from ncclbench.store.records import SCHEMA, ManifestShape, Record
+from ncclbench.store.files import content_of
+from ncclbench.store.records import SCHEMA, Record
+from ncclbench.store.shapes import ManifestShape, RecordShape
 
 # A case with one of these is finished: --resume does not measure it again.
 FINISHED = frozenset({"ok", "wrong", "skipped"})
@@ -51,9 +53,7 @@ class Run:
     @property
     def starts_of_a_case(self) -> int:
         """In how many process starts the plan wants each case to be measured."""
-        plan = self.manifest.get("plan")
-        starts = plan.get("starts", 1) if isinstance(plan, dict) else 1
-        return starts if isinstance(starts, int) else 1
+        return int(self.manifest.get("plan", {}).get("starts", 1))
 
     @property
     def mode_variables(self) -> dict[str, dict[str, str]]:
@@ -102,12 +102,14 @@ def read_run(path: Path) -> Run:
 
     Raises:
         UsageError: if it is no run directory, is damaged (naming the line), or is of a newer schema.
+        EnvironmentFault: if a file of it cannot be read.
     """
     manifest_file = path / "manifest.json"
+    content = content_of(manifest_file)
+    if content is None:
+        raise UsageError(f"{path} is no run directory: it has no manifest.json")
     try:
-        manifest = msgspec.json.decode(manifest_file.read_bytes(), type=dict[str, Any])
-    except OSError:
-        raise UsageError(f"{path} is no run directory: it has no readable manifest.json") from None
+        manifest = msgspec.json.decode(content, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"{manifest_file} is damaged: {error}") from None
     _refuse_newer(manifest, manifest_file)
@@ -133,8 +135,9 @@ def _read_records(path: Path) -> list[Record]:
     for number, line in enumerate(events.whole_lines(path), 1):
         try:
             _refuse_newer(msgspec.json.decode(line), f"{path}, line {number}")
+            msgspec.json.decode(line, type=RecordShape)
             record = msgspec.json.decode(line, type=Record)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise UsageError(f"{path}, line {number} is damaged: {error}") from None
         latest[record.start, record.case] = record
     return list(latest.values())

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from ncclbench.errors import UsageError
+from ncclbench.store.files import content_of
+from ncclbench.store.shapes import EventShape
 
 GENESIS = "0" * 64
 
@@ -50,21 +52,16 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(whole_lines(path), 1):
         try:
-            event = msgspec.json.decode(line)
-            found.append({**event, "kind": str(event["kind"])})
-        except (msgspec.DecodeError, TypeError, KeyError, RecursionError) as error:
+            kind = msgspec.json.decode(line, type=EventShape).kind
+            found.append({**msgspec.json.decode(line), "kind": str(kind)})
+        except (msgspec.DecodeError, RecursionError) as error:
             raise UsageError(f"{path}, line {number} is damaged: {error}") from None
     return found
 
 
 def whole_lines(path: Path) -> list[bytes]:
     """The lines of a JSON-lines file that were written to their end."""
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    lines = (content_of(path) or b"").split(b"\n")
     return [line for line in lines[:-1] if line]  # what follows the last newline is torn, or nothing
 
 

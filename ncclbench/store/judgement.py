@@ -6,6 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from ncclbench.errors import UsageError
+from ncclbench.store.files import content_of
 
 SCHEMA = 1
 
@@ -42,16 +43,14 @@ def read_judgement(run: Path) -> Judgement | None:
         UsageError: if there is one that is damaged or of a newer schema: an unreadable verdict is not "no verdict".
     """
     path = run / "verdict.json"
-    if not path.exists():
+    content = content_of(path)
+    if content is None:
         return None
     try:
-        content = path.read_bytes()
         stated = msgspec.json.decode(content)
         schema = stated.get("schema") if isinstance(stated, dict) else None
         if isinstance(schema, int) and schema > SCHEMA:
             raise UsageError(f"{path} has schema {schema}; this ncclbench reads up to {SCHEMA}: use a newer one")
         return msgspec.json.decode(content, type=Judgement)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"{path} is damaged: {error}") from None

@@ -6,13 +6,19 @@ Schema history:
 A reader takes fields that it does not know for granted (it ignores them) and refuses a higher schema.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 SCHEMA = 1
 
 Status = Literal["ok", "wrong", "skipped", "failed", "timeout"]
+
+# What a column of 64 bits holds; a reader refuses what it could only show wrong.
+Whole = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+# Samples have ranks as 32 bits.
+MOST_RANKS = (1 << 31) - 1
+Ranks = Annotated[int, msgspec.Meta(ge=1, le=MOST_RANKS)]
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +37,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         cv: standard deviation over mean; None for one sample.
     """
 
-    n: int
+    n: Whole
     min: float
     p50: float
     p50_lo: float | None
@@ -85,7 +91,7 @@ class ComparableRate(msgspec.Struct, frozen=True, kw_only=True):
     """A rate as another program defines it, for comparison with that program alone."""
 
     gb_per_s: float
-    bytes: int
+    bytes: Whole
     over: str
     definition: str
 
@@ -111,37 +117,9 @@ class Overlap(msgspec.Struct, frozen=True, kw_only=True):
 class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
     """One of several groups that ran side by side."""
 
-    ranks: list[int]
+    ranks: list[Whole]
     time_us: Summary
     bus_gb_per_s: float | None = None
-
-
-class TopologyShape(msgspec.Struct, frozen=True, kw_only=True):
-    """What readers rely on in a manifest's `topology`, where it is there."""
-
-    world_size: int = 0
-    nodes: list[int] = []
-    domains: list[int] = []
-    rails: list[int] = []
-    sites: list[int] = []
-    node_names: list[str] = []
-    sources: dict[str, str] = {}
-
-
-class ManifestShape(msgspec.Struct, frozen=True, kw_only=True):
-    """The types that readers rely on in a manifest: one that has others is damaged, and is not half read.
-
-    Null is what an imported log does not say.
-    """
-
-    plan: dict[str, Any] = {}
-    topology: TopologyShape | None = None
-    transport: str | None = None
-    device: str | None = None
-    world_size: int | None = None
-    ranks: list[dict[str, Any]] = []
-    provenance: dict[str, Any] = {}
-    started: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,31 +134,31 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     transport: str
     timing: str
     dtype: str | None
-    bytes: int
-    world_size: int | None
+    bytes: Whole
+    world_size: Ranks | None
     status: Status
     started: str | None
     schema: int = SCHEMA
-    start: int = 0
+    start: Whole = 0
     """Which process start of the run, from 0; a plan declares how many there are."""
     mode: str | None = None
     """The plan's mode that the process was started in; None of a plan without modes."""
     params: dict[str, Any] = {}
     reason: str | None = None
-    wrong: int | None = None
-    wrong_ranks: list[int] = []
+    wrong: Whole | None = None
+    wrong_ranks: list[Whole] = []
     tolerance: float | None = 0.0
     notes: list[str] = []
-    warmup: int | None = 0
+    warmup: Whole | None = 0
     stopped: str | None = None
-    launches_per_sample: int | None = 1
-    variants: int = 1
+    launches_per_sample: Whole | None = 1
+    variants: Whole = 1
     """How many schedules iterations rotate through; bytes and rates are of one rotation."""
-    count: int | None = None
-    size_bytes: int | None = None
+    count: Whole | None = None
+    size_bytes: Whole | None = None
     redop: str | None = None
-    root: int | None = None
-    group_size: int | None = None
+    root: Whole | None = None
+    group_size: Whole | None = None
     time_us: Summary | None = None
     skew_us: Skew | None = None
     alg_gb_per_s: float | None = None
@@ -199,7 +177,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     setup: dict[str, Any] = {}
     path: dict[str, Any] | None = None
     gpus: list[dict[str, Any]] = []
-    ranks: list[int] = []
+    ranks: list[Whole] = []
     """The ranks at fault, for `failed` and `timeout`."""
     imported: dict[str, Any] | None = None
     """Where another tool's figure comes from: tool, version, file and line; None for what ncclbench has measured."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ncclbench.errors import UsageError
 from ncclbench.store.directory import Run
+from ncclbench.store.files import is_regular
 from ncclbench.store.records import Record
 
 Floats = NDArray[np.float64]
@@ -22,6 +23,8 @@ MICRO = 1e6
 def is_whole(path: Path) -> bool:
     """Whether a samples file is there and has its end: Parquet's last four bytes. What is in between is `verify`'s."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             file.seek(-4, os.SEEK_END)
             return file.read() == b"PAR1"
@@ -44,6 +47,7 @@ def seconds_of_ranks(run: Run, record: Record, phase: str = "total") -> Floats |
 
     path = _inside(run.path, record.samples)
     try:
+        is_regular(path)
         # Neither memory-mapped nor pre-buffered: the peak stays at one case.
         table = pq.read_table(
             path, columns=["rank", "iteration", "phase", "seconds"], partitioning=None, use_threads=False

@@ -446,7 +446,7 @@ def test_a_run_that_is_still_being_written_is_not_judged(tmp_path: Path) -> None
     """A verdict's line between two of the writer's own would break the chain of events for good."""
     path = write_example(tmp_path / "run", EXAMPLE)
     writer = RunWriter.resume(path, read_run(path).manifest)
-    with pytest.raises(UsageError, match="another ncclbench is writing in .*; judge it when it has ended"):
+    with pytest.raises(UsageError, match=r"another ncclbench is writing in .*; judge it when it has ended"):
         accept(path)
     writer.event("warning", text="still here")
     stale = read_run(path)

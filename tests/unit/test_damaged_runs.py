@@ -1,0 +1,126 @@
+"""Run directories that something has damaged: one line each, never half a reading."""
+
+import contextlib
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ncclbench.accept.bundle import write_bundle
+from ncclbench.accept.example import Example, ExampleCase, write_example
+from ncclbench.accept.profile import load_profile
+from ncclbench.accept.subject import Subject
+from ncclbench.accept.verify import verify
+from ncclbench.cli.report import command as report
+from ncclbench.errors import EnvironmentFault, UsageError
+from ncclbench.store.directory import RunWriter, read_run
+from ncclbench.store.records import PhaseResult, Record
+
+pytestmark = pytest.mark.usefixtures("unsynced")
+
+MANIFEST: dict[str, Any] = {"schema": 1, "plan": {"name": "p"}, "transport": "gloo", "topology": {}, "world_size": 2}
+RECORD = Record(
+    case="c", pattern="p", transport="gloo", timing="isolated", dtype="uint8", bytes=8, world_size=2, status="ok",
+    started=None,
+)  # fmt: skip
+
+
+def spoilt(run: Path, name: str, place: tuple[Any, ...], value: Any) -> Path:
+    """The run with one value of its first record, event or of its manifest replaced."""
+    lines = (run / name).read_text().splitlines() if name.endswith("l") else [(run / name).read_text()]
+    data = found = json.loads(lines[0])
+    for key in place[:-1]:
+        found = found[key]
+    found[place[-1]] = value
+    (run / name).write_text("\n".join([json.dumps(data), *lines[1:]]) + "\n")
+    return run
+
+
+LEDGER = {"sent_bytes": {"node": 8}, "bottleneck_bytes": 8, "later": 1}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("bytes",), 10**30),
+        (("world_size",), 2**63),
+        (("world_size",), 0),
+        (("ledger", "sent_bytes"), 1),
+        (("ledger", "sent_bytes", "node"), "NaN"),
+        (("ledger", "bottleneck_bytes"), 0.5),
+        (("phases", 0, "ledger", "sent_bytes", "node"), [None]),
+        (("phases", 0, "ledger", "sent_bytes"), 1),
+        (("facts", 0, "bases"), [None]),
+        (("path",), {"links": 1}),
+    ],
+)
+def test_a_record_of_another_shape_is_a_damaged_line(place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", MANIFEST)
+    phases = [PhaseResult(label="a", ledger=LEDGER)]
+    facts = [{"bases": {"selection": {"remote_bytes": 1}}, "mine": [1]}]
+    writer.append(msgspec.structs.replace(RECORD, ledger=LEDGER, phases=phases, facts=facts))
+    assert read_run(tmp_path / "run").records[0].ledger == LEDGER  # what is not known is kept as it is
+    with pytest.raises(UsageError, match=r"results\.jsonl, line 1 is damaged: "):
+        read_run(spoilt(tmp_path / "run", "results.jsonl", place, value))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((("plan", "starts"), value) for value in (10**12, -5, 0, "x", True)),
+        (("topology",), {"domains": [0, 2**63]}),
+        (("software",), [{"versions": 10**18}]),
+    ],
+)
+def test_a_manifest_of_another_shape_is_damaged(place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
+    RunWriter.create(tmp_path / "run", {**MANIFEST, "plan": {"name": "p", "starts": 2}})
+    assert read_run(tmp_path / "run").declared_starts == 2
+    with pytest.raises(UsageError, match=r"manifest\.json is damaged: "):
+        read_run(spoilt(tmp_path / "run", "manifest.json", place, value))
+
+
+@pytest.mark.parametrize("value", [{"start": "x"}, {"ranks": 3}, {"software": [1]}])
+def test_an_event_of_another_shape_is_a_damaged_line(value: dict[str, Any], tmp_path: Path) -> None:
+    RunWriter.create(tmp_path / "run", MANIFEST).event("lost", **value)
+    with pytest.raises(UsageError, match=r"events\.jsonl, line 1 is damaged: "):
+        read_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "events.jsonl", "manifest.json", "verdict.json"])
+def test_what_is_no_regular_file_is_not_read(name: str, tmp_path: Path) -> None:
+    """Reading a pipe would wait for ever, and a device would fill the memory."""
+    RunWriter.create(tmp_path / "run", MANIFEST)
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(UsageError, match=f"{name} is no regular file"):
+        report.callback((tmp_path / "run",), "table", None)  # type: ignore[misc]
+    with pytest.raises(UsageError) if name == "manifest.json" else contextlib.nullcontext():
+        assert any(finding.wrong for finding in verify(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "events.jsonl", "manifest.json", "verdict.json", "SHA256SUMS"])
+def test_what_may_not_be_read_is_the_surroundings_fault(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_example(
+        tmp_path / "run", Example(cases=(ExampleCase(pattern="all_reduce", nbytes=8, bus_gb_per_s=1.0),))
+    )
+    write_bundle(Subject(read_run(run), load_profile("h100-hgx-ib"), None, False))
+
+    whole = Path.open
+
+    def opened(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(EnvironmentFault, match=f"^cannot read .*{name}: Permission denied$"):
+        verify(run)
+    if name != "SHA256SUMS":
+        with pytest.raises(EnvironmentFault, match=f"^cannot read .*{name}: Permission denied$"):
+            report.callback((run,), "table", None)  # type: ignore[misc]
