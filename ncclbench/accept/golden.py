@@ -30,9 +30,9 @@ def make_profile(run: Run, name: str) -> str:
     views = [view for view in views_of(run) if view.timed]
     if not views:
         raise UsageError(f"{run.path} has measured nothing: no profile can be made of it")
-    wrong = [view.id for view in views for record in view.records if record.status != "ok"]
+    wrong = [view.id for view in views for record in view.records if record.status != "ok" or _timeless(record)]
     if wrong:
-        raise UsageError(f"{run.path} is no golden run: {wrong[0]} is not ok")
+        raise UsageError(f"{run.path} is no golden run: {wrong[0]} is not ok, or has a time of nothing")
     limits = _limits(views)
     enough = min(len(view.timed) for view in views) >= limits["min_starts"]
     lines = [
@@ -48,6 +48,12 @@ def make_profile(run: Run, name: str) -> str:
     text = "\n".join(lines) + "\n"
     parse_profile(text, f"the profile made of {run.path}")  # what we write is what we read
     return text
+
+
+def _timeless(record: Record) -> bool:
+    """Whether a time is none: no tolerance can be a share of it."""
+    times = [record.time_us, *(group.time_us for group in record.groups)]
+    return any(min(time.p50, time.max, time.p50_hi or time.max) <= 0 for time in times if time is not None)
 
 
 def _plan(run: Run) -> str:

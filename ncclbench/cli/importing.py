@@ -8,6 +8,7 @@ import click
 
 from ncclbench.cli.complete import complete
 from ncclbench.errors import UsageError
+from ncclbench.store.records import MOST_RANKS
 
 
 @click.command("import", context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,7 +24,7 @@ from ncclbench.errors import UsageError
     help="See `ncclbench list importers`.  [default: whatever is in the log]",
 )
 @click.option("--pattern", metavar="NAME", help="What was measured, where the log does not say (old nccl-tests).")
-@click.option("--world-size", type=click.IntRange(min=1), metavar="N", help="Ranks, where the log does not say (OSU).")
+@click.option("--world-size", type=click.IntRange(1, MOST_RANKS), metavar="N", help="Ranks, where the log does not say (OSU).")
 @click.option("--skip-damaged", is_flag=True, help="Leave damaged lines out, and name them, instead of refusing.")
 @click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one compact JSON object.")
 def command(
@@ -46,14 +47,15 @@ def command(
       ncclbench import osu_alltoall.txt --world-size 16 -o runs/osu
     """
     from ncclbench.importers._log import Log
+    from ncclbench.importers._nccl_tests import PATTERNS
     from ncclbench.importers._reading import Stated
     from ncclbench.importers._store import import_logs
+    from ncclbench.registry import names, unknown
     from ncclbench.store.directory import read_run
 
-    if pattern is not None and not (pattern.isascii() and pattern.isidentifier() and len(pattern) <= 60):
-        raise UsageError(
-            f"--pattern {pattern!r} is no name of a pattern; such as all_reduce (`ncclbench list patterns`)"
-        )
+    known = sorted({*names("patterns"), *PATTERNS.values()})
+    if pattern is not None and pattern not in known:
+        raise UsageError(f"--pattern: {unknown('pattern', pattern, known)}")
     stated = Stated(pattern=pattern, world_size=world_size, skip_damaged=skip_damaged)
     for remark in import_logs([Log.open(path) for path in logs], out, stated, fmt, ["import", *sys.argv[2:]]):
         click.echo(f"! {remark}", err=True)

@@ -15,6 +15,9 @@ MOST_BYTES = 1 << 30
 LONGEST_LINE = 1 << 16
 _MOST_DIGITS = 18  # of a whole number: what 64 bits hold
 
+# How compressed files begin.
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
 # All are anchored, and none can match the same text in two ways.
 _PREFIXES = (
@@ -75,7 +78,7 @@ class Log:
         """Read `path`.
 
         Raises:
-            UsageError: if it cannot be read, is no regular file, or is larger than any log.
+            UsageError: if it cannot be read, is no regular file, is compressed, or is larger than any log.
         """
         try:
             special = path.exists() and not path.is_file()
@@ -88,6 +91,9 @@ class Log:
             raise UsageError(f"{path} is no file; name the logs one by one")
         if len(content) > MOST_BYTES:
             raise UsageError(f"{path} is larger than {MOST_BYTES >> 30} GiB; cut out the part with the results")
+        packed = next((kind for magic, kind in _PACKED.items() if content.startswith(magic)), None)
+        if packed:
+            raise UsageError(f"{path} is compressed ({packed}); unpack it first")
         return cls.of(_printable(os.fsencode(path.name).decode("utf-8", errors="replace")), content)
 
     @cached_property

@@ -22,7 +22,7 @@ from ncclbench.schedule.rates import bus_factor
 from ncclbench.store.records import Record
 
 PLACEMENTS = ("out_of_place", "in_place")
-_PATTERNS = {"alltoall": "all_to_all", "alltoallv": "all_to_all_v", "sendrecv": "send_recv"}
+PATTERNS = {"alltoall": "all_to_all", "alltoallv": "all_to_all_v", "sendrecv": "send_recv"}
 _DTYPES = {"half": "float16", "float": "float32", "double": "float64"}
 # -a: how nccl-tests makes one figure of the ranks' times.
 OVER_RANKS = {"0": "rank 0", "1": "mean", "2": "min", "3": "max"}
@@ -125,7 +125,7 @@ class Table:
 def pattern_of(program: str) -> str:
     """``alltoall_perf`` -> ``all_to_all``; a test that we have no pattern for keeps its own name."""
     name = program.removesuffix("_perf")
-    return _PATTERNS.get(name, name)
+    return PATTERNS.get(name, name)
 
 
 def found_in(

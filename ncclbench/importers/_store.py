@@ -13,7 +13,7 @@ import numpy as np
 from ncclbench import __version__
 from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.importers._log import DamageError, Log
-from ncclbench.importers._reading import Found, Reading, Stated, case_id
+from ncclbench.importers._reading import Found, Reading, Stated, agreed, case_id
 from ncclbench.registry import load, names
 from ncclbench.store.directory import RunWriter, check_target
 from ncclbench.store.provenance import git_commit
@@ -35,6 +35,8 @@ def read_log(log: Log, stated: Stated, only: str | None = None) -> list[tuple[st
     for name, module in able.items():
         try:
             reading = module.read(log, stated)
+            for found in reading.found:  # importers whose logs always name the pattern do not look at it
+                agreed(found.record.pattern, stated.pattern, "--pattern", (found.record.imported or {}).get("line"))
         except DamageError as damage:
             hint = (
                 ""
@@ -44,7 +46,9 @@ def read_log(log: Log, stated: Stated, only: str | None = None) -> list[tuple[st
             raise UsageError(f"{log.name}, line {damage.number}: {damage}{hint}") from None
         readings.append((name, reading))
     if not any(reading.found for _, reading in readings):
-        raise UsageError(f"{log.name} has no result in it; it looks like {', '.join(able)}")
+        alike = [name for name in names("importers") if load("importers", name).recognises(log)]
+        looks = f"; it looks like {', '.join(alike)}" if alike else ""
+        raise UsageError(f"{log.name} has no result{f' of {only}' if only else ''} in it{looks}")
     return readings
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from ncclbench.accept.bundle import write_bundle
 from ncclbench.accept.example import Example, ExampleCase, write_example
+from ncclbench.accept.golden import make_profile
 from ncclbench.accept.profile import load_profile
 from ncclbench.accept.subject import Subject
 from ncclbench.accept.verify import verify
@@ -124,3 +125,10 @@ def test_what_may_not_be_read_is_the_surroundings_fault(
     if name != "SHA256SUMS":
         with pytest.raises(EnvironmentFault, match=f"^cannot read .*{name}: Permission denied$"):
             report.callback((run,), "table", None)  # type: ignore[misc]
+
+
+def test_no_profile_is_made_of_a_time_of_nothing(tmp_path: Path) -> None:
+    run = write_example(tmp_path / "run", Example(cases=(ExampleCase(pattern="all_reduce", nbytes=8, bus_gb_per_s=1),)))
+    make_profile(read_run(run), "ours")
+    with pytest.raises(UsageError, match="is no golden run"):
+        make_profile(read_run(spoilt(run, "results.jsonl", ("time_us", "p50_hi"), 0)), "ours")

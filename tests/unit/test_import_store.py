@@ -1,11 +1,13 @@
 """`ncclbench import` as a user meets it: the run directory, refusals, and nothing half-written."""
 
+import gzip
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -188,8 +190,18 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pyte
 
 def test_flags_are_checked(tmp_path: Path) -> None:
     assert "did you mean 'osu'" in refused(TEXT, "-o", tmp_path / "run", "--format", "osx")
-    assert "is no name" in refused(TEXT, "-o", tmp_path / "run", "--pattern", "../x")
-    assert "no result in it" in refused(TEXT, "-o", tmp_path / "run", "--format", "osu")
+    assert "did you mean 'all_reduce'" in refused(TEXT, "-o", tmp_path / "run", "--pattern", "all_reduse")
+    assert "no result of osu in it; it looks like nccl-tests" in refused(
+        TEXT, "-o", tmp_path / "run", "--format", "osu"
+    )
+    with pytest.raises(click.BadParameter, match="not in the range"):
+        run_import(TEXT, "-o", tmp_path / "run", "--world-size", 2**31)
+    osu = FIXTURES / "osu" / "osu_latency.txt"
+    assert "the log says ping_pong, not all_reduce: leave --pattern out" in refused(
+        osu, "-o", tmp_path / "run", "--pattern", "all_reduce"
+    )
+    (tmp_path / "log.gz").write_bytes(gzip.compress(osu.read_bytes()))
+    assert "log.gz is compressed (gzip); unpack it first" in refused(tmp_path / "log.gz", "-o", tmp_path / "run")
 
 
 def test_text_of_other_encodings_is_read(tmp_path: Path) -> None:
