@@ -53,7 +53,8 @@ def make_profile(run: Run, name: str) -> str:
 def _timeless(record: Record) -> bool:
     """Whether a time is none: no tolerance can be a share of it."""
     times = [record.time_us, *(group.time_us for group in record.groups)]
-    return any(min(time.p50, time.max, time.p50_hi or time.max) <= 0 for time in times if time is not None)
+    ends = [end for time in times if time is not None for end in (time.p50, time.p50_hi, time.max)]
+    return any(end is not None and end <= 0 for end in ends)
 
 
 def _plan(run: Run) -> str:

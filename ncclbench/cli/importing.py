@@ -24,7 +24,9 @@ from ncclbench.store.records import MOST_RANKS
     help="See `ncclbench list importers`.  [default: whatever is in the log]",
 )
 @click.option("--pattern", metavar="NAME", help="What was measured, where the log does not say (old nccl-tests).")
-@click.option("--world-size", type=click.IntRange(1, MOST_RANKS), metavar="N", help="Ranks, where the log does not say (OSU).")
+@click.option(
+    "--world-size", type=click.IntRange(1, MOST_RANKS), metavar="N", help="Ranks, where the log does not say (OSU)."
+)
 @click.option("--skip-damaged", is_flag=True, help="Leave damaged lines out, and name them, instead of refusing.")
 @click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one compact JSON object.")
 def command(

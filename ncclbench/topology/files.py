@@ -25,9 +25,9 @@ import hashlib
 import math
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -35,12 +35,16 @@ from ncclbench.errors import UsageError
 
 T = TypeVar("T")
 
+# More than any job has ever had; a larger number is a slip.
+MOST_RANKS = 1 << 20
+Place = Annotated[int, msgspec.Meta(lt=MOST_RANKS)]
+
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One port: a rail and a plane of a node."""
 
-    rail: int
-    plane: int = 0
+    rail: Place
+    plane: Place = 0
     device: str = ""
     leaf: str | None = None
     gbit_per_s: float | None = None
@@ -88,9 +92,9 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Seat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where one rank is, said outright."""
 
-    rank: int
+    rank: Place
     node: str
-    rail: int | None = None
+    rail: Place | None = None
 
 
 class TopologyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +151,7 @@ def parse_topology(text: str, source: str) -> TopologyFile:
         raw = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{source}: not a TOML file: {error}") from None
+    _check_schema(raw.get("schema", 1), source)  # the keys of another are not known here
     _refuse_unknown_keys(raw, source)
     try:
         found = msgspec.convert({**raw, "source": source}, TopologyFile)
@@ -188,8 +193,9 @@ def check_topology(found: TopologyFile) -> None:
         UsageError: naming the two things that do not go together.
     """
     source = found.source
-    if found.schema != 1:
-        raise UsageError(f"{source}: schema {found.schema} is not known here; this version reads schema 1")
+    _check_schema(found.schema, source)
+    if strange := [name for name in _names(found) if not name.isprintable()]:
+        raise UsageError(f"{source}: {strange[0]!r} has characters that steer a terminal; name things in letters")
     if not found.node:
         raise UsageError(f"{source}: a topology needs at least one [[node]]")
     for kind, names in (
@@ -208,6 +214,23 @@ def check_topology(found: TopologyFile) -> None:
     _check_switches(found)
     _check_rates(found)
     _check_seats(found)
+
+
+def _check_schema(schema: object, source: str) -> None:
+    if schema != 1:
+        raise UsageError(f"{source}: schema {schema!r} is not known here; this version reads schema 1")
+
+
+def _names(found: TopologyFile) -> Iterator[str]:
+    """Every text in a topology."""
+    yield found.name
+    for node in found.node:
+        yield from (node.name, node.domain or "", node.site, node.leaf or "")
+        yield from (text for nic in node.nic for text in (nic.device, nic.leaf or ""))
+    for switch in (*found.leaf, *found.spine):
+        yield from (switch.name, *switch.spines)
+    yield from (domain.name for domain in found.domain)
+    yield from (seat.node for seat in found.rank)
 
 
 def _check_node(node: Node, found: TopologyFile) -> None:

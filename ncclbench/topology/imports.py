@@ -116,6 +116,8 @@ def _from_slurm(switches: list[Mapping[str, Any]], blocks: list[Mapping[str, Any
     made = {name: Switch(name=name, spines=tuple(above.get(name, ()))) for name in known}
     leaves = {switch["switch"] for switch in switches if switch["nodes"]}
     names = list(dict.fromkeys([*leaf_of, *block_of]))
+    if not names:
+        raise UsageError(f"{source}: no switch and no block has nodes: it needs SwitchName= or BlockName= with Nodes=")
     return TopologyFile(
         name="Slurm",
         node=tuple(Node(name=name, domain=block_of.get(name), leaf=leaf_of.get(name)) for name in names),

@@ -5,7 +5,7 @@ and is said aloud.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from ncclbench.errors import UsageError
 from ncclbench.topology.detect import natural
-from ncclbench.topology.files import Nic, Node, Switch, TopologyFile
+from ncclbench.topology.files import MOST_RANKS, Nic, Node, Switch, TopologyFile
 from ncclbench.topology.model import Topology
 from ncclbench.topology.wiring import UNKNOWN, Wiring
 
@@ -46,8 +46,10 @@ def lay_out(found: TopologyFile, world_size: int) -> Topology:
     """The topology of `world_size` ranks that have not started: where the file does not say, in the file's order.
 
     Raises:
-        UsageError: if the file has fewer places.
+        UsageError: if the file has fewer places, or no job has as many ranks.
     """
+    if world_size > MOST_RANKS:
+        raise UsageError(f"{world_size} ranks are more than the {MOST_RANKS} that can be laid out")
     if found.rank and {seat.rank for seat in found.rank} == set(range(world_size)):
         return place(found, [seat.node for seat in sorted(found.rank, key=lambda seat: seat.rank)])
     if [node.name for node in found.node] == ["*"]:
@@ -163,19 +165,19 @@ def _rails_of(found: TopologyFile, nodes: Sequence[Node]) -> list[int]:
     """The rail of each rank: said in the file, or the first of its node that is free."""
     said = {seat.rank: seat.rail for seat in found.rank if seat.rail is not None}
     taken: dict[tuple[str, int], int] = {(nodes[rank].name, rail): rank for rank, rail in said.items()}
+    choices: dict[str, Iterator[int]] = {}  # of each node, those that nobody has looked at yet
     rails = []
     for rank, node in enumerate(nodes):
         rail = said.get(rank)
         if rail is None:
-            choices = node.rails or range(len(nodes))
-            free = [choice for choice in choices if (node.name, choice) not in taken]
-            if not free:
+            left = choices.setdefault(node.name, iter(node.rails or range(len(nodes))))
+            rail = next((choice for choice in left if (node.name, choice) not in taken), None)
+            if rail is None:
                 others = [r for (name, _), r in taken.items() if name == node.name]
                 raise UsageError(
                     f"{found.source}: {node.name} has rails {', '.join(map(str, node.rails))}, and ranks "
                     f"{', '.join(map(str, [*others, rank]))} are on it: two ranks would share one NIC"
                 )
-            rail = free[0]
             taken[node.name, rail] = rank
         rails.append(rail)
     return rails

@@ -251,7 +251,8 @@ def test_slurm_s_switches_and_blocks(name: str, text: str, tmp_path: Path) -> No
             "SwitchName=l Nodes=n0\nSwitchName=a Switches=b,l\nSwitchName=b Switches=a",
             "a cycle of switches: a -> b -> a",
         ),
-        ("", "at least one [[node]]"),
+        ("", "it needs SwitchName= or BlockName= with Nodes="),
+        ("SwitchName=a Switches=b\nSwitchName=b Switches=a", "no switch and no block has nodes"),
     ],
 )
 def test_a_topology_conf_that_makes_no_sense(text: str, words: str, tmp_path: Path) -> None:
@@ -401,6 +402,7 @@ def test_an_nccl_file_lays_out_the_ranks_of_one_host(tmp_path: Path) -> None:
         (["--topology", "none.toml"], "cannot read the topology none.toml"),
         (["--topology", "CONF", "--ep", "3"], "--ep 3 does not divide 4 ranks"),
         (["--topology", "CONF", "--ranks", "9"], "fewer than 9 ranks"),
+        (["--topology", "CONF", "--ranks", str(10**20)], "more than the 1048576 that can be laid out"),
     ],
 )
 def test_topo_refuses(arguments: list[str], words: str, conf: Path) -> None:
