@@ -9,6 +9,7 @@ from fractions import Fraction
 from ncclbench.errors import UsageError
 
 _SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_PLURALS = {"entry": "entries", "leaf": "leaves"}
 _SIZE = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
@@ -35,6 +36,13 @@ def parse_size(text: str | int, name: str = "size") -> int:
     if exact >= 1 << 62:
         raise UsageError(f"{name} is beyond any memory: {text!r}")
     return int(exact)
+
+
+def counted(number: int | None, what: str) -> str:
+    """A count with its noun: ``1 rank``, ``2 ranks``, ``3 entries``; ``? ranks`` where nobody knows."""
+    ending = _PLURALS.get(what.rpartition(" ")[2])
+    several = what + "s" if ending is None else what.removesuffix(what.rpartition(" ")[2]) + ending
+    return f"{'?' if number is None else number} {what if number == 1 else several}"
 
 
 def format_size(nbytes: float) -> str:

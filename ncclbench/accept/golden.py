@@ -13,6 +13,7 @@ from ncclbench.accept.profile import SCHEMA, Limits, parse_profile
 from ncclbench.errors import UsageError
 from ncclbench.store.directory import Run
 from ncclbench.store.records import Record, Summary
+from ncclbench.units import counted
 
 # The least that is worth telling apart, and how much wider than the run's own spread the tolerance is.
 LEAST_TOLERANCE = 0.03
@@ -129,7 +130,7 @@ def _floor(view: CaseView, run: Run, enough: bool) -> list[str]:
         metric = {"metric": figures[0][1], "at_least": statistics.median(rates)}
     else:
         metric = {"metric": "time_us.p50", "at_most": statistics.median(times)}
-    starts = f"median of {len(view.timed)} process start(s)"
+    starts = f"median of {counted(len(view.timed), 'process start')}"
     return [
         "",
         "[[floor]]",

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ncclbench.errors import Exit, worst
+from ncclbench.units import counted
 
 SCHEMA = 1
 
@@ -106,7 +107,7 @@ def overall(results: Sequence[Result], *, measured: bool) -> tuple[Verdict, list
     reasons = [f"{name}: {many} failed" for name, many in failed.items()]
     reasons += [f"{name}: {many} inconclusive" for name, many in open_.items()]
     if missing:
-        reasons.append(f"{len(missing)} required entries of the profile were not measured")
+        reasons.append(f"{counted(len(missing), 'required entry')} of the profile not measured")
     if not measured:
         reasons.append("no case was measured")
     elif not any(r.conclusive for r in results):

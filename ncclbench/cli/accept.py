@@ -9,6 +9,7 @@ import click
 
 from ncclbench.cli.complete import complete
 from ncclbench.errors import Exit, UsageError, worst
+from ncclbench.units import counted
 
 _MOST_LINES = 40
 
@@ -209,7 +210,7 @@ def _show(document: Any, path: Path, redacted: Path | None) -> None:
     from ncclbench.accept.outcome import Verdict
 
     stamped = f"  [{', '.join(document.stamps)}]" if document.stamps else ""
-    starts = f"{document.starts.present} of {document.starts.declared} process starts"
+    starts = f"{document.starts.present} of {counted(document.starts.declared, 'process start')}"
     click.echo(f"{document.verdict}  profile {document.profile.name}, {starts}{stamped}")
     for reason in document.reasons:
         click.echo(f"  {reason}")

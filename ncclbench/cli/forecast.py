@@ -18,7 +18,7 @@ from ncclbench.plan import Plan, PlannedCase
 from ncclbench.registry import load
 from ncclbench.schedule.case import Timing
 from ncclbench.topology import Topology
-from ncclbench.units import format_bytes, format_seconds
+from ncclbench.units import counted, format_bytes, format_seconds
 
 # The ranks of the threads transport hold what they have received and what is compared beside their buffers.
 _THREADS_MEMORY = 3
@@ -94,9 +94,9 @@ class Forecast:
 
     def as_table(self) -> str:
         """For a reader."""
-        plan, over = self.plan, f"{self.world_size} ranks over {self.transport}"
+        plan, over = self.plan, f"{counted(self.world_size, 'rank')} over {self.transport}"
         lines = [
-            f"plan {plan.name}: {len(plan.cases)} cases on {over}; nothing is started",
+            f"plan {plan.name}: {counted(len(plan.cases), 'case')} on {over}; nothing is started",
             *self._starts(),
             f"\n{'memory/rank':>12}  {'about':>8}  {'mode       ' if plan.modes else ''}case",
         ]

@@ -9,6 +9,7 @@ import click
 from ncclbench.cli.complete import complete
 from ncclbench.errors import UsageError
 from ncclbench.store.records import MOST_RANKS
+from ncclbench.units import counted
 
 
 @click.command("import", context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,7 +63,7 @@ def command(
     for remark in import_logs([Log.open(path) for path in logs], out, stated, fmt, ["import", *sys.argv[2:]]):
         click.echo(f"! {remark}", err=True)
     records = read_run(out).records
-    click.echo(f"imported {len(records)} cases into {out}; look at them with: ncclbench report {out}")
+    click.echo(f"imported {counted(len(records), 'case')} into {out}; look at them with: ncclbench report {out}")
     if as_json:
         statuses = [{"case": record.case, "status": record.status} for record in records]
         click.echo(json.dumps({"run": str(out), "exit_code": 0, "records": statuses}, separators=(",", ":")))

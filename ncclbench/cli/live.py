@@ -15,6 +15,7 @@ import msgspec
 
 from ncclbench.errors import Exit
 from ncclbench.store.records import Record
+from ncclbench.units import counted
 
 _LAST_RESULTS = 8
 _LAST_WARNINGS = 4
@@ -88,7 +89,8 @@ class LineListener:
         """Say where the results go."""
         self.total, self.done = cases, finished
         resumed = f", {finished} finished before" if finished else ""
-        self._say(f"{cases} cases on {header['world_size']} ranks over {header['transport']} -> {run}{resumed}")
+        what = f"{counted(cases, 'case')} on {counted(header['world_size'], 'rank')}"
+        self._say(f"{what} over {header['transport']} -> {run}{resumed}")
 
     def warned(self, text: str) -> None:
         """A line on stderr."""

@@ -7,6 +7,7 @@ import numpy as np
 from ncclbench.topology.detect import Host, nearest
 from ncclbench.topology.files import TopologyFile
 from ncclbench.topology.model import Topology
+from ncclbench.units import counted
 
 _MOST_RANKS = 64
 
@@ -39,14 +40,14 @@ def host_dot(host: Host) -> list[str]:
 def fabric_lines(found: TopologyFile, topology: Topology) -> list[str]:
     """What a file says, and where ranks come to sit."""
     sizes = {
-        "nodes": len(found.node),
-        "NVLink domains": len(np.unique(topology.domains)),
-        "rails": len(np.unique(topology.rails)),
-        "leaves": len(found.leaf),
-        "spines": len(found.spine),
-        "sites": len(np.unique(topology.sites)),
+        "node": len(found.node),
+        "NVLink domain": len(np.unique(topology.domains)),
+        "rail": len(np.unique(topology.rails)),
+        "leaf": len(found.leaf),
+        "spine": len(found.spine),
+        "site": len(np.unique(topology.sites)),
     }
-    lines = [f"{found.name or found.source}: " + ", ".join(f"{n} {what}" for what, n in sizes.items())]
+    lines = [f"{found.name or found.source}: " + ", ".join(counted(n, what) for what, n in sizes.items())]
     wiring = topology.wiring
     for rank in range(min(topology.world_size, _MOST_RANKS)):
         leaf = wiring.leaves[rank] if wiring else -1
@@ -57,7 +58,7 @@ def fabric_lines(found: TopologyFile, topology: Topology) -> list[str]:
             f"  rank {rank}: {where}, domain {topology.domains[rank]}" + (f", NIC {nic}" if nic else "") + under
         )
     if topology.world_size > _MOST_RANKS:
-        lines.append(f"  and {topology.world_size - _MOST_RANKS} more ranks; --json has them all")
+        lines.append(f"  and {counted(topology.world_size - _MOST_RANKS, 'more rank')}; --json has them all")
     lines.append("how this is known")
     return lines + [f"  {what}: {how}" for what, how in topology.sources.items()]
 

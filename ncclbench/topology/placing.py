@@ -17,6 +17,7 @@ from ncclbench.topology.detect import natural
 from ncclbench.topology.files import MOST_RANKS, Nic, Node, Switch, TopologyFile
 from ncclbench.topology.model import Topology
 from ncclbench.topology.wiring import UNKNOWN, Wiring
+from ncclbench.units import counted
 
 
 def place(found: TopologyFile, hosts: Sequence[str]) -> Topology:
@@ -56,7 +57,10 @@ def lay_out(found: TopologyFile, world_size: int) -> Topology:
         return place(found, ["any-host"] * world_size)
     places = [node.name for node in found.node for _ in (node.rails or [0])]
     if world_size > len(places):
-        raise UsageError(f"{found.source} has {len(places)} rails on all its nodes, fewer than {world_size} ranks")
+        raise UsageError(
+            f"{found.source} has {counted(len(places), 'rail')} on all its nodes, fewer than "
+            f"{counted(world_size, 'rank')}"
+        )
     return place(found, places[:world_size])
 
 
@@ -188,11 +192,14 @@ def _sources(found: TopologyFile, nodes: Sequence[Node], hosts: Sequence[str]) -
     said = {seat.rank for seat in found.rank}
     where = f"host name of each rank, looked up in {file}"
     if said:
-        where = f"{file}, [[rank]]" if len(said) == len(nodes) else f"{where}; {len(said)} ranks by its [[rank]]"
+        where = (
+            f"{file}, [[rank]]" if len(said) == len(nodes) else f"{where}; {counted(len(said), 'rank')} by its [[rank]]"
+        )
     short = [host.partition(".")[0] for host in hosts]
     elsewhere = sum(name != node.name.partition(".")[0] for name, node in zip(short, nodes, strict=True))
     if elsewhere:
-        where += f"; {elsewhere} ranks report another host name than the file gives them"
+        report = "rank reports" if elsewhere == 1 else "ranks report"
+        where += f"; {elsewhere} {report} another host name than the file gives them"
     outright = {seat.rank for seat in found.rank if seat.rail is not None}
     rail = f"{file}, [[rank]]" if len(outright) == len(nodes) else f"assumed: ranks take the rails of {file} in order"
     sources = {

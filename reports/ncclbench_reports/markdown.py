@@ -7,7 +7,7 @@ from typing import Any
 from ncclbench.store.aggregate import across_starts
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, plain_rows
-from ncclbench.units import format_size
+from ncclbench.units import counted, format_size
 from ncclbench_reports._shared import judgements, stamps, times_are, verdict_line, visible, warnings_of
 from ncclbench_reports.table import figure, rate, there, whole
 
@@ -52,8 +52,8 @@ def _render_run(run: Run, rows: list[dict[str, Any]]) -> str:
     parts = [
         f"## {escaped(run.path)}",
         f"**{escaped(verdict_line(judgement))}**",
-        f"{manifest.get('world_size') or '?'} ranks over {escaped(manifest.get('transport') or 'several transports')}; "
-        f"{times_are(run)}; GB is 1e9 bytes",
+        f"{counted(manifest.get('world_size'), 'rank')} over "
+        f"{escaped(manifest.get('transport') or 'several transports')}; {times_are(run)}; GB is 1e9 bytes",
     ]
     parts += [f"> {escaped(stamp)}" for stamp in stamps(run, judgement)]
     parts.append(grid(_HEADER, (_cells(row) for row in rows), 2) if rows else "no case has finished")

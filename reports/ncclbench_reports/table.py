@@ -13,6 +13,7 @@ from rich.text import Text
 from ncclbench.store.aggregate import across_starts
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, records_frame
+from ncclbench.units import counted
 from ncclbench_reports._shared import IMPORTED, judgements, losses_of, stamps, times_are, verdict_line
 
 # Header, unit, and how a row shows it.
@@ -108,9 +109,9 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, object]]:
 def _header(run: Run) -> str:
     manifest = run.manifest
     topology = manifest.get("topology")
-    nodes = (len(topology.get("node_names") or []) if isinstance(topology, dict) else 0) or "?"
-    ranks, transport = manifest.get("world_size") or "?", manifest.get("transport") or "several transports"
-    lines = [f"# {run.path}: {ranks} ranks on {nodes} node(s) over {transport}"]
+    nodes = (len(topology.get("node_names") or []) if isinstance(topology, dict) else 0) or None
+    ranks, transport = manifest.get("world_size"), manifest.get("transport") or "several transports"
+    lines = [f"# {run.path}: {counted(ranks, 'rank')} on {counted(nodes, 'node')} over {transport}"]
     (judgement,) = judgements([run])
     lines += [f"# {stamp}" for stamp in stamps(run, judgement) if not stamp.startswith(IMPORTED)]
     if judgement:

@@ -718,7 +718,7 @@ def test_a_plan_of_one_start_is_no_verdict_on_performance(tmp_path: Path) -> Non
     assert "declares 1 process start" in of(document, "starts", Verdict.INCONCLUSIVE)[0].reason
     floors = of(document, "floor", Verdict.INCONCLUSIVE)
     assert [r.subject for r in floors] == [NODE.id, RAIL.id, WORLD.id]
-    assert all("measured in 1 process start(s), needs 3" in r.reason for r in floors)
+    assert all("measured in 1 process start, needs 3" in r.reason for r in floors)
 
 
 def test_a_killed_start_is_the_environments_fault(run: Path) -> None:
@@ -731,7 +731,7 @@ def test_a_killed_start_is_the_environments_fault(run: Path) -> None:
     assert (document.verdict, document.exit_code) == (Verdict.INCONCLUSIVE, Exit.ENVIRONMENT)
     assert document.starts.present == 2
     (result,) = [r for r in of(document, "starts", Verdict.INCONCLUSIVE) if r.cause]
-    assert "was cut off: 1 cases are missing" in result.reason
+    assert "was cut off: 1 case missing" in result.reason
 
 
 def failed_third(record: Record) -> Record:
@@ -847,7 +847,7 @@ def test_a_baseline_of_the_same_kind_is_compared(healthy: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("base", "now", "words"),
     [
-        ({"starts": 1}, {}, "only 1 process start(s) were compared, needs 3"),
+        ({"starts": 1}, {}, "only 1 process start compared, needs 3"),
         ({}, {"noise": 0.3}, "the spans of the starts overlap"),
         ({"samples": 3}, {}, "too few samples to compare"),
     ],

@@ -385,7 +385,7 @@ def test_a_run_on_threads_prints_the_table_and_where_it_is(ncclbench: Callable[.
     assert "all_reduce, isolated" in out
     assert "# CPU only: proves logic, not a fabric" in out
     assert Path(out.splitlines()[-1].removeprefix("run directory: ")).samefile("run")
-    assert err.splitlines()[0] == "1 cases on 2 ranks over threads -> run"
+    assert err.splitlines()[0] == "1 case on 2 ranks over threads -> run"
     assert err.splitlines()[1].startswith("[1/1] all_reduce/float32/8/isolated: p50 ")
 
 

@@ -81,7 +81,7 @@ def test_the_table_shows_where_the_figures_come_from(tmp_path: Path) -> None:
     table = load("reports", "table").render([read_run(tmp_path / "run")])
     assert "# imported from all_reduce.txt (nccl-tests 2.19.6)\n# imported from osu_bw.txt" in table
     assert "median" not in table  # an imported figure is a mean
-    assert "2 ranks on ? node(s) over several transports" in table
+    assert "2 ranks on ? nodes over several transports" in table
     assert "24.013" in table  # a rate without a time is shown too
 
 

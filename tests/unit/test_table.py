@@ -80,7 +80,7 @@ def shown(*runs: Run) -> str:
 
 
 GOLDEN = """\
-# RUN: 4 ranks on 2 node(s) over nccl
+# RUN: 4 ranks on 2 nodes over nccl
 # time is the median over iterations of the slowest rank; p50 95% is its interval; GB is 1e9 bytes
 
 all_reduce, isolated
@@ -130,7 +130,7 @@ def test_two_sections_letter_by_letter(tmp_path: Path) -> None:
 def test_a_cpu_run_is_stamped(tmp_path: Path) -> None:
     manifest = MANIFEST | {"device": "cpu", "transport": "gloo"}
     lines = render(tmp_path / "run", manifest, timed()).splitlines()
-    assert lines[0] == "# RUN: 4 ranks on 2 node(s) over gloo"
+    assert lines[0] == "# RUN: 4 ranks on 2 nodes over gloo"
     assert lines[1] == "# CPU only: proves logic, not a fabric"
 
 
@@ -209,8 +209,8 @@ def test_several_runs_stand_one_after_the_other(tmp_path: Path) -> None:
     render(tmp_path / "b", MANIFEST | {"world_size": 8}, timed())
     text = shown(read_run(tmp_path / "a"), read_run(tmp_path / "b"))
     assert [line for line in text.splitlines() if "ranks on" in line] == [
-        "# RUN: 4 ranks on 2 node(s) over nccl",
-        "# RUN: 8 ranks on 2 node(s) over nccl",
+        "# RUN: 4 ranks on 2 nodes over nccl",
+        "# RUN: 8 ranks on 2 nodes over nccl",
     ]
 
 

@@ -378,7 +378,7 @@ def test_topo_shows_this_host_and_how_it_knows(sys: Path, monkeypatch: pytest.Mo
 
 def test_topo_shows_a_file_its_sources_and_groups_across_domains(conf: Path) -> None:
     text = topo("--topology", conf, "--ep", 4)
-    assert text.startswith("Slurm: 4 nodes, 2 NVLink domains, 1 rails, 2 leaves, 1 spines, 1 sites\n")
+    assert text.startswith("Slurm: 4 nodes, 2 NVLink domains, 1 rail, 2 leaves, 1 spine, 1 site\n")
     assert "  rank 2: n2, rail 0, domain 1, leaf s1" in text
     assert "  domain: topology file" in text
     assert "! 1 of 1 expert-parallel groups of 4 straddle NVLink domains" in text

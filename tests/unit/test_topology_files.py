@@ -104,7 +104,7 @@ def test_ranks_go_where_the_file_says_whatever_their_hosts_are_called() -> None:
     topology = place(parse_topology(LAB + RANKS, "lab.toml"), ["elsewhere", "n0"])
     assert [topology.node_names[node] for node in topology.nodes] == ["n1.cluster", "n0"]
     assert topology.rails.tolist() == [1, 0]
-    assert topology.sources["node"].endswith("[[rank]]; 1 ranks report another host name than the file gives them")
+    assert topology.sources["node"].endswith("[[rank]]; 1 rank reports another host name than the file gives them")
 
 
 def test_ranks_without_a_rail_take_the_free_ones() -> None:

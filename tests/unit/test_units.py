@@ -3,7 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ncclbench.errors import UsageError
-from ncclbench.units import format_bytes, format_seconds, format_size, parse_size
+from ncclbench.units import counted, format_bytes, format_seconds, format_size, parse_size
 
 SCALES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 sizes = st.integers(1, 2**62 - 1)
@@ -133,3 +133,10 @@ def test_printed_bytes_are_off_by_no_more_than_the_last_digit(nbytes: int) -> No
 )
 def test_durations_are_printed_for_a_reader(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_a_count_has_its_noun_in_the_right_number() -> None:
+    assert [counted(n, "rank") for n in (0, 1, 2, None)] == ["0 ranks", "1 rank", "2 ranks", "? ranks"]
+    assert (counted(1, "leaf"), counted(2, "leaf")) == ("1 leaf", "2 leaves")
+    assert (counted(1, "required entry"), counted(3, "required entry")) == ("1 required entry", "3 required entries")
+    assert counted(2, "process start") == "2 process starts"

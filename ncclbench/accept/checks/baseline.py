@@ -11,6 +11,7 @@ from ncclbench.accept.facts import CaseView, unlike, views_of
 from ncclbench.accept.outcome import Action, Result, Verdict
 from ncclbench.accept.profile import Limits
 from ncclbench.accept.subject import Subject, row
+from ncclbench.units import counted
 
 
 def check(subject: Subject) -> Iterator[Result]:
@@ -53,7 +54,7 @@ def _compare(view: CaseView, base: CaseView, limits: Limits) -> Result:
         return _result(view.id, Verdict.PASS, said, evidence=evidence, conclusive=True)
     starts = min(len(view.timed), len(base.timed))
     if starts < limits.min_starts:
-        reason = f"{said}, but only {starts} process start(s) were compared, needs {limits.min_starts}"
+        reason = f"{said}, but only {counted(starts, 'process start')} compared, needs {limits.min_starts}"
     elif now[0] <= then[2]:
         reason = f"{said}, but the spans of the starts overlap"
     else:

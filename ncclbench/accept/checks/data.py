@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ncclbench.accept.facts import shown_ranks
 from ncclbench.accept.outcome import Action, Result, Verdict
 from ncclbench.accept.subject import Subject, row
+from ncclbench.units import counted
 
 
 def check(subject: Subject) -> Iterator[Result]:
@@ -36,5 +37,5 @@ def check(subject: Subject) -> Iterator[Result]:
                 evidence=[row(record) for record in unchecked],
             )
         else:
-            reason = f"all elements right in {len(measured)} start(s)"
+            reason = f"all elements right in {counted(len(measured), 'start')}"
             yield Result(check="data", subject=view.id, verdict=Verdict.PASS, reason=reason)

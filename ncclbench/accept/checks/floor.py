@@ -14,7 +14,7 @@ from ncclbench.accept.outcome import Action, Result, Verdict
 from ncclbench.accept.profile import SCOPE_FACTS, FloorRule
 from ncclbench.accept.subject import Estimate, Subject, row
 from ncclbench.store.records import Record
-from ncclbench.units import format_size
+from ncclbench.units import counted, format_size
 
 
 def check(subject: Subject) -> Iterator[Result]:
@@ -94,7 +94,7 @@ def _compare(subject: Subject, rule: FloorRule, estimates: list[tuple[Record, Es
     if len(known) < limits.min_starts:
         return (
             Verdict.INCONCLUSIVE,
-            f"{shown}: measured in {len(known)} process start(s), needs {limits.min_starts}",
+            f"{shown}: measured in {counted(len(known), 'process start')}, needs {limits.min_starts}",
         )
     return _against(rule, known, shown)
 
@@ -165,7 +165,8 @@ def _no_entry(subject: Subject, view: CaseView) -> Result:
     if exemption:
         return Result(check="floor", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
     facts = view.facts
-    what = f"{facts['pattern']} of {format_size(facts['bytes'])} on {facts['ranks']} ranks, {facts['nodes']} node(s)"
+    what = f"{facts['pattern']} of {format_size(facts['bytes'])} on {counted(facts['ranks'], 'rank')}, "
+    what += counted(facts["nodes"], "node")
     near = _nearest(subject, view)
     hint = f"the nearest is: {describe(near)}" if near else "it has no entry at all"
     return Result(

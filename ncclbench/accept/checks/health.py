@@ -10,6 +10,7 @@ from ncclbench.accept.facts import matches_any, shown_ranks
 from ncclbench.accept.outcome import Result, Verdict
 from ncclbench.accept.profile import Health
 from ncclbench.accept.subject import Subject
+from ncclbench.units import counted
 
 
 def check(subject: Subject) -> Iterator[Result]:
@@ -63,7 +64,7 @@ def _warning(kind: str, text: str, rows: list[tuple[str, int, dict[str, Any], st
         check="health",
         subject=f"{kind}: {text}",
         verdict=rule.verdict,
-        reason=f"{text} on {where}, in {len({case for case, *_ in rows})} case(s)",
+        reason=f"{text} on {where}, in {counted(len({case for case, *_ in rows}), 'case')}",
         action=rule.action,
         evidence=evidence,
     )

@@ -9,6 +9,7 @@ from ncclbench.accept.samples import impossible
 from ncclbench.accept.subject import Subject, row
 from ncclbench.errors import UsageError
 from ncclbench.store.records import Record
+from ncclbench.units import counted
 
 
 def check(subject: Subject) -> Iterator[Result]:
@@ -44,7 +45,7 @@ def _contradiction(record: Record, seconds_RN: np.ndarray, tolerance: float) -> 
     assert record.time_us is not None
     ranks, iterations = seconds_RN.shape
     if (ranks, iterations) != (record.world_size, record.time_us.n):
-        said = f"{record.world_size} ranks and {record.time_us.n} iterations"
+        said = f"{counted(record.world_size, 'rank')} and {record.time_us.n} iterations"
         return f"the record is of {said}, its samples of {ranks} and {iterations}"
     p50_us = float(np.median(seconds_RN.max(axis=0)) * 1e6)
     if abs(p50_us - record.time_us.p50) > tolerance * p50_us:

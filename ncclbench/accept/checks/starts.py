@@ -11,6 +11,7 @@ from typing import Any
 from ncclbench.accept.facts import CaseView, shown_ranks
 from ncclbench.accept.outcome import Action, Result, Verdict
 from ncclbench.accept.subject import Subject, row
+from ncclbench.units import counted
 
 
 def check(subject: Subject) -> Iterator[Result]:
@@ -20,7 +21,9 @@ def check(subject: Subject) -> Iterator[Result]:
     yield from broken
     if run.starts_of_a_case < limits.min_starts:
         each = " of each mode" if run.mode_variables else ""
-        reason = f"the plan declares {run.starts_of_a_case} process start(s){each}; a verdict on performance needs "
+        reason = (
+            f"the plan declares {counted(run.starts_of_a_case, 'process start')}{each}; a verdict on performance needs "
+        )
         yield _result("declared", Verdict.INCONCLUSIVE, f"{reason}{limits.min_starts}")
     elif not broken:
         yield _result("declared", Verdict.PASS, f"{run.declared_starts} declared, all finished")
@@ -51,7 +54,7 @@ def _of_start(subject: Subject, start: int) -> Iterator[Result]:
             cause="environment",
         )
     elif missing and _begun(events):
-        reason = f"was cut off: {len(missing)} cases are missing, the first is {missing[0]}; go on with --resume"
+        reason = f"was cut off: {counted(len(missing), 'case')} missing, the first is {missing[0]}; go on with --resume"
         yield _result(name, Verdict.INCONCLUSIVE, reason, evidence=[{"missing": missing}], cause="environment")
     elif missing:
         yield _result(name, Verdict.INCONCLUSIVE, "has not been made yet; go on with --resume")
