@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.errors import UsageError
+from ncclbench.errors import NcclbenchError, UsageError
 from ncclbench.store.directory import Run
 from ncclbench.store.files import is_regular
 from ncclbench.store.records import Record
@@ -48,6 +48,9 @@ def seconds_of_ranks(run: Run, record: Record, phase: str = "total") -> Floats |
     path = _inside(run.path, record.samples)
     try:
         is_regular(path)
+    except NcclbenchError as error:  # as for a file that is damaged: the rest of the run can be shown
+        raise UsageError(f"samples of {record.case}: {error}") from None
+    try:
         # Neither memory-mapped nor pre-buffered: the peak stays at one case.
         table = pq.read_table(
             path, columns=["rank", "iteration", "phase", "seconds"], partitioning=None, use_threads=False

@@ -20,6 +20,7 @@ from ncclbench.cli.report import command as report
 from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.store.directory import RunWriter, read_run
 from ncclbench.store.records import PhaseResult, Record
+from ncclbench.store.samples import seconds_of_ranks
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -132,3 +133,24 @@ def test_no_profile_is_made_of_a_time_of_nothing(tmp_path: Path) -> None:
     make_profile(read_run(run), "ours")
     with pytest.raises(UsageError, match="is no golden run"):
         make_profile(read_run(spoilt(run, "results.jsonl", ("time_us", "p50_hi"), 0)), "ours")
+
+
+def test_samples_that_are_no_file_or_may_not_be_read_cost_their_figures_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_example(
+        tmp_path / "run", Example(cases=(ExampleCase(pattern="all_reduce", nbytes=8, bus_gb_per_s=1),))
+    )
+    run = read_run(path)
+    samples = path / str(run.records[0].samples)
+    samples.unlink()
+    os.mkfifo(samples)
+    with pytest.raises(UsageError, match=r"^samples of .*: .* is no regular file"):
+        seconds_of_ranks(run, run.records[0])
+
+    def exists(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", exists)
+    with pytest.raises(UsageError, match=r"^samples of .*: cannot read .*: Permission denied$"):
+        seconds_of_ranks(run, run.records[0])
