@@ -221,6 +221,7 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: i
         device=options["device"],
         topology=topology_file(options),
         start=start,
+        one_of_several=options["one_of_several"],
     )
 
 
@@ -234,17 +235,22 @@ def _has_parent(options: dict[str, Any]) -> bool:
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
     from ncclbench.cli.forecast import refuse_on_this_node
     from ncclbench.launch.relaunch import refuse_part_of_an_allocation
-    from ncclbench.launch.starts import own_start, start_of_rank
+    from ncclbench.launch.starts import own_start, refuse_without_first, start_of_rank
     from ncclbench.modes import entered
     from ncclbench.store.directory import check_target
 
+    own = own_start(os.environ)
+    later = own if own is not None else (options["process_start"] or 1) - 1
+    if options["one_of_several"] and not (out / "manifest.json").exists():
+        later = 0  # those before it came to nothing
+    if not options["resume"]:
+        refuse_without_first(out, later, os.environ)
+    check_target(out, resume=options["resume"] or later > 0)
     if options["launcher"] is not None:
-        check_target(out, resume=options["resume"])
         return _make_starts(plan, transport, out, options, nproc=0)
     if options["nproc"] is None and transport != "threads":
         refuse_part_of_an_allocation(os.environ)
     nproc = nproc_of(options)
-    check_target(out, resume=options["resume"] or bool(own_start(os.environ)) or (options["process_start"] or 1) > 1)
     refuse_on_this_node(plan, transport, planned_topology(nproc, options))
     if (plan.process_starts > 1 or options.get("arguments")) and not _has_parent(options):
         return _make_starts(plan, transport, out, options, nproc)
@@ -259,8 +265,10 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
 
 def _start_ranks(transport: str, out: Path, nproc: int, options: dict[str, Any]) -> Exit:
     """Start the ranks as processes, and wait for them."""
+    from ncclbench.launch.arguments import with_options
+
     # The ranks are told what was decided here: a directory named after the time must be the same for all.
-    arguments = [*_arguments(options), "--transport", transport, "--out", str(out)]
+    arguments = with_options(_arguments(options), ["--transport", transport, "--out", str(out)])
     if transport == "mpi":
         from ncclbench.launch.mpiexec import start_under_mpiexec
 
@@ -274,7 +282,8 @@ def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], 
     """All process starts that the plan declares, one after the other; then what they measured."""
     from ncclbench.cli.live import listener_for
     from ncclbench.errors import NcclbenchError
-    from ncclbench.launch.relaunch import Relaunch, launcher_words, without_launcher
+    from ncclbench.launch.arguments import with_options, without_option
+    from ncclbench.launch.relaunch import Relaunch, launcher_words
     from ncclbench.launch.starts import START, first_start, in_own_process, make_starts
     from ncclbench.store.directory import read_run
 
@@ -285,18 +294,20 @@ def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], 
         if relaunch is not None:
             number = str(int(os.environ[START]) + 1)
             which = ["--one-of-several", "--process-start", number]
-            return relaunch.start([*without_launcher(_arguments(options)), *told, *which], out)
+            # The ranks are started by the launcher, and start nobody.
+            ours = without_option(without_option(_arguments(options), "--launcher"), "--process-start")
+            return relaunch.start(with_options(ours, [*told, *which]), out)
         if transport == "threads":  # its ranks share a process, which must be another one for each start
-            return in_own_process([*_arguments(options), *told])
+            return in_own_process(with_options(_arguments(options), told))
         return _start_ranks(transport, out, nproc, options)
 
-    first, end = first_start(out, resume=options["resume"]), plan.process_starts
+    end = plan.process_starts
+    first = min(first_start(out, resume=options["resume"]), end - 1)  # the run there may be another's, with more
     if options["process_start"] is not None:
         first, end = options["process_start"] - 1, options["process_start"]
-    code = make_starts(
-        *(out, first, end, one, lambda text: click.echo(text, err=True), plan),
-        interrupted=lambda: relaunch is not None and relaunch.told is not None,
-    )
+    code = make_starts(out, first, end, one, lambda text: click.echo(text, err=True), plan)
+    if code is Exit.USAGE:  # rank 0 has said it; the run that is there may be another's
+        return code
     try:
         records = list(read_run(out).records)
     except NcclbenchError:  # no start came so far as to write anything, and each has said why

@@ -130,8 +130,13 @@ def _version(mpiexec: str) -> str:
 
 
 def end_with_parent() -> None:
-    """In the child: ask Linux for a SIGTERM when we die, even by SIGKILL, so that no job outlives its command."""
+    """In the child, which is no program of ours: as `told_when_parent_dies`, and it heeds signals from the start."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    told_when_parent_dies()
+
+
+def told_when_parent_dies() -> None:
+    """In the child: ask Linux for a SIGTERM when we die, even by SIGKILL, so that no job outlives its command."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -36,6 +36,9 @@ OnSignal = Callable[[signal.Signals], object]
 # Set once the outcome of this process is certain: a signal after that changes nothing, and must not seem to.
 settled = threading.Event()
 
+# The signals that this process was sent while it waited for ranks, and has told them: none is started after that.
+passed_on: list[int] = []
+
 
 class Guard:
     """A thread that hears this process's signals.
@@ -92,10 +95,15 @@ def heeding(on_signal: OnSignal) -> Iterator[None]:
 @contextmanager
 def passing_on(pass_on: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Inside, the main thread, which only waits for ranks, calls `pass_on` for each of these signals."""
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        passed_on.append(number)
+        pass_on(number, frame)
+
     with _restoring():
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
-            signal.signal(number, pass_on)
+            signal.signal(number, noted)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield
 
