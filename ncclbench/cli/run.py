@@ -152,9 +152,8 @@ def execute(options: dict[str, Any]) -> Exit:
         options: by the names of the parameters of `command`; `arguments`, where another command makes the starts and
             shows the results itself, are those of the ranks.
     """
-    from ncclbench.launch.detect import OWN_START, detect
-    from ncclbench.launch.starts import refuse_start, start_in_words, start_of_rank
-    from ncclbench.modes import entered
+    from ncclbench.launch.detect import detect
+    from ncclbench.launch.starts import refuse_start
     from ncclbench.plan import Plan
 
     plan: Plan = plan_of(options)
@@ -170,10 +169,23 @@ def execute(options: dict[str, Any]) -> Exit:
         raise UsageError("--resume needs -o RUN, the run to go on with")
     if seat is None:
         return _start_alone(plan, transport, out, options)
+    return _join(plan, transport, out, options, seat)
+
+
+def _join(plan: Any, transport: str, out: Path, options: dict[str, Any], seat: Any) -> Exit:
+    """Be the rank that a launcher has started."""
+    from ncclbench.launch.detect import OWN_START
+    from ncclbench.launch.session import join_and_run
+    from ncclbench.launch.starts import start_in_words, start_of_rank
+    from ncclbench.modes import entered
+
     if options["nproc"] is not None and seat.launcher != "local" and OWN_START not in os.environ:
         raise UsageError(f"--nproc is for a start without a launcher; {seat.launcher} has started this job")
-    from ncclbench.launch.session import join_and_run
-
+    if transport == "threads":
+        raise UsageError(
+            "--transport threads has all ranks in one process, which starts them itself, and this is one of those that "
+            f"{seat.launcher} has started: leave the launcher out, or name another transport"
+        )
     start = start_of_rank(plan, out, resume=options["resume"], asked=options["process_start"])
     mode = plan.mode_of(start or 0)
     if mode is not None and seat.rank == 0 and not _has_parent(options):
