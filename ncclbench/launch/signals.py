@@ -145,6 +145,11 @@ def wait_for_rank_0(seconds: float = _RANK_0_SPEAKS_SECONDS) -> None:
         time.sleep(seconds)
 
 
+def rank_0_is_still_there() -> bool:
+    """After waiting for it: torchrun and Open MPI would have ended this rank with it, others tell nothing of it."""
+    return any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "TORCHELASTIC_RUN_ID"))
+
+
 def announce(number: signal.Signals) -> None:
     """Say that a run was interrupted before there was anything to keep, as every other error of a run is said."""
     message = f"interrupted by {number.name}"

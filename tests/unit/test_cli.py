@@ -301,6 +301,19 @@ def test_a_usage_error_is_said_once_in_a_job_and_all_ranks_leave_with_it(
     assert err.count("\n") == (1 if rank == "0" else 0)
 
 
+def test_a_usage_error_of_one_rank_alone_is_said_by_it(
+    ncclbench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun would have ended this rank with rank 0, had that met the error as well."""
+    monkeypatch.setattr("ncclbench.launch.signals.time.sleep", lambda _seconds: None)
+    for name, value in (JOINED | {"RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"}).items():
+        monkeypatch.setenv(name, value)
+    code, _, err = ncclbench("run", "all_redcue")
+    assert code == Exit.USAGE
+    assert err.startswith("ncclbench: error: rank 1: ")
+    assert "no pattern 'all_redcue'" in err
+
+
 @pytest.fixture
 def without_torch(tmp_path: Path) -> dict[str, str]:
     """An environment in which torch is not installed, as far as the import system can tell."""
