@@ -151,7 +151,8 @@ def _complain(message: str, code: Exit) -> Exit:
     """One line on stderr.
 
     A usage error is the same on all ranks, and is said by rank 0 alone: in a job of 8,192 it would otherwise be said
-    as often. Where rank 0 goes on all the same, it is not, and is said here. What is wrong with one rank's surroundings is said by that rank.
+    as often. Where rank 0 goes on, it is that of this rank alone, which says it, as it says what is wrong with its own
+    surroundings.
     """
     rank = own_rank()
     if rank == "0":

@@ -304,7 +304,7 @@ def test_a_usage_error_is_said_once_in_a_job_and_all_ranks_leave_with_it(
 def test_a_usage_error_of_one_rank_alone_is_said_by_it(
     ncclbench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchrun would have ended this rank with rank 0, had that met the error as well."""
+    """Its launcher would have ended this rank with rank 0, had that met the error as well."""
     monkeypatch.setattr("ncclbench.launch.signals.time.sleep", lambda _seconds: None)
     for name, value in (JOINED | {"RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"}).items():
         monkeypatch.setenv(name, value)
