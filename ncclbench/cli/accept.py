@@ -129,7 +129,13 @@ def _not_run(rules: Any, code: Exit, reason: str, options: dict[str, Any]) -> Ex
     if options["as_json"]:
         import json
 
-        summary = {"run": None, "verdict": "NOT_RUN", "checks": [], "exit_code": int(code), "error": error}
+        summary: dict[str, Any] = {
+            "run": None,
+            "verdict": "NOT_RUN",
+            "checks": [],
+            "exit_code": int(code),
+            "error": error,
+        }
         click.echo(json.dumps(summary))
     return code
 

@@ -292,12 +292,9 @@ def _start_ranks(transport: str, out: Path, nproc: int, options: dict[str, Any])
 
 def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], nproc: int) -> Exit:
     """All process starts that the plan declares, one after the other; then what they measured."""
-    from ncclbench.cli.live import listener_for
-    from ncclbench.errors import NcclbenchError
     from ncclbench.launch.arguments import with_options, without_option
     from ncclbench.launch.relaunch import Relaunch, launcher_words
     from ncclbench.launch.starts import START, first_start, in_own_process, make_starts
-    from ncclbench.store.directory import read_run
 
     relaunch = Relaunch(launcher_words(options["launcher"])) if options["launcher"] is not None else None
     told = ["--transport", transport, "--out", str(out.absolute() if relaunch else out)]
@@ -320,13 +317,36 @@ def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], 
     code = make_starts(out, first, end, one, lambda text: click.echo(text, err=True), plan)
     if code is Exit.USAGE:  # rank 0 has said it; the run that is there may be another's
         return code
+    if not options.get("arguments"):
+        _show(out, code, as_json=options["as_json"])
+    return code
+
+
+def _show(out: Path, code: Exit, *, as_json: bool) -> None:
+    """What all process starts together have measured."""
+    from ncclbench.cli.live import JsonListener, listener_for
+    from ncclbench.errors import NcclbenchError
+    from ncclbench.store.directory import read_run
+
     try:
         records = list(read_run(out).records)
     except NcclbenchError:  # no start came so far as to write anything, and each has said why
-        return code
-    if not options.get("arguments"):
-        listener_for(as_json=options["as_json"]).ended(out, records, code, None)
-    return code
+        return
+    listener = listener_for(as_json=as_json)
+    error = None
+    if isinstance(listener, JsonListener):
+        listener.says_errors = False  # whoever met it has said it
+        error = _what_went_wrong(code, out)
+    listener.ended(out, records, code, error)
+
+
+def _what_went_wrong(code: Exit, out: Path) -> str | None:
+    """In a word, for readers of JSON, what the process starts have said one by one."""
+    from ncclbench.launch.signals import in_words, passed_on
+
+    if passed_on:
+        return in_words(passed_on[0])
+    return f"a process start failed; why stands above, and in {out}/events.jsonl" if code is Exit.ENVIRONMENT else None
 
 
 def _ask_for_next_start(plan: Any, out: Path, launcher: str) -> None:

@@ -17,7 +17,7 @@ from types import FrameType
 
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, UsageError, worst
 from ncclbench.launch.mpiexec import end_with_parent
-from ncclbench.launch.signals import blocked, passing_on
+from ncclbench.launch.signals import blocked, in_words, passing_on
 from ncclbench.launch.starts import Refused
 
 # From a signal on: rank 0 collects signs, stores the record in progress, and the launcher clears up after it.
@@ -118,7 +118,7 @@ class Relaunch:
 def _why_nothing_came(launcher: str, code: int, told: int | None, out: Path) -> NcclbenchError:
     """The one line that names the launcher, whatever it or the ranks have said before."""
     if told is not None:
-        return EnvironmentFault(f"interrupted by {signal.Signals(told).name} before anything was measured")
+        return EnvironmentFault(f"{in_words(told)} before anything was measured")
     if code == 0:
         return EnvironmentFault(
             f"{launcher} ended well, but {out} is not here: name a directory that rank 0's host and this one share"

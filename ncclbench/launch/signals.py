@@ -150,9 +150,14 @@ def rank_0_is_still_there() -> bool:
     return any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "TORCHELASTIC_RUN_ID"))
 
 
+def in_words(number: int) -> str:
+    """What such a signal does to a run."""
+    return f"interrupted by {signal.Signals(number).name}"
+
+
 def announce(number: signal.Signals) -> None:
     """Say that a run was interrupted before there was anything to keep, as every other error of a run is said."""
-    message = f"interrupted by {number.name}"
+    message = in_words(number)
     _write(2, f"ncclbench: error: {message}")
     if "--json" in sys.argv[1:]:
         _write(1, json.dumps({"run": None, "exit_code": int(Exit.ENVIRONMENT), "error": message, "records": []}))

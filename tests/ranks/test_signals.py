@@ -83,6 +83,7 @@ def test_a_signal_ends_the_process_of_a_start_and_no_other_start_is_made(plan: P
     finished = job.wait(30)
     assert (finished.code, len(ours(finished.err))) == (Exit.ENVIRONMENT, 1)
     assert [record["status"] for record in finished.records] == ["ok", "failed"]
+    assert finished.summary["error"] == "interrupted by SIGTERM"
     assert job.nobody_is_left()
 
 
