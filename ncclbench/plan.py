@@ -414,6 +414,8 @@ def sweep(low: int, high: int, factor: float) -> list[int]:
 
 
 _LEAST = {"iterations": 1, "warmup": 0, "precision": 0.0, "max_seconds": 0.0, "timeout": 0.1}
+# A timeout of 7 days: libraries count in milliseconds of 32 bits.
+_MOST = {"iterations": _MOST_ITERATIONS, "warmup": _MOST_ITERATIONS, "timeout": 7 * 24 * 3600}
 
 
 def _settings(entry: Entry, defaults: Entry, overrides: Mapping[str, Any]) -> Settings:
@@ -424,9 +426,9 @@ def _settings(entry: Entry, defaults: Entry, overrides: Mapping[str, Any]) -> Se
             if level is not None:
                 chosen[name] = level
                 break
-    for name in ("iterations", "warmup"):
-        if chosen.get(name, 0) > _MOST_ITERATIONS:
-            raise UsageError(f"{name} must be at most {_MOST_ITERATIONS}, got {chosen[name]}")
+    for name, most in _MOST.items():
+        if chosen.get(name, 0) > most:
+            raise UsageError(f"{name} must be at most {most}, got {chosen[name]}")
     for name, least in _LEAST.items():
         if name in chosen and not least <= chosen[name] < math.inf:
             raise UsageError(f"{name} must be at least {least:g} and finite, got {chosen[name]}")

@@ -14,7 +14,7 @@ import click
 from ncclbench import __version__
 from ncclbench.cli.streams import discard, make_courteous
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError
-from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, own_rank, wait_for_rank_0
+from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, own_rank, rank_0_is_still_there, wait_for_rank_0
 
 # Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`,
 # which would hide the built-in from this package, and for `import`, which no module can be called.
@@ -151,7 +151,8 @@ def _complain(message: str, code: Exit) -> Exit:
     """One line on stderr.
 
     A usage error is the same on all ranks, and is said by rank 0 alone: in a job of 8,192 it would otherwise be said
-    as often. What is wrong with one rank's surroundings is said by that rank.
+    as often. Where rank 0 goes on, it is that of this rank alone, which says it, as it says what is wrong with its own
+    surroundings.
     """
     rank = own_rank()
     if rank == "0":
@@ -160,9 +161,7 @@ def _complain(message: str, code: Exit) -> Exit:
         if nothing is not None:
             click.echo(json.dumps({**nothing, "exit_code": int(code), "error": message}))
         return code
-    if code is Exit.USAGE:
-        wait_for_rank_0(RANK_0_SAYS_IT_SECONDS)
-    else:
-        wait_for_rank_0()
+    wait_for_rank_0(*([RANK_0_SAYS_IT_SECONDS] if code is Exit.USAGE else []))
+    if code is not Exit.USAGE or rank_0_is_still_there():
         click.echo(f"ncclbench: error: rank {rank}: {message}", err=True)
     return code

@@ -116,10 +116,29 @@ def _measure_and_judge(rules: Any, options: dict[str, Any]) -> Exit:
     code = _measure(rules, options, out)
     if seat is not None and seat.rank != 0:
         return code
+    if code is Exit.USAGE:
+        return _not_run(rules, code, "what was asked for was refused; why stands above", options)
     if not (out / "manifest.json").exists():
-        click.echo(f"NOT_RUN  profile {name}: nothing was measured, since no process start came so far")
-        return worst([code, Exit.ENVIRONMENT])
+        return _not_run(rules, worst([code, Exit.ENVIRONMENT]), "no process start came so far as to measure", options)
     return worst([code, _judge(out, rules, options)])
+
+
+def _not_run(rules: Any, code: Exit, reason: str, options: dict[str, Any]) -> Exit:
+    """The verdict on what was not measured; what is in -o, if anything, is another run."""
+    error = f"profile {rules.profile.name}: nothing was measured, since {reason}"
+    click.echo(f"NOT_RUN  {error}")
+    if options["as_json"]:
+        import json
+
+        summary: dict[str, Any] = {
+            "run": None,
+            "verdict": "NOT_RUN",
+            "checks": [],
+            "exit_code": int(code),
+            "error": error,
+        }
+        click.echo(json.dumps(summary))
+    return code
 
 
 def _measure(rules: Any, options: dict[str, Any], out: Path) -> Exit:

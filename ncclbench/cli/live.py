@@ -40,6 +40,8 @@ def _warn(text: str) -> None:
 class JsonListener:
     """Nothing until the end; then one compact JSON object as the last line of stdout."""
 
+    says_errors = True  # on stderr as well
+
     def warned(self, text: str) -> None:
         """A line on stderr, as errors."""
         _warn(text)
@@ -61,7 +63,7 @@ class JsonListener:
             "error": error,
             "records": [msgspec.to_builtins(record) for record in records],
         }
-        if error:
+        if error and self.says_errors:
             click.echo(f"ncclbench: error: {error}", err=True)
         click.echo(msgspec.json.encode(summary).decode())
 

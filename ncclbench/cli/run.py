@@ -152,9 +152,8 @@ def execute(options: dict[str, Any]) -> Exit:
         options: by the names of the parameters of `command`; `arguments`, where another command makes the starts and
             shows the results itself, are those of the ranks.
     """
-    from ncclbench.launch.detect import OWN_START, detect
-    from ncclbench.launch.starts import refuse_start, start_in_words, start_of_rank
-    from ncclbench.modes import entered
+    from ncclbench.launch.detect import detect
+    from ncclbench.launch.starts import refuse_start
     from ncclbench.plan import Plan
 
     plan: Plan = plan_of(options)
@@ -170,10 +169,23 @@ def execute(options: dict[str, Any]) -> Exit:
         raise UsageError("--resume needs -o RUN, the run to go on with")
     if seat is None:
         return _start_alone(plan, transport, out, options)
+    return _join(plan, transport, out, options, seat)
+
+
+def _join(plan: Any, transport: str, out: Path, options: dict[str, Any], seat: Any) -> Exit:
+    """Be the rank that a launcher has started."""
+    from ncclbench.launch.detect import OWN_START
+    from ncclbench.launch.session import join_and_run
+    from ncclbench.launch.starts import start_in_words, start_of_rank
+    from ncclbench.modes import entered
+
     if options["nproc"] is not None and seat.launcher != "local" and OWN_START not in os.environ:
         raise UsageError(f"--nproc is for a start without a launcher; {seat.launcher} has started this job")
-    from ncclbench.launch.session import join_and_run
-
+    if transport == "threads":
+        raise UsageError(
+            "--transport threads has all ranks in one process, which starts them itself, and this is one of those that "
+            f"{seat.launcher} has started: leave the launcher out, or name another transport"
+        )
     start = start_of_rank(plan, out, resume=options["resume"], asked=options["process_start"])
     mode = plan.mode_of(start or 0)
     if mode is not None and seat.rank == 0 and not _has_parent(options):
@@ -221,6 +233,7 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: i
         device=options["device"],
         topology=topology_file(options),
         start=start,
+        one_of_several=options["one_of_several"],
     )
 
 
@@ -234,17 +247,22 @@ def _has_parent(options: dict[str, Any]) -> bool:
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
     from ncclbench.cli.forecast import refuse_on_this_node
     from ncclbench.launch.relaunch import refuse_part_of_an_allocation
-    from ncclbench.launch.starts import own_start, start_of_rank
+    from ncclbench.launch.starts import own_start, refuse_without_first, start_of_rank
     from ncclbench.modes import entered
     from ncclbench.store.directory import check_target
 
+    own = own_start(os.environ)
+    later = own if own is not None else (options["process_start"] or 1) - 1
+    if options["one_of_several"] and not (out / "manifest.json").exists():
+        later = 0  # those before it came to nothing
+    if not options["resume"]:
+        refuse_without_first(out, later, os.environ)
+    check_target(out, resume=options["resume"] or later > 0)
     if options["launcher"] is not None:
-        check_target(out, resume=options["resume"])
         return _make_starts(plan, transport, out, options, nproc=0)
     if options["nproc"] is None and transport != "threads":
         refuse_part_of_an_allocation(os.environ)
     nproc = nproc_of(options)
-    check_target(out, resume=options["resume"] or bool(own_start(os.environ)) or (options["process_start"] or 1) > 1)
     refuse_on_this_node(plan, transport, planned_topology(nproc, options))
     if (plan.process_starts > 1 or options.get("arguments")) and not _has_parent(options):
         return _make_starts(plan, transport, out, options, nproc)
@@ -259,8 +277,10 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
 
 def _start_ranks(transport: str, out: Path, nproc: int, options: dict[str, Any]) -> Exit:
     """Start the ranks as processes, and wait for them."""
+    from ncclbench.launch.arguments import with_options
+
     # The ranks are told what was decided here: a directory named after the time must be the same for all.
-    arguments = [*_arguments(options), "--transport", transport, "--out", str(out)]
+    arguments = with_options(_arguments(options), ["--transport", transport, "--out", str(out)])
     if transport == "mpi":
         from ncclbench.launch.mpiexec import start_under_mpiexec
 
@@ -272,11 +292,9 @@ def _start_ranks(transport: str, out: Path, nproc: int, options: dict[str, Any])
 
 def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], nproc: int) -> Exit:
     """All process starts that the plan declares, one after the other; then what they measured."""
-    from ncclbench.cli.live import listener_for
-    from ncclbench.errors import NcclbenchError
-    from ncclbench.launch.relaunch import Relaunch, launcher_words, without_launcher
+    from ncclbench.launch.arguments import with_options, without_option
+    from ncclbench.launch.relaunch import Relaunch, launcher_words
     from ncclbench.launch.starts import START, first_start, in_own_process, make_starts
-    from ncclbench.store.directory import read_run
 
     relaunch = Relaunch(launcher_words(options["launcher"])) if options["launcher"] is not None else None
     told = ["--transport", transport, "--out", str(out.absolute() if relaunch else out)]
@@ -285,25 +303,50 @@ def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], 
         if relaunch is not None:
             number = str(int(os.environ[START]) + 1)
             which = ["--one-of-several", "--process-start", number]
-            return relaunch.start([*without_launcher(_arguments(options)), *told, *which], out)
+            # The ranks are started by the launcher, and start nobody.
+            ours = without_option(without_option(_arguments(options), "--launcher"), "--process-start")
+            return relaunch.start(with_options(ours, [*told, *which]), out)
         if transport == "threads":  # its ranks share a process, which must be another one for each start
-            return in_own_process([*_arguments(options), *told])
+            return in_own_process(with_options(_arguments(options), told))
         return _start_ranks(transport, out, nproc, options)
 
-    first, end = first_start(out, resume=options["resume"]), plan.process_starts
+    end = plan.process_starts
+    first = min(first_start(out, resume=options["resume"]), end - 1)  # the run there may be another's, with more
     if options["process_start"] is not None:
         first, end = options["process_start"] - 1, options["process_start"]
-    code = make_starts(
-        *(out, first, end, one, lambda text: click.echo(text, err=True), plan),
-        interrupted=lambda: relaunch is not None and relaunch.told is not None,
-    )
+    code = make_starts(out, first, end, one, lambda text: click.echo(text, err=True), plan)
+    if code is Exit.USAGE:  # rank 0 has said it; the run that is there may be another's
+        return code
+    if not options.get("arguments"):
+        _show(out, code, as_json=options["as_json"])
+    return code
+
+
+def _show(out: Path, code: Exit, *, as_json: bool) -> None:
+    """What all process starts together have measured."""
+    from ncclbench.cli.live import JsonListener, listener_for
+    from ncclbench.errors import NcclbenchError
+    from ncclbench.store.directory import read_run
+
     try:
         records = list(read_run(out).records)
     except NcclbenchError:  # no start came so far as to write anything, and each has said why
-        return code
-    if not options.get("arguments"):
-        listener_for(as_json=options["as_json"]).ended(out, records, code, None)
-    return code
+        return
+    listener = listener_for(as_json=as_json)
+    error = None
+    if isinstance(listener, JsonListener):
+        listener.says_errors = False  # whoever met it has said it
+        error = _what_went_wrong(code, out)
+    listener.ended(out, records, code, error)
+
+
+def _what_went_wrong(code: Exit, out: Path) -> str | None:
+    """In a word, for readers of JSON, what the process starts have said one by one."""
+    from ncclbench.launch.signals import in_words, passed_on
+
+    if passed_on:
+        return in_words(passed_on[0])
+    return f"a process start failed; why stands above, and in {out}/events.jsonl" if code is Exit.ENVIRONMENT else None
 
 
 def _ask_for_next_start(plan: Any, out: Path, launcher: str) -> None:

@@ -1,5 +1,6 @@
 """What rank 0 keeps of a run: the run directory, the records, and which case is being measured."""
 
+import os
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ncclbench.errors import EnvironmentFault, Exit, worst
+from ncclbench.launch.starts import refuse_without_first
 from ncclbench.launch.verdict import Fault
 from ncclbench.measure.case import Measurement
 from ncclbench.measure.needs import wrongly_started
@@ -61,6 +63,7 @@ class Job:
         bind: keep each rank to its share of the cores.
         topology: a topology file that places the ranks; None to go by host names.
         start: which of the plan's process starts this is; None for the first that is not finished.
+        one_of_several: made by a command that makes all starts; those before this one may have come to nothing.
     """
 
     plan: Plan
@@ -73,6 +76,7 @@ class Job:
     bind: bool = False
     topology: TopologyFile | None = None
     start: int | None = None
+    one_of_several: bool = False
 
 
 def _nothing_measured(records: list[Record]) -> str | None:
@@ -106,7 +110,9 @@ class Book:
         """Open the run directory; the ids of the cases that this start need not measure."""
         job = self.job
         self._heed(manifest)
-        if job.resume or self.start > 0:
+        begun_before = self.start > 0 and not (job.one_of_several and not (self.out / "manifest.json").exists())
+        if job.resume or begun_before:
+            refuse_without_first(self.out, 0 if job.resume else self.start, os.environ)
             self.writer = RunWriter.resume(self.out, manifest)
             run = read_run(self.out)
             if job.start is None:

@@ -112,16 +112,25 @@ def _read_seat(launcher: Launcher, environ: Mapping[str, str]) -> Seat:
             f"{launcher.name} says rank {rank} of {size}, and {local_rank} of {local_size} on this node, "
             "which contradict each other"
         )
-    host, _, port = environ.get(LOCAL_STORE, "").partition(":")
     return Seat(
         rank=rank,
         world_size=size,
         local_rank=local_rank,
         local_size=local_size,
         launcher=launcher.name,
-        address=(host, int(port)) if launcher.name == "local" else None,
+        address=_local_store(environ) if launcher.name == "local" else None,
         listen_fd=_number(LOCAL_STORE_FD, environ) if environ.get(LOCAL_STORE_FD) else None,
     )
+
+
+def _local_store(environ: Mapping[str, str]) -> tuple[str, int]:
+    host, _, port = environ[LOCAL_STORE].partition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise EnvironmentFault(
+            f"{LOCAL_STORE} must be HOST:PORT, and is {environ[LOCAL_STORE]!r}: unset it; "
+            "only ncclbench itself sets it, for ranks that it starts"
+        )
+    return host, int(port)
 
 
 def _number(name: str, environ: Mapping[str, str]) -> int:

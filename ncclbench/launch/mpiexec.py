@@ -45,9 +45,11 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str], out: Path | None =
         [mpiexec, "-n", str(nproc), *options, sys.executable, "-m", "ncclbench", *arguments],
         env={**os.environ, OWN_START: mark},
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,  # mpiexec would lose results in silence where stdout is on a full disk
         start_new_session=True,  # a Ctrl-C on the terminal reaches the ranks once, through us
         preexec_fn=end_with_parent,
     )
+    said = _Said(job)
 
     told: list[float] = []  # when a signal was passed on
 
@@ -65,6 +67,7 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str], out: Path | None =
     with passing_on(pass_on):
         try:
             while job.poll() is None and not (told and time.monotonic() > told[0] + _GRACE_SECONDS):
+                said.take()
                 time.sleep(_POLL_SECONDS)
             refused = job.returncode == Exit.FAIL and out is not None and not (out / "manifest.json").exists()
             if refused and not told:
@@ -74,6 +77,33 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str], out: Path | None =
             settled.set()
             _end(job)
             _end_ranks(mark)
+            said.show()
+
+
+class _Said:
+    """What an mpiexec and its ranks have written to stdout: the results; shown by us, who notice."""
+
+    def __init__(self, job: "subprocess.Popen[bytes]") -> None:
+        assert job.stdout is not None
+        self._pipe, self._text = job.stdout, bytearray()
+        os.set_blocking(self._pipe.fileno(), False)
+
+    def take(self) -> None:
+        """What is there by now; nobody waits for more."""
+        with suppress(BlockingIOError):
+            while chunk := os.read(self._pipe.fileno(), 1 << 16):
+                self._text += chunk
+
+    def show(self) -> None:
+        """All of it.
+
+        Raises:
+            OSError: if stdout does not take it.
+        """
+        self.take()
+        self._pipe.close()
+        sys.stdout.write(self._text.decode(errors="replace"))
+        sys.stdout.flush()
 
 
 def find_mpiexec(beside: Path) -> str:
@@ -130,8 +160,13 @@ def _version(mpiexec: str) -> str:
 
 
 def end_with_parent() -> None:
-    """In the child: ask Linux for a SIGTERM when we die, even by SIGKILL, so that no job outlives its command."""
+    """In the child, which is no program of ours: as `told_when_parent_dies`, and it heeds signals from the start."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    told_when_parent_dies()
+
+
+def told_when_parent_dies() -> None:
+    """In the child: ask Linux for a SIGTERM when we die, even by SIGKILL, so that no job outlives its command."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from ncclbench.errors import EnvironmentFault, Exit, UsageError, worst
+from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, UsageError, worst
 from ncclbench.launch.mpiexec import end_with_parent
-from ncclbench.launch.signals import blocked, passing_on
+from ncclbench.launch.signals import blocked, in_words, passing_on
+from ncclbench.launch.starts import Refused
 
 # From a signal on: rank 0 collects signs, stores the record in progress, and the launcher clears up after it.
 _END_SECONDS = 30.0
@@ -60,35 +61,20 @@ def _is_torchrun(words: Sequence[str]) -> bool:
     return named and "--no-python" not in words
 
 
-def without_launcher(arguments: Sequence[str]) -> list[str]:
-    """Our own arguments without ``--launcher``: the ranks are started by it, and start nobody."""
-    kept: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == _FLAG:
-            next(words, None)
-        elif not word.startswith(f"{_FLAG}="):
-            kept.append(word)
-    return kept
-
-
 class Relaunch:
-    """Starts the ranks by a launcher, again and again.
-
-    Attributes:
-        told: the signal that ended it; None if none came.
-    """
+    """Starts the ranks by a launcher, again and again."""
 
     def __init__(self, words: Sequence[str]) -> None:
         """Nothing is started yet."""
         self._words = list(words)
-        self.told: int | None = None
+        self._told: int | None = None
 
     def start(self, arguments: Sequence[str], out: Path) -> Exit:
         """One start: run ``ncclbench ARGUMENTS`` under the launcher; what it ended in.
 
         Raises:
-            EnvironmentFault: if the launcher could not be started, or nothing of the run is to be seen after it.
+            Refused: if the launcher ended in an error, and nothing of the run is to be seen after it.
+            NcclbenchError: if the launcher could not be started, was interrupted, or its ranks refuse what is asked.
         """
         line = launcher_line(self._words, arguments)
         with blocked():  # one that comes now ends what is just being started, and not us alone
@@ -102,15 +88,15 @@ class Relaunch:
             except OSError as error:
                 raise EnvironmentFault(f"could not start {_FLAG} {line[0]!r}: {error.strerror or error}") from None
         code = self._wait(job)
-        if self.told is None and not (out / "manifest.json").exists():
-            _say_why_nothing_came(line[0], job.returncode, out)
+        if not (out / "manifest.json").exists():
+            raise _why_nothing_came(line[0], job.returncode, self._told, out)
         return code
 
     def _wait(self, job: "subprocess.Popen[bytes]") -> Exit:
         deadline: list[float] = []
 
         def pass_on(number: int, _frame: FrameType | None) -> None:
-            self.told = number
+            self._told = number
             deadline.append(time.monotonic() + _END_SECONDS)
             if job.poll() is None:
                 # srun takes a first SIGINT for a question, so it is always asked by the signal that it passes on.
@@ -122,21 +108,23 @@ class Relaunch:
                     time.sleep(_POLL_SECONDS)
             finally:
                 _kill(job)
-        if self.told is not None:
+        if self._told is not None:
             return Exit.ENVIRONMENT
         # A code of ours is passed on by srun and mpirun. `run` never ends in 1: that is the launcher's own failure, or
         # torchrun's word for any.
         return Exit.ENVIRONMENT if job.returncode == Exit.FAIL else worst([job.returncode])
 
 
-def _say_why_nothing_came(launcher: str, code: int, out: Path) -> None:
-    """Raise the one line that names the launcher; where ranks have ended in a code of ours, they have said it."""
+def _why_nothing_came(launcher: str, code: int, told: int | None, out: Path) -> NcclbenchError:
+    """The one line that names the launcher, whatever it or the ranks have said before."""
+    if told is not None:
+        return EnvironmentFault(f"{in_words(told)} before anything was measured")
     if code == 0:
-        raise EnvironmentFault(
+        return EnvironmentFault(
             f"{launcher} ended well, but {out} is not here: name a directory that rank 0's host and this one share"
         )
-    if code not in (Exit.USAGE, Exit.ENVIRONMENT, Exit.WRONG_DATA, Exit.INCONCLUSIVE):
-        raise EnvironmentFault(f"{launcher} ended in {code} before anything was measured; what it said stands above")
+    message = f"{launcher} ended in {code} before anything was measured; what it said stands above"
+    return UsageError(message) if code == Exit.USAGE else Refused(message)
 
 
 def _kill(job: "subprocess.Popen[bytes]") -> None:

@@ -204,8 +204,8 @@ def _refuse_disagreement(job: Job, transport: Transport) -> None:
     plan = hashlib.sha256(msgspec.json.encode(job.plan.as_record())).hexdigest()[:16]
     mine = {"ncclbench": __version__, "plan": plan, "world size": transport.world_size}
     mine["topology file"] = job.topology.sha256[:16] if job.topology else "none"
-    if job.plan.modes:  # what a library has read it keeps
-        mine["process start"] = (job.start or 0) + 1
+    if job.plan.process_starts > 1:
+        mine["process start"] = "the next that is missing" if job.start is None else job.start + 1
     views = [msgspec.json.decode(text) for text in all_gather_text(transport.control, _text(mine))]
     for rank, view in enumerate(views):
         for key, value in view.items():
@@ -262,7 +262,9 @@ def _open_book(
     answer = msgspec.json.decode(broadcast_text(transport.control, _text(answer)))
     if "error" in answer:
         raise (UsageError if answer["usage"] else EnvironmentFault)(answer["error"])
-    if transport.rank:  # a directory named after the time has another name on every rank; rank 0's is the one
+    if (
+        book.writer is None
+    ):  # a directory named after the time has another name on every rank; that of rank 0, which writes, is the one
         book.out = Path(answer["out"])
     return set(answer["finished"])
 

@@ -36,6 +36,9 @@ OnSignal = Callable[[signal.Signals], object]
 # Set once the outcome of this process is certain: a signal after that changes nothing, and must not seem to.
 settled = threading.Event()
 
+# The signals that this process was sent while it waited for ranks, and has told them: none is started after that.
+passed_on: list[int] = []
+
 
 class Guard:
     """A thread that hears this process's signals.
@@ -92,10 +95,15 @@ def heeding(on_signal: OnSignal) -> Iterator[None]:
 @contextmanager
 def passing_on(pass_on: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Inside, the main thread, which only waits for ranks, calls `pass_on` for each of these signals."""
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        passed_on.append(number)
+        pass_on(number, frame)
+
     with _restoring():
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
-            signal.signal(number, pass_on)
+            signal.signal(number, noted)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield
 
@@ -137,9 +145,19 @@ def wait_for_rank_0(seconds: float = _RANK_0_SPEAKS_SECONDS) -> None:
         time.sleep(seconds)
 
 
+def rank_0_is_still_there() -> bool:
+    """After waiting for it: torchrun and Open MPI would have ended this rank with it, others tell nothing of it."""
+    return any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "TORCHELASTIC_RUN_ID"))
+
+
+def in_words(number: int) -> str:
+    """What such a signal does to a run."""
+    return f"interrupted by {signal.Signals(number).name}"
+
+
 def announce(number: signal.Signals) -> None:
     """Say that a run was interrupted before there was anything to keep, as every other error of a run is said."""
-    message = f"interrupted by {number.name}"
+    message = in_words(number)
     _write(2, f"ncclbench: error: {message}")
     if "--json" in sys.argv[1:]:
         _write(1, json.dumps({"run": None, "exit_code": int(Exit.ENVIRONMENT), "error": message, "records": []}))

@@ -7,15 +7,17 @@ the same run directory, and one that fails counts: the next is made all the same
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from ncclbench.errors import Exit, NcclbenchError, UsageError, worst
-from ncclbench.launch.signals import SIGNALS
+from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, UsageError, worst
+from ncclbench.launch.arguments import with_options, without_option
+from ncclbench.launch.mpiexec import told_when_parent_dies
+from ncclbench.launch.signals import blocked, passed_on, passing_on
 from ncclbench.modes import Mode
 from ncclbench.plan import Plan
 from ncclbench.store.directory import Run, read_run
@@ -25,12 +27,17 @@ START = "NCCLBENCH_START"
 
 _LAUNCHERS = ("torchrun", "mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun", "flux")
 _MOST_PARENTS = 8
+_POLL_SECONDS = 0.05
 
 
 def own_start(environ: Mapping[str, str]) -> int | None:
     """Which start a parent of ours has made this process for; None if it has no such parent."""
     text = environ.get(START, "")
     return int(text) if text.isdecimal() else None
+
+
+class Refused(EnvironmentFault):
+    """Nothing of the run is there after a start, and what would have made it has ended by itself."""
 
 
 def make_starts(
@@ -40,9 +47,11 @@ def make_starts(
     one: Callable[[], Exit],
     say: Callable[[str], None],
     plan: Plan | None = None,
-    interrupted: Callable[[], bool] = lambda: False,
 ) -> Exit:
     """Make the process starts `first` to `starts` - 1 of the run in `out`; the most severe of what they end in.
+
+    A start that `one` says was refused is missing, and the next is made all the same. After a usage error, which the
+    next would meet as well, none is.
 
     Args:
         out: the run directory.
@@ -51,9 +60,13 @@ def make_starts(
         one: makes one start, whose number its processes find in their environment.
         say: tells the user where it stands.
         plan: tells how many starts there are in all, and of which mode each is; its processes see to that themselves.
-        interrupted: whether the user wants no further start, where ranks may not have written that down.
+
+    Raises:
+        Refused: if none of them came to anything.
     """
     codes = []
+    refused: list[Refused] = []
+    before = len(passed_on)
     try:
         for start in range(first, starts):
             if start > first and _is_finished(out, start):
@@ -62,11 +75,20 @@ def make_starts(
             if total > 1:
                 say(start_in_words(start, total, mode))
             os.environ[START] = str(start)
-            codes.append(one())
-            if interrupted() or _was_stopped(out):
+            try:
+                codes.append(one())
+            except Refused as error:
+                refused.append(error)
+                codes.append(Exit.ENVIRONMENT)
+                if total > 1:
+                    say(f"ncclbench: warning: {start_in_words(start, total, mode)} is missing: {error}")
+                continue
+            if codes[-1] is Exit.USAGE or len(passed_on) > before or _was_stopped(out):
                 break
     finally:
         os.environ.pop(START, None)
+    if refused and len(refused) == len(codes):
+        raise Refused(f"{refused[-1]}{f', in all {len(codes)} process starts' if len(codes) > 1 else ''}")
     return worst(codes)
 
 
@@ -121,6 +143,22 @@ def refuse_start(plan: Plan, asked: int | None) -> None:
         raise UsageError(f"--process-start must be 1 to {plan.process_starts}, as many as the plan has, got {asked}")
 
 
+def refuse_without_first(out: Path, start: int, environ: Mapping[str, str]) -> None:
+    """Refuse a later process start of a run that is not there.
+
+    Raises:
+        UsageError: naming what asks for that start.
+    """
+    if start == 0 or (out / "manifest.json").exists():
+        return
+    if own_start(environ) is not None:
+        raise UsageError(
+            f"{START}={environ[START]} is set, which asks for process start {start + 1} of the run in {out}, and there "
+            "is none: unset it; only ncclbench itself sets it, for processes that it starts"
+        )
+    raise UsageError(f"--process-start {start + 1}: there is no run in {out}: make process start 1 first")
+
+
 def _was_stopped(out: Path) -> bool:
     """Whether the next start would be pointless: nothing was begun, or the user has interrupted this one."""
     try:
@@ -132,22 +170,32 @@ def _was_stopped(out: Path) -> bool:
 
 
 def in_own_process(arguments: Sequence[str]) -> Exit:
-    """Run ``ncclbench ARGUMENTS`` in a process of its own; signals are passed on to it."""
-    child = subprocess.Popen([sys.executable, "-m", "ncclbench", *arguments], stdin=subprocess.DEVNULL)
+    """Run ``ncclbench ARGUMENTS`` in a process of its own; signals are passed on to it, and it does not outlive us."""
+    children: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        if child.poll() is None:
-            child.send_signal(number)
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        return worst([child.wait()])
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with passing_on(pass_on):
+        try:
+            with blocked():  # the child inherits the block, and ends it when it heeds signals
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "ncclbench", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # a Ctrl-C on the terminal reaches it once, through us
+                    preexec_fn=told_when_parent_dies,
+                )
+                children.append(child)
+            while child.poll() is None:
+                time.sleep(_POLL_SECONDS)
+            return worst([child.returncode])
+        finally:
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
 
 
 def next_command(
@@ -162,12 +210,14 @@ def next_command(
         environ: variables, for what a launcher tells nowhere else.
         start: to be said outright, for nodes that do not see the run directory; counted from 0.
     """
-    ours = _without_start(arguments)
+    ours = without_option(arguments, "--process-start")  # which was for the start before
+    more: list[str] = []
     if not any(word in ("-o", "--out") or word.startswith(("--out=", "-o")) for word in ours):
-        ours += ["-o", str(out)]
+        more += ["-o", str(out)]
     if "--resume" not in ours:
-        ours.append("--resume")
-    ours += ["--process-start", str(start + 1)] if start is not None else []
+        more.append("--resume")
+    more += ["--process-start", str(start + 1)] if start is not None else []
+    ours = with_options(ours, more)
     seen = _launcher_line(arguments)
     if seen is not None:
         return shlex.join([*seen, *ours])
@@ -176,15 +226,6 @@ def next_command(
     if launcher == "slurm":
         return f"srun --nodes={environ.get('SLURM_STEP_NUM_NODES', '?')} --ntasks={size} {program}"
     return f"{'mpiexec' if launcher in ('openmpi', 'mpich') else launcher} (with the options of this start) {program}"
-
-
-def _without_start(arguments: Sequence[str]) -> list[str]:
-    """`arguments` without ``--process-start N``, which was for the start before."""
-    kept = [word for word in arguments if not word.startswith("--process-start=")]
-    while "--process-start" in kept:
-        at = kept.index("--process-start")
-        del kept[at : at + 2]
-    return kept
 
 
 def _launcher_line(arguments: Sequence[str]) -> list[str] | None:
@@ -197,11 +238,18 @@ def _launcher_line(arguments: Sequence[str]) -> list[str] | None:
         words = _words(process)
         starts_us = any(Path(word).name in _LAUNCHERS for word in words[:2]) or "torch.distributed.run" in words[:4]
         if starts_us and arguments and list(arguments) == words[-len(arguments) :]:
-            return words[: -len(arguments)]
+            return _as_typed(words[: -len(arguments)])
         process = _parent(process)
         if process <= 1:
             return None
     return None
+
+
+def _as_typed(words: list[str]) -> list[str]:
+    """Open MPI 5's mpirun becomes prterun, which by itself starts no MPI job; what was typed is not to be seen."""
+    return [
+        str(Path(word).with_name("mpirun")) if Path(word).name == "prterun" else word for word in words[:2]
+    ] + words[2:]
 
 
 def _words(process: int) -> list[str]:

@@ -18,7 +18,7 @@ import mpi4py
 import numpy as np
 
 from ncclbench.buffers import Buffers, Device, device_bytes
-from ncclbench.errors import EnvironmentFault, TransportError, Unable
+from ncclbench.errors import EnvironmentFault, TransportError, Unable, UsageError
 from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
@@ -76,17 +76,28 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "MpiTransport":
         EnvironmentFault: if MPI does not start, or says otherwise than the launcher who this rank is.
     """
     del name
+    address = _control_apart()
     owned = _start_as(seat)
-    star = _control_apart(seat, timeout)
+    star = StarControl(seat.rank, seat.world_size, address, timeout) if address else None
     return MpiTransport(MPI.COMM_WORLD, owned=owned, memory=_device_memory(seat), star=star)
 
 
-def _control_apart(seat: Seat, timeout: float) -> StarControl | None:
-    """Control messages on a network of their own, where one is named and rank 0 has an address on it."""
-    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
-    if not os.environ.get(CONTROL_NETWORK) or not host or not port.isdecimal():
+def _control_apart() -> tuple[str, int] | None:
+    """Where rank 0 is met for control messages on a network of their own; None if none is named.
+
+    Raises:
+        UsageError: if nobody says where rank 0 is on it.
+    """
+    network = os.environ.get(CONTROL_NETWORK)
+    if not network:
         return None
-    return StarControl(seat.rank, seat.world_size, (host, int(port)), timeout)
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(
+            f"{CONTROL_NETWORK}={network} needs MASTER_ADDR, rank 0's address on that network, and MASTER_PORT, a free "
+            f"port there, on all ranks; they are {host!r} and {port!r}"
+        )
+    return host, int(port)
 
 
 def _device_memory(seat: Seat) -> Memory | None:

@@ -75,6 +75,18 @@ def test_a_signal_in_mid_case_keeps_what_was_finished(transport: str, number: si
     assert job.nobody_is_left()
 
 
+def test_a_signal_ends_the_process_of_a_start_and_no_other_start_is_made(plan: Path, jobs: Starter) -> None:
+    plan.write_text(PLAN_TEXT.replace('"signals"', '"signals"\nstarts = 3'))
+    job = jobs.ncclbench("run --plan plan.toml --transport threads --nproc 2 -o run --json")
+    assert jobs.eventually(in_the_last_case(jobs.folder / "run"), 60)
+    job.signal(signal.SIGTERM)
+    finished = job.wait(30)
+    assert (finished.code, len(ours(finished.err))) == (Exit.ENVIRONMENT, 1)
+    assert [record["status"] for record in finished.records] == ["ok", "failed"]
+    assert finished.summary["error"] == "interrupted by SIGTERM"
+    assert job.nobody_is_left()
+
+
 # A transport whose ranks never meet: they sit in a library's C code, which hears nothing of signals.
 _NEVER = """
 import ctypes, os

@@ -268,3 +268,15 @@ def test_the_next_start_is_the_same_command_with_resume_and_the_run_directory() 
     assert command == "srun --nodes=2 --ntasks=16 ncclbench accept --profile p -o 'runs/a b' --resume"
     again = starts.next_command("slurm", ["accept", "-o", "x", "--resume"], Path("x"), environ)
     assert again == "srun --nodes=2 --ntasks=16 ncclbench accept -o x --resume"
+
+
+@pytest.mark.parametrize("code", [Exit.USAGE, Exit.ENVIRONMENT])
+def test_what_was_not_measured_is_json_as_well(code: Exit, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a usage error the run in -o may be another's, and is not judged."""
+    out = run if code is Exit.USAGE else run / "nowhere"
+    monkeypatch.setattr("ncclbench.cli.accept._measure", lambda *_: code)
+    said = call("accept", "--profile", "h100-hgx-ib", "-o", out, "--json")
+    assert said.code == code
+    summary = json.loads(said.out.splitlines()[-1])
+    assert (summary["verdict"], summary["exit_code"], summary["run"]) == ("NOT_RUN", code, None)
+    assert "nothing was measured" in summary["error"]

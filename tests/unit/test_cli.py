@@ -125,6 +125,11 @@ SMALL = ("-b", "8", "-e", "8", "--transport", "threads", "--nproc", "2")
         (("run", "all_reduce", "--max-seconds", "inf", *SMALL), "max_seconds"),
         (("run", "all_reduce", "--timeout", "-1"), "timeout must be"),
         (("run", "all_reduce", "--timeout", "0", *SMALL), "timeout must be"),
+        (("run", "all_reduce", "--timeout", "1e300", *SMALL), "timeout must be at most 604800, got 1e+300"),
+        (
+            ("run", "--plan", "accept-cpu", "--nproc", "2", "--process-start", "2", "-o", "new"),
+            "--process-start 2: there is no run in new: make process start 1 first",
+        ),
         (("run", "all_reduce", "--nproc", "0", "-e", "8"), "--nproc must be 1 to 1024, got 0"),
         (("run", "all_reduce", "--nproc", "-2", "-e", "8"), "--nproc must be 1 to 1024, got -2"),
         (("run", "all_reduce", "--resume"), "--resume needs -o RUN"),
@@ -233,6 +238,10 @@ def test_another_plan_is_not_resumed(ncclbench: Callable[..., Result], refused: 
             {"SLURM_STEP_NUM_TASKS": "two", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
             "SLURM_STEP_NUM_TASKS must be a whole number, and is 'two'",
         ),
+        (
+            {"NCCLBENCH_STORE": "abc", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+            "NCCLBENCH_STORE must be HOST:PORT, and is 'abc': unset it",
+        ),
     ],
 )
 def test_a_broken_launch_is_the_environments_fault(
@@ -259,6 +268,28 @@ def test_nproc_does_not_go_with_a_launcher(refused: Callable[..., str], monkeypa
     assert "--nproc is for a start without a launcher" in refused("run", "all_reduce", "-e", "8", "--nproc", "2")
 
 
+def test_threads_are_not_started_by_a_launcher(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in JOINED.items():
+        monkeypatch.setenv(name, value)
+    assert "torchrun has started: leave the launcher out" in refused("run", "all_reduce", "--transport", "threads")
+
+
+def test_a_left_over_number_of_a_start_is_named(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCLBENCH_START", "1")
+    message = refused("run", "--plan", "accept-cpu", "--transport", "threads", "--nproc", "2", "-o", "new")
+    assert "NCCLBENCH_START=1 is set" in message
+    assert "unset it" in message
+
+
+@pytest.mark.parametrize("starts", [1, 2])
+def test_the_run_directory_is_named_as_it_was_given(starts: int, ncclbench: Callable[..., Result]) -> None:
+    plan = f'name = "p"\nstarts = {starts}\n[[case]]\npattern = "all_reduce"\nbytes = 8\niterations = 4\n'
+    Path("p.toml").write_text(plan)
+    code, out, err = ncclbench("run", "--plan", "p.toml", "--transport", "threads", "--nproc", "2", "-o", "r/../run")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "run directory: r/../run"
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_usage_error_is_said_once_in_a_job_and_all_ranks_leave_with_it(
     rank: str, ncclbench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
@@ -268,6 +299,19 @@ def test_a_usage_error_is_said_once_in_a_job_and_all_ranks_leave_with_it(
     code, _, err = ncclbench("run", "all_redcue")
     assert code == Exit.USAGE
     assert err.count("\n") == (1 if rank == "0" else 0)
+
+
+def test_a_usage_error_of_one_rank_alone_is_said_by_it(
+    ncclbench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its launcher would have ended this rank with rank 0, had that met the error as well."""
+    monkeypatch.setattr("ncclbench.launch.signals.time.sleep", lambda _seconds: None)
+    for name, value in (JOINED | {"RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"}).items():
+        monkeypatch.setenv(name, value)
+    code, _, err = ncclbench("run", "all_redcue")
+    assert code == Exit.USAGE
+    assert err.startswith("ncclbench: error: rank 1: ")
+    assert "no pattern 'all_redcue'" in err
 
 
 @pytest.fixture

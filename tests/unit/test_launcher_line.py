@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from ncclbench.errors import UsageError
-from ncclbench.launch.relaunch import launcher_line, launcher_words, refuse_part_of_an_allocation, without_launcher
+from ncclbench.launch.arguments import with_options, without_option
+from ncclbench.launch.relaunch import launcher_line, launcher_words, refuse_part_of_an_allocation
 
 PYTHON = f"{sys.executable} -m ncclbench"
 
@@ -39,7 +40,16 @@ def test_words_are_those_of_a_shell() -> None:
 
 @pytest.mark.parametrize("given", [["--launcher", "srun -N2"], ["--launcher=srun -N2"]])
 def test_the_ranks_are_not_told_of_the_launcher(given: list[str]) -> None:
-    assert without_launcher(["run", "--plan", "p", *given, "-o", "x"]) == ["run", "--plan", "p", "-o", "x"]
+    line = ["run", "--plan", "p", *given, "-o", "x", "--", "--launcher"]
+    assert without_option(line, "--launcher") == ["run", "--plan", "p", "-o", "x", "--", "--launcher"]
+
+
+@pytest.mark.parametrize(
+    ("line", "more"), [("run -n 3", "-- all_reduce"), ("run all_reduce", ""), ("run", "-- all_reduce -- --out")]
+)
+def test_options_are_added_before_the_patterns_that_stand_behind_two_dashes(line: str, more: str) -> None:
+    whole = [*line.split(), *more.split()]
+    assert with_options(whole, ["-o", "x"]) == [*line.split(), "-o", "x", *more.split()]
 
 
 def test_a_part_of_an_allocation_is_not_measured_for_the_whole() -> None:

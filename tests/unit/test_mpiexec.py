@@ -1,10 +1,14 @@
+import io
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
+from ncclbench.cli.streams import discard
 from ncclbench.errors import EnvironmentFault, Exit
+from ncclbench.launch import mpiexec
 from ncclbench.launch.mpiexec import exit_of, find_mpiexec, mpiexec_options
 from ncclbench.launch.supervise import under_mpiexec
 
@@ -33,6 +37,21 @@ def test_only_open_mpi_must_be_told_that_there_are_more_ranks_than_cores() -> No
     assert mpiexec_options("mpiexec (Open MPI) 5.0.11", 4, 2) == ["--oversubscribe"]
     assert mpiexec_options("mpiexec (Open MPI) 5.0.11", 2, 2) == []
     assert mpiexec_options("HYDRA build details:", 4, 2) == []
+
+
+def test_results_that_stdout_does_not_take_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = executable(tmp_path / "mpiexec")
+    fake.write_text("#!/bin/sh\nfor k in $(seq 20000); do echo results; done\n")  # more than a pipe holds
+    monkeypatch.setattr(mpiexec, "find_mpiexec", lambda _beside: str(fake))
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert mpiexec.start_under_mpiexec(2, ["run"]) is Exit.GOOD
+    assert shown.getvalue() == "results\n" * 20000
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="No space left"):
+            mpiexec.start_under_mpiexec(2, ["run"])
+        discard(full.fileno())
 
 
 @pytest.mark.parametrize(
