@@ -179,7 +179,7 @@ def main() -> None:
     torch_road = open_transport("nccl", seat, 60.0)
     cupy_road = CupyNcclTransport(seat, torch_road, log)
     topology, bare, report = Topology.single_node(seat.world_size), Bare(cupy_road), Report(seat.rank)
-    roads = [torch_road, cupy_road]
+    roads: list[Any] = [torch_road, cupy_road]
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     versions = f"{torch_road.describe()}, cupy {cupy.__version__}"
     report.say(f"{datetime.date.today()}, {seat.world_size} x {name}, {versions}\n")
@@ -188,7 +188,9 @@ def main() -> None:
     large(report, bare, roads, topology)
     if seat.rank == 0 and len(sys.argv) > 1:
         Path(sys.argv[1], "gpu_timing.md").write_text("\n".join(report.lines) + "\n")
-    cupy_road.stream.synchronize()
+    for road in reversed(roads):
+        road.stream.make_current()
+        road.stream.synchronize()
     torch_road.close()
 
 
