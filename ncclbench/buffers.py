@@ -263,5 +263,6 @@ def refuse_too_large(
     if needed + _RESERVE * local_ranks > available:
         raise UsageError(
             f"{case_id} needs {format_bytes(needed)} on {where} ({local_ranks} ranks x "
-            f"{format_bytes(needed_per_rank)}), and {format_bytes(available)} is free: lower --max-bytes or --nproc"
+            f"{format_bytes(needed_per_rank)}), and of the {format_bytes(available)} that is free "
+            f"{format_bytes(_RESERVE)} a rank is kept for libraries: lower --max-bytes or --nproc"
         )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.store.directory import Run
+from ncclbench.store.frame import share_a_machine
 from ncclbench.store.records import Record
 
 Ints = NDArray[np.int64]
@@ -188,6 +189,8 @@ def unlike(a: Mapping[str, Any], b: Mapping[str, Any], may_differ: Iterable[str]
         one, other = (getattr(place, name) for place in places)
         if (one is None) is not (other is None) or (one is not None and not np.array_equal(one, other)):
             differences.append(f"{name} are laid out differently")
+    if share_a_machine(a) != share_a_machine(b):
+        differences.append("in one of them the nodes are parts of one machine")
     if gpu_names(a) != gpu_names(b):
         differences.append(f"GPUs: {', '.join(gpu_names(b)) or 'none'} against {', '.join(gpu_names(a)) or 'none'}")
     for kind in ("versions", "variables"):

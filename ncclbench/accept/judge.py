@@ -6,7 +6,7 @@ from ncclbench import __version__
 from ncclbench.accept.outcome import SCHEMA, Document, ProfileName, Result, Starts, Verdict, exit_code, overall
 from ncclbench.accept.subject import Subject
 from ncclbench.registry import load, names
-from ncclbench.store.frame import ranks_per_gpu
+from ncclbench.store.frame import ranks_per_gpu, share_a_machine
 
 
 def judge(subject: Subject) -> Document:
@@ -46,6 +46,7 @@ def stamps(subject: Subject) -> list[str]:
     found = list(subject.rules.profile.stamps)
     found += ["cpu only"] if manifest.get("device") == "cpu" else []
     found += ["shared GPUs"] if ranks_per_gpu(manifest) > 1 else []
+    found += ["nodes of one machine"] if share_a_machine(manifest) else []
     found += ["simulated"] if manifest.get("transport") == "model" else []
     found += ["imported"] if manifest.get("imported") else []
     found += ["forced"] if subject.forced and subject.baseline is not None else []

@@ -22,7 +22,7 @@ from ncclbench.store.directory import read_run
 KEY = "NCCLBENCH_REDACT_KEY"
 # Words of ours that are no secret even if somebody calls a host so.
 _NOT_HOSTS = frozenset({"local", "localhost", "gloo", "nccl", "mpi", "threads", "model", "cpu", "cuda", "lo", ""})
-_IDENTITY_KEYS = re.compile(r"(serial|uuid|guid|host|hostname|mac|address)s?", re.IGNORECASE)
+_IDENTITY_KEYS = re.compile(r"(serial|uuid|guid|boot|host|hostname|mac|address)s?", re.IGNORECASE)
 # Fields that other programs key on, and that name no machine.
 _KEPT = frozenset(
     {"case", "pattern", "dtype", "timing", "transport", "kind", "status", "samples", "previous", "label", "id"}

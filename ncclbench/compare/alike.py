@@ -5,7 +5,7 @@ from typing import Any
 
 from ncclbench.compare.sides import Side
 from ncclbench.store.directory import Run, first_difference
-from ncclbench.store.frame import is_simulated, ranks_per_gpu
+from ncclbench.store.frame import is_simulated, ranks_per_gpu, share_a_machine
 
 # How long and how precisely a case was measured changes the interval, and not what is measured.
 _FREE_SETTINGS = ("timeout", "max_seconds", "precision", "iterations")
@@ -58,6 +58,7 @@ def _fabric(run: Run) -> dict[str, Any]:
         "simulated": is_simulated(manifest),
         "ranks": manifest.get("world_size"),
         "ranks a GPU": ranks_per_gpu(manifest),
+        "nodes of one machine": share_a_machine(manifest),
         **{name: topology.get(name) for name in _PLACES},
         **{name: wiring.get(name) for name in _WIRING},
         "cpu": _mapping(manifest.get("provenance")).get("cpu"),

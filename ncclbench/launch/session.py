@@ -33,7 +33,7 @@ from ncclbench.store.events import utc_now
 from ncclbench.store.provenance import provenance, software
 from ncclbench.store.records import SCHEMA
 from ncclbench.topology import Topology
-from ncclbench.topology.detect import detect_host, nearest
+from ncclbench.topology.detect import boot_id, detect_host, nearest
 from ncclbench.topology.placing import Found, place_detected
 from ncclbench.topology.placing import place as place_ranks
 from ncclbench.transports._address import LOOPBACK, own_hosts
@@ -97,9 +97,13 @@ def _prepare(
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a rank runs, for the manifest: host, process, cores, its GPU's PCI address, and what it found around it."""
+    """Where a rank runs, for the manifest: host, process, cores, its GPU's PCI address, and what it found around it.
+
+    `boot` is the running kernel's own id, the same in all containers of a machine; "" where the kernel has none.
+    """
 
     host: str
+    boot: str = ""
     pid: int
     cores: list[int]
     gpu: str | None = None
@@ -135,6 +139,7 @@ def _place(job: Job, seat: Seat, transport: Transport) -> str:
     return _text(
         Place(
             host=host,
+            boot=boot_id(),
             pid=os.getpid(),
             cores=cores,
             gpu=gpu,

@@ -196,6 +196,16 @@ def ranks_per_gpu(manifest: Mapping[str, Any]) -> int:
     return count if isinstance(count, int) else 1
 
 
+def share_a_machine(manifest: Mapping[str, Any]) -> bool:
+    """Whether ranks of unlike host names ran under one kernel: containers, or nodes that are only played."""
+    ranks = manifest.get("ranks")
+    hosts: dict[str, set[str]] = {}
+    for rank in ranks if isinstance(ranks, list) else []:
+        if isinstance(rank, Mapping) and rank.get("boot"):
+            hosts.setdefault(str(rank["boot"]), set()).add(str(rank.get("host")))
+    return any(len(names) > 1 for names in hosts.values())
+
+
 def time_is(record: Record) -> str | None:
     """What the headline is: ``median``, or ``mean`` where an imported log has one figure for many launches."""
     if record.time_us is None:

@@ -72,6 +72,11 @@ def detect_host(root: Path | None = None, name: str | None = None) -> Host:
     return Host(name=name or socket.gethostname(), gpus=gpus, ports=[*rdma, *ethernet], domains=domains, how=how)
 
 
+def boot_id() -> str:
+    """The running kernel's own id, which all containers of a machine share; "" where it has none."""
+    return _text(Path("/proc/sys/kernel/random/boot_id"))
+
+
 def nearest(host: Host) -> list[str]:
     """The NIC of each GPU: the nearest RDMA port that no other GPU has; "" where there is none left."""
     chosen: list[str] = []

@@ -4,18 +4,20 @@ import re
 from collections.abc import Sequence
 
 from ncclbench.store.directory import Run
-from ncclbench.store.frame import is_simulated, ranks_per_gpu, time_is
+from ncclbench.store.frame import is_simulated, ranks_per_gpu, share_a_machine, time_is
 from ncclbench.store.judgement import Judgement, read_judgement
 
 NO_VERDICT = "no verdict: this run was measured, not judged"
 CPU_ONLY = "CPU only: proves logic, not a fabric"
 SHARED = "ranks share GPUs: proves logic, not a fabric"
+ONE_MACHINE = "nodes of one machine: proves logic, not a fabric"
 IMPORTED = "imported from"
 
 # What a verdict's stamps are called in a report.
 _STAMPS = {
     "cpu only": CPU_ONLY,
     "shared GPUs": SHARED,
+    "nodes of one machine": ONE_MACHINE,
     "simulated": "simulated",
     "redacted": "redacted",
     "forced": "forced: compared although fabric, versions or settings differ",
@@ -38,6 +40,7 @@ def stamps(run: Run, judgement: Judgement | None) -> list[str]:
     found = ["simulated"] if is_simulated(run.manifest) else []
     found += [CPU_ONLY] if run.manifest.get("device") == "cpu" and not found else []
     found += [SHARED] if ranks_per_gpu(run.manifest) > 1 else []
+    found += [ONE_MACHINE] if share_a_machine(run.manifest) else []
     sources = run.manifest.get("imported")
     found += [
         f"{IMPORTED} {visible(one.get('tool'))} {visible(one.get('version') or '')}".rstrip()

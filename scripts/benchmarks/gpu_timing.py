@@ -183,6 +183,8 @@ def main() -> None:
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     versions = f"{torch_road.describe()}, cupy {cupy.__version__}"
     report.say(f"{datetime.date.today()}, {seat.world_size} x {name}, {versions}\n")
+    if torch_road.ranks_per_gpu > 1:
+        report.say("Ranks share a GPU: this proves the script, and is no figure of a fabric.\n")
     graphs(report, bare, roads, topology)
     repetitions(report, roads, topology)
     large(report, bare, roads, topology)

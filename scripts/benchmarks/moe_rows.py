@@ -237,6 +237,8 @@ def main() -> None:
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
     runtime = cupy.cuda.runtime.runtimeGetVersion()
     say(f"{datetime.date.today()}, {name}, a world of {world}, CuPy {cupy.__version__}, CUDA {runtime}\n")
+    if transport and transport.ranks_per_gpu > 1:
+        say("Ranks share a GPU: this proves the script, and is no figure of a fabric.\n")
     rate = copy_rate(timer, own)
     say(f"A device copy of 1 GiB reads and writes {rate / 1e12:.2f} TB/s. Rank {rank % EXPERT_PARALLEL} of EP 8, "
         "DeepSeek-V3, 4096 tokens, hidden 7168; right to the bit.\n")  # fmt: skip

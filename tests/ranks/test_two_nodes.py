@@ -23,7 +23,8 @@ from tests.ranks.conftest import Job, Starter
 
 pytestmark = pytest.mark.ranks
 
-LAUNCH = Path(__file__).parents[2] / "scripts/launch"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+LAUNCH = SCRIPTS / "launch"
 CASE = "all_reduce -b 4K -e 4K -n 10 --json"
 NAMES = ("n0", "n1")
 NET = "10.203.77"
@@ -129,4 +130,34 @@ def test_mpirun_with_a_host_file_of_two_nodes(transport: str, nodes: Nodes, jobs
     line = next(line for line in finished.out.splitlines() if line.startswith('{"run"'))
     assert_two_nodes(run, json.loads(line)["records"])
     assert read_run(run).manifest["transport"] == transport
+    assert job.nobody_is_left()
+
+
+@pytest.fixture
+def played() -> str:
+    """The script that plays two nodes on one machine."""
+    if subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode != 0:
+        pytest.skip("a host name for each node needs root and unshare")
+    return str(SCRIPTS / "two_nodes")
+
+
+def test_nodes_that_are_one_machine_are_two_to_the_ranks_and_one_to_the_reader(played: str, jobs: Starter) -> None:
+    run = jobs.folder / "run"
+    job = jobs.start(
+        f"{sys.executable} -m ncclbench run same_rail -b 4K -e 4K -n 5 --transport gloo -o {run} "
+        f"--launcher {shlex.quote(played + ' 1')}",
+        {"PYTHON": sys.executable},
+    )
+    finished = job.wait()
+    assert finished.code == 0, finished.err
+    assert read_run(run).manifest["topology"]["node_names"] == ["node0", "node1"]
+    assert "# nodes of one machine: proves logic, not a fabric" in finished.out.splitlines()
+    assert job.nobody_is_left()
+
+
+def test_a_played_node_that_fails_takes_the_other_with_it(played: str, jobs: Starter) -> None:
+    job = jobs.start(
+        f"{played} 1 sh -c {shlex.quote('[ $RANK = 0 ] && exec sleep 100; exit 7')}", {"PYTHON": sys.executable}
+    )
+    assert job.wait(60).code != 0
     assert job.nobody_is_left()

@@ -158,7 +158,7 @@ def test_a_case_larger_than_memory_is_refused_before_anything_starts(refused: Ca
         "run", "all_reduce", "-b", "8", "-e", "8T", "-f", str(1 << 40), "--nproc", "4", "--transport", "threads"
     )
     assert "needs 96.0 TiB on this node (4 ranks x 24.0 TiB)" in message
-    assert "is free: lower --max-bytes or --nproc" in message
+    assert "256.0 MiB a rank is kept for libraries: lower --max-bytes or --nproc" in message
 
 
 def test_a_case_larger_than_memory_in_a_plan(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -300,6 +300,13 @@ def test_a_verdict_that_cannot_be_read_is_not_no_verdict(content: str, rich: Pat
             {"device": "cuda", "provenance": {"transport": {"ranks_per_gpu": 2}}},
             ["ranks share GPUs: proves logic, not a fabric"],
         ),
+        (
+            {"device": "cuda", "ranks": [{"host": "n0", "boot": "b"}, {"host": "n1", "boot": "b"}]},
+            ["nodes of one machine: proves logic, not a fabric"],
+        ),
+        ({"device": "cuda", "ranks": [{"host": "n0", "boot": "b"}, {"host": "n0", "boot": "b"}]}, []),
+        ({"device": "cuda", "ranks": [{"host": "n0", "boot": "b"}, {"host": "n1", "boot": "c"}]}, []),
+        ({"device": "cuda", "ranks": [{"host": "n0", "boot": ""}, {"host": "n1", "boot": ""}]}, []),
         ({"device": "", "imported": [{"tool": "nccl-tests", "version": "2.18"}]}, ["imported from nccl-tests 2.18"]),
     ],
 )
