@@ -101,10 +101,16 @@ class Timer:
         """Launch on `stream`, which is current."""
         self.stream, self.scratch, self.opened = stream, cupy.empty(FLUSH_BYTES, np.uint8), 0
 
-    def seconds(self, call: Callable[[], object], meet: Callable[[], None] | None = None) -> list[float]:
-        """One duration a launch; `meet` has all ranks come together before the gate opens."""
+    def seconds(
+        self,
+        call: Callable[[], object],
+        meet: Callable[[], None] | None = None,
+        before: Callable[[], object] = lambda: None,
+    ) -> list[float]:
+        """One duration a launch; `meet` has all ranks come together before the gate opens, `before` goes untimed."""
         for _ in range(3):
             self.scratch.fill(1)
+            before()
             call()
         self.stream.synchronize()
         if meet:
@@ -113,6 +119,7 @@ class Timer:
         marks = []
         for _ in range(LAUNCHES):
             self.scratch.fill(2)
+            before()
             marks.append(self.stream.mark())
             call()
             marks.append(self.stream.mark())
@@ -176,13 +183,18 @@ def _line(form: str, label: str, seconds: float, every: int, once: int, rate: fl
 
 
 def dispatch_table(say: Callable[[str], None], timer: Timer, transport: Any) -> None:
-    """The product's dispatch against a bare all_to_all_single of the same splits, by turns."""
+    """The product's dispatch against a bare all_to_all_single of the same splits, by turns.
+
+    Both follow the same pack: ranks with fewer rows finish theirs earlier, and wait inside of what is timed.
+    """
     import torch
     import torch.distributed as dist
 
     world, me = transport.world_size, transport.rank
     schedule = layer_schedule(world)
     (phase,) = (p for p in flatten(schedule.phases) if isinstance(p, AllToAllV) and p.label == "dispatch")
+    (packing,) = (p for p in flatten(schedule.phases) if isinstance(p, RowWork) and p.label == "pack")
+    pack = checked(Rank(schedule, allocate(schedule, "cuda"), me), packing)
     sent, received = (split // phase.row_bytes for split in phase.splits(0, me))
     send, recv = (
         torch.zeros((int(rows.sum()), phase.row_bytes), dtype=torch.uint8, device="cuda") for rows in (sent, received)
@@ -192,7 +204,7 @@ def dispatch_table(say: Callable[[str], None], timer: Timer, transport: Any) -> 
         dist.all_to_all_single(recv, send, received.tolist(), sent.tolist())
 
     def bare_us() -> float:
-        everyone = transport.control.gather(np.array(timer.seconds(bare, transport.barrier)))
+        everyone = transport.control.gather(np.array(timer.seconds(bare, transport.barrier, pack)))
         return float(np.median(everyone.max(axis=0))) * 1e6 if everyone is not None else 0.0
 
     say(f"\n| dispatch over {world} GPUs, bf16 | p50 (us) | over bare |\n|---|---:|---:|")

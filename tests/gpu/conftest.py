@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
-GPUS = len([path for path in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", path.name)])
+_SHOWN = os.environ.get("CUDA_VISIBLE_DEVICES")
+GPUS = len(
+    [path for path in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", path.name)]
+    if _SHOWN is None
+    else list(filter(None, _SHOWN.split(",")))
+)
 # A world of one is what a machine with one GPU has; two ranks are the fewest that send anything.
 WORLDS = sorted({1, max(2, GPUS)})
 SHARED = WORLDS[-1] > GPUS

@@ -84,6 +84,7 @@ def is_socket(fd):
 
 def open_transport(name, seat, timeout):
     name = os.environ["SABOTAGED"]
+    os.environ["NCCL_HOSTID"] = f"host{seat.rank}"  # on one host data would go from GPU to GPU, without a socket
     transport = load("transports", name).open_transport(name, seat, timeout)
     honest, before = transport.compile, None
 
@@ -99,11 +100,11 @@ def open_transport(name, seat, timeout):
             release()
             if seat.rank == 1 and launches == 3:
                 for fd in sockets() - before:
-                    with socket.socket(fileno=os.dup(int(fd))) as one:
-                        try:
+                    try:
+                        with socket.socket(fileno=os.dup(int(fd))) as one:
                             one.shutdown(socket.SHUT_RDWR)
-                        except OSError:
-                            pass  # it only listens
+                    except OSError:
+                        pass  # it only listens, or NCCL has closed it meanwhile
 
         transport.stream.release = shut
         return program

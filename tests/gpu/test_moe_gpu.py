@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gpu.conftest import SHARED, WORLDS, Records
+from tests.gpu.conftest import GPUS, WORLDS, Records
 from tests.rows import LAYERS, works
 
 
@@ -30,12 +30,10 @@ def test_kernels_and_numpy_agree_to_the_bit(params: dict[str, Any]) -> None:
     assert len(done) == 3
 
 
-# Where ranks share a GPU every launch waits for the other's turn on it, some 5 ms: less of everything.
-FORMATS = ["bf16", "nvfp4"] if SHARED else ["bf16", "fp8", "mxfp8", "nvfp4"]
-PLAN = f"""
+PLAN = """
 name = "moe-gpu"
 [defaults]
-iterations = {2 if SHARED else 20}
+iterations = {iterations}
 warmup = 2
 [defaults.params]
 tokens = 256
@@ -45,14 +43,14 @@ top_k = 8
 routings = 2
 [[case]]
 pattern = "moe_dispatch"
-params = {{ variant = ["flat", "hierarchical", "control"], format = {FORMATS} }}
+params = {{ variant = ["flat", "hierarchical", "control"], format = {formats} }}
 [[case]]
 pattern = "moe_dispatch"
-params = {{ variant = ["cached", "padded"], quad = [false, true], format = {FORMATS} }}
+params = {{ variant = ["cached", "padded"], quad = [false, true], format = {formats} }}
 [[case]]
 pattern = "moe_dispatch"
 timing = "graph"
-params = {{ variant = ["cached", "padded"], quad = {"false" if SHARED else "[false, true]"}, format = {FORMATS} }}
+params = {{ variant = ["cached", "padded"], quad = {quads}, format = {formats} }}
 [[case]]
 pattern = "moe_overlap"
 timing = ["isolated", "graph"]
@@ -65,10 +63,13 @@ params = {{ gradient_bytes = 3000000 }}
 def test_every_variant_is_right_and_no_gate_opens_by_itself(
     transport: str, ranks: int, run: Callable[..., Records], tmp_path: Path
 ) -> None:
-    (tmp_path / "plan.toml").write_text(PLAN)
+    # Where ranks share a GPU every launch waits for the other's turn on it, some 5 ms: less of everything.
+    shared = ranks > GPUS
+    formats = ["bf16", "nvfp4"] if shared else ["bf16", "fp8", "mxfp8", "nvfp4"]
+    quads, iterations = ("false", 2) if shared else ("[false, true]", 20)
+    (tmp_path / "plan.toml").write_text(PLAN.format(iterations=iterations, formats=formats, quads=quads))
     records = list(run(ranks, "--plan", str(tmp_path / "plan.toml"), "--transport", transport).values())
-    graphs = 2 if SHARED else 4
-    assert len(records) == len(FORMATS) * (3 + 4 + graphs) + 2
+    assert len(records) == len(formats) * (3 + 4 + (2 if shared else 4)) + 2
     for record in records:
         assert (record["status"], record["wrong"]) == ("ok", 0), (record["case"], record["reason"])
         assert not [note for note in record["notes"] if "opened by itself" in note], record["case"]

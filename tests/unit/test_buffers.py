@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused_with_what_it_needs_and_what_there_is() -> 
         refuse_too_large("all_reduce/float32/1073741824/isolated", GIB, 4, 4 * GIB)
     assert str(caught.value) == (
         "all_reduce/float32/1073741824/isolated needs 4.0 GiB on this node (4 ranks x 1.0 GiB), "
-        "and 4.0 GiB is free: lower --max-bytes or --nproc"
+        "and of the 4.0 GiB that is free 256.0 MiB a rank is kept for libraries: lower --max-bytes or --nproc"
     )
 
 

@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
         (["two_nodes", "0", "true"], "RANKS_A_NODE is 0"),
         (["two_nodes", "ncclbench", "run"], "RANKS_A_NODE is ncclbench"),
         (["gpu_check"], "name a folder"),
-        (["gpu_check", "out", "acept"], "no stage acept; there are: doctor tests"),
+        (["gpu_check", "out", "acept"], "no stage acept; there are: doctor timing"),
     ],
     ids=" ".join,
 )
