@@ -292,14 +292,14 @@ def test_the_same_plan_gives_the_same_records_however_it_is_started(tmp_path: Pa
     plan.write_text(ONE_PLAN)
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     ours, torchrun = open_mpi(), Path(sys.executable).with_name("torchrun")
-    alone = [ours.python, *RUN, "--nproc", "4"]
+    alone = [ours.python, *RUN, "--nproc", "2"]
     ways: dict[str, list[object]] = {
         "threads": [*alone, "--transport", "threads"],
         "gloo": [*alone, "--transport", "gloo"],
         "mpi": [*alone, "--transport", "mpi"],
-        "mpi under mpiexec": [ours.mpiexec, "-n", 4, *ours.options, ours.python, *RUN, "--transport", "mpi"],
-        "gloo under mpiexec": [ours.mpiexec, "-n", 4, *ours.options, ours.python, *RUN, "--transport", "gloo"],
-        "gloo under torchrun": [torchrun, "--standalone", "--nproc-per-node", 4, *RUN, "--transport", "gloo"],
+        "mpi under mpiexec": [ours.mpiexec, "-n", 2, *ours.options, ours.python, *RUN, "--transport", "mpi"],
+        "gloo under mpiexec": [ours.mpiexec, "-n", 2, *ours.options, ours.python, *RUN, "--transport", "gloo"],
+        "gloo under torchrun": [torchrun, "--standalone", "--nproc-per-node", 2, *RUN, "--transport", "gloo"],
     }
     found = {}
     for name, command in ways.items():
@@ -314,7 +314,8 @@ def test_the_same_plan_gives_the_same_records_however_it_is_started(tmp_path: Pa
         assert records == found["threads"], name
 
 
-# Averages of whole numbers, and a broadcast out of place, are what some libraries lack: not in here.
+# Averages of whole numbers, and a broadcast out of place, are what some libraries lack: not in here. Groups of MPI are
+# compared with threads' above, and gloo's in test_gloo.py.
 ONE_PLAN = """
 name = "same"
 [defaults]
@@ -327,7 +328,7 @@ params = { redop = "sum" }
 [[case]]
 pattern = "reduce_scatter"
 dtype = "int32"
-params = { redop = "max", group = "2" }
+params = { redop = "max" }
 [[case]]
 pattern = "all_to_all"
 [[case]]
@@ -339,7 +340,7 @@ pattern = "broadcast"
 params = { root = 1 }
 [[case]]
 pattern = "all_gather"
-bytes = 8
+bytes = 4
 """
 
 
