@@ -121,6 +121,22 @@ def test_planes_spines_and_sites_reach_each_other(prefix: str) -> None:
     assert len(topology.spine) == 4
 
 
+def test_no_name_server_is_asked_in_the_lab(shared: Lab) -> None:
+    """None can be reached, and who asks one waits for seconds; outside all is as it was."""
+    if not Path("/etc/resolv.conf").exists():
+        pytest.skip("this machine has no list of name servers")
+    outside = Path("/etc/resolv.conf").read_bytes()
+    for entering in (execute.entering(shared, shared.gpu("n1:r0"), []), agent(shared, "n1r0")):
+        inside = subprocess.run([*entering, "cat", "/etc/resolv.conf"], capture_output=True, check=True)
+        assert inside.stdout == b""
+    assert Path("/etc/resolv.conf").read_bytes() == outside
+
+
+def agent(lab: Lab, host: str) -> list[str]:
+    """What mpiexec calls to start something on a host."""
+    return ["env", f"FABRIC_LAB_PREFIX={lab.prefix}", str(SCRIPT.parent / "lab" / "agent"), host]
+
+
 def test_an_uplink_that_is_down_is_routed_around(prefix: str) -> None:
     lab = made(Lab(prefix=prefix, nodes=2, rails=2, spines=2))
     on = faults.inject(lab, [], "uplink", "leaf0:spine0", "down")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,6 +34,18 @@ def reductions(pattern: str) -> list[str]:
     return [redop.value for redop in Redop] if "redop" in load("patterns", pattern).Params.__struct_fields__ else []
 
 
+def reduced(pattern: str, world_size: int) -> list[tuple[str, str]]:
+    """Dtypes with reductions: each with each between 2 ranks; between 4 each dtype's sum, and the others by turns."""
+    others = [redop for redop in reductions(pattern) if redop != "sum"]
+    if not others:
+        return [(dtype, "") for dtype in DTYPES]
+    if world_size == 2:
+        return list(product(DTYPES, [*others, "sum"]))
+    dtypes, shift = list(DTYPES), PATTERNS.index(pattern)
+    turns = [(dtypes[(k + shift) % len(dtypes)], redop) for k, redop in enumerate(others)]
+    return [*((dtype, "sum") for dtype in dtypes), *turns]
+
+
 def entry(pattern: str, **values: object) -> str:
     """One [[case]]; a dict is a table in one line."""
     lines = ["[[case]]", f"pattern = {pattern!r}"]
@@ -43,13 +56,11 @@ def entry(pattern: str, **values: object) -> str:
 
 
 def plan(world_size: int) -> str:
-    """Every pattern x dtype x reduction; then pipelined, other roots, and two groups side by side."""
+    """Every pattern, dtype and reduction; then pipelined, other roots, and two groups side by side."""
     entries = []
     for pattern in PATTERNS:
-        redops = reductions(pattern)
-        params = {"redop": redops} if redops else {}
-        every = {"params": params} if params else {}
-        entries.append(entry(pattern, dtype=list(DTYPES), **every))
+        for dtype, redop in reduced(pattern, world_size):
+            entries.append(entry(pattern, dtype=dtype, **({"params": {"redop": redop}} if redop else {})))
         entries.append(entry(pattern, timing="pipelined"))
         if "root" in load("patterns", pattern).Params.__struct_fields__:
             entries.append(entry(pattern, params={"root": world_size - 1}))
@@ -95,20 +106,26 @@ def both(
 
 
 def test_every_case_was_run_on_both(both: tuple[int, Records, Records]) -> None:
-    _, gloo, threads = both
+    world_size, gloo, threads = both
     assert list(gloo) == list(threads)
     for pattern in PATTERNS:
-        for dtype in DTYPES:
-            for redop in reductions(pattern) or [""]:
-                suffix = f"/redop={redop}" if redop not in ("", "sum") else ""
-                assert f"{pattern}/{dtype}/4096/isolated{suffix}" in gloo
+        for dtype, redop in reduced(pattern, world_size):
+            suffix = f"/redop={redop}" if redop not in ("", "sum") else ""
+            assert f"{pattern}/{dtype}/4096/isolated{suffix}" in gloo
+
+
+def test_every_dtype_and_every_reduction_is_among_them() -> None:
+    for pattern in PATTERNS:
+        assert {dtype for dtype, _ in reduced(pattern, 4)} == set(DTYPES)
+        assert {redop for _, redop in reduced(pattern, 4)} == set(reductions(pattern) or [""])
+        assert len(reduced(pattern, 2)) == len(DTYPES) * max(1, len(reductions(pattern)))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_data_are_right(pattern: str, both: tuple[int, Records, Records]) -> None:
     world_size, gloo, _ = both
     mine = [record for record in gloo.values() if record["pattern"] == pattern]
-    assert len(mine) >= len(DTYPES) * max(1, len(reductions(pattern)))
+    assert len(mine) >= len(reduced(pattern, world_size))
     for record in mine:
         # The one thing that gloo cannot do.
         unable = record["params"].get("redop") == "avg" and not DTYPES[record["dtype"]].is_float
@@ -144,7 +161,7 @@ def test_the_ledger_does_not_depend_on_who_moves_the_data(both: tuple[int, Recor
             assert mine["label"] == theirs["label"]
             assert mine["ledger"]["sent_bytes"] == theirs["ledger"]["sent_bytes"], case
         compared += 1
-    assert compared > 100
+    assert compared > 0.8 * len(gloo)
 
 
 def test_rates_are_computed_from_the_time_and_the_size(both: tuple[int, Records, Records]) -> None:

@@ -71,14 +71,15 @@ def test_torchrun_on_two_nodes(tmp_path: Path) -> None:
     jobs = [
         start(
             *("torchrun-2-nodes", *CASE, "--transport", "gloo", "-o", str(tmp_path / "r")),
-            **{"HEAD": "127.0.0.1", "PORT": port, "NODE_RANK": str(node), "RANKS": "1"},
+            **{"HEAD": "127.0.0.1", "PORT": port, "NODE_RANK": str(node), "RANKS": "2"},
         )
         for node in range(2)
     ]
     ended = [finish(job) for job in jobs]
     assert [code for code, _, _ in ended] == [0, 0], ended[0][2]
     (record,) = summary(ended[0][1])["records"]
-    assert (record["status"], record["world_size"]) == ("ok", 2)
+    assert (record["status"], record["world_size"]) == ("ok", 4)
+    assert ended[1][1] == "", "only rank 0 prints"
 
 
 def test_torchrun_on_two_nodes_asks_for_what_it_needs() -> None:

@@ -188,15 +188,6 @@ def test_every_pattern_validates_and_agrees_with_threads(mpi: Mpi, size: int, mo
     assert set(answer["odd"].values()) == {0}, answer["odd"]
 
 
-def test_persistent_collectives_are_run_and_named(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    arguments = [*RUN, "all_reduce", "-b", "64", "-e", "64", "-n", "6", "--transport", "mpi", "-o", out, "--json"]
-    done = open_mpi().run(2, *arguments, "--param", "persistent=true")
-    assert done.returncode == 0, done.stderr
-    (record,) = json.loads(done.stdout.splitlines()[-1])["records"]
-    assert (record["status"], record["params"]) == ("ok", {"persistent": True})
-
-
 @pytest.mark.parametrize("kind", ["staged", "aware"])
 def test_buffers_of_a_device_are_right_staged_or_not(kind: str, tmp_path: Path) -> None:
     """A device that is not there, real ranks and real MPI; no GPU and no CUDA-aware MPI is tried here."""
@@ -237,7 +228,7 @@ def test_branches_need_an_mpi_that_may_be_called_from_threads(mpi: Mpi, level: s
 def test_nobody_outlives_a_command_that_is_killed(mpi: Mpi, tmp_path: Path) -> None:
     """SIGKILL leaves the command no time to end its mpiexec: the kernel tells that one (PR_SET_PDEATHSIG)."""
     out = tmp_path / "run"
-    arguments = ["all_reduce", "-b", "1M", "-e", "1M", "-n", "10000000", "--nproc", "3", "--transport", "mpi"]
+    arguments = ["all_reduce", "-b", "1M", "-e", "1M", "-n", "1000000", "--nproc", "2", "--transport", "mpi"]
     variables = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     variables["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "patterns", "reports"))
     command = [mpi.python, *RUN, *arguments, "-o", str(out)]
@@ -245,7 +236,7 @@ def test_nobody_outlives_a_command_that_is_killed(mpi: Mpi, tmp_path: Path) -> N
         while not (out / "events.jsonl").exists() or '"case"' not in (out / "events.jsonl").read_text():
             assert job.poll() is None
             time.sleep(0.1)
-        assert len(left_over(out)) >= 1 + 1 + 2 * 3  # the command, its mpiexec, and each rank with its parent
+        assert len(left_over(out)) >= 1 + 1 + 2 * 2  # the command, its mpiexec, and each rank with its parent
         job.kill()
     deadline = time.monotonic() + 30
     while left_over(out) and time.monotonic() < deadline:
@@ -254,11 +245,13 @@ def test_nobody_outlives_a_command_that_is_killed(mpi: Mpi, tmp_path: Path) -> N
 
 
 def test_overlap_keeps_the_samples_that_it_was_computed_from(tmp_path: Path) -> None:
+    """And persistent collectives are run and named, as the command line asks for them."""
     out = tmp_path / "run"
     arguments = [*RUN, "all_reduce", "-b", "64K", "-e", "64K", "-n", "20", "--transport", "mpi", "-o", out, "--json"]
-    done = open_mpi().run(2, *arguments, "--param", "overlap=true")
+    done = open_mpi().run(2, *arguments, "--param", "overlap=true", "--param", "persistent=true")
     assert done.returncode == 0, done.stderr
     (record,) = json.loads(done.stdout.splitlines()[-1])["records"]
+    assert (record["status"], record["params"]) == ("ok", {"overlap": True, "persistent": True})
     samples = pq.read_table(out / record["samples"]).to_pandas()
     means = samples.groupby("phase", observed=True)["seconds"].mean() * 1e6
     assert set(means.index) == {"total", "overlapped", "compute"}
@@ -282,20 +275,15 @@ def test_the_main_command_under_mpiexec(mpi: Mpi, tmp_path: Path) -> None:
     assert described["mpi_library"].startswith(("Open MPI", "MPICH"))
 
 
-def test_average_of_a_type_that_mpi_does_not_know_says_how_it_was_made(mpi: Mpi, tmp_path: Path) -> None:
-    arguments = [*RUN, "all_reduce", "-b", "64", "-e", "64", "-n", "6", "--json", "--transport", "mpi"]
-    done = mpi.run(2, *arguments, "--dtype", "bfloat16", "--param", "redop=avg", "-o", tmp_path / "run")
+def test_started_alone_it_starts_mpiexec_itself(mpi: Mpi, tmp_path: Path) -> None:
+    """And says how it made an average of a type that MPI does not know."""
+    arguments = [*RUN, "all_reduce", "-b", "64", "-e", "64", "-n", "6", "--json", "--transport", "mpi", "--nproc", "3"]
+    done = start([mpi.python, *arguments, "--dtype", "bfloat16", "--param", "redop=avg", "-o", tmp_path / "run"])
+    assert done.returncode == 0, done.stderr
     (record,) = json.loads(done.stdout.splitlines()[-1])["records"]
-    assert record["status"] == "ok"
+    assert (record["status"], record["world_size"]) == ("ok", 3)
     assert any("then a division" in note for note in record["notes"])
     assert any("NumPy does" in note for note in record["notes"])
-
-
-def test_started_alone_it_starts_mpiexec_itself(mpi: Mpi, tmp_path: Path) -> None:
-    arguments = [*RUN, "all_reduce", "-b", "64", "-e", "64", "-n", "6", "--json", "--transport", "mpi", "--nproc", "4"]
-    done = start([mpi.python, *arguments, "-o", tmp_path / "run"])
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["records"][0]["world_size"] == 4
 
 
 def test_the_same_plan_gives_the_same_records_however_it_is_started(tmp_path: Path) -> None:
@@ -304,14 +292,14 @@ def test_the_same_plan_gives_the_same_records_however_it_is_started(tmp_path: Pa
     plan.write_text(ONE_PLAN)
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     ours, torchrun = open_mpi(), Path(sys.executable).with_name("torchrun")
-    alone = [ours.python, *RUN, "--nproc", "4"]
+    alone = [ours.python, *RUN, "--nproc", "2"]
     ways: dict[str, list[object]] = {
         "threads": [*alone, "--transport", "threads"],
         "gloo": [*alone, "--transport", "gloo"],
         "mpi": [*alone, "--transport", "mpi"],
-        "mpi under mpiexec": [ours.mpiexec, "-n", 4, *ours.options, ours.python, *RUN, "--transport", "mpi"],
-        "gloo under mpiexec": [ours.mpiexec, "-n", 4, *ours.options, ours.python, *RUN, "--transport", "gloo"],
-        "gloo under torchrun": [torchrun, "--standalone", "--nproc-per-node", 4, *RUN, "--transport", "gloo"],
+        "mpi under mpiexec": [ours.mpiexec, "-n", 2, *ours.options, ours.python, *RUN, "--transport", "mpi"],
+        "gloo under mpiexec": [ours.mpiexec, "-n", 2, *ours.options, ours.python, *RUN, "--transport", "gloo"],
+        "gloo under torchrun": [torchrun, "--standalone", "--nproc-per-node", 2, *RUN, "--transport", "gloo"],
     }
     found = {}
     for name, command in ways.items():
@@ -326,7 +314,8 @@ def test_the_same_plan_gives_the_same_records_however_it_is_started(tmp_path: Pa
         assert records == found["threads"], name
 
 
-# Averages of whole numbers, and a broadcast out of place, are what some libraries lack: not in here.
+# Averages of whole numbers, and a broadcast out of place, are what some libraries lack: not in here. Groups of MPI are
+# compared with threads' above, and gloo's in test_gloo.py.
 ONE_PLAN = """
 name = "same"
 [defaults]
@@ -339,7 +328,7 @@ params = { redop = "sum" }
 [[case]]
 pattern = "reduce_scatter"
 dtype = "int32"
-params = { redop = "max", group = "2" }
+params = { redop = "max" }
 [[case]]
 pattern = "all_to_all"
 [[case]]
@@ -351,7 +340,7 @@ pattern = "broadcast"
 params = { root = 1 }
 [[case]]
 pattern = "all_gather"
-bytes = 8
+bytes = 4
 """
 
 
@@ -374,15 +363,6 @@ def test_mpi_under_torchrun_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_gloo_under_mpiexec_needs_no_server(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    arguments = [*RUN, "all_reduce", "-b", "64", "-e", "64", "-n", "6", "--json", "--transport", "gloo"]
-    done = open_mpi().run(3, *arguments, "-o", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert [(r["transport"], r["status"]) for r in summary["records"]] == [("gloo", "ok")]
-
-
 def test_mpich_without_torch_takes_mpi_by_itself(tmp_path: Path) -> None:
     chosen = mpich()
     if start([chosen.python, "-c", "import torch"]).returncode == 0:
@@ -392,7 +372,7 @@ def test_mpich_without_torch_takes_mpi_by_itself(tmp_path: Path) -> None:
 
 
 def test_a_usage_error_is_one_line_from_rank_0(mpi: Mpi) -> None:
-    done = mpi.run(4, *RUN, "all_redice", "--transport", "mpi")
+    done = mpi.run(2, *RUN, "all_redice", "--transport", "mpi")
     assert done.returncode != 0
     assert done.stderr.count("ncclbench: error:") == 1
     assert "did you mean 'all_reduce'" in done.stderr
@@ -458,8 +438,13 @@ def faulty(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("fault", ["raise", "SIGKILL", "SIGSTOP"])
+# Each library with each fault, and each fault of rank 0, which keeps the book, and of another one. What a death does is
+# the mpiexec's affair as well, so both libraries have both.
+BROKEN = [("SIGKILL", 0, "openmpi"), ("SIGKILL", 2, "openmpi"), ("raise", 2, "openmpi"), ("SIGSTOP", 0, "openmpi"),
+          ("SIGKILL", 0, "mpich"), ("SIGKILL", 2, "mpich"), ("raise", 0, "mpich"), ("SIGSTOP", 2, "mpich")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "rank", "mpi"), BROKEN, indirect=["mpi"])
 def test_a_broken_rank_is_named_and_leaves_nobody(
     mpi: Mpi, fault: str, rank: int, faulty: Path, tmp_path: Path
 ) -> None:
@@ -467,8 +452,8 @@ def test_a_broken_rank_is_named_and_leaves_nobody(
     env = {"PYTHONPATH": str(faulty), "FAULT": fault, "FAULT_RANK": str(rank)}
     arguments = ["-b", "8", "-e", "512", "-f", "8", "-n", "20", "--timeout", "3", "--transport", "faulty", "-o", out]
     began = time.monotonic()
-    done = mpi.run(4, *RUN, "all_reduce", *arguments, env=env)
-    # The limit itself only counts where a rank hangs; the rest is starting four interpreters on few cores.
+    done = mpi.run(3, *RUN, "all_reduce", *arguments, env=env)
+    # The limit itself only counts where a rank hangs; the rest is starting three interpreters on few cores.
     assert time.monotonic() - began < 3 + 5 + 20
     # MPICH's mpiexec reports the signal by which it has ended the others, not the code that they were about to end in.
     assert done.returncode in (3, 9), done.stderr
@@ -483,7 +468,9 @@ def test_a_broken_rank_is_named_and_leaves_nobody(
     assert left_over(out) == []
 
 
-def test_a_signal_to_the_command_alone_ends_its_mpiexec_and_all_ranks(mpi: Mpi, tmp_path: Path) -> None:
+def test_a_signal_to_the_command_alone_ends_mpichs_mpiexec_and_all_ranks(tmp_path: Path) -> None:
+    """Open MPI's is in test_signals.py."""
+    mpi = mpich()
     for number in (signal.SIGTERM, signal.SIGINT):
         out = tmp_path / f"run-{number}"
         arguments = ["all_reduce", "-b", "1M", "-e", "1M", "--precision", "0", "--max-seconds", "60", "--nproc", "2"]
@@ -499,7 +486,6 @@ def test_a_signal_to_the_command_alone_ends_its_mpiexec_and_all_ranks(mpi: Mpi, 
         while not (out / "events.jsonl").exists() or '"case"' not in (out / "events.jsonl").read_text():
             assert job.poll() is None
             time.sleep(0.1)
-        time.sleep(1)
         job.send_signal(number)
         _, err = job.communicate(timeout=30)
         assert job.returncode == 3, err

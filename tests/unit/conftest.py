@@ -1,17 +1,20 @@
-"""Random schedules for the property tests, and how many of them are tried.
+"""Random schedules for the property tests, and how many of them are tried; a healthy run for those of acceptance.
 
 Examples are drawn the same way on every run, so that a red test is red for everyone. To look for new ones:
 ``HYPOTHESIS_PROFILE=search``.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from ncclbench.accept.example import write_example
 from ncclbench.schedule import (
     DTYPES,
     AllToAllV,
@@ -25,6 +28,7 @@ from ncclbench.schedule import (
     Schedule,
 )
 from ncclbench.schedule.phases import Phase, SimplePhase
+from tests.judged import HEALTHY
 
 # Speed on a shared machine is nobody's fault: no deadline, no health check of time.
 _SLOW = [HealthCheck.too_slow]
@@ -46,6 +50,19 @@ def unsynced() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _file: None)
         yield
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a healthy run that was made up."""
+    return write_example(tmp_path_factory.mktemp("runs") / "healthy", HEALTHY)
+
+
+@pytest.fixture
+def run(healthy: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    shutil.copytree(healthy, tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from ncclbench.launch.verdict import Fault
 from ncclbench.measure.case import Measurement
 from ncclbench.measure.sampling import Samples
 from ncclbench.plan import parse_plan
+from ncclbench.store import events
 from ncclbench.store.directory import RunWriter, read_run
 from ncclbench.store.records import Record, Status
 
@@ -91,6 +92,39 @@ def test_only_the_first_fault_is_written(tmp_path: Path) -> None:
     assert (record.status, record.ranks) == ("timeout", [1])
     assert ear.error is not None
     assert "rank 1 hangs" in ear.error
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("failed", (0,), "rank 0 died", 1),
+        Fault("timeout", (1,), "no progress for 3 s", 0),
+        Fault("failed", (), "interrupted by SIGINT", 0),
+        Fault("failed", (), "interrupted: the launching process is gone", 0),
+    ],
+    ids=lambda fault: fault.reason,
+)
+def test_a_run_goes_on_with_the_case_in_which_it_ended_however_it_did(fault: Fault, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    book, _ = opened(path)
+    book.begin(0, PLAN.cases[0])
+    book.finish(measured(0))
+    book.begin(1, PLAN.cases[1])
+    assert book.fault(fault) is Exit.ENVIRONMENT
+    first, second = read_run(path).records
+    assert (second.status, second.reason) == (fault.status, fault.reason)
+    del book
+
+    book = Book(Job(plan=PLAN, transport="gloo", out=path, resume=True, command=[], listener=Ear()))
+    assert book.open(MANIFEST) == {first.case}, "which need not be measured again"
+    book.begin(1, PLAN.cases[1])
+    book.finish(measured(1))
+    assert book.end() is Exit.GOOD
+    run = read_run(path)
+    assert [record.status for record in run.records] == ["ok", "ok"]
+    assert run.records[0] == first
+    assert [event["case"] for event in run.events if event["kind"] == "case"] == [first.case, second.case, second.case]
+    assert events.broken_link(path / "events.jsonl") is None
 
 
 def test_wrong_data_outweigh_a_fault(tmp_path: Path) -> None:
