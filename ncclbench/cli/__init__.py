@@ -14,6 +14,7 @@ import click
 from ncclbench import __version__
 from ncclbench.cli.streams import discard, make_courteous
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError
+from ncclbench.launch.hydra import end_job
 from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, own_rank, rank_0_is_still_there, wait_for_rank_0
 
 # Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`,
@@ -152,7 +153,7 @@ def _complain(message: str, code: Exit) -> Exit:
 
     A usage error is the same on all ranks, and is said by rank 0 alone: in a job of 8,192 it would otherwise be said
     as often. Where rank 0 goes on, it is that of this rank alone, which says it, as it says what is wrong with its own
-    surroundings.
+    surroundings. The job ends with either.
     """
     rank = own_rank()
     if rank == "0":
@@ -160,8 +161,10 @@ def _complain(message: str, code: Exit) -> Exit:
         nothing = _NOTHING.get(sys.argv[1]) if "--json" in sys.argv[2:] else None
         if nothing is not None:
             click.echo(json.dumps({**nothing, "exit_code": int(code), "error": message}))
-        return code
-    wait_for_rank_0(*([RANK_0_SAYS_IT_SECONDS] if code is Exit.USAGE else []))
-    if code is not Exit.USAGE or rank_0_is_still_there():
-        click.echo(f"ncclbench: error: rank {rank}: {message}", err=True)
+    else:
+        wait_for_rank_0(*([RANK_0_SAYS_IT_SECONDS] if code is Exit.USAGE else []))
+        if code is not Exit.USAGE or rank_0_is_still_there():
+            click.echo(f"ncclbench: error: rank {rank}: {message}", err=True)
+    sys.stdout.flush()
+    end_job(code)
     return code

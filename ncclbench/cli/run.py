@@ -188,11 +188,11 @@ def _join(plan: Any, transport: str, out: Path, options: dict[str, Any], seat: A
         )
     start = start_of_rank(plan, out, resume=options["resume"], asked=options["process_start"])
     mode = plan.mode_of(start or 0)
-    if mode is not None and seat.rank == 0 and not _has_parent(options):
+    if mode is not None and seat.rank == 0 and not options["one_of_several"]:
         click.echo(start_in_words(start or 0, plan.process_starts, mode), err=True)
     with entered(mode):
         code = join_and_run(_job(plan, transport, out, options, start), seat, options["timeout"] or _DEFAULT_TIMEOUT)
-    if plan.process_starts > 1 and seat.rank == 0 and not _has_parent(options):
+    if plan.process_starts > 1 and seat.rank == 0 and not options["one_of_several"]:
         _ask_for_next_start(plan, out, seat.launcher)
     return code
 
@@ -220,7 +220,7 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: i
     from ncclbench.cli.live import listener_for
     from ncclbench.launch.book import Job
 
-    of_several = _has_parent(options) or bool(options.get("arguments"))
+    of_several = options["one_of_several"] or bool(options.get("arguments"))
     listener = listener_for(as_json=options["as_json"], of_several=of_several)
     return Job(
         plan=plan,
@@ -237,26 +237,18 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: i
     )
 
 
-def _has_parent(options: dict[str, Any]) -> bool:
-    """Whether a command of ours makes all process starts, and shows what they measured."""
-    from ncclbench.launch.starts import own_start
-
-    return own_start(os.environ) is not None or options["one_of_several"]
-
-
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
     from ncclbench.cli.forecast import refuse_on_this_node
     from ncclbench.launch.relaunch import refuse_part_of_an_allocation
-    from ncclbench.launch.starts import own_start, refuse_without_first, start_of_rank
+    from ncclbench.launch.starts import refuse_without_first, start_of_rank
     from ncclbench.modes import entered
     from ncclbench.store.directory import check_target
 
-    own = own_start(os.environ)
-    later = own if own is not None else (options["process_start"] or 1) - 1
+    later = (options["process_start"] or 1) - 1
     if options["one_of_several"] and not (out / "manifest.json").exists():
         later = 0  # those before it came to nothing
     if not options["resume"]:
-        refuse_without_first(out, later, os.environ)
+        refuse_without_first(out, later)
     check_target(out, resume=options["resume"] or later > 0)
     if options["launcher"] is not None:
         return _make_starts(plan, transport, out, options, nproc=0)
@@ -264,7 +256,7 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
         refuse_part_of_an_allocation(os.environ)
     nproc = nproc_of(options)
     refuse_on_this_node(plan, transport, planned_topology(nproc, options))
-    if (plan.process_starts > 1 or options.get("arguments")) and not _has_parent(options):
+    if (plan.process_starts > 1 or options.get("arguments")) and not options["one_of_several"]:
         return _make_starts(plan, transport, out, options, nproc)
     if transport == "threads":
         from ncclbench.launch.session import play_ranks
@@ -272,15 +264,15 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
         start = start_of_rank(plan, out, resume=options["resume"], asked=options["process_start"])
         with entered(plan.mode_of(start or 0)):
             return play_ranks(_job(plan, transport, out, options, start), nproc)
-    return _start_ranks(transport, out, nproc, options)
+    return _start_ranks(transport, out, nproc, _arguments(options))
 
 
-def _start_ranks(transport: str, out: Path, nproc: int, options: dict[str, Any]) -> Exit:
+def _start_ranks(transport: str, out: Path, nproc: int, arguments: list[str]) -> Exit:
     """Start the ranks as processes, and wait for them."""
     from ncclbench.launch.arguments import with_options
 
     # The ranks are told what was decided here: a directory named after the time must be the same for all.
-    arguments = with_options(_arguments(options), ["--transport", transport, "--out", str(out)])
+    arguments = with_options(arguments, ["--transport", transport, "--out", str(out)])
     if transport == "mpi":
         from ncclbench.launch.mpiexec import start_under_mpiexec
 
@@ -294,21 +286,20 @@ def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], 
     """All process starts that the plan declares, one after the other; then what they measured."""
     from ncclbench.launch.arguments import with_options, without_option
     from ncclbench.launch.relaunch import Relaunch, launcher_words
-    from ncclbench.launch.starts import START, first_start, in_own_process, make_starts
+    from ncclbench.launch.starts import first_start, in_own_process, make_starts
 
     relaunch = Relaunch(launcher_words(options["launcher"])) if options["launcher"] is not None else None
     told = ["--transport", transport, "--out", str(out.absolute() if relaunch else out)]
 
-    def one() -> Exit:
+    def one(start: int) -> Exit:
+        which = ["--one-of-several", "--process-start", str(start + 1)]
+        # What is started starts nobody else.
+        ours = without_option(without_option(_arguments(options), "--launcher"), "--process-start")
         if relaunch is not None:
-            number = str(int(os.environ[START]) + 1)
-            which = ["--one-of-several", "--process-start", number]
-            # The ranks are started by the launcher, and start nobody.
-            ours = without_option(without_option(_arguments(options), "--launcher"), "--process-start")
             return relaunch.start(with_options(ours, [*told, *which]), out)
         if transport == "threads":  # its ranks share a process, which must be another one for each start
-            return in_own_process(with_options(_arguments(options), told))
-        return _start_ranks(transport, out, nproc, options)
+            return in_own_process(with_options(ours, [*told, *which]))
+        return _start_ranks(transport, out, nproc, with_options(ours, which))
 
     end = plan.process_starts
     first = min(first_start(out, resume=options["resume"]), end - 1)  # the run there may be another's, with more

@@ -1,6 +1,5 @@
 """What rank 0 keeps of a run: the run directory, the records, and which case is being measured."""
 
-import os
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -112,7 +111,7 @@ class Book:
         self._heed(manifest)
         begun_before = self.start > 0 and not (job.one_of_several and not (self.out / "manifest.json").exists())
         if job.resume or begun_before:
-            refuse_without_first(self.out, 0 if job.resume else self.start, os.environ)
+            refuse_without_first(self.out, 0 if job.resume else self.start)
             self.writer = RunWriter.resume(self.out, manifest)
             run = read_run(self.out)
             if job.start is None:

@@ -23,6 +23,7 @@ from ncclbench.launch.book import Book, Job
 from ncclbench.launch.detect import LOCAL_PARENT
 from ncclbench.launch.meet import with_store
 from ncclbench.launch.signals import heeding, settled
+from ncclbench.launch.supervise import outlive_parent
 from ncclbench.launch.verdict import Fault
 from ncclbench.launch.watchdog import Watchdog, end_process
 from ncclbench.measure.case import memory_needed, run_case
@@ -286,6 +287,7 @@ def _start_watchdog(places: list[Place], transport: Transport, book: Book, progr
     trouble = getattr(transport, "trouble", None)
     watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, parent, trouble)
     watchdog.join(broadcast_text(transport.control, watchdog.open(host) if transport.rank == 0 else ""))
+    outlive_parent()
     # Nobody measures before everybody is watched.
     transport.control.all_gather(np.zeros(1, np.int64))
     return watchdog

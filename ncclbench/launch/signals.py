@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ncclbench.errors import Exit
+from ncclbench.launch import hydra
 
 # A scheduler's pre-emption, Ctrl-C, and a terminal or an ssh connection that is gone; but not under nohup.
 SIGNALS = (signal.SIGTERM, signal.SIGINT) + (
@@ -28,7 +29,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT) + (
 )
 
 _RANK_0_SPEAKS_SECONDS = 2.0
-# Where rank 0 is certain to say the same; torchrun and Open MPI end the job with it, and MPICH waits for all.
+# Where rank 0 is certain to say the same, and the job ends with it.
 RANK_0_SAYS_IT_SECONDS = 5.0
 
 OnSignal = Callable[[signal.Signals], object]
@@ -146,8 +147,9 @@ def wait_for_rank_0(seconds: float = _RANK_0_SPEAKS_SECONDS) -> None:
 
 
 def rank_0_is_still_there() -> bool:
-    """After waiting for it: torchrun and Open MPI would have ended this rank with it, others tell nothing of it."""
-    return any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "TORCHELASTIC_RUN_ID"))
+    """After waiting for it: torchrun and mpiexec would have ended this rank with it, others tell nothing of it."""
+    known = any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "TORCHELASTIC_RUN_ID"))
+    return known or hydra.descriptor(os.environ) is not None
 
 
 def in_words(number: int) -> str:

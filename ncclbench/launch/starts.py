@@ -22,18 +22,9 @@ from ncclbench.modes import Mode
 from ncclbench.plan import Plan
 from ncclbench.store.directory import Run, read_run
 
-# Set for the processes of a start that a parent of ours makes: which of the declared starts it is, from 0.
-START = "NCCLBENCH_START"
-
 _LAUNCHERS = ("torchrun", "mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun", "flux")
 _MOST_PARENTS = 8
 _POLL_SECONDS = 0.05
-
-
-def own_start(environ: Mapping[str, str]) -> int | None:
-    """Which start a parent of ours has made this process for; None if it has no such parent."""
-    text = environ.get(START, "")
-    return int(text) if text.isdecimal() else None
 
 
 class Refused(EnvironmentFault):
@@ -44,7 +35,7 @@ def make_starts(
     out: Path,
     first: int,
     starts: int,
-    one: Callable[[], Exit],
+    one: Callable[[int], Exit],
     say: Callable[[str], None],
     plan: Plan | None = None,
 ) -> Exit:
@@ -57,7 +48,7 @@ def make_starts(
         out: the run directory.
         first: the start to begin with, above 0 when a run is resumed.
         starts: where to end: how many the plan declares, if all are to be made.
-        one: makes one start, whose number its processes find in their environment.
+        one: makes one start, whose number it is given; its processes are told by ``--process-start``.
         say: tells the user where it stands.
         plan: tells how many starts there are in all, and of which mode each is; its processes see to that themselves.
 
@@ -67,26 +58,22 @@ def make_starts(
     codes = []
     refused: list[Refused] = []
     before = len(passed_on)
-    try:
-        for start in range(first, starts):
-            if start > first and _is_finished(out, start):
-                continue  # a resumed run need not have stopped at its last start
-            total, mode = (plan.process_starts, plan.mode_of(start)) if plan else (starts, None)
+    for start in range(first, starts):
+        if start > first and _is_finished(out, start):
+            continue  # a resumed run need not have stopped at its last start
+        total, mode = (plan.process_starts, plan.mode_of(start)) if plan else (starts, None)
+        if total > 1:
+            say(start_in_words(start, total, mode))
+        try:
+            codes.append(one(start))
+        except Refused as error:
+            refused.append(error)
+            codes.append(Exit.ENVIRONMENT)
             if total > 1:
-                say(start_in_words(start, total, mode))
-            os.environ[START] = str(start)
-            try:
-                codes.append(one())
-            except Refused as error:
-                refused.append(error)
-                codes.append(Exit.ENVIRONMENT)
-                if total > 1:
-                    say(f"ncclbench: warning: {start_in_words(start, total, mode)} is missing: {error}")
-                continue
-            if codes[-1] is Exit.USAGE or len(passed_on) > before or _was_stopped(out):
-                break
-    finally:
-        os.environ.pop(START, None)
+                say(f"ncclbench: warning: {start_in_words(start, total, mode)} is missing: {error}")
+            continue
+        if codes[-1] is Exit.USAGE or len(passed_on) > before or _was_stopped(out):
+            break
     if refused and len(refused) == len(codes):
         raise Refused(f"{refused[-1]}{f', in all {len(codes)} process starts' if len(codes) > 1 else ''}")
     return worst(codes)
@@ -119,9 +106,6 @@ def start_of_rank(plan: Plan, out: Path, *, resume: bool, asked: int | None) -> 
     Raises:
         UsageError: if the plan has no such start, or it cannot be told.
     """
-    own = own_start(os.environ)
-    if own is not None:
-        return own
     if asked is not None:
         return asked - 1
     if not plan.modes:
@@ -143,20 +127,14 @@ def refuse_start(plan: Plan, asked: int | None) -> None:
         raise UsageError(f"--process-start must be 1 to {plan.process_starts}, as many as the plan has, got {asked}")
 
 
-def refuse_without_first(out: Path, start: int, environ: Mapping[str, str]) -> None:
+def refuse_without_first(out: Path, start: int) -> None:
     """Refuse a later process start of a run that is not there.
 
     Raises:
         UsageError: naming what asks for that start.
     """
-    if start == 0 or (out / "manifest.json").exists():
-        return
-    if own_start(environ) is not None:
-        raise UsageError(
-            f"{START}={environ[START]} is set, which asks for process start {start + 1} of the run in {out}, and there "
-            "is none: unset it; only ncclbench itself sets it, for processes that it starts"
-        )
-    raise UsageError(f"--process-start {start + 1}: there is no run in {out}: make process start 1 first")
+    if start > 0 and not (out / "manifest.json").exists():
+        raise UsageError(f"--process-start {start + 1}: there is no run in {out}: make process start 1 first")
 
 
 def _was_stopped(out: Path) -> bool:

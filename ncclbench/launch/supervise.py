@@ -6,6 +6,7 @@ as the watchdog needs; and when it is the parents that are killed, the ranks not
 is forked before anything is loaded, sleeps in a system call, and costs nothing.
 """
 
+import ctypes
 import os
 import signal
 import time
@@ -20,6 +21,7 @@ from ncclbench.launch.signals import SIGNALS
 _OUTLIVE_SECONDS = 3.0
 # mpiexec passes on what ranks print, but stops in the moment in which one of its processes ends in anything but 0.
 _DRAIN_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
 
 
 def under_mpiexec(environ: Mapping[str, str]) -> bool:
@@ -32,9 +34,13 @@ def supervise() -> None:
     if not hasattr(os, "fork"):
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none is lost between the fork and the handlers
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # mpiexec kills whole groups
+        _end_with_parent(signal.SIGKILL)  # inside MPI_Init, where MPICH's ranks wait without a pause, none would notice
+        if os.getppid() != parent:
+            os._exit(Exit.ENVIRONMENT)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return
 
@@ -46,6 +52,17 @@ def supervise() -> None:
         signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os._exit(_wait(child))
+
+
+def outlive_parent() -> None:
+    """In the rank, once it is watched: from here on it is told that its parent is gone, and says so before it ends."""
+    if under_mpiexec(os.environ):
+        _end_with_parent(0)
+
+
+def _end_with_parent(number: int) -> None:
+    """Have Linux send this thread's process a signal when its parent dies; 0 for none."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _wait(child: int) -> int:

@@ -114,12 +114,11 @@ def read_run(path: Path) -> Run:
         raise UsageError(f"{manifest_file} is damaged: {error}") from None
     _refuse_newer(manifest, manifest_file)
     try:
-        msgspec.convert(manifest, ManifestShape)
+        shape = msgspec.convert(manifest, ManifestShape)
     except msgspec.ValidationError as error:
         raise UsageError(f"{manifest_file} is damaged: {error}") from None
-    return Run(
-        path, manifest, tuple(_read_records(path / "results.jsonl")), tuple(events.read_events(path / "events.jsonl"))
-    )
+    records = _read_records(path / "results.jsonl", shape)
+    return Run(path, manifest, tuple(records), tuple(events.read_events(path / "events.jsonl")))
 
 
 def _refuse_newer(data: Any, where: Path | str) -> None:
@@ -130,12 +129,14 @@ def _refuse_newer(data: Any, where: Path | str) -> None:
         raise UsageError(f"{where} has schema {schema}; this ncclbench reads up to {SCHEMA}: use a newer one")
 
 
-def _read_records(path: Path) -> list[Record]:
+def _read_records(path: Path, manifest: ManifestShape) -> list[Record]:
     latest: dict[tuple[int, str], Record] = {}
     for number, line in enumerate(events.whole_lines(path), 1):
         try:
             _refuse_newer(msgspec.json.decode(line), f"{path}, line {number}")
-            msgspec.json.decode(line, type=RecordShape)
+            shape = msgspec.json.decode(line, type=RecordShape)
+            if missing := manifest.lacks(shape.imported):
+                raise msgspec.ValidationError(missing)
             record = msgspec.json.decode(line, type=Record)
         except (msgspec.DecodeError, RecursionError) as error:
             raise UsageError(f"{path}, line {number} is damaged: {error}") from None

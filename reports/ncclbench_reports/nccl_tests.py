@@ -7,10 +7,13 @@ iterations of the slowest rank as `time`; the half of a row that was not measure
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from ncclbench import __version__
 from ncclbench.schedule.builders import IN_PLACE
 from ncclbench.store.directory import Run
 from ncclbench.store.records import Record
+from ncclbench.store.shapes import LoggedDevice, LoggedTable
 from ncclbench_reports._shared import losses_of
 
 _PROGRAMS = {"all_to_all": "alltoall", "all_to_all_v": "alltoallv", "send_recv": "sendrecv"}
@@ -46,21 +49,21 @@ def _tables(run: Run) -> list[str]:
 
 def _imported(run: Run, source: int, table: int, records: Sequence[Record]) -> str:
     """A table that was nccl-tests' own."""
-    facts = run.manifest["imported"][source]["tables"][table]
+    facts = msgspec.convert(run.manifest["imported"][source]["tables"][table], LoggedTable)
     rows: dict[int, Halves] = {}
     for record in records:
         assert record.imported is not None
         rows.setdefault(record.imported["row"], {})[record.imported["placement"]] = record
-    program = facts.get("program") or _program(records[0].pattern)
-    head = [*_version_line(facts["versions"]), f"# Collective test starting: {program}", *_config_lines(facts, records)]
+    program = facts.program or _program(records[0].pattern)
+    head = [*_version_line(facts.versions), f"# Collective test starting: {program}", *_config_lines(facts, records)]
     return "\n".join(
         [
             *head,
             "#",
-            *_device_lines(facts["devices"]),
+            *_device_lines(facts.devices),
             *_body(rows.values(), blank=True, cpu_time=records[0].timing == "cpu_time"),
-            *_footer(facts["out_of_bounds"], facts["avg_bus_gb_per_s"]),
-            *([f"# Collective test concluded: {program}", "#", ""] if facts["concluded"] else []),
+            *_footer(facts.out_of_bounds, facts.avg_bus_gb_per_s),
+            *([f"# Collective test concluded: {program}", "#", ""] if facts.concluded else []),
         ]
     )
 
@@ -118,8 +121,8 @@ def _version_line(versions: Mapping[str, str]) -> list[str]:
     return [" ".join(["#", *([tool] if tool else []), *libraries])]
 
 
-def _config_lines(facts: Mapping[str, Any], records: Sequence[Record]) -> list[str]:
-    config = facts["config"]
+def _config_lines(facts: LoggedTable, records: Sequence[Record]) -> list[str]:
+    config = facts.config
     lines = []
     if "nThread" in config:
         lines.append(
@@ -138,15 +141,15 @@ def _config_lines(facts: Mapping[str, Any], records: Sequence[Record]) -> list[s
 _LATER = ("agg iters", "validation", "graph", "unalign")
 
 
-def _device_lines(devices: Sequence[Mapping[str, Any]]) -> list[str]:
+def _device_lines(devices: Sequence[LoggedDevice]) -> list[str]:
     if not devices:
         return []
     lines = ["# Using devices"]
     for device in devices:
-        group = f" Group {device['group']:2d}" if device.get("group") is not None else ""
+        group = f" Group {device.group:2d}" if device.group is not None else ""
         lines.append(
-            f"#  Rank {device['rank']:2d}{group} Pid {device['pid'] or 0:6d} on {_line(device['host']):>10} "
-            f"device {device['device'] or 0:2d} [{_line(device['gpu'])}] {_line(device['name'])}"
+            f"#  Rank {device.rank:2d}{group} Pid {device.pid or 0:6d} on {_line(device.host):>10} "
+            f"device {device.device or 0:2d} [{_line(device.gpu)}] {_line(device.name)}"
         )
     return [*lines, "#"]
 

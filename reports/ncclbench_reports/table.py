@@ -134,7 +134,8 @@ def _mode_lines(run: Run) -> list[str]:
 def _imported_lines(run: Run, sources: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where another tool's figures come from, and what they are."""
     lines = [
-        f"# imported from {one['file']} ({one['tool']} {one['version'] or ''})".replace(" )", ")") for one in sources
+        f"# imported from {one['file']} ({one['tool']} {one.get('version') or ''})".replace(" )", ")")
+        for one in sources
     ]
     return [*lines, f"# rates are as the log has them; {times_are(run)}; GB is 1e9 bytes"]
 

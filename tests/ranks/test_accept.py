@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ncclbench.errors import Exit
-from ncclbench.launch.starts import START
 from ncclbench.store.directory import read_run
 
 if TYPE_CHECKING:
@@ -167,10 +166,3 @@ def test_nobody_is_left_and_no_further_start_is_made_after_an_interruption(small
     assert done.code == Exit.ENVIRONMENT
     assert len(started(small.folder / "rack")) == 1
     assert job.nobody_is_left()
-
-
-def test_a_rank_of_ours_is_told_its_start_and_a_launchers_is_not() -> None:
-    from ncclbench.launch.starts import own_start
-
-    assert [own_start({START: text}) for text in ("0", "2", "", "x")] == [0, 2, None, None]
-    assert own_start({}) is None

@@ -16,6 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from ncclbench.errors import Exit
 from ncclbench.measure.case import Measurement, run_case
 from ncclbench.plan import Settings
 from ncclbench.registry import load, names
@@ -373,9 +374,20 @@ def test_mpich_without_torch_takes_mpi_by_itself(tmp_path: Path) -> None:
 
 def test_a_usage_error_is_one_line_from_rank_0(mpi: Mpi) -> None:
     done = mpi.run(2, *RUN, "all_redice", "--transport", "mpi")
-    assert done.returncode != 0
+    assert done.returncode == Exit.USAGE
     assert done.stderr.count("ncclbench: error:") == 1
     assert "did you mean 'all_reduce'" in done.stderr
+
+
+def test_a_usage_error_of_one_rank_is_said_by_it_and_ends_the_job(tmp_path: Path) -> None:
+    """Rank 0 is inside MPI_Init, where MPICH waits for the other without a pause, and for ever."""
+    chosen, out = mpich(), tmp_path / "run"
+    good, bad = ([*RUN, pattern, "--transport", "mpi", "-o", out] for pattern in ("all_reduce", "all_redice"))
+    done = chosen.run(1, *good, ":", "-n", "1", chosen.python, *bad)
+    assert done.returncode == Exit.USAGE
+    assert done.stderr.count("ncclbench: error:") == 1
+    assert "ncclbench: error: rank 1: command line: case[0]: no pattern 'all_redice'" in done.stderr
+    assert nobody_is_left(out)
 
 
 def test_independent_jobs_are_refused(tmp_path: Path) -> None:
@@ -462,10 +474,7 @@ def test_a_broken_rank_is_named_and_leaves_nobody(
     assert records[1]["ranks"] == [rank]
     assert f"rank {rank}" in records[1]["reason"]
     assert f"ncclbench: error: {records[1]['case']}: {records[1]['reason']}" in done.stderr
-    deadline = time.monotonic() + 10
-    while left_over(out) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert left_over(out) == []
+    assert nobody_is_left(out)
 
 
 def test_a_signal_to_the_command_alone_ends_mpichs_mpiexec_and_all_ranks(tmp_path: Path) -> None:
@@ -493,6 +502,14 @@ def test_a_signal_to_the_command_alone_ends_mpichs_mpiexec_and_all_ranks(tmp_pat
         assert record["status"] == "failed"
         assert "interrupted" in record["reason"]
         assert left_over(out) == []
+
+
+def nobody_is_left(out: Path) -> bool:
+    """Whether all that work on `out` end within 10 s."""
+    deadline = time.monotonic() + 10
+    while left_over(out) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not left_over(out)
 
 
 def left_over(out: Path) -> list[list[str]]:

@@ -274,13 +274,6 @@ def test_threads_are_not_started_by_a_launcher(refused: Callable[..., str], monk
     assert "torchrun has started: leave the launcher out" in refused("run", "all_reduce", "--transport", "threads")
 
 
-def test_a_left_over_number_of_a_start_is_named(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NCCLBENCH_START", "1")
-    message = refused("run", "--plan", "accept-cpu", "--transport", "threads", "--nproc", "2", "-o", "new")
-    assert "NCCLBENCH_START=1 is set" in message
-    assert "unset it" in message
-
-
 @pytest.mark.parametrize("starts", [1, 2])
 def test_the_run_directory_is_named_as_it_was_given(starts: int, ncclbench: Callable[..., Result]) -> None:
     plan = f'name = "p"\nstarts = {starts}\n[[case]]\npattern = "all_reduce"\nbytes = 8\niterations = 4\n'

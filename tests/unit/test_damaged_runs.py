@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,42 @@ def test_a_manifest_of_another_shape_is_damaged(place: tuple[Any, ...], value: A
     assert read_run(tmp_path / "run").declared_starts == 2
     with pytest.raises(UsageError, match=r"manifest\.json is damaged: "):
         read_run(spoilt(tmp_path / "run", "manifest.json", place, value))
+
+
+IMPORTED: dict[str, Any] = {
+    "file": "l",
+    "tool": "nccl-tests",
+    "tables": [{"devices": [{"rank": 0}], "config": {"x": 1}}],
+}
+ORIGIN = {"tool": "nccl-tests", "figure": "table", "source": 0, "table": 0, "row": 0, "placement": "in_place"}
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "said"),
+    [
+        ("manifest.json", ("imported", 0), 1, "$.imported[0]"),
+        ("manifest.json", ("imported", 0, "tool"), None, "$.imported[0].tool"),
+        ("manifest.json", ("imported", 0, "tables", 0, "devices", 0), {}, "$.imported[0].tables[0].devices[0]"),
+        ("manifest.json", ("imported", 0, "tables", 0, "config", "x"), [], "$.imported[0].tables[0].config"),
+        ("results.jsonl", ("imported",), None, "$.imported"),
+        ("results.jsonl", ("imported", "source"), 1, "$.imported.source"),
+        ("results.jsonl", ("imported", "table"), -1, "$.imported.table"),
+        ("results.jsonl", ("imported", "table"), 1, "$.imported.table"),
+        ("results.jsonl", ("imported", "row"), None, "`row` - at `$.imported`"),
+        ("results.jsonl", ("imported", "per_iteration"), {"min_us": {}}, "$.imported.per_iteration"),
+    ],
+)
+def test_what_an_importer_wrote_has_its_shape_as_well(
+    name: str, place: tuple[Any, ...], value: Any, said: str, tmp_path: Path
+) -> None:
+    writer = RunWriter.create(tmp_path / "run", {**MANIFEST, "imported": [IMPORTED]})
+    writer.append(msgspec.structs.replace(RECORD, imported=ORIGIN))
+    for fmt in ("table", "nccl-tests"):
+        report.callback((tmp_path / "run",), fmt, None)  # type: ignore[misc]
+    where = f"{name}, line 1" if name == "results.jsonl" else name
+    with pytest.raises(UsageError, match=f"{re.escape(where)} is damaged: .*{re.escape(said)}") as caught:
+        report.callback((spoilt(tmp_path / "run", name, place, value),), "nccl-tests", None)  # type: ignore[misc]
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [{"start": "x"}, {"ranks": 3}, {"software": [1]}])

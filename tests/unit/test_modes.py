@@ -148,11 +148,10 @@ def measured(folder: Path) -> list[tuple[int, str | None, str]]:
     return [(record.start, record.mode, record.case) for record in read_run(folder / "run").records]
 
 
-def test_all_starts_of_all_modes_and_those_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_all_starts_of_all_modes_and_those_that_are_missing(tmp_path: Path) -> None:
     """Two of four starts, as a parent makes them; then what is known of the others."""
     for number in (1, 2):
-        monkeypatch.setenv("NCCLBENCH_START", str(number - 1))
-        assert ncclbench(tmp_path).exit_code == 0
+        assert ncclbench(tmp_path, "--one-of-several", "--process-start", str(number)).exit_code == 0
     assert measured(tmp_path) == [(0, "pxn", PXN), (0, "pxn", SAME), (1, "spine", SPINE)]
     run = read_run(tmp_path / "run")
     assert (run.declared_starts, run.starts_of_a_case, run.open_start) == (4, 2, 2)
@@ -163,7 +162,6 @@ def test_all_starts_of_all_modes_and_those_that_are_missing(monkeypatch: pytest.
         if e["kind"] == "start"
     ]
     assert told == [(0, "pxn", None), (1, "spine", "1")]
-    monkeypatch.delenv("NCCLBENCH_START")
     refused = ncclbench(tmp_path, "--resume", "--process-start", "5")
     assert str(refused.exception) == "--process-start must be 1 to 4, as many as the plan has, got 5"
     plan = parse_plan(MODES, "p")

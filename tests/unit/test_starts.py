@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from ncclbench.launch import starts
 from ncclbench.launch.book import Book, Job
 from ncclbench.launch.session import _refuse_disagreement
 from ncclbench.launch.signals import passed_on
-from ncclbench.launch.starts import START, Refused, make_starts
+from ncclbench.launch.starts import Refused, make_starts
 from ncclbench.store.directory import RunWriter, read_run
 from ncclbench.transports.threads import ThreadTransport, play
 from tests.unit.test_book import MANIFEST, PLAN, Ear
@@ -26,8 +25,8 @@ def made(path: Path, outcomes: list[Exit | Refused], on_start: Callable[[], obje
     """What `make_starts` ends in, and which starts it has asked for."""
     asked = []
 
-    def one() -> Exit:
-        asked.append(int(os.environ[START]))
+    def one(start: int) -> Exit:
+        asked.append(start)
         outcome = outcomes[asked[-1]]
         on_start()
         if isinstance(outcome, Refused):
@@ -44,7 +43,6 @@ def test_a_start_that_is_refused_is_missing_and_the_next_is_made(tmp_path: Path)
     assert made(tmp_path / "a", [refused, Exit.GOOD, refused]) == (Exit.ENVIRONMENT, [0, 1, 2])
     with pytest.raises(Refused, match="no node left, in all 2 process starts"):
         made(tmp_path / "b", [refused, refused])
-    assert START not in os.environ
 
 
 def test_nothing_follows_a_usage_error_or_a_signal(tmp_path: Path) -> None:
