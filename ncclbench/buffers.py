@@ -4,16 +4,16 @@ Memory is checked before anything is allocated: a size that does not fit is refu
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import gcd
 from pathlib import Path
-from typing import Any, Literal
-from weakref import WeakValueDictionary
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.errors import EnvironmentFault, UsageError
-from ncclbench.nccl_library import NcclLibrary, loaded_nccl
+from ncclbench.errors import UsageError
+from ncclbench.nccl_memory import BLOCKS
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.schedule import Schedule, shared_buffers
 from ncclbench.units import format_bytes
@@ -27,6 +27,7 @@ Buffers = Mapping[str, Array]
 _RESERVE = 256 << 20
 
 _MOST_COPIES = 64
+_COLD_BY_ITSELF = 4
 _PAGE = 4096
 
 
@@ -53,7 +54,9 @@ def device_bytes(nbytes: int, kind: Kind = "pool") -> Any:
     import cupy
 
     if kind == "nccl":
-        return NcclMemory(nbytes).array()
+        block = BLOCKS.take(nbytes)
+        memory = cupy.cuda.UnownedMemory(block.pointer, block.nbytes, block)
+        return cupy.ndarray(nbytes, np.uint8, cupy.cuda.MemoryPointer(memory, 0))
     if kind == "torch":
         import torch
 
@@ -66,70 +69,6 @@ def pinned_bytes(nbytes: int) -> NDArray[np.uint8]:
     import cupy
 
     return np.frombuffer(cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
-
-
-class NcclMemory:
-    """Device memory from ncclMemAlloc, which NCCL can register with communicators; freed with the object.
-
-    Args:
-        nbytes: how much.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        """Allocate.
-
-        Raises:
-            EnvironmentFault: if NCCL cannot, with its code.
-        """
-        paths = loaded_nccl()
-        if not paths:
-            raise EnvironmentFault("no NCCL library is loaded to allocate from")
-        self._library = NcclLibrary(paths[0])
-        self.pointer, self.nbytes = self._library.allocate(nbytes), nbytes
-        self._handles: dict[int, int] = {}
-        _NCCL_MEMORY[self.pointer] = self
-
-    def array(self) -> Any:
-        """The memory as a CuPy array of bytes, which keeps this object alive."""
-        import cupy
-
-        memory = cupy.cuda.UnownedMemory(self.pointer, self.nbytes, self)
-        return cupy.ndarray(self.nbytes, np.uint8, cupy.cuda.MemoryPointer(memory, 0))
-
-    def register(self, communicator: int) -> bool:
-        """Register with a communicator, which must outlive the registration; whether NCCL could."""
-        if communicator not in self._handles:
-            handle = self._library.register(communicator, self.pointer, self.nbytes)
-            if handle is None:
-                return False
-            self._handles[communicator] = handle
-        return True
-
-    def deregister(self) -> None:
-        """Undo every registration."""
-        while self._handles:
-            self._library.deregister(*self._handles.popitem())
-
-    def __del__(self) -> None:
-        """Give the memory back."""
-        if getattr(self, "pointer", 0):
-            self.deregister()
-            self._library.free(self.pointer)
-
-
-# By address, as long as they are in use.
-_NCCL_MEMORY: "WeakValueDictionary[int, NcclMemory]" = WeakValueDictionary()
-
-
-def nccl_memory_of(array: Any) -> NcclMemory | None:
-    """The memory from ncclMemAlloc that a device array begins at; None for any other array."""
-    return _NCCL_MEMORY.get(int(array.data.ptr)) if _NCCL_MEMORY else None
-
-
-def deregister_all() -> None:
-    """Undo all registrations, for communicators are about to go."""
-    for memory in list(_NCCL_MEMORY.values()):
-        memory.deregister()
 
 
 def uploader(device: Device) -> Callable[[Array], Array]:
@@ -149,18 +88,44 @@ def free_device_memory() -> int:
     return int(cupy.cuda.runtime.memGetInfo()[0])
 
 
-def cold_copies(memory_bytes: int, device: Device, cache: Cache) -> int:
-    """Sets of buffers to rotate over so that the device's L2 does not still hold what is touched next.
-
-    At most `_MOST_COPIES`: below that size of buffer a rotation cannot leave the cache, and one set is used.
-    """
-    if device == "cpu" or cache == "warm":
-        return 1
+def l2_bytes() -> int:
+    """Size of the L2 cache of this rank's GPU."""
     import cupy
 
-    l2 = int(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["l2CacheSize"])
-    copies = -(-2 * l2 // memory_bytes) + 1
-    return copies if copies <= _MOST_COPIES else 1
+    return int(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["l2CacheSize"])
+
+
+class Rotation(NamedTuple):
+    """Sets of buffers that iterations rotate over, and whether L2 then does not hold what is touched next."""
+
+    copies: int
+    cold: bool
+
+
+WARM = Rotation(1, False)
+
+
+def rotation(nbytes: int, l2: int, cache: Cache, variants: int = 1) -> Rotation:
+    """How a case rotates over its buffers if memory allows.
+
+    One set of `_COLD_BY_ITSELF` times L2 is cold without: an iteration leaves only its own end in the cache, and the
+    next begins elsewhere. Below some MiB no rotation of `_MOST_COPIES` or fewer can leave the cache, and one set is
+    used.
+
+    Args:
+        nbytes: of one set.
+        l2: bytes of the cache.
+        cache: what was asked for.
+        variants: through how many schedules iterations rotate as well; they and the sets meet in every pair.
+    """
+    if cache == "warm":
+        return WARM
+    if nbytes >= _COLD_BY_ITSELF * l2:
+        return Rotation(1, True)
+    copies = -(-2 * l2 // nbytes) + 1
+    while gcd(copies, variants) > 1:
+        copies += 1
+    return Rotation(copies, True) if copies <= _MOST_COPIES else WARM
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -249,6 +214,11 @@ def rooms_of(
     if device == "cpu" or staged:
         rooms.append((local_size, available_memory(), "this node"))
     return rooms
+
+
+def room_for_one(rooms: Iterable[tuple[int, int, str]]) -> int:
+    """Bytes of buffers that one rank may have in every one of its `rooms_of`."""
+    return min(available // ranks - _RESERVE for ranks, available, _where in rooms)
 
 
 def refuse_too_large(

@@ -1,6 +1,7 @@
 """The NCCL that this process has loaded, and its C functions that neither torch nor CuPy passes on."""
 
 import ctypes
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,11 +10,14 @@ from ncclbench.errors import EnvironmentFault
 # ncclResult_t: these two are no trouble.
 _SUCCESS, _IN_PROGRESS = 0, 7
 
+# The library itself; libnccl-net.so, libnccl-tuner.so and libnccl-profiler.so are plug-ins.
+_NCCL = re.compile(r"/(?:.*/)?libnccl\.so(?:\.[0-9]+)*")
+
 
 def loaded_nccl(maps: Path = Path("/proc/self/maps")) -> list[str]:
     """Paths of the NCCL libraries in this process; more than one means that torch and CuPy brought their own."""
-    found = {line.split()[-1] for line in maps.read_text().splitlines() if "libnccl" in line and "/" in line}
-    return sorted(found)
+    mapped = (line.split(maxsplit=5) for line in maps.read_text().splitlines())
+    return sorted({fields[5] for fields in mapped if len(fields) == 6 and _NCCL.fullmatch(fields[5])})
 
 
 class NcclLibrary:
@@ -45,7 +49,10 @@ class NcclLibrary:
         pointer = ctypes.c_void_p()
         code = self._library.ncclMemAlloc(ctypes.byref(pointer), ctypes.c_size_t(nbytes))
         if code or not pointer.value:
-            raise EnvironmentFault(f"ncclMemAlloc of {nbytes} bytes failed with ncclResult {code}")
+            raise EnvironmentFault(
+                f"ncclMemAlloc of {nbytes} bytes failed with ncclResult {code}: NCCL may round each buffer up, to 512 MiB "
+                "on some GPUs; use --cache warm, --buffers pool, or lower --max-bytes"
+            )
         return int(pointer.value)
 
     def free(self, pointer: int) -> None:

@@ -7,7 +7,8 @@ import hashlib
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import msgspec
 import numpy as np
 
 from ncclbench import __version__
-from ncclbench.buffers import refuse_too_large, rooms_of
+from ncclbench.buffers import WARM, Device, Rotation, refuse_too_large, room_for_one, rooms_of
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
 from ncclbench.launch.bind import allowed_cores, bind
 from ncclbench.launch.book import Book, Job
@@ -26,8 +27,10 @@ from ncclbench.launch.signals import heeding, settled
 from ncclbench.launch.supervise import outlive_parent
 from ncclbench.launch.verdict import Fault
 from ncclbench.launch.watchdog import Watchdog, end_process
-from ncclbench.measure.case import memory_needed, run_case
+from ncclbench.measure.case import demand, run_case
 from ncclbench.measure.regimes import Progress
+from ncclbench.measure.room import Demand, agreed_room, kept_blocks, rotations
+from ncclbench.nccl_memory import BLOCKS
 from ncclbench.plan import PlannedCase
 from ncclbench.registry import load
 from ncclbench.store.events import utc_now
@@ -60,14 +63,14 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
     progress = Progress()
     try:
         with transport.translating("start"):
-            finished, topology, watchdog = _prepare(job, seat, transport, book, progress, watch_host)
+            finished, topology, watchdog, rotating = _prepare(job, seat, transport, book, progress, watch_host)
     except NcclbenchError:
         transport.close()  # a library's own threads would otherwise end the process with words of their own
         raise
     try:
         for number, planned in enumerate(job.plan.cases):
             if planned.case.id not in finished:
-                _run_one(number, planned, transport, topology, book, progress, watchdog)
+                _run_one(number, planned, transport, topology, book, progress, watchdog, rotating.get(number, WARM))
         transport.barrier()
     except Exception as error:
         _give_up(watchdog, error)
@@ -82,8 +85,8 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
 
 def _prepare(
     job: Job, seat: Seat, transport: Transport, book: Book, progress: Progress, watch_host: str | None
-) -> tuple[set[str], Topology, Watchdog | None]:
-    """Everything before the first case: the cases already finished, where the ranks sit, and the watch."""
+) -> tuple[set[str], Topology, Watchdog | None, dict[int, Rotation]]:
+    """Everything before the first case: the cases already finished, where the ranks sit, the watch, and the memory."""
     _cross_check(seat, transport)
     texts = all_gather_text(transport.control, _place(job, seat, transport))
     places = [msgspec.json.decode(text, type=Place) for text in texts]
@@ -91,10 +94,10 @@ def _prepare(
     hosts = [place.host for place in places]
     found = [place.found for place in places]
     topology = place_ranks(job.topology, hosts) if job.topology else place_detected(hosts, found)
-    _refuse_too_large(job, seat, topology, transport)
+    rotating = _plan_memory(job, seat, topology, transport)
     finished = _open_book(job, seat, topology, places, transport, book)
     watchdog = _start_watchdog(places, transport, book, progress, watch_host) if watch_host else None
-    return finished, topology, watchdog
+    return finished, topology, watchdog, rotating
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,13 +186,14 @@ def _run_one(
     book: Book,
     progress: Progress,
     watchdog: Watchdog | None,
+    rotation: Rotation,
 ) -> None:
     if transport.rank == 0:
         book.begin(number, planned)
     progress.case = number
     if watchdog:
         watchdog.limit = planned.settings.timeout * (1.0 + planned.case.nbytes / _GIB)
-    measured = run_case(planned.case, transport, topology, planned.settings, progress=progress)
+    measured = run_case(planned.case, transport, topology, planned.settings, progress=progress, rotation=rotation)
     if measured is not None:
         book.finish(measured)
 
@@ -223,24 +227,55 @@ def _text(data: Any) -> str:
     return msgspec.json.encode(data).decode()
 
 
-def _refuse_too_large(job: Job, seat: Seat, topology: Topology, transport: Transport) -> None:
-    """Every rank checks its own GPU and node; the first refusal is everybody's."""
+def _plan_memory(job: Job, seat: Seat, topology: Topology, transport: Transport) -> dict[int, Rotation]:
+    """Refuse what does not fit; on GPUs, over how many sets of buffers each case rotates, by its number.
+
+    Every rank checks its own GPU and node; the first refusal is everybody's.
+    """
     staged, sharing = getattr(transport, "staged", None), getattr(transport, "ranks_per_gpu", 1)
     rooms = rooms_of(transport.device, staged, seat.local_size, sharing)
-    message = ""
+    message, demands = "", {}
     try:
-        for planned in job.plan.cases:
-            try:
-                needed = memory_needed(planned.case, topology)
-            except Unable:
-                continue
-            for sharing, available, where in rooms:
-                refuse_too_large(planned.case.id, needed, sharing, available, where)
+        demands = _demands(job, topology)
+        _refuse_too_large(job, demands, rooms, transport.device)
     except UsageError as error:
         message = str(error)
     refusals = [text for text in all_gather_text(transport.control, message) if text]
     if refusals:
         raise UsageError(refusals[0])
+    if transport.device == "cpu":
+        return {}
+    planned = rotations(list(demands.values()), *agreed_room(transport, room_for_one(rooms)))
+    BLOCKS.plan(planned.blocks)
+    return dict(zip(demands, planned.each, strict=True))
+
+
+def _demands(job: Job, topology: Topology) -> dict[int, Demand]:
+    """What each case that can run here asks of memory, by its number."""
+    found = {}
+    for number, planned in enumerate(job.plan.cases):
+        with suppress(Unable):
+            found[number] = demand(planned.case, topology, planned.settings)
+    return found
+
+
+def _refuse_too_large(
+    job: Job, demands: Mapping[int, Demand], rooms: Sequence[tuple[int, int, str]], device: Device
+) -> None:
+    """One set of buffers of every case must fit, on GPUs beside the memory from ncclMemAlloc that is kept.
+
+    Raises:
+        UsageError: naming the first case that does not.
+    """
+    for number, one in demands.items():
+        needed, name = one.nbytes, job.plan.cases[number].case.id
+        if device != "cpu" and any(other.kind == "nccl" for other in demands.values()):
+            earlier = [demands[k] for k in demands if k <= number]
+            needed = sum(kept_blocks(earlier if one.kind == "nccl" else list(demands.values())))
+            needed += 0 if one.kind == "nccl" else one.nbytes
+            name += ", beside memory from ncclMemAlloc that other cases keep,"
+        for ranks, available, where in rooms:
+            refuse_too_large(name, needed, ranks, available, where)
 
 
 def _open_book(

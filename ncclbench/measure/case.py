@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ncclbench.buffers import allocate, cold_copies, uploader
+from ncclbench.buffers import WARM, Rotation, allocate, uploader
 from ncclbench.errors import EnvironmentFault, Unable, UsageError
 from ncclbench.measure import device, overlap, regimes
 from ncclbench.measure.needs import check_needs
@@ -19,8 +19,10 @@ from ncclbench.measure.proof import Expected, PortWatch, expected
 from ncclbench.measure.reach import Lost, leave_out_silent, name_lost
 from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
 from ncclbench.measure.regimes import LAUNCHES_PER_BLOCK, Clock, Loop, Progress
+from ncclbench.measure.room import Demand, agreed_room, rotations
 from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, collect
 from ncclbench.measure.statistics import Floats
+from ncclbench.nccl_memory import BLOCKS
 from ncclbench.plan import Settings
 from ncclbench.registry import load
 from ncclbench.schedule.case import Case, Timing
@@ -73,6 +75,20 @@ def memory_needed(case: Case, topology: Topology) -> int:
     return sum(shared_buffers(build_variants(case, topology)).values())
 
 
+def demand(case: Case, topology: Topology, settings: Settings) -> Demand:
+    """What the case asks of a GPU's memory.
+
+    Raises:
+        Unable: if the pattern cannot run on this topology.
+    """
+    return _demand(build_variants(case, topology), settings)
+
+
+def _demand(variants: tuple[Schedule, ...], settings: Settings) -> Demand:
+    sizes = tuple(shared_buffers(variants).values())
+    return Demand(sizes, len(variants), settings.buffers, settings.cache)
+
+
 def run_case(
     case: Case,
     transport: Transport,
@@ -81,6 +97,7 @@ def run_case(
     *,
     clock: Clock = time.perf_counter,
     progress: Progress | None = None,
+    rotation: Rotation | None = None,
 ) -> Measurement | None:
     """Check and time one case; all ranks call it, rank 0 gets the measurement, the others None.
 
@@ -91,6 +108,7 @@ def run_case(
         settings: how to measure.
         clock: seconds, monotonic; tests pass their own.
         progress: told how far it is, for a watchdog.
+        rotation: the sets of buffers that were planned for it on a GPU; None looks at what is free now.
 
     Raises:
         TransportError: if the library underneath fails.
@@ -111,7 +129,11 @@ def run_case(
             variants, lost = leave_out_silent(variants, transport)
             if not variants:
                 return _nothing_left(base, lost) if transport.rank == 0 else None
-            measuring = _Measuring(case, variants, transport, topology, settings, clock, progress)
+            if transport.device == "cpu":
+                rotation = WARM
+            elif rotation is None:
+                (rotation,) = rotations([_demand(variants, settings)], *agreed_room(transport)).each
+            measuring = _Measuring(case, variants, transport, topology, settings, clock, progress, rotation)
             outcome = _all_or_none(measuring)
     except Unable as unable:
         skipped = msgspec.structs.replace(base, status="skipped", reason=str(unable))
@@ -171,15 +193,17 @@ class _Measuring:
         settings: Settings,
         clock: Clock,
         progress: Progress,
+        rotation: Rotation,
     ) -> None:
         """Allocate the buffers and compile the programs: one for each variant and set of buffers."""
         progress.enter("compile")
         self.case, self.variants, self.transport, self.settings = case, variants, transport, settings
         self.topology, self.clock, self.progress = topology, clock, progress
         self.overlaps = overlap.is_overlapped(variants, case.timing)
-        copies = cold_copies(sum(shared_buffers(variants).values()), transport.device, settings.cache)
-        while gcd(copies, len(variants)) > 1:  # only then do variants and buffers that rotate meet in every pair
-            copies -= 1
+        copies, self.cold = rotation
+        while gcd(copies, len(variants)) > 1:  # variants were left out: they and buffers must meet in every pair
+            copies, self.cold = copies - 1, copies > 2
+        BLOCKS.begin_case()
         self.buffers = [allocate(variants[0], transport.device, settings.buffers, *variants[1:]) for _ in range(copies)]
         turns = range(copies * len(variants))
         self.programs = self._agreed(
@@ -335,8 +359,11 @@ class _Measuring:
     def _setup(self) -> dict[str, Any]:
         if self.transport.device == "cpu":
             return {"buffers": "numpy", "copies": 1}
-        cold = len(self.buffers) > 1
-        setup = {"buffers": self.settings.buffers, "copies": len(self.buffers), "cache": "cold" if cold else "warm"}
+        setup = {
+            "buffers": self.settings.buffers,
+            "copies": len(self.buffers),
+            "cache": "cold" if self.cold else "warm",
+        }
         if self.settings.buffers == "nccl":
             setup["registered"] = getattr(self.transport, "registered", False)
         return setup

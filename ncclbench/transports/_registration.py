@@ -4,11 +4,13 @@ NCCL wants all ranks of a call to pass registered buffers, or none: so all regis
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from ncclbench.buffers import Buffers, nccl_memory_of
+from ncclbench.buffers import Buffers
 from ncclbench.nccl_library import NcclLibrary
+from ncclbench.nccl_memory import BLOCKS, NcclMemory
 from ncclbench.transports.base import Control
 
 
@@ -17,7 +19,7 @@ def register_buffers(control: Control, communicators: Iterable[int], buffers: Bu
 
     All ranks call it, with buffers of the same kind; buffers that are not from ncclMemAlloc are left alone.
     """
-    memories = [memory for array in buffers.values() if (memory := nccl_memory_of(array)) is not None]
+    memories = [memory for array in buffers.values() if (memory := _block_of(array)) is not None]
     if not memories:
         return False
     library = NcclLibrary.only()
@@ -29,3 +31,8 @@ def register_buffers(control: Control, communicators: Iterable[int], buffers: Bu
     for memory in memories:
         memory.deregister()
     return False
+
+
+def _block_of(array: Any) -> NcclMemory | None:
+    """The memory from ncclMemAlloc that a device array begins at; None for any other array."""
+    return BLOCKS.at(int(array.data.ptr))

@@ -21,9 +21,10 @@ except ImportError as error:
         f"the cupy_nccl transport needs CuPy for this machine's CUDA, cupy-cuda13x or cupy-cuda12x: {error}"
     ) from error
 
-from ncclbench.buffers import Buffers, Device, deregister_all
+from ncclbench.buffers import Buffers, Device
 from ncclbench.errors import TransportError, Unable
 from ncclbench.nccl_library import NcclLibrary, first_trouble, loaded_nccl
+from ncclbench.nccl_memory import BLOCKS
 from ncclbench.schedule.dtypes import Dtype, Redop
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
@@ -245,10 +246,11 @@ class CupyNcclTransport:
         """Give the communicators back, and leave the job."""
         self.stream.synchronize()
         self._log.remove()
-        deregister_all()
+        BLOCKS.deregister_all()
         for communicator in self._communicators.values():
             if communicator is not None:
                 communicator.destroy()
+        BLOCKS.free_all()
         self._meeting.close()
 
 

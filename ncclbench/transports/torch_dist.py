@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from ncclbench.buffers import Buffers, Device, deregister_all
+from ncclbench.buffers import Buffers, Device
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.nccl_library import NcclLibrary, first_trouble, loaded_nccl
+from ncclbench.nccl_memory import BLOCKS
 from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
@@ -378,10 +379,12 @@ class TorchTransport:
         if self.stream is not None:
             self.stream.synchronize()
             self._log.remove()
-            deregister_all()
+            BLOCKS.deregister_all()
         if self._doors is not None:
             self._doors.close()
         dist.destroy_process_group()
+        if self.stream is not None:
+            BLOCKS.free_all()
         self._groups.clear()
         self._start_group = self._messages.group = None
         gc.collect()
