@@ -23,6 +23,9 @@ Kind = Literal["pool", "nccl", "torch"]
 Cache = Literal["cold", "warm"]
 Buffers = Mapping[str, Array]
 
+# The room whose memory cases keep from one another; the other is a node's.
+ON_GPU = "a GPU"
+
 # What the interpreter, the libraries and the validation need beside the buffers.
 _RESERVE = 256 << 20
 
@@ -210,7 +213,7 @@ def rooms_of(
         local_size: ranks on this node.
         ranks_per_gpu: ranks on one GPU.
     """
-    rooms = [] if device == "cpu" else [(ranks_per_gpu, free_device_memory(), "a GPU")]
+    rooms = [] if device == "cpu" else [(ranks_per_gpu, free_device_memory(), ON_GPU)]
     if device == "cpu" or staged:
         rooms.append((local_size, available_memory(), "this node"))
     return rooms

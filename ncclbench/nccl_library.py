@@ -11,7 +11,7 @@ from ncclbench.errors import EnvironmentFault
 _SUCCESS, _IN_PROGRESS = 0, 7
 
 # The library itself; libnccl-net.so, libnccl-tuner.so and libnccl-profiler.so are plug-ins.
-_NCCL = re.compile(r"/(?:.*/)?libnccl\.so(?:\.[0-9]+)*")
+_NCCL = re.compile(r".*/libnccl\.so[.0-9]*")
 
 
 def loaded_nccl(maps: Path = Path("/proc/self/maps")) -> list[str]:
@@ -50,8 +50,8 @@ class NcclLibrary:
         code = self._library.ncclMemAlloc(ctypes.byref(pointer), ctypes.c_size_t(nbytes))
         if code or not pointer.value:
             raise EnvironmentFault(
-                f"ncclMemAlloc of {nbytes} bytes failed with ncclResult {code}: NCCL may round each buffer up, to 512 MiB "
-                "on some GPUs; use --cache warm, --buffers pool, or lower --max-bytes"
+                f"ncclMemAlloc of {nbytes} bytes failed with ncclResult {code}: NCCL may round each buffer up, to "
+                "512 MiB on some GPUs; use --cache warm, --buffers pool, or lower --max-bytes"
             )
         return int(pointer.value)
 

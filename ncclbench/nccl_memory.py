@@ -8,7 +8,8 @@ NCCL wants all ranks to register alike. So what a case gets depends on the plan 
 on when an array was collected.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import zip_longest
 
 from ncclbench.errors import EnvironmentFault
 from ncclbench.nccl_library import NcclLibrary, loaded_nccl
@@ -32,7 +33,7 @@ class NcclMemory:
         """
         paths = loaded_nccl()
         if not paths:
-            raise EnvironmentFault("no NCCL library is loaded to allocate from")
+            raise EnvironmentFault("no NCCL library is loaded to allocate from: use --buffers pool with this transport")
         self._library = NcclLibrary(paths[0])
         self.pointer, self.nbytes = self._library.allocate(nbytes), nbytes
         self._handles: dict[int, int] = {}
@@ -100,21 +101,23 @@ class Blocks:
             block.deregister()
 
     def free_all(self) -> None:
-        """Give everything back, when graphs and communicators are gone."""
-        kept, self._taken, self._free, self._planned = [*self._taken, *self._free], [], [], []
-        for block in kept:
-            block.deregister()
+        """Give everything back, when graphs, registrations and communicators are gone."""
+        for block in (*self._taken, *self._free):
             block.free()
+        self._planned, self._free, self._taken = [], [], []
 
 
 BLOCKS = Blocks()
 
 
-def widened(blocks: Sequence[int], sizes: Iterable[int]) -> list[int]:
+def widened(blocks: Iterable[int], sizes: Iterable[int]) -> tuple[int, ...]:
     """Sizes of blocks, the largest first, that serve whatever `blocks` serve, and a case with buffers of `sizes`.
 
     Where the k-th largest block is no smaller than any case's k-th largest buffer, `Blocks.take` serves every case.
+
+    Args:
+        blocks: what this function has returned for other cases.
+        sizes: in any order; they are rounded up to what a driver gives.
     """
     asked = sorted((-(-size // _GRAIN) * _GRAIN for size in sizes), reverse=True)
-    both = max(len(blocks), len(asked))
-    return [max(blocks[k] if k < len(blocks) else 0, asked[k] if k < len(asked) else 0) for k in range(both)]
+    return tuple(map(max, zip_longest(blocks, asked, fillvalue=0)))

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from ncclbench import __version__
-from ncclbench.buffers import WARM, Device, Rotation, refuse_too_large, room_for_one, rooms_of
+from ncclbench.buffers import ON_GPU, WARM, Rotation, refuse_too_large, room_for_one, rooms_of
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
 from ncclbench.launch.bind import allowed_cores, bind
 from ncclbench.launch.book import Book, Job
@@ -27,9 +27,9 @@ from ncclbench.launch.signals import heeding, settled
 from ncclbench.launch.supervise import outlive_parent
 from ncclbench.launch.verdict import Fault
 from ncclbench.launch.watchdog import Watchdog, end_process
-from ncclbench.measure.case import demand, run_case
+from ncclbench.measure.case import build_variants, demand, run_case
 from ncclbench.measure.regimes import Progress
-from ncclbench.measure.room import Demand, agreed_room, kept_blocks, rotations
+from ncclbench.measure.room import Demand, Held, agreed_room, rotations
 from ncclbench.nccl_memory import BLOCKS
 from ncclbench.plan import PlannedCase
 from ncclbench.registry import load
@@ -237,7 +237,7 @@ def _plan_memory(job: Job, seat: Seat, topology: Topology, transport: Transport)
     message, demands = "", {}
     try:
         demands = _demands(job, topology)
-        _refuse_too_large(job, demands, rooms, transport.device)
+        _refuse_too_large(job, demands, rooms)
     except UsageError as error:
         message = str(error)
     refusals = [text for text in all_gather_text(transport.control, message) if text]
@@ -245,9 +245,9 @@ def _plan_memory(job: Job, seat: Seat, topology: Topology, transport: Transport)
         raise UsageError(refusals[0])
     if transport.device == "cpu":
         return {}
-    planned = rotations(list(demands.values()), *agreed_room(transport, room_for_one(rooms)))
-    BLOCKS.plan(planned.blocks)
-    return dict(zip(demands, planned.each, strict=True))
+    each, held = rotations(list(demands.values()), *agreed_room(transport, room_for_one(rooms)))
+    BLOCKS.plan(held.blocks)
+    return dict(zip(demands, each, strict=True))
 
 
 def _demands(job: Job, topology: Topology) -> dict[int, Demand]:
@@ -255,27 +255,26 @@ def _demands(job: Job, topology: Topology) -> dict[int, Demand]:
     found = {}
     for number, planned in enumerate(job.plan.cases):
         with suppress(Unable):
-            found[number] = demand(planned.case, topology, planned.settings)
+            found[number] = demand(build_variants(planned.case, topology), planned.settings)
     return found
 
 
-def _refuse_too_large(
-    job: Job, demands: Mapping[int, Demand], rooms: Sequence[tuple[int, int, str]], device: Device
-) -> None:
-    """One set of buffers of every case must fit, on GPUs beside the memory from ncclMemAlloc that is kept.
+def _refuse_too_large(job: Job, demands: Mapping[int, Demand], rooms: Sequence[tuple[int, int, str]]) -> None:
+    """One set of buffers of every case must fit, on GPUs with what the cases before it keep.
 
     Raises:
         UsageError: naming the first case that does not.
     """
+    held = Held()
     for number, one in demands.items():
-        needed, name = one.nbytes, job.plan.cases[number].case.id
-        if device != "cpu" and any(other.kind == "nccl" for other in demands.values()):
-            earlier = [demands[k] for k in demands if k <= number]
-            needed = sum(kept_blocks(earlier if one.kind == "nccl" else list(demands.values())))
-            needed += 0 if one.kind == "nccl" else one.nbytes
-            name += ", beside memory from ncclMemAlloc that other cases keep,"
+        held, alone = held.after(one), Held().after(one)
+        name = job.plan.cases[number].case.id
         for ranks, available, where in rooms:
-            refuse_too_large(name, needed, ranks, available, where)
+            if where != ON_GPU:
+                refuse_too_large(name, one.nbytes, ranks, available, where)
+                continue
+            kept = ", with what earlier cases keep," if held != alone else ""
+            refuse_too_large(name + kept, held.nbytes, ranks, available, where)
 
 
 def _open_book(

@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
@@ -75,16 +75,8 @@ def memory_needed(case: Case, topology: Topology) -> int:
     return sum(shared_buffers(build_variants(case, topology)).values())
 
 
-def demand(case: Case, topology: Topology, settings: Settings) -> Demand:
-    """What the case asks of a GPU's memory.
-
-    Raises:
-        Unable: if the pattern cannot run on this topology.
-    """
-    return _demand(build_variants(case, topology), settings)
-
-
-def _demand(variants: tuple[Schedule, ...], settings: Settings) -> Demand:
+def demand(variants: Sequence[Schedule], settings: Settings) -> Demand:
+    """What a case with these schedules asks of memory."""
     sizes = tuple(shared_buffers(variants).values())
     return Demand(sizes, len(variants), settings.buffers, settings.cache)
 
@@ -129,10 +121,7 @@ def run_case(
             variants, lost = leave_out_silent(variants, transport)
             if not variants:
                 return _nothing_left(base, lost) if transport.rank == 0 else None
-            if transport.device == "cpu":
-                rotation = WARM
-            elif rotation is None:
-                (rotation,) = rotations([_demand(variants, settings)], *agreed_room(transport)).each
+            rotation = _rotation(rotation, variants, transport, settings)
             measuring = _Measuring(case, variants, transport, topology, settings, clock, progress, rotation)
             outcome = _all_or_none(measuring)
     except Unable as unable:
@@ -155,6 +144,20 @@ def _all_or_none(measuring: "_Measuring") -> Outcome | None:
         return measuring.run()
     except Unable as late:
         raise RuntimeError(f"found to be impossible when other ranks had begun: {late}") from late
+
+
+def _rotation(
+    planned: Rotation | None, variants: tuple[Schedule, ...], transport: Transport, settings: Settings
+) -> Rotation:
+    """What was planned, or what free memory allows now.
+
+    Where variants were left out since, they and the sets may no longer meet in every pair: then one set is used.
+    """
+    if transport.device == "cpu":
+        return WARM
+    if planned is None:
+        (planned,), _held = rotations([demand(variants, settings)], *agreed_room(transport))
+    return planned if gcd(planned.copies, len(variants)) == 1 else WARM
 
 
 def _about(transport: Transport) -> list[str]:
@@ -201,8 +204,6 @@ class _Measuring:
         self.topology, self.clock, self.progress = topology, clock, progress
         self.overlaps = overlap.is_overlapped(variants, case.timing)
         copies, self.cold = rotation
-        while gcd(copies, len(variants)) > 1:  # variants were left out: they and buffers must meet in every pair
-            copies, self.cold = copies - 1, copies > 2
         BLOCKS.begin_case()
         self.buffers = [allocate(variants[0], transport.device, settings.buffers, *variants[1:]) for _ in range(copies)]
         turns = range(copies * len(variants))

@@ -6,16 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ncclbench.buffers import (
-    WARM,
-    Cache,
-    Kind,
-    Rotation,
-    free_device_memory,
-    l2_bytes,
-    room_for_one,
-    rotation,
-)
+from ncclbench.buffers import WARM, Cache, Kind, Rotation, l2_bytes, room_for_one, rooms_of, rotation
 from ncclbench.nccl_memory import widened
 from ncclbench.transports.base import Transport
 
@@ -42,37 +33,45 @@ class Demand:
         return sum(self.sizes)
 
 
-class Planned(NamedTuple):
-    """The rotation of each case, and the blocks that serve all those with memory from ncclMemAlloc."""
+class Held(NamedTuple):
+    """Memory of a GPU that one rank holds when cases have run one after the other.
 
-    each: list[Rotation]
-    blocks: list[int]
-
-
-def kept_blocks(demands: Sequence[Demand]) -> list[int]:
-    """Blocks from ncclMemAlloc that one set of each case needs; they are kept from case to case."""
-    blocks: list[int] = []
-    for one in demands:
-        if one.kind == "nccl":
-            blocks = widened(blocks, one.sizes)
-    return blocks
-
-
-def rotations(demands: Sequence[Demand], room: int, l2: int) -> Planned:
-    """Rotate where several sets fit into `room` bytes; where only one does, the case is warm.
-
-    Memory from ncclMemAlloc is kept, so what all cases of it need must fit beside any other case.
+    Attributes:
+        blocks: from ncclMemAlloc, all of which are kept.
+        other: what the largest of the other cases had, which pools keep for the next.
     """
-    each, blocks = [WARM] * len(demands), kept_blocks(demands)
-    others = max((one.nbytes for one in demands if one.kind != "nccl"), default=0)
-    for k in sorted(range(len(demands)), key=lambda k: demands[k].kind != "nccl"):
-        one = demands[k]
+
+    blocks: tuple[int, ...] = ()
+    other: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """In all."""
+        return sum(self.blocks) + self.other
+
+    def after(self, one: Demand, copies: int = 1) -> "Held":
+        """What is held when a case with so many sets of buffers has run as well."""
+        if one.kind == "nccl":
+            return self._replace(blocks=widened(self.blocks, one.sizes * copies))
+        return self._replace(other=max(self.other, one.nbytes * copies))
+
+
+def rotations(demands: Sequence[Demand], room: int, l2: int) -> tuple[list[Rotation], Held]:
+    """The rotation of each case, and what is held when all have run.
+
+    One set of each case fits, or the plan would have been refused. As many as a case needs to be cold are used where
+    they fit into `room` bytes with what is held besides; where they do not, the case is warm.
+    """
+    each, held = [], Held()
+    for one in demands:
+        held = held.after(one)
+    for one in demands:
         wanted = rotation(one.nbytes, l2, one.cache, one.variants)
-        grown = widened(blocks, one.sizes * wanted.copies) if one.kind == "nccl" else blocks
-        beside = others if one.kind == "nccl" else wanted.copies * one.nbytes
-        if wanted.copies == 1 or sum(grown) + beside <= room:
-            each[k], blocks = wanted, grown
-    return Planned(each, blocks)
+        grown = held.after(one, wanted.copies)
+        fits = wanted.copies == 1 or grown.nbytes <= room
+        each.append(wanted if fits else WARM)
+        held = grown if fits else held
+    return each, held
 
 
 def agreed_room(transport: Transport, room: int | None = None) -> tuple[int, int]:
@@ -81,6 +80,6 @@ def agreed_room(transport: Transport, room: int | None = None) -> tuple[int, int
     All ranks call it.
     """
     if room is None:
-        room = room_for_one([(getattr(transport, "ranks_per_gpu", 1), free_device_memory(), "a GPU")])
+        room = room_for_one(rooms_of("cuda", None, 1, getattr(transport, "ranks_per_gpu", 1)))
     least = transport.control.all_gather(np.array([room, -l2_bytes()], np.int64)).min(axis=0)
     return int(least[0]), -int(least[1])

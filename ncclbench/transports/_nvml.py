@@ -16,6 +16,24 @@ _THROTTLE = {
     0x0000000000000080: "hardware power brake",
 }
 
+# Error counters: the function that tells each, and its arguments after the device.
+_NVLINK = {"replay": 0, "recovery": 1, "CRC flit": 2, "CRC data": 3}
+_COUNTERS: dict[str, tuple[Any, ...]] = {
+    "ECC uncorrected errors": ("nvmlDeviceGetTotalEccErrors", 1, 0),
+    "ECC corrected errors": ("nvmlDeviceGetTotalEccErrors", 0, 0),
+    **{
+        f"NVLink {link} {name} errors": ("nvmlDeviceGetNvLinkErrorCounter", link, kind)
+        for link in range(18)
+        for name, kind in _NVLINK.items()
+    },
+}
+
+# nvmlReturn_t: answers that will be the same next time. Every question takes a while, and there are 74.
+_INVALID_ARGUMENT, _NOT_SUPPORTED = 2, 3
+
+# By PCI address, the error counters that such an answer was given for.
+_never_told: dict[str, set[str]] = {}
+
 
 @cache
 def _library() -> Any:
@@ -48,7 +66,7 @@ def gpu_state(pci_bus_id: str) -> dict[str, Any]:
         "celsius": _asked(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         "watts": power / 1000 if power is not None else None,
         "throttled": [words for bit, words in _THROTTLE.items() if reasons & bit],
-        "errors": _errors(nvml, handle),
+        "errors": _errors(nvml, handle, _never_told.setdefault(pci_bus_id, set())),
     }
     return {name: value for name, value in state.items() if value is not None}
 
@@ -77,21 +95,18 @@ def gpu_identity(pci_bus_id: str) -> dict[str, Any]:
     }
 
 
-def _errors(nvml: Any, handle: Any) -> dict[str, int]:
-    counters = {
-        "ECC uncorrected errors": lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, 1, 0),
-        "ECC corrected errors": lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, 0, 0),
-    }
-    kinds = {"replay": 0, "recovery": 1, "CRC flit": 2, "CRC data": 3}
-    for link in range(18):
-        for name, kind in kinds.items():
-            counters[f"NVLink {link} {name} errors"] = _link_counter(nvml, handle, link, kind)
-    found = {name: _asked(ask) for name, ask in counters.items()}
-    return {name: int(value) for name, value in found.items() if value is not None}
-
-
-def _link_counter(nvml: Any, handle: Any, link: int, kind: int) -> Callable[[], int]:
-    return lambda: int(nvml.nvmlDeviceGetNvLinkErrorCounter(handle, link, kind))
+def _errors(nvml: Any, handle: Any, never: set[str]) -> dict[str, int]:
+    """What the GPU's error counters say; those in `never` are not asked, and those that it has not are added there."""
+    found = {}
+    for name, (function, *arguments) in _COUNTERS.items():
+        if name in never:
+            continue
+        try:
+            found[name] = int(getattr(nvml, function)(handle, *arguments))
+        except Exception as error:  # as in `_asked`; `value` is NVML's code
+            if getattr(error, "value", None) in (_INVALID_ARGUMENT, _NOT_SUPPORTED):
+                never.add(name)
+    return found
 
 
 def _asked(ask: Callable[[], Any]) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ncclbench.buffers import Buffers, Device, device_bytes
 from ncclbench.errors import EnvironmentFault, TransportError, Unable, UsageError
+from ncclbench.nccl_memory import BLOCKS
 from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
@@ -396,6 +397,7 @@ class MpiTransport:
         for comm in (*self._comms.values(), *own):
             if comm != MPI.COMM_NULL:
                 comm.Free()
+        BLOCKS.free_all()
         if self._doors:
             self._doors.close()
         if self._star:

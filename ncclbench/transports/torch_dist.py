@@ -383,8 +383,7 @@ class TorchTransport:
         if self._doors is not None:
             self._doors.close()
         dist.destroy_process_group()
-        if self.stream is not None:
-            BLOCKS.free_all()
+        BLOCKS.free_all()
         self._groups.clear()
         self._start_group = self._messages.group = None
         gc.collect()

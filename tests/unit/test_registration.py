@@ -1,14 +1,15 @@
-"""Registering buffers with communicators: everywhere or nowhere, and undone before either goes."""
+"""Memory from ncclMemAlloc: kept from case to case, and registered everywhere or nowhere, undone before it goes."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ncclbench import buffers as buffers_module
-from ncclbench.buffers import NcclMemory, deregister_all, nccl_memory_of
+from ncclbench import nccl_memory
 from ncclbench.errors import EnvironmentFault
-from ncclbench.nccl_library import NcclLibrary, first_trouble
+from ncclbench.nccl_library import NcclLibrary, first_trouble, loaded_nccl
+from ncclbench.nccl_memory import Blocks, NcclMemory, widened
 from ncclbench.transports import _registration
 from ncclbench.transports._registration import register_buffers
 from ncclbench.transports.threads import ThreadTransport, play
@@ -45,70 +46,146 @@ class FakeLibrary:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     fake = FakeLibrary()
-    monkeypatch.setattr(buffers_module, "loaded_nccl", lambda: ["libnccl.so.2"])
-    monkeypatch.setattr(buffers_module, "NcclLibrary", lambda _path: fake)
+    monkeypatch.setattr(nccl_memory, "loaded_nccl", lambda: ["libnccl.so.2"])
+    monkeypatch.setattr(nccl_memory, "NcclLibrary", lambda _path: fake)
+    monkeypatch.setattr(nccl_memory, "BLOCKS", Blocks())
+    monkeypatch.setattr(_registration, "BLOCKS", nccl_memory.BLOCKS)
     monkeypatch.setattr(_registration, "NcclLibrary", SimpleNamespace(only=lambda: fake))
     return fake
 
 
-def array_of(memory: NcclMemory) -> Any:
-    """What stands for a CuPy array on `memory`."""
-    return SimpleNamespace(data=SimpleNamespace(ptr=memory.pointer), owner=memory)
+def buffers_at(*pointers: int) -> Any:
+    """What stands for CuPy arrays that begin at these addresses."""
+    return {str(pointer): SimpleNamespace(data=SimpleNamespace(ptr=pointer)) for pointer in pointers}
 
 
 def registered(transport: ThreadTransport, communicators: list[int]) -> bool:
-    memories = [NcclMemory(100), NcclMemory(200)]
-    arrays: Any = {"a": array_of(memories[0]), "b": array_of(memories[1])}
+    arrays = buffers_at(*(block.pointer for block in nccl_memory.BLOCKS._taken))
     first = register_buffers(transport.control, communicators, arrays)
     return first and register_buffers(transport.control, communicators, arrays)  # again is once
 
 
 def test_every_buffer_with_every_communicator(library: FakeLibrary) -> None:
-    held = [NcclMemory(100), NcclMemory(200)]
-
-    def main(transport: ThreadTransport) -> bool:
-        return register_buffers(transport.control, [7, 8], {"a": array_of(held[0]), "b": array_of(held[1])})
-
-    assert play(1, main, 20.0) == [True]
-    assert set(library.registered) == {(c, memory.pointer) for c in (7, 8) for memory in held}
-    deregister_all()
+    blocks = [nccl_memory.BLOCKS.take(nbytes) for nbytes in (100, 200)]
+    assert play(1, lambda transport: registered(transport, [7, 8]), 20.0) == [True]
+    assert set(library.registered) == {(c, block.pointer) for c in (7, 8) for block in blocks}
+    nccl_memory.BLOCKS.deregister_all()
     assert not library.registered
-    held.clear()
-    assert len(library.freed) == 2
-    assert nccl_memory_of(SimpleNamespace(data=SimpleNamespace(ptr=4096))) is None
+    nccl_memory.BLOCKS.free_all()
+    assert sorted(library.freed) == sorted(block.pointer for block in blocks)
+    assert nccl_memory.BLOCKS.at(blocks[0].pointer) is None
 
 
-def test_memory_that_goes_is_deregistered_first(library: FakeLibrary) -> None:
-    assert play(3, lambda transport: registered(transport, [transport.rank]), 20.0) == [True] * 3
-    assert not library.registered
-    assert len(library.freed) == 6
+def test_what_is_registered_stays_so_from_case_to_case(library: FakeLibrary) -> None:
+    pointers = []
+    for _case in range(2):
+        nccl_memory.BLOCKS.begin_case()
+        pointers.append(nccl_memory.BLOCKS.take(100).pointer)
+        assert play(1, lambda transport: registered(transport, [7]), 20.0) == [True]
+    assert pointers[0] == pointers[1]
+    assert library.registered == {(7, pointers[0]): pointers[0]}
+    assert not library.freed
 
 
 def test_where_one_rank_cannot_nobody_does(library: FakeLibrary) -> None:
+    nccl_memory.BLOCKS.take(100)
     library.refused = frozenset({1})
     assert play(3, lambda transport: registered(transport, [transport.rank]), 20.0) == [False] * 3
     assert not library.registered
 
 
 def test_without_a_library_that_is_known_nobody_does(library: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    nccl_memory.BLOCKS.take(100)
     monkeypatch.setattr(_registration, "NcclLibrary", SimpleNamespace(only=lambda: None))
     assert play(2, lambda transport: registered(transport, [transport.rank]), 20.0) == [False] * 2
     assert not library.registered
 
 
 def test_other_memory_is_left_alone(library: FakeLibrary) -> None:
+    nccl_memory.BLOCKS.take(100)
+
     def main(transport: ThreadTransport) -> bool:
-        other: Any = {"a": SimpleNamespace(data=SimpleNamespace(ptr=1 << 40))}
-        return register_buffers(transport.control, [1], other)
+        return register_buffers(transport.control, [1], buffers_at(1 << 40))
 
     assert play(2, main, 20.0) == [False, False]
     assert not library.registered
 
 
 def test_no_library_to_allocate_from_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers_module, "loaded_nccl", lambda: [])
+    monkeypatch.setattr(nccl_memory, "loaded_nccl", lambda: [])
     with pytest.raises(EnvironmentFault, match="no NCCL library is loaded"):
-        NcclMemory(8)
+        Blocks().take(8)
+
+
+MIB = 1 << 20
+
+
+def case_of(blocks: Blocks, *sizes: int) -> list[NcclMemory]:
+    """The blocks of a case with buffers of these MiB."""
+    blocks.begin_case()
+    return [blocks.take(size * MIB) for size in sizes]
+
+
+def test_a_block_keeps_its_place_over_cases_whatever_still_refers_to_it(library: FakeLibrary) -> None:
+    blocks = Blocks()
+    first = case_of(blocks, 4, 4, 8)
+    assert case_of(blocks, 4, 4, 8) == first  # though `first` is alive
+    again = [block.pointer for block in first]
+    del first
+    assert [block.pointer for block in case_of(blocks, 4, 4, 8)] == again  # and where nothing is
+    assert [block.pointer for block in case_of(blocks, 8, 4)] == [again[2], again[0]]
+    assert not library.freed
+
+
+@pytest.mark.usefixtures("library")
+def test_what_a_plan_needs_serves_each_of_its_cases_and_is_no_more() -> None:
+    cases = [[2] * 5, [64, 4], [1, 32, 8, 8]]
+    planned: tuple[int, ...] = ()
+    for sizes in cases:
+        planned = widened(planned, [size * MIB for size in sizes])
+    # The k-th is the largest of the cases' k-th: 64 of 2, 64, 32; 8 of 2, 4, 8; 8 and 2 of the first and the last; 2.
+    assert planned == tuple(size * MIB for size in (64, 8, 8, 2, 2))
+    blocks, made = Blocks(), set()
+    blocks.plan(planned)
+    for sizes in (*cases, *reversed(cases)):
+        taken = case_of(blocks, *sizes)
+        assert all(block.nbytes >= size * MIB for block, size in zip(taken, sizes, strict=True))
+        assert len({block.pointer for block in taken}) == len(sizes)
+        made |= {(block.pointer, block.nbytes) for block in taken}
+    assert sorted(nbytes for _pointer, nbytes in made) == sorted(planned)
+
+
+@pytest.mark.usefixtures("library")
+def test_a_case_that_was_not_planned_has_a_block_of_its_own() -> None:
+    blocks = Blocks()
+    blocks.plan([2 * MIB])
+    assert [block.nbytes for block in case_of(blocks, 3, 1)] == [3 * MIB, 2 * MIB]
+
+
+def test_sizes_of_blocks_are_what_a_driver_gives() -> None:
+    assert widened((), [1, 2 * MIB, 2 * MIB + 1]) == (4 * MIB, 2 * MIB, 2 * MIB)
+
+
+def test_plug_ins_of_nccl_are_not_taken_for_it(tmp_path: Path) -> None:
+    paths = [
+        "/opt/my plugins/libnccl-net.so",
+        "/usr/lib/libnccl-net-ofi.so.0",
+        "/usr/lib/libnccl-tuner.so",
+        "/usr/lib/libnccl-profiler.so",
+        "/usr/lib/libnccl_ep.so.1",
+        "/usr/lib/x86_64-linux-gnu/libnccl.so.2.27.3",
+        "/opt/my venv/nvidia/nccl/lib/libnccl.so.2",
+        "/opt/my venv/nvidia/nccl/lib/libnccl.so.2",
+        "/opt/libnccl/libcudart.so.13",
+        "[heap]",
+        "",
+    ]
+    maps = tmp_path / "maps"
+    maps.write_text("".join(f"7f0000000000-7f0000001000 r-xp 00000000 08:01 77       {path}\n" for path in paths))
+    assert loaded_nccl(maps) == [
+        "/opt/my venv/nvidia/nccl/lib/libnccl.so.2",
+        "/usr/lib/x86_64-linux-gnu/libnccl.so.2.27.3",
+    ]
 
 
 class FakeC:
