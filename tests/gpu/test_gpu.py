@@ -127,6 +127,20 @@ def test_buffers_of_every_kind(transport: str, buffers: str, ranks: int, run: Ru
     assert record["setup"] == {"buffers": buffers, "copies": 1, "cache": "warm", **registered}
 
 
+@every_world
+@both_roads
+def test_blocks_from_nccl_serve_one_case_after_the_other(transport: str, ranks: int, run: Run) -> None:
+    records = run(
+        *(ranks, "all_gather", "-b", "4M", "-e", "8M", "-f", "2", "--timing", "all", "-n", "20", "--buffers", "nccl"),
+        *("--transport", transport),
+    )
+    assert len(records) == 6
+    for record in records.values():
+        assert record["status"] == "ok", record["reason"]
+        assert record["setup"]["registered"] is True
+        assert record["setup"]["cache"] == "cold"
+
+
 def refused(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """A run that is to end before it measures."""
     return subprocess.run(

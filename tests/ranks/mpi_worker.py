@@ -20,6 +20,7 @@ import numpy as np
 from ncclbench.buffers import allocate
 from ncclbench.errors import Unable
 from ncclbench.measure.case import run_case
+from ncclbench.nccl_memory import BLOCKS
 from ncclbench.plan import Settings
 from ncclbench.schedule import DTYPES, AllToAllV, Case, Collective, Concurrent, Exchange, Kernel, Local, Op, Schedule
 from ncclbench.schedule.oracle import Oracle
@@ -50,7 +51,10 @@ def main(cases: Path, records: Path, most: int | None) -> None:
     described = dict(transport.describe())
     if transport.rank == 0:
         records.write_text(json.dumps({"records": found, "odd": odd, "describe": described}))
+    with patch("ncclbench.nccl_memory.NcclMemory") as made:
+        BLOCKS.take(64)
     transport.close()
+    made.return_value.free.assert_called_once_with()  # what cases have kept goes when the transport does
 
 
 def fake_device() -> FakeDevice | None:

@@ -128,6 +128,7 @@ def case_of(blocks: Blocks, *sizes: int) -> list[NcclMemory]:
 
 def test_a_block_keeps_its_place_over_cases_whatever_still_refers_to_it(library: FakeLibrary) -> None:
     blocks = Blocks()
+    blocks.plan([8 * MIB] * 3 + [4 * MIB] * 4)  # another case needs more
     first = case_of(blocks, 4, 4, 8)
     assert case_of(blocks, 4, 4, 8) == first  # though `first` is alive
     again = [block.pointer for block in first]
@@ -139,11 +140,11 @@ def test_a_block_keeps_its_place_over_cases_whatever_still_refers_to_it(library:
 
 @pytest.mark.usefixtures("library")
 def test_what_a_plan_needs_serves_each_of_its_cases_and_is_no_more() -> None:
-    cases = [[2] * 5, [64, 4], [1, 32, 8, 8]]
+    cases = [[4, 64], [2] * 5, [1, 32, 8, 8]]
     planned: tuple[int, ...] = ()
     for sizes in cases:
         planned = widened(planned, [size * MIB for size in sizes])
-    # The k-th is the largest of the cases' k-th: 64 of 2, 64, 32; 8 of 2, 4, 8; 8 and 2 of the first and the last; 2.
+    # The k-th is the largest of the cases' k-th: 64 of 64, 2, 32; 8 of 4, 2, 8; 8 and 2 of the last two; 2.
     assert planned == tuple(size * MIB for size in (64, 8, 8, 2, 2))
     blocks, made = Blocks(), set()
     blocks.plan(planned)

@@ -61,14 +61,14 @@ def test_one_set_that_is_cold_by_itself_is_so_however_small_the_room() -> None:
 
 
 def test_what_nccl_cases_keep_leaves_less_for_every_other() -> None:
-    cases = [asked(100), asked(60, 40, kind="nccl"), asked(30, 30, 40, kind="nccl", cache="warm")]
+    cases = [asked(100), asked(60, 40, kind="nccl"), asked(30, 30, 40, kind="nccl", cache="warm"), asked(1)]
     one_set = (60 * MIB, 40 * MIB, 30 * MIB)
     two_sets = (60 * MIB, 60 * MIB, 40 * MIB, 40 * MIB)  # of the second, which serve the third too
     cold = Rotation(2, True)
-    assert rotations(cases, 400 * MIB, L2) == ([cold, cold, WARM], Held(two_sets, 200 * MIB))
-    assert rotations(cases, 400 * MIB - 1, L2) == ([cold, WARM, WARM], Held(one_set, 200 * MIB))
-    assert rotations(cases, 330 * MIB - 1, L2) == ([WARM, cold, WARM], Held(two_sets, 100 * MIB))
-    assert rotations(cases, 300 * MIB - 1, L2) == ([WARM, WARM, WARM], Held(one_set, 100 * MIB))
+    assert rotations(cases, 400 * MIB, L2) == ([cold, cold, WARM, WARM], Held(two_sets, 200 * MIB))
+    assert rotations(cases, 400 * MIB - 1, L2) == ([cold, WARM, WARM, WARM], Held(one_set, 200 * MIB))
+    assert rotations(cases, 330 * MIB - 1, L2) == ([WARM, cold, WARM, WARM], Held(two_sets, 100 * MIB))
+    assert rotations(cases, 300 * MIB - 1, L2) == ([WARM] * 4, Held(one_set, 100 * MIB))
 
 
 def test_the_smallest_room_and_the_largest_cache_count_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
