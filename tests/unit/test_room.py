@@ -9,11 +9,16 @@ import pytest
 
 from ncclbench.buffers import ON_GPU, WARM, Cache, Kind, Rotation, rotation
 from ncclbench.errors import UsageError
+from ncclbench.launch import session
 from ncclbench.launch.session import _refuse_too_large
 from ncclbench.measure import case as case_room
 from ncclbench.measure import room as room_module
 from ncclbench.measure.room import Demand, Held, agreed_room, rotations
+from ncclbench.nccl_memory import Blocks
 from ncclbench.plan import Settings
+from ncclbench.schedule import Case
+from ncclbench.topology import Topology
+from ncclbench.transports.base import Seat
 from ncclbench.transports.threads import ThreadTransport, play
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -85,6 +90,25 @@ def test_without_a_plan_what_is_free_counts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(room_module, "l2_bytes", lambda: L2)
     monkeypatch.setattr("ncclbench.buffers.free_device_memory", lambda: GIB)
     assert play(1, agreed_room, 20.0) == [(GIB - (256 << 20), L2)]
+
+
+def test_a_plan_says_of_each_case_that_can_run_over_how_many_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_module, "l2_bytes", lambda: L2)
+    monkeypatch.setattr("ncclbench.buffers.free_device_memory", lambda: GIB)
+    blocks = Blocks()
+    monkeypatch.setattr(session, "BLOCKS", blocks)
+    settings = Settings(buffers="nccl")
+    cases = [Case(pattern=name, nbytes=100 * MIB) for name in ("all_reduce", "cross_rail", "all_reduce")]
+    planned = [SimpleNamespace(case=case, settings=settings) for case in cases]
+    job: Any = SimpleNamespace(plan=SimpleNamespace(cases=planned))
+
+    def main(transport: ThreadTransport) -> dict[int, Rotation]:
+        transport.device = "cuda"
+        seat = Seat(rank=transport.rank, world_size=2, local_rank=transport.rank, local_size=2, launcher="threads")
+        return session._plan_memory(job, seat, Topology.single_node(2), transport)
+
+    assert play(2, main, 20.0) == [{0: Rotation(2, True), 2: Rotation(2, True)}] * 2  # there is one node
+    assert blocks._planned == [100 * MIB] * 2  # which serve both
 
 
 @pytest.mark.parametrize(("left", "expected"), [(3, Rotation(2, True)), (4, WARM)])
