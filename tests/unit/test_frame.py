@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ncclbench.errors import UsageError
+from ncclbench.importers._log import Log
+from ncclbench.importers._reading import Stated
+from ncclbench.importers._store import import_logs
 from ncclbench.registry import load
 from ncclbench.store.aggregate import across_starts, by_date
 from ncclbench.store.directory import RunWriter, read_run
@@ -307,7 +310,6 @@ def test_a_verdict_that_cannot_be_read_is_not_no_verdict(content: str, rich: Pat
         ({"device": "cuda", "ranks": [{"host": "n0", "boot": "b"}, {"host": "n0", "boot": "b"}]}, []),
         ({"device": "cuda", "ranks": [{"host": "n0", "boot": "b"}, {"host": "n1", "boot": "c"}]}, []),
         ({"device": "cuda", "ranks": [{"host": "n0", "boot": ""}, {"host": "n1", "boot": ""}]}, []),
-        ({"device": "", "imported": [{"tool": "nccl-tests", "version": "2.18"}]}, ["imported from nccl-tests 2.18"]),
     ],
 )
 def test_stamps(fields: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
@@ -315,6 +317,13 @@ def test_stamps(fields: dict[str, Any], expected: list[str], tmp_path: Path) -> 
     assert stamps(run, None) == expected
     for stamp in expected:
         assert f"<li>{stamp}</li>" in html(tmp_path / "run")
+
+
+def test_an_imported_run_is_stamped_with_its_tool(tmp_path: Path) -> None:
+    log = Path(__file__).parents[1] / "fixtures" / "nccl-tests" / "all_reduce.txt"
+    import_logs([Log.open(log)], tmp_path / "run", Stated(), None, ["import"])
+    assert stamps(read_run(tmp_path / "run"), None) == ["imported from nccl-tests 2.19.6"]
+    assert "<li>imported from nccl-tests 2.19.6</li>" in html(tmp_path / "run")
 
 
 def test_nothing_is_fetched(rich: Path) -> None:
