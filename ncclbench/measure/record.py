@@ -23,7 +23,7 @@ from ncclbench.schedule.phases import Exchange
 from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.store.records import GroupResult, PhaseResult, Record, Status
-from ncclbench.topology import Topology
+from ncclbench.topology import Link, Topology
 from ncclbench.topology.placing import straddling
 
 
@@ -110,6 +110,7 @@ def complete_record(
     timed = {phase.label: phase.time_us for phase in phases} | {name: s.time_us for name, s in subtotals.items()}
     wrong = int(validation.wrong_R.sum()) if validation else None
     remarks = _placement(base, topology)
+    ledgers = [schedule_ledger(variant, topology) for variant in variants]
     path = merge_paths(outcome.before, outcome.after)
     if outcome.counted:
         path = {**(path or {}), **reconcile(outcome.wanted, outcome.counted, topology, path)}
@@ -120,7 +121,7 @@ def complete_record(
         wrong=wrong,
         wrong_ranks=np.flatnonzero(validation.wrong_R).tolist() if validation else [],
         tolerance=validation.tolerance if validation else 0.0,
-        notes=[*_notes(outcome), *remarks, *proof_notes(path)],
+        notes=[*_notes(outcome, ledgers, topology), *remarks, *proof_notes(path)],
         warmup=settings.warmup,
         stopped=samples.stopped,
         launches_per_sample=outcome.launches_per_sample,
@@ -142,24 +143,37 @@ def complete_record(
         ratios=ratios_of(variants, timed),
         comparable=comparable_of(variants, timed),
         facts=[dict(variant.facts) for variant in variants if variant.facts],
-        ledger=rotation_record([schedule_ledger(variant, topology) for variant in variants], rotation),
+        ledger=rotation_record(ledgers, rotation),
         setup=dict(outcome.setup),
         path=path,
         gpus=_gpus(outcome.before, outcome.after),
     )
 
 
-def _notes(outcome: Outcome) -> list[str]:
+def _notes(outcome: Outcome, ledgers: Sequence[Ledger], topology: Topology) -> list[str]:
     """What a reader must know before trusting the figures."""
     notes = [*outcome.remarks]
     if outcome.validation and outcome.validation.why:
         notes.append(f"tolerance: {outcome.validation.why}")
-    path = merge_paths(outcome.before, outcome.after)
-    if path and "NET/Socket" in path.get("links", []):
-        notes.append("NCCL used sockets (NET/Socket) between nodes: this is not the fabric's speed")
+    if _took_sockets(outcome, ledgers, topology):
+        notes.append("NCCL used sockets (NET/Socket): this is not the fabric's speed")
     for gpu in _gpus(outcome.before, outcome.after):
         notes += [f"rank {gpu['rank']}: {what}" for what in gpu["warnings"]]
     return notes
+
+
+def _took_sockets(outcome: Outcome, ledgers: Sequence[Ledger], topology: Topology) -> bool:
+    """Whether it was this case that NCCL carried over sockets.
+
+    NCCL says once, when it connects ranks, by what; so its log names what all cases of the process so far took. What
+    stays inside a node is not accused of sockets that were there before it and may be those between nodes.
+    """
+    then, now = (merge_paths(views, ()) or {} for views in (outcome.before, outcome.after))
+    if "NET/Socket" not in now.get("links", []):
+        return False
+    leaves = any(ledger.sent[:, Link.NODE + 1 :].any() for ledger in ledgers)
+    others_may = len(np.unique(topology.nodes)) > 1
+    return leaves or not others_may or "NET/Socket" not in then.get("links", [])
 
 
 def _placement(base: Record, topology: Topology) -> list[str]:

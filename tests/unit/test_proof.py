@@ -192,6 +192,40 @@ def test_without_a_topology_file_nobody_knows_whose_nic_it_is(monkeypatch: pytes
     assert record.path["reason"] == "rank 0: no topology file says which NIC is whose"
 
 
+SOCKETS = {"links": ["NET/Socket", "P2P/CUMEM"], "network": "Socket"}
+TWO_NODES = Topology.from_hosts(["n0", "n0", "n1", "n1"])
+
+
+@pytest.mark.parametrize(
+    ("topology", "group", "before", "accused"),
+    [
+        (TWO_NODES, "world", {}, True),
+        (TWO_NODES, "world", SOCKETS, True),
+        (TWO_NODES, "rail", SOCKETS, True),
+        (TWO_NODES, "node", SOCKETS, False),
+        (TWO_NODES, "node", {"links": ["P2P/CUMEM"]}, True),
+        (TWO_NODES, "node", {}, True),
+        (Topology.single_node(4), "world", SOCKETS, True),
+    ],
+)
+def test_a_case_is_accused_of_its_own_sockets_only(
+    topology: Topology, group: str, before: dict[str, Any], accused: bool
+) -> None:
+    """NCCL's log names what every case of the process so far took."""
+
+    def main(transport: ThreadTransport) -> Any:
+        said = iter([{"path": before} if before else {}, {"path": SOCKETS}])
+        transport.evidence = lambda: next(said)  # type: ignore[method-assign]
+        case = Case(pattern="all_reduce", nbytes=4096, params={"group": group})
+        return run_case(case, transport, topology, Settings(iterations=6))
+
+    found = play(4, main)[0]
+    assert found is not None
+    assert found.record.path is not None
+    assert found.record.path["links"] == SOCKETS["links"]
+    assert ("NCCL used sockets (NET/Socket): this is not the fabric's speed" in found.record.notes) is accused
+
+
 # By hand
 
 
