@@ -9,7 +9,7 @@ import pytest
 
 from ncclbench.buffers import Buffers
 from ncclbench.measure import proof
-from ncclbench.measure.case import build_variants, run_case
+from ncclbench.measure.case import _Measuring, build_variants, run_case
 from ncclbench.measure.ethtool import driver_counters
 from ncclbench.measure.ports import Port, moved, own_ports, read_ports
 from ncclbench.measure.proof import Counted, Expected, count, expected, proof_notes, reconcile, sent_again
@@ -209,16 +209,20 @@ TWO_NODES = Topology.from_hosts(["n0", "n0", "n1", "n1"])
     ],
 )
 def test_a_case_is_accused_of_its_own_sockets_only(
-    topology: Topology, group: str, before: dict[str, Any], accused: bool
+    topology: Topology, group: str, before: dict[str, Any], accused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NCCL's log names what every case of the process so far took."""
 
+    def evidence(measuring: Any) -> list[dict[str, Any]]:
+        """Of all ranks; no thread has a library to ask."""
+        said = vars(measuring).setdefault("said", [{"path": SOCKETS}, {"path": before} if before else {}])
+        return [said.pop()] * 4
+
     def main(transport: ThreadTransport) -> Any:
-        said = iter([{"path": before} if before else {}, {"path": SOCKETS}])
-        transport.evidence = lambda: next(said)  # type: ignore[method-assign]
         case = Case(pattern="all_reduce", nbytes=4096, params={"group": group})
         return run_case(case, transport, topology, Settings(iterations=6))
 
+    monkeypatch.setattr(_Measuring, "_evidence", evidence)
     found = play(4, main)[0]
     assert found is not None
     assert found.record.path is not None
