@@ -81,6 +81,7 @@ class Example:
         transport: name of the transport.
         links: what NCCL's log said of every case.
         link_layer: what it said that NICs speak.
+        nvls: what it said of NVLink SHARP: ``on``, ``off``, ``unavailable``, or ``unknown`` for nothing.
         edit: changes a record before it is stored.
         software: versions and settings of each rank that differs from the others.
         seed: of the noise.
@@ -96,6 +97,7 @@ class Example:
     transport: str = "nccl"
     links: Sequence[str] = ("NET/IB", "P2P/CUMEM")
     link_layer: Sequence[str] = ()
+    nvls: str = "on"
     edit: Callable[[Record], Record] = lambda record: record
     software: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
@@ -261,7 +263,9 @@ def _record(example: Example, case: ExampleCase, start: int, members: int, secon
 def _path(example: Example) -> dict[str, Any]:
     """What NCCL's log says of a healthy rank."""
     networks = [link.removeprefix("NET/") for link in example.links if link.startswith("NET/")]
-    found = {"version": "2.28.9", "links": list(example.links), "gdr": True, "channels": 16, "nvls": True}
+    found = {"version": "2.28.9", "links": list(example.links), "gdr": True, "channels": 16}
+    if example.nvls != "unknown":
+        found |= {"nvls": example.nvls == "on", "nvls_switched_off": example.nvls == "off"}
     found |= {"network": networks[0]} if networks else {}
     return found | ({"link_layer": list(example.link_layer)} if example.link_layer else {})
 

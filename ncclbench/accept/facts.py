@@ -137,7 +137,22 @@ def _facts(records: list[Record], place: Place) -> dict[str, Any]:
         "redop": record.redop,
         "world_size": record.world_size,
         "case": record.case,
+        "nvls": _nvls(records),
     }
+
+
+def _nvls(records: Iterable[Record]) -> str:
+    """NVLink SHARP, as NCCL's log of every rank and start says.
+
+    ``on``, ``off`` (somebody switched it off), ``unavailable`` (NCCL found none), or ``unknown``, which it also is
+    where they differ.
+    """
+    said = {
+        (str(path.get("nvls")), str(path.get("nvls_switched_off")))
+        for path in (record.path or {} for record in records if record.time_us is not None)
+    }
+    state = {("True", "False"): "on", ("False", "True"): "off", ("False", "False"): "unavailable"}
+    return state.get(said.pop(), "unknown") if len(said) == 1 else "unknown"
 
 
 def _largest(spans: Iterable[int | None]) -> int | None:

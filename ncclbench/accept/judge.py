@@ -47,6 +47,7 @@ def stamps(subject: Subject) -> list[str]:
     found += ["cpu only"] if manifest.get("device") == "cpu" else []
     found += ["shared GPUs"] if ranks_per_gpu(manifest) > 1 else []
     found += ["nodes of one machine"] if share_a_machine(manifest) else []
+    found += ["NVLS switched off"] if "off" in subject.nvls else []
     found += ["simulated"] if manifest.get("transport") == "model" else []
     found += ["imported"] if manifest.get("imported") else []
     found += ["forced"] if subject.forced and subject.baseline is not None else []

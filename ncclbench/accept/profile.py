@@ -27,7 +27,7 @@ Basis = Literal["published", "measured", "assumed"]
 # What a `where` may test; `facts` of a case has exactly these.
 FACTS = (
     "pattern", "timing", "dtype", "bytes", "ranks", "nodes", "domains", "group", "groups", "transport", "redop",
-    "world_size", "case",
+    "world_size", "case", "nvls",
 )  # fmt: skip
 SCOPE_FACTS = ("ranks", "nodes", "domains")
 RATES = ("bus_gb_per_s", "alg_gb_per_s", "bottleneck_gb_per_s")

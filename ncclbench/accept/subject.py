@@ -94,6 +94,11 @@ class Subject:
         hint = f" ({source}; a topology file tells)" if source.startswith("assumed") else ""
         return [f"the profile is for domains of {test.text} ranks, the run has {sizes}{hint}"]
 
+    @cached_property
+    def nvls(self) -> frozenset[str]:
+        """What NVLink SHARP was in the cases that were measured; see the fact of that name."""
+        return frozenset(view.facts["nvls"] for view in self.cases if view.timed) or frozenset({"unknown"})
+
     def floors_for(self, view: CaseView) -> list[int]:
         """The places of the profile's floors that are about this case."""
         rules = enumerate(self.rules.floors)

@@ -25,6 +25,8 @@ _NETWORK = re.compile(r"Using network (\S+)")
 _CHANNELS = re.compile(r"(\d+) coll channels, (\d+) collnet channels, (\d+) nvls channels, (\d+) p2p channels")
 _NVLS_OFF = re.compile(r"NVLS multicast support is not available")
 _NVLS_ON = re.compile(r"NVLS multicast support is available")
+# Then NCCL does not look at all, and prints neither of the two above.
+_NVLS_SWITCHED_OFF = re.compile(r"NCCL_NVLS_ENABLE set by environment to 0\b")
 # NCCL_DEBUG_SUBSYS=TUNING prints these, if the user asks for it.
 _TUNING = re.compile(r"(\w+): (\d+) Bytes -> Algo (\S+) proto (\S+)")
 _WARNING = re.compile(r"NCCL WARN (.*)")
@@ -34,8 +36,8 @@ def parse_nccl_log(lines: Iterable[str]) -> dict[str, Any]:
     """What the lines of an NCCL log say; a key is there only if a line says it.
 
     Keys: ``version``, ``network`` (IB, Socket, ...), ``links`` (``P2P/CUMEM``, ``NET/IB``, ...), ``gdr``, ``pxn``,
-    ``channels``, ``nvls``, ``calls`` (op, algorithm and protocol), ``warnings``,
-    ``link_layer`` (IB, RoCE).
+    ``channels``, ``nvls``, ``nvls_switched_off`` (by a variable or NCCL's configuration file, not for want of
+    hardware), ``calls`` (op, algorithm and protocol), ``warnings``, ``link_layer`` (IB, RoCE).
     """
     found: dict[str, Any] = {}
     lists: dict[str, set[str]] = {"links": set(), "calls": set(), "warnings": set(), "link_layer": set()}
@@ -46,13 +48,20 @@ def parse_nccl_log(lines: Iterable[str]) -> dict[str, Any]:
             found["network"] = match[1]
         if match := _CHANNELS.search(line):
             found["channels"] = int(match[1])
-        if _NVLS_ON.search(line) or _NVLS_OFF.search(line):
-            found["nvls"] = bool(_NVLS_ON.search(line))
+        _note_nvls(line, found)
         lists["calls"] |= {f"{op} {algorithm}/{protocol}" for op, _, algorithm, protocol in _TUNING.findall(line)}
         lists["warnings"] |= set(_WARNING.findall(line))
         lists["link_layer"] |= set(_LINK_LAYER.findall(line))
         _note_link(line, lists["links"], found)
     return {**found, **{name: sorted(values) for name, values in lists.items() if values}}
+
+
+def _note_nvls(line: str, found: dict[str, Any]) -> None:
+    """Whether NVLink SHARP is there, and if not, whether somebody wanted it so."""
+    if _NVLS_SWITCHED_OFF.search(line):
+        found |= {"nvls": False, "nvls_switched_off": True}
+    elif (_NVLS_ON.search(line) or _NVLS_OFF.search(line)) and not found.get("nvls_switched_off"):
+        found |= {"nvls": bool(_NVLS_ON.search(line)), "nvls_switched_off": False}
 
 
 def _note_link(line: str, links: set[str], found: dict[str, Any]) -> None:

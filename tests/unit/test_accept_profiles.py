@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from ncclbench.accept.subject import Subject
 from ncclbench.errors import UsageError
 from ncclbench.plan import read_plan
 from ncclbench.store.directory import read_run
+from ncclbench.store.records import Record
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -27,6 +29,7 @@ G = 1 << 30
 H100, H200, B200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200"
 GB200, GB300 = "NVIDIA GB200", "NVIDIA GB300"
 HGX: dict[str, Any] = {"ranks_per_node": 8}
+OFF, ABSENT, UNSAID = ({**HGX, "nvls": state} for state in ("off", "unavailable", "unknown"))
 RACK: dict[str, Any] = {"ranks_per_node": 4, "domain_nodes": 18}
 PASS, FAIL, OPEN = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
 
@@ -34,7 +37,14 @@ PASS, FAIL, OPEN = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
 FIGURES = [
     ("h100-hgx-ib", H100, 1, HGX, 8, 480, PASS, "nccl-tests#212"),
     ("h100-hgx-ib", H100, 1, HGX, 8, 476, PASS, "nccl-tests#212: expected"),
-    ("h100-hgx-ib", H100, 1, HGX, 8, 367, FAIL, "nccl#1455: NVLS off"),
+    ("h100-hgx-ib", H100, 1, HGX, 8, 367, FAIL, "nccl#1455: as without NVLS, which is on"),
+    ("h100-hgx-ib", H100, 1, ABSENT, 8, 367, FAIL, "nccl#1455: nobody switched NVLS off, and it is not there"),
+    ("h100-hgx-ib", H100, 1, UNSAID, 8, 367, FAIL, "nobody says that NVLS was off"),
+    ("h100-hgx-ib", H100, 1, OFF, 8, 367, PASS, "nccl#1455: NVLS off"),
+    ("h100-hgx-ib", H100, 1, OFF, 8, 330, FAIL, "nccl#1455: less"),
+    ("h100-hgx-ib", H100, 1, {**OFF, "ranks_per_node": 6}, 8, 367, PASS, "as 4 and 8"),
+    ("h100-hgx-ib", H100, 1, {**OFF, "ranks_per_node": 4}, 8, 367, PASS, "nccl#1455: 4 GPUs, with NVLS or without"),
+    ("h100-hgx-roce", H100, 1, OFF, 8, 367, PASS, "nccl#1455: NVLS off"),
     ("h100-hgx-ib", H100, 1, {"ranks_per_node": 4}, 8, 367, PASS, "nccl#1455: 4 GPUs"),
     ("h100-hgx-ib", H100, 1, {"ranks_per_node": 5}, 8, 420, PASS, "nccl-tests#290"),
     ("h100-hgx-ib", H100, 1, {"ranks_per_node": 6}, 8, 440, PASS, "nccl-tests#290"),
@@ -50,7 +60,10 @@ FIGURES = [
     ("h100-hgx-roce", H100, 2, HGX, 8, 330, OPEN, "nccl#1221: without"),
     ("h100-hgx-roce", H100, 2, HGX, 8, 200, FAIL, "half of it"),
     ("h200-hgx", H200, 1, HGX, 8, 475, PASS, "nccl-tests#272"),
-    ("h200-hgx", H200, 1, HGX, 8, 367, FAIL, "as without NVLS"),
+    ("h200-hgx", H200, 1, HGX, 8, 367, FAIL, "as without NVLS, which is on"),
+    ("h200-hgx", H200, 1, ABSENT, 8, 367, FAIL, "nobody switched NVLS off, and it is not there"),
+    ("h200-hgx", H200, 1, OFF, 8, 367, PASS, "as 8 H100 with NVLS off"),
+    ("h200-hgx", H200, 1, OFF, 8, 330, OPEN, "less, but nothing is published"),
     ("b200-hgx", B200, 2, HGX, 8, 690, PASS, "coreweave/nccl-tests"),
     ("b200-hgx", B200, 2, HGX, 8, 440.6, FAIL, "what H100 reach"),
     ("gb200-nvl72", GB200, 18, RACK, 8, 835, PASS, "coreweave/nccl-tests"),
@@ -107,6 +120,28 @@ def test_the_latencies_that_are_published(tmp_path: Path) -> None:
     assert floors("all_reduce", 8, 16, 72) == [PASS]
     assert floors("all_reduce", 128, 1, 60) == [FAIL]
     assert floors("all_reduce", 8, 16, 200) == [FAIL]
+
+
+@pytest.mark.parametrize(
+    ("nvls", "stamped"), [("on", False), ("off", True), ("unavailable", False), ("unknown", False)]
+)
+def test_the_floor_of_the_other_state_of_nvls_is_not_missed(nvls: str, stamped: bool, tmp_path: Path) -> None:
+    case = ExampleCase(pattern="all_reduce", nbytes=8 * G, bus_gb_per_s=480, samples=12, noise=0.001)
+    path = write_example(tmp_path / "run", Example(cases=(case,), nodes=1, nvls=nvls))
+    document = judge(Subject(read_run(path), load_profile("h100-hgx-ib")))
+    assert not [r for r in document.checks if r.check == "floor" and r.required and "all_reduce" in r.subject]
+    assert ("NVLS switched off" in document.stamps) is stamped
+
+
+def test_nvls_that_differs_between_starts_is_not_known(tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        switched_off = {**(record.path or {}), "nvls": False, "nvls_switched_off": True}
+        return msgspec.structs.replace(record, path=switched_off) if record.start == 1 else record
+
+    case = ExampleCase(pattern="all_reduce", nbytes=8 * G, bus_gb_per_s=367, samples=12, noise=0.001)
+    path = write_example(tmp_path / "run", Example(cases=(case,), nodes=1, edit=edit))
+    document = judge(Subject(read_run(path), load_profile("h100-hgx-ib")))
+    assert [r.verdict for r in document.checks if r.check == "floor" and r.subject == case.id] == [FAIL]
 
 
 NAMES = sorted(shipped_profiles())

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from ncclbench.transports._nccl_log import NcclLog, parse_nccl_log
 
 P2P = """node0:1612:1612 [0] NCCL INFO NCCL version 2.28.9+cuda13.0
@@ -22,7 +24,32 @@ node0:9:9 [0] NCCL INFO AllReduce: 1048576 Bytes -> Algo RING proto LL128 channe
 
 def test_one_host_talks_over_nvlink() -> None:
     found = parse_nccl_log(P2P.splitlines())
-    assert found == {"version": "2.28.9", "network": "Socket", "nvls": False, "channels": 24, "links": ["P2P/CUMEM"]}
+    assert found == {
+        "version": "2.28.9", "network": "Socket", "nvls": False, "nvls_switched_off": False, "channels": 24,
+        "links": ["P2P/CUMEM"],
+    }  # fmt: skip
+
+
+ASKED = "node0:9:9 [0] NCCL INFO NCCL_NVLS_ENABLE set by environment to {}."
+THERE = "node0:9:9 [0] NCCL INFO NVLS multicast support is available on dev 0 (NVLS_NCHANNELS 16)"
+NOT_THERE = "node0:9:9 [0] NCCL INFO NVLS multicast support is not available on dev 0 (NVLS_NCHANNELS 0)"
+
+
+@pytest.mark.parametrize(
+    ("lines", "there", "switched_off"),
+    [
+        ([THERE], True, False),
+        ([ASKED.format(1), THERE], True, False),
+        ([ASKED.format(1), NOT_THERE], False, False),
+        ([ASKED.format(0)], False, True),
+        ([ASKED.format(0), NOT_THERE], False, True),
+        ([NOT_THERE, ASKED.format(0)], False, True),
+    ],
+)
+def test_nvls_that_is_not_there_is_told_from_nvls_that_nobody_wanted(
+    lines: list[str], there: bool, switched_off: bool
+) -> None:
+    assert parse_nccl_log(lines) == {"nvls": there, "nvls_switched_off": switched_off}
 
 
 def test_two_hosts_talk_over_infiniband_with_gpudirect() -> None:

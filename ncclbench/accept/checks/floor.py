@@ -54,7 +54,9 @@ def describe(rule: FloorRule) -> str:
 
 
 def _could_be_measured(subject: Subject, rule: FloorRule) -> bool:
-    """Whether this run has groups of the sizes that the entry is about."""
+    """Whether this run has groups of the sizes, and NVLink SHARP in the state, that the entry is about."""
+    if "nvls" in rule.tests and not any(rule.tests["nvls"].holds(state) for state in subject.nvls):
+        return False
     tests = {name: test for name, test in rule.tests.items() if name in SCOPE_FACTS}
     return any(all(test.holds(scope[name]) for name, test in tests.items()) for scope in subject.place.scopes())
 
