@@ -188,3 +188,13 @@ def test_two_nodes_on_one_host_are_seen_to_use_sockets(transport: str, tmp_path:
     (record,) = json.loads(done.stdout.splitlines()[-1])["records"]
     assert "NET/Socket" in record["path"]["links"]
     assert any("sockets" in note for note in record["notes"])
+
+
+@both_roads
+def test_nvls_that_was_switched_off_is_told_from_nvls_that_is_not_there(transport: str, run: Run) -> None:
+    ranks = max(2, GPUS)
+    (record,) = run(
+        ranks, "all_reduce", "-b", "1M", "-e", "1M", "-n", "10", "--transport", transport, NCCL_NVLS_ENABLE="0"
+    ).values()
+    assert record["path"]["nvls"] is False
+    assert record["path"]["nvls_switched_off"] is True
