@@ -31,8 +31,10 @@ FACTS = (
 )  # fmt: skip
 SCOPE_FACTS = ("ranks", "nodes", "domains")
 RATES = ("bus_gb_per_s", "alg_gb_per_s", "bottleneck_gb_per_s")
-# Variables by which a healthy rank is told its own devices and files.
-_OF_ONE_RANK = ("CUDA_VISIBLE_DEVICES", "NCCL_DEBUG*", "UCX_NET_DEVICES", "UCX_TLS", "NCCL_IB_HCA", "NCCL_TOPO_FILE")
+# Variables by which a healthy rank is told its own host, devices and files.
+_OF_ONE_RANK = (
+    "CUDA_VISIBLE_DEVICES", "NCCL_DEBUG*", "UCX_NET_DEVICES", "UCX_TLS", "NCCL_HOSTID", "NCCL_IB_HCA", "NCCL_TOPO_FILE",
+)  # fmt: skip
 METRICS = (*RATES, "time_us.p50", "time_us.p95", "time_us.p99")
 
 

@@ -172,8 +172,10 @@ def test_what_differs_on_one_rank_fails_and_names_it(view: dict[str, Any], subje
     assert result.action is Action.ISOLATE
 
 
-def test_what_a_rank_is_told_of_its_own_devices_may_differ(tmp_path: Path) -> None:
-    views = {rank: {"variables": {"UCX_NET_DEVICES": f"mlx5_{rank}:1"}} for rank in range(8)}
+def test_what_a_rank_is_told_of_its_own_host_and_devices_may_differ(tmp_path: Path) -> None:
+    views = {
+        rank: {"variables": {"UCX_NET_DEVICES": f"mlx5_{rank}:1", "NCCL_HOSTID": f"n0-{rank}"}} for rank in range(8)
+    }
     assert made(tmp_path, software=views).verdict is Verdict.PASS
 
 

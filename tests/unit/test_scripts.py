@@ -1,7 +1,10 @@
 """What the scripts say to a command line that makes no sense, before they start anything."""
 
 import os
+import signal
 import subprocess
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,28 @@ def test_gpu_check_where_there_is_no_gpu(ranks: str | None, code: int, said: str
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_gpu_check_had_done_when_it_was_interrupted_is_packed(
+    sent: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """Time on such a machine is dear, and a batch system ends what takes too long."""
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\nif [ "$3" = doctor ]; then echo "2 GPUs"; exec sleep 100; fi\n')
+    fake.chmod(0o755)
+    environ = {**os.environ, "RANKS": "2", "PYTHON": str(fake)}
+    line = [str(SCRIPTS / "gpu_check"), "out", "doctor", "timing"]
+    with subprocess.Popen(
+        line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ,
+        start_new_session=True,
+    ) as script:  # fmt: skip
+        done = tmp_path / "out" / "doctor.txt"
+        while not (done.exists() and done.read_text()) and script.poll() is None:
+            time.sleep(0.02)
+        os.killpg(script.pid, sent)
+        _, said = script.communicate(timeout=60)
+    assert script.returncode == code
+    assert "interrupted during doctor" in said
+    with tarfile.open(tmp_path / "out" / "all.tgz") as packed:
+        assert "./doctor.txt" in packed.getnames()
