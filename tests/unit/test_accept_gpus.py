@@ -193,3 +193,16 @@ def test_a_dry_run_shows_the_stages_in_order_and_how_long_it_takes(profile: str,
     assert skipped == ({2} if profile == "gb300-nvl72" else set()), "inside of one rack no pair of GPUs uses its NICs"
     assert 120 <= planned["seconds"] <= (5 * 60 if plan == "accept-quick" else 20 * 60)
     assert not list(tmp_path.glob("runs*"))
+
+
+@pytest.mark.parametrize("profile", ["h100-hgx-ib", "h200-hgx", "b200-hgx"])
+def test_one_gpu_moves_nothing_and_nothing_is_held_against_it(profile: str, tmp_path: Path) -> None:
+    """No path was taken, and a rate of zero is no figure: the run is inconclusive for want of a figure alone."""
+    gpu = load_profile(profile).profile.fabric.gpu[0].rstrip("*")
+    cases = tuple(ExampleCase(pattern=name, nbytes=4 * G, bus_gb_per_s=1) for name in ("all_reduce", "all_to_all"))
+    alone = Example(cases=cases, nodes=1, ranks_per_node=1, gpu=gpu, links=())
+    path = write_example(tmp_path / "run", alone)
+    done = CliRunner().invoke(cli, ["accept", str(path), "--profile", profile, "--json"])
+    document = json.loads(done.output.splitlines()[-1])
+    assert (document["verdict"], done.exit_code) == ("INCONCLUSIVE", Exit.INCONCLUSIVE)
+    assert document["reasons"] == ["no figure was held against a published or measured one"]
