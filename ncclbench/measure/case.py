@@ -312,7 +312,9 @@ class _Measuring:
         return (self.clock() - began) / max(1, rounds)
 
     def _warm_up_rounds(self) -> int:
-        return max(self.settings.warmup, len(self.variants) if len(self.variants) > 1 else 0)
+        """Every variant once at least, and every set of registered buffers: NCCL maps one when it first meets it."""
+        least = len(self.programs) if self.settings.buffers == "nccl" else len(self.variants)
+        return max(self.settings.warmup, least if least > 1 else 0)
 
     def _refill(self) -> None:
         for buffers in self.buffers:
@@ -328,6 +330,7 @@ class _Measuring:
             progress=self.progress,
             launches_per_block=self._whole_turns(self.settings.iterations or LAUNCHES_PER_BLOCK),
             stream=self.transport.stream,
+            line_up=self.transport.world_size > 1 and not device.lines_up_by_itself(self.variants),
         )
 
     def _regime(self, loop: Loop) -> tuple[Callable[[int], Floats], list[str], int]:

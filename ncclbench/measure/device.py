@@ -3,17 +3,23 @@
 Both return durations by the device's own clock, shape (samples, columns), like the loops of `regimes`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from ncclbench.measure.regimes import Loop, quiet_gc
 from ncclbench.measure.statistics import Floats
-from ncclbench.transports.base import DeviceStream
+from ncclbench.schedule.phases import Collective, Op
+from ncclbench.schedule.schedule import Schedule
+from ncclbench.transports.base import Call, DeviceStream, nothing
 
 # A stream's queue holds about a thousand launches; beyond that enqueuing would wait for the gate that waits for it.
 LAUNCH_BUDGET = 500
+# What lining up takes of the queue: one operation, and the events that NCCL brings along.
+_LINE_UP_LAUNCHES = 4
+# Ends of these wait for begins: no rank is through before all have come.
+_LINES_UP = frozenset({Op.ALL_REDUCE, Op.ALL_GATHER, Op.REDUCE_SCATTER, Op.ALL_TO_ALL})
 # The gate opens by itself after this: a peer that died must not leave a kernel spinning.
 GATE_LIMIT_SECONDS = 10.0
 # Replays between two synchronisations.
@@ -27,11 +33,27 @@ def graph_launches(nbytes: int) -> int:
     return 20 if nbytes <= 16 << 20 else 4
 
 
+def lines_up_by_itself(variants: Sequence[Schedule]) -> bool:
+    """Whether ranks that run `variants` back to back begin each iteration together anyway.
+
+    Where the partners of a rank change, where data flow one way, or where a rank has no part in a phase, a rank begins
+    its next iteration while others are still in this one, and what it then waits for them would be in its figures: one
+    slow NIC would slow all those down that meet its rank a round later.
+    """
+    if len(variants) > 1 or len(variants[0].phases) > 1:
+        return False
+    phase = variants[0].phases[0]
+    return isinstance(phase, Collective) and phase.op in _LINES_UP
+
+
 def gated(loop: Loop, samples: int) -> Floats:
-    """Every iteration between two events, all enqueued behind a gate that opens when every rank is ready."""
+    """Every iteration between two events, all enqueued behind a gate that opens when every rank is ready.
+
+    With `loop.line_up` a small operation of all ranks stands before each iteration, and outside of its events.
+    """
     stream = _stream(loop)
     queued = max(sum(step.launches + 1 for step in program.steps) for program in loop.programs)
-    chunk = max(1, LAUNCH_BUDGET // (queued + 1))
+    chunk = max(1, LAUNCH_BUDGET // (queued + 1 + loop.line_up * _LINE_UP_LAUNCHES))
     seconds = np.empty((samples, len(loop.columns)))
     with quiet_gc():
         for first in range(0, samples, chunk):
@@ -41,12 +63,15 @@ def gated(loop: Loop, samples: int) -> Floats:
 
 def _gated_chunk(loop: Loop, stream: DeviceStream, first: int, count: int) -> Floats:
     loop.refill()
+    line_up: Call = stream.line_up if loop.line_up else nothing
+    line_up()  # connects what was not yet connected, which must not happen behind a gate
     stream.synchronize()
     loop.step(first)
     loop.barrier()
     stream.hold(GATE_LIMIT_SECONDS)
     marks, late, parts = [], [], loop.parts
     for i in range(first, first + count):
+        line_up()
         row = [stream.mark()]
         for k, step in enumerate(loop.program_of(i).steps):
             step.launch()

@@ -57,6 +57,7 @@ class Loop:
         progress: where to say how far it is.
         launches_per_block: N of the pipelined regime.
         stream: what device regimes time on; None on the host.
+        line_up: whether iterations behind a gate need something between them that lines the ranks up.
         remarks: what a reader of the figures must know; loops add to it.
     """
 
@@ -68,6 +69,7 @@ class Loop:
     progress: Progress
     launches_per_block: int = LAUNCHES_PER_BLOCK
     stream: DeviceStream | None = None
+    line_up: bool = False
     remarks: set[str] = field(default_factory=set)
 
     def program_of(self, iteration: int) -> Program:

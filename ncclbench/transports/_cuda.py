@@ -10,7 +10,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ncclbench.transports.base import Call
+from ncclbench.transports.base import Call, nothing
 
 # One thread spins on a flag in pinned host memory until the host opens the gate. If the host never does (a peer died,
 # a queue is full), the gate opens by itself after `limit` nanoseconds and leaves a 2 in the flag.
@@ -43,12 +43,16 @@ class CudaStream:
     Args:
         stream: the CuPy stream.
         capture: turns launches into one call that replays them; a library with capture rules of its own brings one.
+        line_up: launches a small operation of all ranks; for a rank by itself there is none.
     """
 
-    def __init__(self, stream: Any, capture: Callable[[Sequence[Call]], Call] | None = None) -> None:
+    def __init__(
+        self, stream: Any, capture: Callable[[Sequence[Call]], Call] | None = None, line_up: Call = nothing
+    ) -> None:
         """Make it CuPy's, and put the gate's flag into pinned memory, which the device reads by the same address."""
         self.stream = stream
         self._own_capture = capture
+        self._line_up = line_up
         self._pinned = cupy.cuda.alloc_pinned_memory(64)
         self._flag = np.frombuffer(self._pinned, np.int32, 1)
         self._flag[0] = 1
@@ -85,6 +89,10 @@ class CudaStream:
     def opened_by_itself(self) -> bool:
         """Whether the last gate gave up waiting for the host."""
         return bool(self._flag[0] == 2)
+
+    def line_up(self) -> None:
+        """Launch what ends on no rank before all have come to it."""
+        self._line_up()
 
     def synchronize(self) -> None:
         """Wait until everything launched has run.

@@ -1,5 +1,6 @@
 """What transports share: work on a rank's own buffers, and branches that run at the same time."""
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -11,10 +12,14 @@ import numpy as np
 from ncclbench.buffers import Buffers
 from ncclbench.errors import Unable
 from ncclbench.schedule.dtypes import Array
-from ncclbench.schedule.phases import Collective, Concurrent, Kernel, Local, Phase, SimplePhase
+from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Kernel, Local, Op, Phase, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.transports._rows import row_call
 from ncclbench.transports.base import Call, Step
+
+# NCCL has these as groups of sends and receives.
+_GROUPED = frozenset({Op.ALL_TO_ALL, Op.GATHER, Op.SCATTER})
+_PEERS_A_LAUNCH = 16
 
 
 def local_call(phase: Local | RowWork, rank: int, buffers: Buffers) -> Call:
@@ -85,8 +90,24 @@ def steps_of(
             branches = [[call(step, (b,)) for step in branch] for b, branch in enumerate(phase.branches)]
             steps.append((concurrent or branches_step)(phase, branches))
         else:
-            steps.append(Step(phase.label, call(phase, ())))
+            steps.append(Step(phase.label, call(phase, ()), launches=launches_of(phase)))
     return tuple(steps)
+
+
+def launches_of(phase: SimplePhase) -> int:
+    """How much of a gated queue a phase takes.
+
+    NCCL writes 64 bytes a peer for a group of sends and receives into a ring of 1 MiB (NCCL_WORK_FIFO_BYTES), and waits
+    for room in it; behind a gate there would never be any. 500 launches of 16 peers fill half of it.
+    """
+    if isinstance(phase, AllToAllV) or (isinstance(phase, Collective) and phase.op in _GROUPED):
+        return math.ceil(phase.groups.shape[1] / _PEERS_A_LAUNCH)
+    return 1
+
+
+def branches_launches(phase: Concurrent) -> int:
+    """The same of branches on streams of their own: each also waits for the main stream, ends, and is waited for."""
+    return 1 + sum(sum(map(launches_of, branch)) + 3 for branch in phase.branches)
 
 
 class Branches:

@@ -120,6 +120,9 @@ class DeviceStream(Protocol):
     def opened_by_itself(self) -> bool:
         """Whether the last gate's limit was over before `release`."""
 
+    def line_up(self) -> None:
+        """Launch what ends on no rank before all have come to it; the host waits for nothing."""
+
     def synchronize(self) -> None:
         """Wait until everything launched has run."""
 

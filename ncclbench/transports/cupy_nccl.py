@@ -31,7 +31,7 @@ from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._claim import claim_gpu, ranks_per_gpu
 from ncclbench.transports._cuda import BranchMarks, CudaStream, gpu_id, nccl_version
-from ncclbench.transports._local import local_call, refuse_what_only_mpi_has, steps_of
+from ncclbench.transports._local import branches_launches, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_identity, gpu_state
 from ncclbench.transports._registration import register_buffers
@@ -40,6 +40,9 @@ from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothin
 # ncclDataType_t and ncclRedOp_t of nccl.h; CuPy names only some of them.
 _DTYPES = {"uint8": 1, "int32": 2, "float16": 6, "float32": 7, "float64": 8, "bfloat16": 9}
 _BYTES = 1
+# NCCL_UNIQUE_ID_BYTES of nccl.h. CuPy 14 has unique ids as bytes, older ones as a tuple of signed chars.
+_ID_BYTES = 128
+_IDS_ARE_BYTES = int(cupy.__version__.split(".")[0]) >= 14
 _REDOPS = {Redop.SUM: 0, Redop.PROD: 1, Redop.MAX: 2, Redop.MIN: 3, Redop.AVG: 4}
 
 
@@ -76,13 +79,14 @@ class CupyNcclTransport:
         self._meeting = meeting
         self.control: Control = meeting.control
         self._cupy_stream = cupy.cuda.Stream(non_blocking=True)
-        self.stream = CudaStream(self._cupy_stream)
+        self.stream = CudaStream(self._cupy_stream, line_up=self._all_reduce_token)
         self._pci = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
         self._log = log
         self._communicators: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
         self.registered = False
         self._branch_streams: dict[tuple[int, ...], Any] = {(): self._cupy_stream}
-        self._communicator(tuple(range(self.world_size)))  # set-up is eager, not inside the first case
+        self._world = self._communicator(tuple(range(self.world_size)))  # set-up is eager, not inside the first case
+        self._token = cupy.zeros(1, np.int32)
         self._library = NcclLibrary.only()
 
     def _communicator(self, ranks: tuple[int, ...], branch: tuple[int, ...] = ()) -> Any:
@@ -92,15 +96,19 @@ class CupyNcclTransport:
         """
         key = ranks, branch
         if key not in self._communicators:
-            # CuPy 14 has unique ids as bytes, older ones as a tuple of signed chars.
-            fresh = nccl.get_unique_id()
+            # An id is a socket that listens and a thread that waits until all members have come: one rank makes it.
+            fresh = nccl.get_unique_id() if ranks[0] == self.rank else bytes(_ID_BYTES)
             mine = np.array([b & 0xFF for b in fresh], np.uint8)
             shared = self.control.all_gather(mine)[ranks[0]]
-            identity = shared.tobytes() if isinstance(fresh, bytes) else tuple(shared.view(np.int8).tolist())
+            identity = shared.tobytes() if _IDS_ARE_BYTES else tuple(shared.view(np.int8).tolist())
             member = ranks.index(self.rank) if self.rank in ranks else -1
             made = nccl.NcclCommunicator(len(ranks), identity, member) if member >= 0 else None
             self._communicators[key] = made
         return self._communicators[key]
+
+    def _all_reduce_token(self) -> None:
+        token = address(self._token)
+        self._world.allReduce(token, token, 1, _DTYPES["int32"], _REDOPS[Redop.SUM], self._cupy_stream.ptr)
 
     def _stream_of(self, branch: tuple[int, ...]) -> Any:
         """The stream that a branch's phases are launched on; outside branches the transport's own."""
@@ -143,8 +151,7 @@ class CupyNcclTransport:
             for end in ended:
                 main.wait_event(end)
 
-        # Each branch also waits for the main stream, ends, and is waited for.
-        launches = 1 + sum(len(calls) + 3 for calls in branches)
+        launches = branches_launches(phase)
         return Step(phase.label, run, phase.names, marks.last if phase.names else None, launches)
 
     def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...]) -> Call:

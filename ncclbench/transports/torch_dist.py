@@ -27,7 +27,7 @@ from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._claim import claim_gpu, ranks_per_gpu
 from ncclbench.transports._knock import Doors
-from ncclbench.transports._local import branches_step, local_call, refuse_what_only_mpi_has, steps_of
+from ncclbench.transports._local import branches_launches, branches_step, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_identity, gpu_state
 from ncclbench.transports._registration import register_buffers
@@ -201,7 +201,8 @@ class TorchTransport:
         own = cupy.cuda.Stream(non_blocking=True)
         external = torch.cuda.ExternalStream(own.ptr)  # type: ignore[no-untyped-call]
         torch.cuda.set_stream(external)
-        self.stream = CudaStream(own, _TorchGraphs(external))
+        token = torch.zeros(1, device=torch.device("cuda", device))
+        self.stream = CudaStream(own, _TorchGraphs(external), partial(dist.all_reduce, token))
         self._library = NcclLibrary.only()
         self._log, self._pci = log, cupy.cuda.runtime.deviceGetPCIBusId(device)
 
@@ -417,7 +418,7 @@ def _device_branches(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> S
         for end in ended:
             own.wait_event(end)
 
-    launches = 1 + sum(len(calls) + 3 for calls in branches)
+    launches = branches_launches(phase)
     return Step(phase.label, run, phase.names, marks.last if phase.names else None, launches)
 
 

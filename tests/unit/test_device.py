@@ -1,15 +1,28 @@
 """The device's timing loops on a made-up stream whose clock moves only as the test says."""
 
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from ncclbench.measure.device import GATE_LIMIT_SECONDS, LAUNCH_BUDGET, captured, gated, graph_launches
+from ncclbench.measure.case import build_variants
+from ncclbench.measure.device import (
+    GATE_LIMIT_SECONDS,
+    LAUNCH_BUDGET,
+    captured,
+    gated,
+    graph_launches,
+    lines_up_by_itself,
+)
 from ncclbench.measure.regimes import Loop, Progress
-from ncclbench.transports.base import Call, Program, Step
+from ncclbench.schedule import Case
+from ncclbench.schedule.phases import Collective, Concurrent, Op
+from ncclbench.topology import Topology
+from ncclbench.transports._local import branches_launches, steps_of
+from ncclbench.transports.base import Call, Program, Step, nothing
 
 
 @dataclass
@@ -33,6 +46,10 @@ class FakeStream:
             self.log.append(name)
 
         return run
+
+    def line_up(self) -> None:
+        self.launch(7e-6, "line up")()
+        self.enqueued += 3  # NCCL brings events of its own
 
     def mark(self) -> float:
         self.enqueued += 1
@@ -113,6 +130,97 @@ def test_a_step_of_many_kernels_takes_as_much_of_the_queue() -> None:
     step = Step("x", lambda: [kernel() for _ in range(90)] and None, launches=90)
     gated(dataclasses.replace(loop, programs=(Program((step,)),)), 20)
     assert 90 < stream.most_enqueued <= LAUNCH_BUDGET
+
+
+def test_ranks_are_lined_up_before_every_iteration_and_outside_of_its_events() -> None:
+    stream = FakeStream()
+    loop = dataclasses.replace(loop_on(stream, [("x", 1e-6)])[0], line_up=True)
+    np.testing.assert_allclose(gated(loop, 2), np.full((2, 1), 1e-6))
+    assert stream.log[:4] == ["line up", "synchronize", "barrier", "hold"]
+    assert stream.log[4:] == ["line up", "x", "line up", "x", "barrier", "release", "synchronize"]
+    gated(loop, 600)
+    assert stream.most_enqueued <= LAUNCH_BUDGET
+
+
+@dataclass
+class Pairs(FakeStream):
+    """Streams of several ranks that meet by pairs, each round others; rank 0 sends at half the speed."""
+
+    rank: int = 0
+    clocks: dict[tuple[int, int], float] = field(default_factory=dict)
+    meetings: dict[tuple[int, int, int], threading.Barrier] = field(default_factory=dict)
+    everyone: threading.Barrier = field(default_factory=lambda: threading.Barrier(4))
+    launched: int = 0
+    lined_up: int = 0
+
+    def meet(self, distance: int) -> None:
+        """With the rank that differs in the bits of `distance`."""
+        partner, turn = self.rank ^ distance, self.launched
+        self.launched += 1
+        self.clocks[turn, self.rank] = self.now
+        low, high = sorted((self.rank, partner))
+        self.meetings.setdefault((turn, low, high), threading.Barrier(2)).wait(10)
+        self.now = max(self.now, self.clocks[turn, partner]) + (2.0 if low == 0 else 1.0)
+
+    def line_up(self) -> None:
+        turn = -1 - self.lined_up
+        self.lined_up += 1
+        self.clocks[turn, self.rank] = self.now
+        self.everyone.wait(10)
+        self.now = max(self.clocks[turn, rank] for rank in range(4))
+
+
+@pytest.mark.parametrize("line_up", [True, False])
+def test_a_slow_rank_slows_only_the_rounds_that_it_is_in(line_up: bool) -> None:
+    shared = Pairs()
+    ranks = [Pairs(rank=r, clocks=shared.clocks, meetings=shared.meetings, everyone=shared.everyone) for r in range(4)]
+    found: dict[int, list[float]] = {}
+
+    def run(stream: Pairs) -> None:
+        loop = loop_on(stream, [])[0]
+        rounds = tuple(Program((Step("x", lambda distance=d: stream.meet(distance)),)) for d in (1, 2, 3))  # type: ignore[misc]
+        found[stream.rank] = gated(dataclasses.replace(loop, programs=rounds, line_up=line_up), 6)[:, 0].tolist()
+
+    threads = [threading.Thread(target=run, args=(stream,)) for stream in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    apart = {rank: [2.0 if rank ^ d == 0 or rank == 0 else 1.0 for d in (1, 2, 3, 1, 2, 3)] for rank in range(4)}
+    assert (found == apart) is line_up, "back to back, waiting for the slow one is in the figures of all"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "by_itself"),
+    [
+        *(("all_reduce", True), ("all_gather", True), ("reduce_scatter", True), ("all_to_all", True)),
+        *(("broadcast", False), ("reduce", False), ("gather", False), ("scatter", False), ("send_recv", False)),
+        *(("same_rail", False), ("rail_groups", False), ("hypercube", False)),
+    ],
+)
+def test_which_patterns_line_their_ranks_up(pattern: str, by_itself: bool) -> None:
+    topology = Topology.from_hosts(["n0", "n0", "n1", "n1"])
+    variants = build_variants(Case(pattern=pattern, nbytes=4096), topology)
+    assert lines_up_by_itself(variants) is by_itself
+
+
+@pytest.mark.parametrize(
+    ("op", "members", "launches"),
+    [
+        (Op.ALL_TO_ALL, 16, 1),
+        (Op.ALL_TO_ALL, 17, 2),
+        (Op.GATHER, 256, 16),
+        (Op.SCATTER, 256, 16),
+        (Op.ALL_REDUCE, 256, 1),
+    ],
+)
+def test_groups_of_sends_take_as_much_of_the_queue_as_they_have_peers(op: Op, members: int, launches: int) -> None:
+    """Behind a gate NCCL would wait for ever for room in its ring of work."""
+    phase = Collective("x", op, np.arange(members)[None], 1)
+    (step,) = steps_of([phase], lambda *_: nothing)
+    assert step.launches == launches
+    other = dataclasses.replace(phase, read="send2", write="recv2")
+    assert branches_launches(Concurrent("both", ((phase,), (other,)))) == 1 + 2 * (launches + 3)
 
 
 @pytest.mark.parametrize("phases", [1, 3, 40])
