@@ -101,7 +101,7 @@ def launches_of(phase: SimplePhase) -> int:
     for room in it; behind a gate there would never be any. 500 launches of 16 peers fill half of it.
     """
     if isinstance(phase, AllToAllV) or (isinstance(phase, Collective) and phase.op in _GROUPED):
-        return math.ceil(phase.groups.shape[1] / _PEERS_A_LAUNCH)
+        return math.ceil(int(phase.groups.shape[1]) / _PEERS_A_LAUNCH)
     return 1
 
 
