@@ -4,8 +4,12 @@ A buffer's rows are named by (rank, token) and what was done to them; the bits f
 by which rows are moved are not used here, except for the order of rows on arrival, which the all-to-all itself fixes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +18,11 @@ from ncclbench.schedule.contents import Stretch
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.experts.values import Bytes, Floats, Ints, Values
 
-# Bytes of expected rows made at once.
-_CHUNK_BYTES = 1 << 22
+# Bytes of expected rows made at once. Four times as many take twice as long: what is worked on leaves the cache, and
+# memory is taken from the kernel and given back for every array.
+_CHUNK_BYTES = 1 << 20
+# Threads of a process that make them: a layer of 4,096 tokens holds more than a gigabyte of rows.
+_MOST_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +135,30 @@ class LayerContents:
             return
         rows, values = held.rows(rank), self.values(salt, held.backward)
         step = max(1, _CHUNK_BYTES // max(1, held.row_bytes))
-        for first in range(0, len(rows.rank), step):
-            part = slice(first, min(first + step, len(rows.rank)))
-            yield Stretch(first * held.row_bytes, held.render(values, rows, part), held.tolerance)
+        firsts = range(0, len(rows.rank), step)
+        parts = (slice(first, min(first + step, len(rows.rank))) for first in firsts)
+        made = _ahead(partial(held.render, values, rows, part) for part in parts)
+        for first, expected in zip(firsts, made, strict=True):
+            yield Stretch(first * held.row_bytes, expected, held.tolerance)
+
+
+@cache
+def _threads() -> tuple[ThreadPoolExecutor, int]:
+    """What makes rows beside the thread that wants them, and how many at a time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(min(cores, _MOST_THREADS), "expected-rows"), min(cores, _MOST_THREADS)
+
+
+def _ahead(calls: Iterable[Callable[[], Array]]) -> Iterator[Array]:
+    """What the calls return, in their order; as many as there are threads are under way at a time.
+
+    NumPy lets go of the interpreter's lock in all that takes long here.
+    """
+    pool, most = _threads()
+    under_way: deque[Future[Array]] = deque()
+    for call in calls:
+        under_way.append(pool.submit(call))
+        if len(under_way) > most:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
