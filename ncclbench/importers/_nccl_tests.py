@@ -23,7 +23,10 @@ from ncclbench.store.records import Record
 
 PLACEMENTS = ("out_of_place", "in_place")
 PATTERNS = {"alltoall": "all_to_all", "alltoallv": "all_to_all_v", "sendrecv": "send_recv"}
-_DTYPES = {"half": "float16", "float": "float32", "double": "float64"}
+_DTYPES = {
+    **{"half": "float16", "float": "float32", "double": "float64"},
+    **{"f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2"},
+}
 # -a: how nccl-tests makes one figure of the ranks' times.
 OVER_RANKS = {"0": "rank 0", "1": "mean", "2": "min", "3": "max"}
 _UNGATED = (

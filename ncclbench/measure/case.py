@@ -26,7 +26,7 @@ from ncclbench.nccl_memory import BLOCKS
 from ncclbench.plan import Settings
 from ncclbench.registry import load
 from ncclbench.schedule.case import Case, Timing
-from ncclbench.schedule.oracle import Oracle, repeats_before_overflow
+from ncclbench.schedule.oracle import Oracle, refuse_unverifiable, repeats_before_overflow
 from ncclbench.schedule.schedule import Schedule, shared_buffers
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology
@@ -112,6 +112,7 @@ def run_case(
     try:
         variants = build_variants(case, topology)
         check_needs(load("patterns", case.pattern), case, transport)
+        refuse_unverifiable(variants)
         if case.timing is Timing.GRAPH and transport.stream is None:
             raise Unable(f"graph timing needs a GPU transport; {transport.name} runs on the host")
         if case.timing is Timing.GRAPH and any(variant.waits_for_host for variant in variants):

@@ -16,7 +16,7 @@ from ncclbench.transports.base import Call, DeviceStream, nothing
 
 # A stream's queue holds about a thousand launches; beyond that enqueuing would wait for the gate that waits for it.
 LAUNCH_BUDGET = 500
-# What lining up takes of the queue: one operation, and the events that NCCL brings along.
+# What lining up takes of it: one operation of NCCL's, with all that it brings along.
 _LINE_UP_LAUNCHES = 4
 # Ends of these wait for begins: no rank is through before all have come.
 _LINES_UP = frozenset({Op.ALL_REDUCE, Op.ALL_GATHER, Op.REDUCE_SCATTER, Op.ALL_TO_ALL})

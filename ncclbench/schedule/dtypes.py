@@ -31,8 +31,8 @@ class Dtype:
 
     Attributes:
         name: as in plans and records.
-        numpy: the NumPy type; bfloat16 comes from ml_dtypes.
-        exact: every integer from 0 to this one is represented exactly.
+        numpy: the NumPy type; bfloat16 and those of 8 bits come from ml_dtypes.
+        exact: every integer from 0 to this one is represented exactly, here and in the float64 that expects it.
         doublings: 2 ** this is representable, so a product of that many twos is exact.
         epsilon: spacing of the type at 1.0; 0 for integers.
     """
@@ -54,6 +54,14 @@ class Dtype:
         return self.epsilon > 0
 
     @property
+    def smallest(self) -> tuple[float, float]:
+        """The smallest positive number, and the smallest that has all its digits; 1 for integers."""
+        if not self.is_float:
+            return 1.0, 1.0
+        limits = ml_dtypes.finfo(self.numpy)
+        return float(limits.smallest_subnormal), float(limits.smallest_normal)
+
+    @property
     def bits(self) -> np.dtype[Any]:
         """The unsigned integer of the same width: comparing bits does not stumble over NaN or -0."""
         return np.dtype(f"u{self.itemsize}")
@@ -66,7 +74,15 @@ DTYPES: dict[str, Dtype] = {
         Dtype(name="float16", numpy=np.dtype("f2"), exact=1 << 11, doublings=15, epsilon=2.0**-10),
         Dtype(name="bfloat16", numpy=np.dtype(ml_dtypes.bfloat16), exact=1 << 8, doublings=127, epsilon=2.0**-7),
         Dtype(name="float64", numpy=np.dtype("f8"), exact=1 << 53, doublings=1023, epsilon=2.0**-52),
+        Dtype(
+            name="float8_e4m3fn", numpy=np.dtype(ml_dtypes.float8_e4m3fn), exact=1 << 4, doublings=8, epsilon=2.0**-3
+        ),
+        Dtype(name="float8_e5m2", numpy=np.dtype(ml_dtypes.float8_e5m2), exact=1 << 3, doublings=15, epsilon=2.0**-2),
+        Dtype(name="int64", numpy=np.dtype("i8"), exact=1 << 53, doublings=62, epsilon=0.0),
         Dtype(name="int32", numpy=np.dtype("i4"), exact=(1 << 31) - 1, doublings=30, epsilon=0.0),
+        Dtype(name="int8", numpy=np.dtype("i1"), exact=(1 << 7) - 1, doublings=6, epsilon=0.0),
+        Dtype(name="uint64", numpy=np.dtype("u8"), exact=1 << 53, doublings=63, epsilon=0.0),
+        Dtype(name="uint32", numpy=np.dtype("u4"), exact=(1 << 32) - 1, doublings=31, epsilon=0.0),
         Dtype(name="uint8", numpy=np.dtype("u1"), exact=(1 << 8) - 1, doublings=7, epsilon=0.0),
     )
 }

@@ -1,13 +1,15 @@
 """Fill values: small integers that depend on rank and position, chosen so that no reduction ever rounds.
 
-A buffer repeats a vector of P values, and P is a prime larger than the world that divides no shard: so neighbouring
+A buffer repeats a vector of P values, and P is a prime several times the world that divides no shard: so neighbouring
 shards of one rank differ, and a rank's expected buffer is described by P numbers however large it is. Another
 `salt` gives other values, which is how data left over from an earlier iteration is found out.
 
 Exactness. Let F be the fan-in: how many inputs can meet in one element. Sums stay exact in any order if
 F x (largest value) is at most the largest integer the type holds without a gap (256 for bfloat16). Where F itself is
-larger than that, only one rank has a value at each position and the others have 0 (1 for products). Averages are
-exact for integers, which floor, and where the group is a power of two; otherwise the expectation carries a tolerance.
+larger than that, only one rank has a value at each position and the others have 0 (1 for products). So it is with
+minima and maxima of many ranks in a type of few values, where a rank that is lost would otherwise never be missed.
+Averages are exact for integers, which floor, and where the group is a power of two; otherwise the expectation carries a
+tolerance. Averages of more ranks than a type can tell from nothing are refused.
 """
 
 from dataclasses import dataclass
@@ -17,16 +19,22 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ncclbench.errors import Unable
 from ncclbench.schedule.dtypes import Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Exchange, Kernel, Local, SimplePhase, flatten
 from ncclbench.schedule.schedule import Schedule
 
 Floats = NDArray[np.float64]
 
-# Primes; the first that is larger than the world and divides no shard is the period.
+# Primes; the first that is larger than the world, some times over where it can be, and divides no shard is the period.
 _PERIODS = (8191, 8179, 65537, 65539, 1048583, 1048589)
 _LARGEST_VALUE = 65535
 _FEWEST_VALUES = 3
+# Of a type with L values more than this times L ranks are seldom told apart by a minimum: an eighth of a percent of the
+# positions and less show that one is missing.
+_MOST_A_VALUE = 2
+# In a period, so that each rank has some of its own where only one has a value at a position; and up to which length.
+_POSITIONS_A_RANK, _LONG_ENOUGH = 8, 1 << 16
 
 
 class Spread(Enum):
@@ -79,10 +87,13 @@ class Fill:
 
         Raises:
             ValueError: if it mixes products with other reductions, for which no exact fill is known.
+            Unable: if no values can show whether an average is right.
         """
         found = reductions(flatten(schedule.phases))
+        _refuse_blind(schedule.dtype, found)
         spread, limit, meeting = _choose(schedule.dtype, found)
-        neutral = 1 if any(redop is Redop.PROD for redop, _ in found) else 0
+        kinds = {redop for redop, _ in found}
+        neutral = 1 if Redop.PROD in kinds else limit if kinds == {Redop.MIN} else 0
         period = _period(schedule)
         return cls(schedule.dtype, schedule.world_size, period, spread, limit, neutral, meeting, salt)
 
@@ -106,12 +117,28 @@ def tolerance(dtype: Dtype, found: list[tuple[Redop, int]], meeting: int) -> flo
     return (meeting + 3 * len(rounded)) * dtype.epsilon / 2 if rounded else 0.0
 
 
+def _refuse_blind(dtype: Dtype, found: list[tuple[Redop, int]]) -> None:
+    """Refuse averages whose results say nothing: whole numbers below 1, and shares that a float cannot hold.
+
+    A library may multiply every input by 1/n, in the type itself.
+    """
+    for redop, n in found:
+        if redop is not Redop.AVG or n == 1:
+            continue
+        smallest, normal = dtype.smallest
+        few = n > dtype.exact if not dtype.is_float else 1 / n < (normal if n & (n - 1) else smallest)
+        if few:
+            raise Unable(f"no values of {dtype.name} show whether an average over {n} ranks is right")
+
+
 def _choose(dtype: Dtype, found: list[tuple[Redop, int]]) -> tuple[Spread, int, int]:
     """How to spread the values, the largest, and how many of them can meet."""
-    if not found or all(redop in (Redop.MIN, Redop.MAX) for redop, _ in found):
-        return Spread.MOVED, min(dtype.exact, _LARGEST_VALUE), 1
     kinds = {redop for redop, _ in found}
     fan_in = int(np.prod([members for _, members in found], dtype=object))
+    if kinds <= {Redop.MIN, Redop.MAX}:
+        limit = min(dtype.exact, _LARGEST_VALUE)
+        # Minima of maxima have no neutral element.
+        return Spread.OWNED if len(kinds) == 1 and fan_in > _MOST_A_VALUE * limit else Spread.MOVED, limit, 1
     # A value may still meet itself: an all_reduce of an all_reduce counts it once a member.
     repeats = fan_in // max(members for _, members in found)
     if Redop.PROD in kinds:
@@ -129,6 +156,8 @@ def _choose(dtype: Dtype, found: list[tuple[Redop, int]]) -> tuple[Spread, int, 
 def _limit(dtype: Dtype, found: list[tuple[Redop, int]], fan_in: int) -> int:
     """The largest value of which `fan_in` can be added; 0 if there is none that is worth it."""
     limit = min(dtype.exact // fan_in, _LARGEST_VALUE)
+    if not dtype.is_float and any(redop is Redop.AVG for redop, _ in found):
+        return limit if limit >= _FEWEST_VALUES else 0  # ones and zeros of all ranks are 0 on average
     if rounding(dtype, found):
         # One unit missing from the sum must exceed the tolerance, or a lost rank would pass as rounding.
         limit = min(limit, int(0.5 / (fan_in * tolerance(dtype, found, fan_in))))
@@ -150,11 +179,12 @@ def _strides(schedule: Schedule) -> set[int]:
 
 
 def _period(schedule: Schedule) -> int:
-    strides = _strides(schedule)
+    strides, world = _strides(schedule), schedule.world_size
+    least = max(world, min(_POSITIONS_A_RANK * world, _LONG_ENOUGH))
     for prime in _PERIODS:
-        if prime > schedule.world_size and all(stride % prime for stride in strides):
+        if prime > least and all(stride % prime for stride in strides):
             return prime
-    raise ValueError(f"no period for a world of {schedule.world_size} and shards of {sorted(strides)}")
+    raise ValueError(f"no period for a world of {world} and shards of {sorted(strides)}")
 
 
 def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -180,6 +210,8 @@ def _values(fill: Fill, rank: int, buffer: int) -> Floats:
     values = drawn.astype(np.float64)
     if fill.spread is Spread.OWNED:
         owner = (shared % np.uint64(fill.world_size)).astype(np.int64)
-        values = np.where(owner == rank, np.maximum(values, 1.0), float(fill.neutral))
+        # No rank's own value is the neutral one: a minimum's is the largest of all, others' are 0 and 1.
+        mine = np.minimum(values, fill.limit - 1.0) if fill.neutral == fill.limit else np.maximum(values, 1.0)
+        values = np.where(owner == rank, mine, float(fill.neutral))
     values.setflags(write=False)
     return values

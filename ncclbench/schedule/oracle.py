@@ -5,7 +5,7 @@ that no phase may touch. Bits are compared, except where an average cannot be ex
 and `why` says so.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import log2
@@ -200,10 +200,31 @@ def _unequal(actual: Array, expected: Array, tolerance: float, dtype: Dtype) -> 
     return int(np.count_nonzero(~close))  # NaN is close to nothing
 
 
+def refuse_unverifiable(variants: Iterable[Schedule]) -> None:
+    """Refuse what no values can check, before anything is allocated or sent.
+
+    Raises:
+        Unable: saying why not.
+    """
+    for variant in variants:
+        if variant.contents is None:
+            Fill.of(variant, 0)
+
+
 def _as_float64(bits: Array, dtype: Dtype) -> Array:
-    """The numbers that `bits` are; bfloat16 is the upper half of a float32, which every array library knows."""
+    """The numbers that `bits` are, by types that every array library knows.
+
+    bfloat16 is the upper half of a float32 and e5m2 of a float16; e4m3fn has two bits fewer in its exponent than the
+    latter, and so a bias that is 8 smaller. Its NaN reads 480 that way, which is none of its numbers.
+    """
     if dtype.name == "bfloat16":
         return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    if dtype.name == "float8_e5m2":
+        return (bits.astype(np.uint16) << np.uint16(8)).view(np.float16).astype(np.float64)
+    if dtype.name == "float8_e4m3fn":
+        wide = bits.astype(np.uint16)
+        half = ((wide & np.uint16(0x80)) << np.uint16(8)) | ((wide & np.uint16(0x7F)) << np.uint16(7))
+        return half.view(np.float16).astype(np.float64) * 256.0
     return bits.view(dtype.numpy).astype(np.float64)
 
 

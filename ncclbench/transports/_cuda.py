@@ -10,6 +10,9 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ncclbench.schedule.dtypes import Dtype
+from ncclbench.schedule.phases import Collective
+from ncclbench.transports._local import refuse_float8
 from ncclbench.transports.base import Call, nothing
 
 # One thread spins on a flag in pinned host memory until the host opens the gate. If the host never does (a peer died,
@@ -149,6 +152,15 @@ class BranchMarks:
 def gpu_id(device: int) -> str:
     """The GPU's UUID, which no two GPUs share."""
     return bytes(cupy.cuda.runtime.getDeviceProperties(device)["uuid"]).hex()
+
+
+def refuse_float8_here(phase: Collective, dtype: Dtype) -> None:
+    """Refuse to add floats of 8 bits where the NCCL that is loaded, or this GPU, cannot.
+
+    Raises:
+        Unable: saying which of them it is.
+    """
+    refuse_float8(phase, dtype, int(cupy.cuda.nccl.get_version()), int(cupy.cuda.Device().compute_capability))
 
 
 def nccl_version() -> str:

@@ -11,15 +11,32 @@ import numpy as np
 
 from ncclbench.buffers import Buffers
 from ncclbench.errors import Unable
-from ncclbench.schedule.dtypes import Array
-from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Kernel, Local, Op, Phase, SimplePhase
+from ncclbench.schedule.dtypes import Array, Dtype
+from ncclbench.schedule.phases import (
+    REDUCING,
+    AllToAllV,
+    Collective,
+    Concurrent,
+    Exchange,
+    Kernel,
+    Local,
+    Op,
+    Phase,
+    SimplePhase,
+)
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.transports._rows import row_call
 from ncclbench.transports.base import Call, Step
 
 # NCCL has these as groups of sends and receives.
 _GROUPED = frozenset({Op.ALL_TO_ALL, Op.GATHER, Op.SCATTER})
-_PEERS_A_LAUNCH = 16
+# NCCL writes 64 bytes a message into a ring of 1 MiB; with a share of the queue for every 16 of them it is half full.
+_MESSAGES_A_SHARE = 16
+# What one launch of NCCL puts into a stream's queue: it waits for a stream of its own, runs the kernel and records an
+# event, and torch records another. Exchanges of torch's run on a stream of their own, which ours waits for.
+COLLECTIVE_LAUNCHES, EXCHANGE_LAUNCHES = 4, 6
+# NCCL has floats of 8 bits from 2.24 on, and adds them on GPUs from Hopper on.
+_NCCL_OF_FLOAT8, _GPU_OF_FLOAT8 = 22400, 90
 
 
 def local_call(phase: Local | RowWork, rank: int, buffers: Buffers) -> Call:
@@ -97,12 +114,36 @@ def steps_of(
 def launches_of(phase: SimplePhase) -> int:
     """How much of a gated queue a phase takes.
 
-    NCCL writes 64 bytes a peer for a group of sends and receives into a ring of 1 MiB (NCCL_WORK_FIFO_BYTES), and waits
-    for room in it; behind a gate there would never be any. 500 launches of 16 peers fill half of it.
+    Groups of sends and receives also take room in a ring of NCCL's (NCCL_WORK_FIFO_BYTES), for which it waits; behind a
+    gate there would never be any.
     """
-    if isinstance(phase, AllToAllV) or (isinstance(phase, Collective) and phase.op in _GROUPED):
-        return math.ceil(int(phase.groups.shape[1]) / _PEERS_A_LAUNCH)
-    return 1
+    if isinstance(phase, Local | RowWork):
+        return 1
+    if isinstance(phase, Exchange):
+        both = np.concatenate([phase.src, phase.dst])
+        return max(EXCHANGE_LAUNCHES, math.ceil(int(np.bincount(both).max()) / _MESSAGES_A_SHARE) if len(both) else 0)
+    grouped = isinstance(phase, AllToAllV) or phase.op in _GROUPED
+    return max(COLLECTIVE_LAUNCHES, math.ceil(int(phase.groups.shape[1]) / _MESSAGES_A_SHARE) if grouped else 0)
+
+
+def refuse_float8(phase: Collective, dtype: Dtype, nccl: int, capability: int) -> None:
+    """Refuse to add floats of 8 bits by an NCCL, or on a GPU, that cannot.
+
+    Args:
+        phase: what is to run.
+        dtype: of its elements.
+        nccl: version of the library, as NCCL tells it: 22809 is 2.28.9.
+        capability: compute capability of the GPU: 90 is 9.0.
+
+    Raises:
+        Unable: saying which of them it is.
+    """
+    if phase.op not in REDUCING or not (dtype.is_float and dtype.itemsize == 1):
+        return
+    if nccl < _NCCL_OF_FLOAT8:
+        raise Unable(f"NCCL has reductions of {dtype.name} from 2.24 on; this one's code is {nccl}")
+    if capability < _GPU_OF_FLOAT8:
+        raise Unable(f"NCCL has reductions of {dtype.name} from compute capability 9.0 on; this GPU's is {capability}")
 
 
 def branches_launches(phase: Concurrent) -> int:

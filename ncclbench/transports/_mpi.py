@@ -1,7 +1,7 @@
 """What MPI is asked through: the library itself, element types, reductions, and control messages.
 
-MPI knows neither bfloat16 nor float16, and counts elements in a C int before MPI-4. Both are met by a derived datatype:
-two bytes for the one, a row of k elements for the other. The predefined reductions refuse derived datatypes, so these
+MPI knows no float of 8 or 16 bits, and counts elements in a C int before MPI-4. Both are met by a derived datatype:
+one or two bytes for those, a row of k elements for many. The predefined reductions refuse derived datatypes, so these
 come with a reduction of our own, which NumPy computes.
 """
 
@@ -36,7 +36,11 @@ _LONGEST_ROW = 1 << 16
 _NATIVE = {
     "float32": MPI.FLOAT,
     "float64": MPI.DOUBLE,
+    "int64": MPI.INT64_T,
     "int32": MPI.INT32_T,
+    "int8": MPI.INT8_T,
+    "uint64": MPI.UINT64_T,
+    "uint32": MPI.UINT32_T,
     "uint8": MPI.UINT8_T,
 }
 _REDOPS = {

@@ -26,11 +26,11 @@ from ncclbench.errors import TransportError, Unable
 from ncclbench.nccl_library import NcclLibrary, first_trouble, loaded_nccl
 from ncclbench.nccl_memory import BLOCKS
 from ncclbench.schedule.dtypes import Dtype, Redop
-from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
+from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._claim import claim_gpu, ranks_per_gpu
-from ncclbench.transports._cuda import BranchMarks, CudaStream, gpu_id, nccl_version
+from ncclbench.transports._cuda import BranchMarks, CudaStream, gpu_id, nccl_version, refuse_float8_here
 from ncclbench.transports._local import branches_launches, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
 from ncclbench.transports._nvml import gpu_identity, gpu_state
@@ -38,7 +38,10 @@ from ncclbench.transports._registration import register_buffers
 from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
 
 # ncclDataType_t and ncclRedOp_t of nccl.h; CuPy names only some of them.
-_DTYPES = {"uint8": 1, "int32": 2, "float16": 6, "float32": 7, "float64": 8, "bfloat16": 9}
+_DTYPES = {
+    **{"int8": 0, "uint8": 1, "int32": 2, "uint32": 3, "int64": 4, "uint64": 5},
+    **{"float16": 6, "float32": 7, "float64": 8, "bfloat16": 9, "float8_e4m3fn": 10, "float8_e5m2": 11},
+}
 _BYTES = 1
 # NCCL_UNIQUE_ID_BYTES of nccl.h. CuPy 14 has unique ids as bytes, older ones as a tuple of signed chars.
 _ID_BYTES = 128
@@ -161,6 +164,7 @@ class CupyNcclTransport:
             return self._exchange_call(phase, buffers, branch)
         if isinstance(phase, Collective):
             refuse_what_only_mpi_has(phase, "NCCL has")
+            refuse_float8_here(phase, dtype)
         found: Call = nothing
         for g, ranks in enumerate(phase.groups.tolist()):
             communicator = self._communicator(tuple(ranks), branch)
@@ -176,7 +180,9 @@ class CupyNcclTransport:
         self, phase: Collective, me: int, comm: Any, stream: int, dtype: Dtype, buffers: Buffers
     ) -> Call:
         send, recv = address(buffers[phase.read]), address(buffers[phase.write])
-        kind, redop, count = _DTYPES[dtype.name], _REDOPS[phase.redop], phase.count
+        # What is only moved is bytes to an NCCL that has no floats of 8 bits.
+        moved = dtype.itemsize == 1 and phase.op not in REDUCING
+        kind, redop, count = _BYTES if moved else _DTYPES[dtype.name], _REDOPS[phase.redop], phase.count
         match phase.op:
             case Op.ALL_REDUCE:
                 return partial(comm.allReduce, send, recv, count, kind, redop, stream)

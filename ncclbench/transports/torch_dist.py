@@ -41,6 +41,10 @@ NEEDS_STORE = True
 
 _GLOO_NETWORK = "GLOO_SOCKET_IFNAME"
 
+# What torch's backends do not know, or not all of them, and what it travels as where it is only moved.
+_MOVED_AS = {"float8_e4m3fn": "uint8", "float8_e5m2": "uint8", "uint32": "int32", "uint64": "int64"}
+_ADDED_NOWHERE = ("uint32", "uint64")
+
 _REDOPS = {
     Redop.SUM: dist.ReduceOp.SUM,
     Redop.PROD: dist.ReduceOp.PRODUCT,
@@ -246,8 +250,15 @@ class TorchTransport:
         if phase.op in (Op.ALL_REDUCE, Op.BROADCAST, Op.REDUCE) and phase.read != phase.write:
             raise Unable(f"torch.distributed has {phase.op} in place only")
         refuse_what_only_mpi_has(phase, "torch.distributed has")
-        averages = phase.op in REDUCING and phase.redop is Redop.AVG
-        if averages and self.name == "gloo" and not dtype.is_float:
+        if phase.op not in REDUCING:
+            return
+        if dtype.name in _ADDED_NOWHERE or (self.name == "gloo" and dtype.name in _MOVED_AS):
+            raise Unable(f"{'gloo' if self.name == 'gloo' else 'torch.distributed'} has no reductions of {dtype.name}")
+        if self.name == "nccl":
+            from ncclbench.transports._cuda import refuse_float8_here
+
+            refuse_float8_here(phase, dtype)
+        elif phase.redop is Redop.AVG and not dtype.is_float:
             raise Unable(f"gloo has no avg of {dtype.name}")
 
     def _group(self, ranks: tuple[int, ...], branch: tuple[int, ...]) -> Any:
@@ -275,8 +286,9 @@ class TorchTransport:
     def _collective_call(
         self, phase: Collective, index: int, member: int, group: Any, dtype: Dtype, buffers: Buffers
     ) -> Call:
-        send = tensor_of(buffers[phase.read], dtype)[: phase.read_count]
-        recv = tensor_of(buffers[phase.write], dtype)[: phase.write_count]
+        name = dtype.name if phase.op in REDUCING else _MOVED_AS.get(dtype.name, dtype.name)
+        send = tensor_of(buffers[phase.read], name)[: phase.read_count]
+        recv = tensor_of(buffers[phase.write], name)[: phase.write_count]
         redop = _REDOPS[phase.redop]
         match phase.op:
             case Op.ALL_REDUCE:
@@ -298,8 +310,8 @@ class TorchTransport:
 
     def _uneven_call(self, phase: AllToAllV, index: int, member: int, group: Any, buffers: Buffers) -> Call:
         sent, received = (split // phase.row_bytes for split in phase.splits(index, member))
-        send = tensor_of(buffers[phase.read].view(np.uint8), None)[: int(sent.sum()) * phase.row_bytes]
-        recv = tensor_of(buffers[phase.write].view(np.uint8), None)[: int(received.sum()) * phase.row_bytes]
+        send = tensor_of(buffers[phase.read])[: int(sent.sum()) * phase.row_bytes]
+        recv = tensor_of(buffers[phase.write])[: int(received.sum()) * phase.row_bytes]
         return partial(
             dist.all_to_all_single,
             recv.view(-1, phase.row_bytes),
@@ -311,7 +323,7 @@ class TorchTransport:
 
     def _exchange_call(self, phase: Exchange, buffers: Buffers, branch: tuple[int, ...]) -> Call:
         group = self._group(tuple(range(self.world_size)), branch)
-        send, recv = (tensor_of(buffers[name].view(np.uint8), None) for name in (phase.read, phase.write))
+        send, recv = (tensor_of(buffers[name]) for name in (phase.read, phase.write))
         remote: list[Any] = []
         copies: list[Call] = []
         for k in np.flatnonzero((phase.src == self.rank) | (phase.dst == self.rank)):
@@ -450,11 +462,11 @@ def _run_flows(remote: list[Any], copies: list[Call]) -> None:
         work.wait()
 
 
-def tensor_of(array: Array, dtype: Dtype | None) -> torch.Tensor:
-    """A tensor on the memory of `array`: NumPy's by address, CuPy's by DLPack; bytes if `dtype` is None."""
+def tensor_of(array: Array, dtype: str = "uint8") -> torch.Tensor:
+    """A tensor on the memory of `array`: NumPy's by address, CuPy's by DLPack; `dtype` is torch's name."""
     raw = array.view(np.uint8)
     flat = torch.from_numpy(raw) if isinstance(raw, np.ndarray) else torch.from_dlpack(raw)
-    return flat if dtype is None else flat.view(getattr(torch, dtype.name))
+    return flat if dtype == "uint8" else flat.view(getattr(torch, dtype))
 
 
 def first_line(error: BaseException) -> str:

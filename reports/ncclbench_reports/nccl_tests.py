@@ -17,7 +17,10 @@ from ncclbench.store.shapes import LoggedDevice, LoggedTable
 from ncclbench_reports._shared import losses_of
 
 _PROGRAMS = {"all_to_all": "alltoall", "all_to_all_v": "alltoallv", "send_recv": "sendrecv"}
-_TYPES = {"float16": "half", "float32": "float", "float64": "double"}
+_TYPES = {
+    **{"float16": "half", "float32": "float", "float64": "double"},
+    **{"float8_e4m3fn": "f8e4m3", "float8_e5m2": "f8e5m2"},
+}
 _PLACEMENTS = ("out_of_place", "in_place")
 _PER_ITERATION = ("min_us", "max_us", "p99_us", "cv_pct")
 # What names a row, and so does not name a table.

@@ -121,18 +121,27 @@ def test_every_dtype_and_every_reduction_is_among_them() -> None:
         assert len(reduced(pattern, 2)) == len(DTYPES) * max(1, len(reductions(pattern)))
 
 
+def refusal(pattern: str, dtype: str, redop: str) -> str | None:
+    """Why gloo has no such reduction; what is only moved it has in every type."""
+    if not reductions(pattern):
+        return None
+    if dtype in ("float8_e4m3fn", "float8_e5m2", "uint32", "uint64"):
+        return f"gloo has no reductions of {dtype}"
+    return f"gloo has no avg of {dtype}" if redop == "avg" and not DTYPES[dtype].is_float else None
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_data_are_right(pattern: str, both: tuple[int, Records, Records]) -> None:
     world_size, gloo, _ = both
     mine = [record for record in gloo.values() if record["pattern"] == pattern]
     assert len(mine) >= len(reduced(pattern, world_size))
     for record in mine:
-        # The one thing that gloo cannot do.
-        unable = record["params"].get("redop") == "avg" and not DTYPES[record["dtype"]].is_float
+        # What gloo cannot do.
+        unable = refusal(pattern, record["dtype"], record["params"].get("redop", "sum"))
         # Two groups of two make hypercube's and everybody's world small, never too small.
         assert record["status"] == ("skipped" if unable else "ok"), record
         if unable:
-            assert record["reason"] == f"gloo has no avg of {record['dtype']}"
+            assert record["reason"] == unable
         else:
             assert (record["wrong"], record["wrong_ranks"], record["world_size"]) == (0, [], world_size)
             assert record["time_us"]["n"] == 6
@@ -140,10 +149,13 @@ def test_the_data_are_right(pattern: str, both: tuple[int, Records, Records]) ->
             assert record["transport"] == "gloo"
 
 
-def test_averages_of_integers_are_the_only_thing_skipped(both: tuple[int, Records, Records]) -> None:
+def test_only_what_gloo_lacks_is_skipped(both: tuple[int, Records, Records]) -> None:
     _, gloo, threads = both
     skipped = {case for case, record in gloo.items() if record["status"] == "skipped"}
-    assert skipped == {case for case in gloo if case.endswith("redop=avg") and ("/int32/" in case or "/uint8/" in case)}
+    lacking = ("/float8_e4m3fn/", "/float8_e5m2/", "/uint32/", "/uint64/")
+    averages = [case for case in gloo if case.endswith("redop=avg") and "/float" not in case and "/bfloat" not in case]
+    reducing = [case for case in gloo if reductions(case.partition("/")[0])]
+    assert skipped == {*averages, *(case for case in reducing if any(part in case for part in lacking))}
     assert {record["status"] for record in threads.values()} == {"ok"}
 
 
@@ -161,7 +173,7 @@ def test_the_ledger_does_not_depend_on_who_moves_the_data(both: tuple[int, Recor
             assert mine["label"] == theirs["label"]
             assert mine["ledger"]["sent_bytes"] == theirs["ledger"]["sent_bytes"], case
         compared += 1
-    assert compared > 0.8 * len(gloo)
+    assert compared > 0.6 * len(gloo)
 
 
 def test_rates_are_computed_from_the_time_and_the_size(both: tuple[int, Records, Records]) -> None:

@@ -119,7 +119,7 @@ def cases() -> list[Case]:
             found += [Case(pattern=pattern, nbytes=4096, params=params) for params in ways(fields)]
         if "root" in fields:
             found.append(Case(pattern=pattern, nbytes=4096, params={"root": 1}))
-    for dtype in ("bfloat16", "float16", "float32", "uint8"):
+    for dtype in ("bfloat16", "float16", "float32", "float8_e5m2", "uint8"):
         for redop in Redop:
             found.append(
                 Case(pattern="all_reduce", nbytes=2400, dtype=dtype, params={"redop": redop.value, "group": "2"})

@@ -19,9 +19,15 @@ from ncclbench.measure.device import (
 )
 from ncclbench.measure.regimes import Loop, Progress
 from ncclbench.schedule import Case
-from ncclbench.schedule.phases import Collective, Concurrent, Op
+from ncclbench.schedule.phases import Collective, Concurrent, Exchange, Kernel, Local, Op
 from ncclbench.topology import Topology
-from ncclbench.transports._local import branches_launches, steps_of
+from ncclbench.transports._local import (
+    COLLECTIVE_LAUNCHES,
+    EXCHANGE_LAUNCHES,
+    branches_launches,
+    launches_of,
+    steps_of,
+)
 from ncclbench.transports.base import Call, Program, Step, nothing
 
 
@@ -207,11 +213,11 @@ def test_which_patterns_line_their_ranks_up(pattern: str, by_itself: bool) -> No
 @pytest.mark.parametrize(
     ("op", "members", "launches"),
     [
-        (Op.ALL_TO_ALL, 16, 1),
-        (Op.ALL_TO_ALL, 17, 2),
+        (Op.ALL_TO_ALL, 64, COLLECTIVE_LAUNCHES),
+        (Op.ALL_TO_ALL, 65, 5),
         (Op.GATHER, 256, 16),
         (Op.SCATTER, 256, 16),
-        (Op.ALL_REDUCE, 256, 1),
+        (Op.ALL_REDUCE, 256, COLLECTIVE_LAUNCHES),
     ],
 )
 def test_groups_of_sends_take_as_much_of_the_queue_as_they_have_peers(op: Op, members: int, launches: int) -> None:
@@ -221,6 +227,27 @@ def test_groups_of_sends_take_as_much_of_the_queue_as_they_have_peers(op: Op, me
     assert step.launches == launches
     other = dataclasses.replace(phase, read="send2", write="recv2")
     assert branches_launches(Concurrent("both", ((phase,), (other,)))) == 1 + 2 * (launches + 3)
+
+
+@pytest.mark.parametrize(("flows", "launches"), [(1, EXCHANGE_LAUNCHES), (96, 6), (97, 7), (480, 30)])
+def test_flows_take_as_much_of_the_queue_as_the_busiest_rank_has(flows: int, launches: int) -> None:
+    incast = Exchange(
+        "x", np.arange(1, flows + 1), np.zeros(flows, np.int64), np.full(flows, 8), recv_offset=8 * np.arange(flows)
+    )
+    assert launches_of(incast) == launches
+    local = Local("copy", Kernel.COPY, 1, read="a", write="b")
+    assert launches_of(local) == 1
+
+
+def test_what_nccl_brings_along_is_within_the_budget() -> None:
+    """One launch of NCCL by torch is two events waited for or recorded, a kernel and another event."""
+    stream = FakeStream()
+    entries = [stream.launch(0.0, "event"), stream.launch(1e-6, "kernel"), stream.launch(0.0, "event")] * 2
+    phase = Collective("x", Op.ALL_REDUCE, np.arange(2)[None], 1)
+    (step,) = steps_of([phase], lambda *_: lambda: [call() for call in entries[:4]] and None)
+    loop = dataclasses.replace(loop_on(stream, [])[0], programs=(Program((step,)),))
+    gated(loop, 600)
+    assert LAUNCH_BUDGET // 2 < stream.most_enqueued <= LAUNCH_BUDGET
 
 
 @pytest.mark.parametrize("phases", [1, 3, 40])

@@ -1,6 +1,7 @@
 """How long data that are reduced in place stay in the range of their type."""
 
 from functools import reduce
+from itertools import product
 
 import numpy as np
 import pytest
@@ -75,9 +76,15 @@ GROUPINGS = {
 }
 
 
-@pytest.mark.parametrize("groups", GROUPINGS.values(), ids=GROUPINGS)
-@pytest.mark.parametrize("redop", Redop)
-@pytest.mark.parametrize("dtype", DTYPES)
+# An average of 72 is refused for e4m3: see test_fill.
+MADE = [
+    pytest.param(dtype, redop, groups, id=f"{dtype}-{redop}-{name}")
+    for dtype, redop, (name, groups) in product(DTYPES, Redop, GROUPINGS.items())
+    if (dtype, redop, name) != ("float8_e4m3fn", Redop.AVG, "72")
+]
+
+
+@pytest.mark.parametrize(("dtype", "redop", "groups"), MADE)
 def test_in_place_data_stay_in_range_as_often_as_it_says(dtype: str, redop: Redop, groups: tuple[Array, ...]) -> None:
     schedule = in_place(dtype, redop, *groups)
     repeats = min(repeats_before_overflow(schedule), 12)
