@@ -18,7 +18,7 @@ from ncclbench.schedule.case import Params
 from ncclbench.schedule.experts.control import build_control
 from ncclbench.schedule.experts.facts import routing_facts
 from ncclbench.schedule.experts.parallel import Options, build_layer
-from ncclbench.schedule.experts.rows import Layer, Placement
+from ncclbench.schedule.experts.rows import Hop, Layer, Placement
 from ncclbench.schedule.experts.values import refuse_without_values
 from ncclbench.schedule.models import read_model
 from ncclbench.schedule.routing import Draw, Ints, Router, Routing, RoutingSpec, expert_hosts, token_counts
@@ -256,7 +256,7 @@ def _built(request: LayerRequest, topology: Topology, _written: int) -> tuple[Sc
     capacity = max(int(layer.flat_rows.max()) for layer in layers) if params.variant is Variant.PADDED else 0
     found = []
     for layer, routing in zip(layers, routings, strict=True):
-        facts = routing_facts(layer, routing, request.format, request.hidden, params.capacity)
+        facts = routing_facts(layer, _hops(request, layer), routing, request.format, request.hidden, params.capacity)
         if capacity:
             real = int(layer.flat_rows.sum())
             facts |= {"padded_to": capacity, "padding_ratio": capacity * layer.flat_rows.size / real}
@@ -278,8 +278,12 @@ def _schedules(request: LayerRequest, layer: Layer, routing: Routing, capacity: 
     )
     if params.variant is Variant.CONTROL:
         return [build_control(layer, routing, options, equal=equal) for equal in (False, True)]
-    hops = layer.hierarchical() if params.variant is Variant.HIERARCHICAL else layer.flat(capacity)
-    return [build_layer(layer, hops, routing, options)]
+    return [build_layer(layer, _hops(request, layer, capacity), routing, options)]
+
+
+def _hops(request: LayerRequest, layer: Layer, capacity: int = 0) -> list[Hop]:
+    """The way of the rows; `capacity` pads them."""
+    return layer.hierarchical() if request.params.variant is Variant.HIERARCHICAL else layer.flat(capacity)
 
 
 def _comparable(schedule: Schedule, layer: Layer, request: LayerRequest) -> dict[str, Comparable]:
@@ -287,7 +291,7 @@ def _comparable(schedule: Schedule, layer: Layer, request: LayerRequest) -> dict
     labels = [phase.label for phase in schedule.phases]
     if "dispatch" not in labels or request.params.variant in (Variant.PADDED, Variant.CONTROL):
         return {}
-    rows = max(int(group.rank_rows.sum(axis=0).max()) for group in layer.groups)
+    rows = int(layer.flat_rows.sum(axis=1).max())
     said = "as DeepEP counts: all rows that the busiest rank receives, its own included, over the {} phase"
     return {
         "deepep_dispatch": Comparable(
