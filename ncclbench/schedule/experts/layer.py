@@ -20,7 +20,7 @@ from ncclbench.schedule.experts.facts import routing_facts
 from ncclbench.schedule.experts.parallel import Options, build_layer
 from ncclbench.schedule.experts.rows import Hop, Layer, Placement
 from ncclbench.schedule.experts.values import refuse_without_values
-from ncclbench.schedule.models import read_model
+from ncclbench.schedule.models import Model, read_model
 from ncclbench.schedule.routing import Draw, Ints, Router, Routing, RoutingSpec, expert_hosts, token_counts
 from ncclbench.schedule.routing_trace import read_trace
 from ncclbench.schedule.rowformats import RowFormat, format_of
@@ -30,6 +30,8 @@ from ncclbench.topology import Topology
 _MOST_ROUTINGS = 256
 _MOST_TOKENS = 1 << 24
 _DEFAULT_TOKENS = 4096
+# DeepSeek-V3's, and half of them are kept.
+_DEFAULT_GROUPS = 8
 # Elements of a row: whole blocks of NVFP4, and rows on whole words.
 _HIDDEN_UNIT = 16
 
@@ -72,6 +74,10 @@ class LayerParams(Params, frozen=True, kw_only=True):
     hidden: int = 0
     experts: int = 0
     top_k: int = 0
+    groups: int = 0
+    """of consecutive experts, for routing = group-limited; the model's, or 8 of experts that are given."""
+    groups_kept: int = 0
+    """groups that a token may choose from; the model's, or half of them."""
     ep: int = 0
     """ranks that share the experts; all of the job by default."""
     tokens: str = ""
@@ -126,11 +132,11 @@ class LayerRequest:
         model = read_model(params.model)
         if not model.experts and not params.experts:
             raise UsageError(f"{params.model} is a dense model: it has no experts to send tokens to")
-        for name in ("hidden", "experts", "top_k", "ep"):
+        for name in ("hidden", "experts", "top_k", "groups", "groups_kept", "ep"):
             if getattr(params, name) < 0:
                 raise UsageError(f"{name} must not be negative, got {getattr(params, name)}")
-        kept = model.router() if not params.experts else Router(experts=params.experts, top_k=1)
-        router = replace(kept, top_k=params.top_k or model.top_k)
+        spec = RoutingSpec.parse(params.routing)
+        router = _router(params, model, spec)
         hidden = params.hidden or model.hidden
         if hidden % _HIDDEN_UNIT:
             raise UsageError(f"hidden must be a multiple of {_HIDDEN_UNIT}, got {hidden}")
@@ -138,13 +144,31 @@ class LayerRequest:
         if not format.block and params.scales is Scales.SEPARATE:
             raise UsageError(f"scales = separate, but {format.name} rows have no scales")
         _refuse_ranges(params)
-        return cls(params, router, hidden, format, RoutingSpec.parse(params.routing))
+        return cls(params, router, hidden, format, spec)
 
     def size_and_dtype(self) -> tuple[int, str]:
         """Payload bytes of the tokens of the rank that has most, as far as it is known here; element type of rows."""
         given = _listed_tokens(self.params.tokens)
         most = max(given, default=1 if self.spec.kind == "trace" else _DEFAULT_TOKENS)
         return max(1, most) * self.format.row_bytes(self.hidden), "bfloat16" if not self.format.block else "uint8"
+
+
+def _router(params: LayerParams, model: Model, spec: RoutingSpec) -> Router:
+    """What tokens choose from; groups only where the routing knows them, so that they limit no other."""
+    experts, top_k = params.experts or model.experts, params.top_k or model.top_k
+    if spec.kind != "group-limited":
+        if params.groups or params.groups_kept:
+            raise UsageError(f"groups and groups_kept go with routing = group-limited, not with {spec}")
+        return Router(experts=experts, top_k=top_k)
+    of_model = model.groups if model.groups > 1 else _DEFAULT_GROUPS if params.experts else 0
+    groups = params.groups or of_model
+    if groups < 2:
+        why = "one group limits nothing" if params.groups else f"{params.model} has no groups of experts"
+        raise UsageError(f"routing = group-limited: {why}; set groups (2 or more) and groups_kept")
+    if experts % groups:
+        raise UsageError(f"routing = group-limited: {experts} experts are not {groups} equal groups; set groups")
+    kept = params.groups_kept or (model.groups_kept if groups == model.groups else groups // 2)
+    return Router(experts=experts, top_k=top_k, groups=groups, groups_kept=kept)
 
 
 def _refuse_ranges(params: LayerParams) -> None:
