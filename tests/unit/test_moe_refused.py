@@ -14,7 +14,7 @@ from ncclbench.cli.run import command
 from ncclbench.errors import Unable, UsageError
 from ncclbench.measure.case import build_variants, memory_needed
 from ncclbench.schedule.experts.layer import LayerParams, LayerRequest
-from ncclbench.schedule.experts.rows import Placement
+from ncclbench.schedule.experts.rows import Placement, refuse_too_many_rows
 from ncclbench.topology import Topology
 from tests.moe_cases import case_of, run
 
@@ -156,12 +156,31 @@ def test_what_cannot_run_here_is_skipped_with_the_reason(params: dict[str, Any],
     assert words in record.reason
 
 
-def test_more_rows_than_an_int32_counts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ncclbench.schedule.experts.parallel as room
+@pytest.mark.parametrize("axis", [1, 2])
+def test_counts_and_displacements_are_int32(axis: int) -> None:
+    """No pair has more rows than an int32 counts, but what one rank sends or receives in all must be counted too."""
+    rows = np.zeros((2, 3, 3), np.int64)
+    rows[1, 2] = [1 << 30, (1 << 30) - 1, 0]
+    rows = rows if axis == 2 else rows.transpose(0, 2, 1)
+    refuse_too_many_rows(rows)
+    with pytest.raises(Unable, match=r"^2147483648 rows leave or reach one rank, .* at most 2147483647; lower tokens"):
+        refuse_too_many_rows(rows + np.eye(3, dtype=np.int64))
 
-    monkeypatch.setattr(room, "_MOST_ROWS", 10)
-    with pytest.raises(Unable, match="more than 10 rows between two ranks"):
-        build_variants(case_of(), Topology.single_node(2))
+
+@pytest.mark.parametrize(
+    ("pattern", "variant"),
+    [("moe_overlap", "flat"), *(("moe_dispatch", v) for v in ("flat", "cached", "padded", "hierarchical", "control"))],
+)
+def test_more_rows_on_a_rank_than_an_int32_counts_are_refused(
+    pattern: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pair of ranks has at most 12 rows here, one a token."""
+    import ncclbench.schedule.experts.rows as room
+
+    monkeypatch.setattr(room, "_MOST_ROWS", 20)
+    case = case_of(variant=variant, placement="2x2", seed=1831)  # a seed of its own: no other test has built it
+    with pytest.raises(Unable, match=r"rows leave or reach one rank, .* at most 20"):
+        build_variants(msgspec.structs.replace(case, pattern=pattern), Topology.single_node(4))
 
 
 def test_a_graph_cannot_hold_counts_that_the_host_must_see() -> None:
