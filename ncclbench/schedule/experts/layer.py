@@ -19,6 +19,7 @@ from ncclbench.schedule.experts.control import build_control
 from ncclbench.schedule.experts.facts import routing_facts
 from ncclbench.schedule.experts.parallel import Options, build_layer
 from ncclbench.schedule.experts.rows import Hop, Layer, Placement
+from ncclbench.schedule.experts.tables import TableSize
 from ncclbench.schedule.experts.values import refuse_without_values
 from ncclbench.schedule.models import Model, read_model
 from ncclbench.schedule.routing import Draw, Ints, Router, Routing, RoutingSpec, expert_hosts, token_counts
@@ -213,22 +214,40 @@ def draw_routings(request: LayerRequest, placement: Placement, topology: Topolog
     """All routings of a case, fresh ones for each iteration of a rotation.
 
     Raises:
-        UsageError: if a trace or a target is impossible.
+        UsageError: if a trace or a target is impossible, or tables of so many tokens do not fit into memory.
         Unable: if a trace or a list of tokens is for another number of ranks.
     """
     params, world = request.params, topology.world_size
     if request.spec.kind == "trace":
         if params.tokens or params.uneven:
             raise UsageError("a trace says itself how many tokens there are: leave tokens and uneven away")
-        return read_trace(request.spec.path, request.router, world)
+        traced = read_trace(request.spec.path, request.router, world)
+        _table_size(request, placement, world, traced[0].experts.shape[1], len(traced)).make_room(_built.cache_clear)
+        return traced
+    tokens_W = [_tokens(request, world, i) for i in range(params.routings)]
+    most = max(int(tokens.max()) for tokens in tokens_W)
+    _table_size(request, placement, world, most, params.routings).make_room(_built.cache_clear)
     members = placement.members
     hosts, rails = expert_hosts(request.router.experts, members), topology.rails[placement.groups[0]]
     return [
         Draw(spec=request.spec, router=request.router, seed=params.seed, iteration=i, hosts=hosts, rails=rails).routing(
-            _tokens(request, world, i)
+            tokens
         )
-        for i in range(params.routings)
+        for i, tokens in enumerate(tokens_W)
     ]
+
+
+def _table_size(request: LayerRequest, placement: Placement, world: int, tokens: int, routings: int) -> TableSize:
+    return TableSize(
+        ranks=world,
+        tokens=tokens,
+        top_k=request.router.top_k,
+        members=placement.members,
+        domains=int(placement.domains.max()) + 1,
+        routings=routings,
+        dedup=request.params.dedup is Dedup.RANK,
+        hops=2 if request.params.variant is Variant.HIERARCHICAL else 1,
+    )
 
 
 _building = Lock()
