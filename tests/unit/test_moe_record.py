@@ -123,6 +123,47 @@ def test_hierarchical_sends_each_token_once_to_a_domain() -> None:
     assert crossing(flat, "dispatch") > 1.5 * crossing(rail, "dispatch_rail")
 
 
+# The splits that reach the host.
+
+
+class Reading(ThreadTransport):
+    """Keeps the calls that bring counts to the host, and the all-to-all that each stands before."""
+
+    def __init__(self, real: ThreadTransport) -> None:
+        super().__init__(real.world, real.rank)
+        self.read: list[tuple[str, Any, list[int]]] = []
+
+    def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
+        program, phases = super().compile(schedule, buffers), flatten(schedule.phases)
+        for k, step in enumerate(program.steps):
+            if step.label.startswith("splits"):
+                moved = next(phase for phase in phases[k:] if isinstance(phase, AllToAllV))
+                group, member = (int(place) for place in np.argwhere(moved.groups == self.rank)[0])
+                self.read.append((moved.label, step.launch, moved.rows[group, :, member].tolist()))
+        return program
+
+
+@pytest.mark.parametrize(
+    ("params", "labels"),
+    [({}, ["dispatch"]), ({"dedup": "selection"}, ["dispatch"]),
+     ({"variant": "hierarchical"}, ["dispatch_rail", "dispatch_domain"])],
+)  # fmt: skip
+def test_the_splits_that_reach_the_host_are_those_of_the_ready_calls(params: dict[str, Any], labels: list[str]) -> None:
+    """The calls do not read them, so that they must be the same for the benchmark to be of a real layer."""
+    topology, case = Topology.from_hosts(["x", "x", "y", "y"]), case_of(routing="zipf:1.5", routings=1, **params)
+
+    def main(real: ThreadTransport) -> list[tuple[str, Any, list[int]]]:
+        reading = Reading(real)
+        run_case(case, reading, topology, Settings(iterations=1, warmup=0))
+        return reading.read
+
+    for found in play(4, main):
+        assert [label for label, _, _ in found] == labels
+        for _, call, expected in found:
+            assert call.splits == expected
+            assert sum(expected)
+
+
 # What the record says.
 
 

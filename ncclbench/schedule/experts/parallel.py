@@ -37,7 +37,8 @@ class Options:
         hidden: elements of a token.
         format: how rows travel on their way out; sums come back as bfloat16.
         separate_scales: scales go in a message of their own.
-        exchange_counts: counts are exchanged first, and splits taken from them.
+        exchange_counts: counts are exchanged first and brought to the host, as a real layer must. Only what that costs
+            is measured: the all-to-alls take their splits from the routing, which every rank knows beforehand.
         exact: weights are powers of two, and results are compared bit by bit.
         quad: the two all-to-alls of the backward pass follow.
     """
