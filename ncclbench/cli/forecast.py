@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ncclbench.buffers import available_memory, refuse_too_large
+from ncclbench.buffers import refuse_too_large
 from ncclbench.errors import Unable, UsageError
+from ncclbench.host_memory import available_memory
 from ncclbench.measure.case import memory_needed
 from ncclbench.measure.estimate import Pace, estimate_seconds, pace_of
 from ncclbench.measure.needs import why_not

@@ -217,7 +217,7 @@ class Draw:
             return _Uniform(router), None
         if spec.kind == "group-limited":
             if router.groups == 1:
-                raise UsageError("group-limited routing needs a model with groups: set groups and groups_kept")
+                raise UsageError("group-limited routing needs a router with 2 groups of experts or more")
             return _GroupLimited(router), None
         if spec.kind == "zipf":
             return self._zipf(spec.value), None

@@ -26,7 +26,8 @@ class RowKernel(StrEnum):
     - ``scale``: row ``index[i]`` is decoded, multiplied by 2**exponents[i] and written as bfloat16: an expert that
       computes almost nothing.
     - ``sum``: row i written is the sum over j of weight[i, j] x row ``index[i, j]``, in float32, written as bfloat16.
-    - ``to_host``: received counts become Python numbers, as the splits of an uneven all-to-all must be.
+    - ``to_host``: received counts become Python numbers, as the splits of an uneven all-to-all must be. It is done for
+      its cost: schedules know all splits beforehand.
     """
 
     TAKE = "take"

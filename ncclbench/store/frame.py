@@ -93,6 +93,16 @@ COLUMNS = (
     Column(
         "overlap_percent", _REAL, "%", "share of the collective that was hidden behind computing, as OSU defines it"
     ),
+    *(
+        Column(
+            f"deepep_{verb}_gb_per_s",
+            _REAL,
+            "1e9 B/s",
+            f"{verb} as DeepEP counts, rows that a rank sends itself included: beside DeepEP's own figures only, "
+            "no bus bandwidth",
+        )
+        for verb in ("dispatch", "combine")
+    ),
     Column("path_proof", _TEXT, "", "whether the path was proven; null where nothing was asked"),
     Column("notes", _TEXT, "", "what a reader must know, joined by ' | '"),
     Column("samples", _TEXT, "", "Parquet file of the raw samples, in the run directory"),
@@ -226,6 +236,9 @@ def _row(run: Run, record: Record) -> dict[str, Any]:
     row["time_is"] = time_is(record)
     row["skew_p50_us"], row["skew_max_us"] = skew_us.get("p50"), skew_us.get("max")
     row["overlap_percent"] = record.overlap.share_percent if record.overlap else None
+    for name in ("deepep_dispatch", "deepep_combine"):
+        figure = record.comparable.get(name)
+        row[f"{name}_gb_per_s"] = figure.gb_per_s if figure else None
     ledger = record.ledger or {}
     row["bottleneck_bytes"], row["bottleneck_gb_per_s"] = (
         ledger.get("bottleneck_bytes"),

@@ -133,6 +133,9 @@ def _parts(count: int, hidden: int) -> Iterator[slice]:
 class _CountsToHost:
     """Received counts as Python numbers; on a device this waits for all that was launched before.
 
+    A real layer would launch its all-to-all with them. Here nothing reads them: calls are compiled beforehand, with the
+    splits of the routing, so this is what it costs to have the numbers and not a way to get them.
+
     Attributes:
         splits: rows to receive from each peer, as of the last call.
     """

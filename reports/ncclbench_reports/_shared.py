@@ -13,6 +13,16 @@ SHARED = "ranks share GPUs: proves logic, not a fabric"
 ONE_MACHINE = "nodes of one machine: proves logic, not a fabric"
 IMPORTED = "imported from"
 
+# Figures as another program defines them: columns of the frame, under heads that nobody can take for our own.
+AS_OTHERS_COUNT = (
+    ("deepep_dispatch_gb_per_s", "dispatch as DeepEP counts"),
+    ("deepep_combine_gb_per_s", "combine as DeepEP counts"),
+)
+AS_DEEPEP = (
+    '"as DeepEP counts": all rows of the busiest receiver over that phase, its own included, which reads R/(R-1) too '
+    "high; beside DeepEP's own figures only, no bus bandwidth"
+)
+
 # What a verdict's stamps are called in a report.
 _STAMPS = {
     "cpu only": CPU_ONLY,

@@ -8,7 +8,16 @@ from ncclbench.store.aggregate import across_starts
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, plain_rows
 from ncclbench.units import counted, format_size
-from ncclbench_reports._shared import judgements, stamps, times_are, verdict_line, visible, warnings_of
+from ncclbench_reports._shared import (
+    AS_DEEPEP,
+    AS_OTHERS_COUNT,
+    judgements,
+    stamps,
+    times_are,
+    verdict_line,
+    visible,
+    warnings_of,
+)
 from ncclbench_reports.table import figure, rate, there, whole
 
 SUFFIX = ".md"
@@ -56,7 +65,11 @@ def _render_run(run: Run, rows: list[dict[str, Any]]) -> str:
         f"{escaped(manifest.get('transport') or 'several transports')}; {times_are(run)}; GB is 1e9 bytes",
     ]
     parts += [f"> {escaped(stamp)}" for stamp in stamps(run, judgement)]
-    parts.append(grid(_HEADER, (_cells(row) for row in rows), 2) if rows else "no case has finished")
+    others = [(name, head) for name, head in AS_OTHERS_COUNT if any(there(row[name]) for row in rows)]
+    header = (*_HEADER, *(f"{head} (GB/s)" for _, head in others))
+    cells = ([*_cells(row), *(rate(row[name]) for name, _ in others)] for row in rows)
+    parts.append(grid(header, cells, 2) if rows else "no case has finished")
+    parts += [AS_DEEPEP] if others else []
     if judgement and judgement.checks:
         checks = ([c.check, c.subject, c.verdict, c.reason or "", c.action or ""] for c in judgement.checks)
         cells = ([escaped(cell) for cell in row] for row in checks)

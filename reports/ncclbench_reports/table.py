@@ -14,7 +14,16 @@ from ncclbench.store.aggregate import across_starts
 from ncclbench.store.directory import Run
 from ncclbench.store.frame import flat_frame, records_frame
 from ncclbench.units import counted
-from ncclbench_reports._shared import IMPORTED, judgements, losses_of, stamps, times_are, verdict_line
+from ncclbench_reports._shared import (
+    AS_DEEPEP,
+    AS_OTHERS_COUNT,
+    IMPORTED,
+    judgements,
+    losses_of,
+    stamps,
+    times_are,
+    verdict_line,
+)
 
 # Header, unit, and how a row shows it.
 _COLUMNS = (
@@ -150,10 +159,13 @@ def _render_section(title: str, rows: pd.DataFrame) -> str:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
     for name, unit in _COLUMNS:
         table.add_column(f"{name}\n{unit}" if unit else name, justify="left" if name in _LEFT else "right")
+    others = [(name, head) for name, head in AS_OTHERS_COUNT if rows[name].notna().any()]
+    for _, head in others:
+        table.add_column(head.replace(" as ", " as\n") + "\n(GB/s)", justify="right")
     remarks = []
     for row in _rows(rows):
         if there(row["p50_us"]) or there(row["alg_gb_per_s"]):
-            table.add_row(*(Text(cell) for cell in _cells(row)))
+            table.add_row(*(Text(cell) for cell in [*_cells(row), *(rate(row[name]) for name, _ in others)]))
         if row["status"] != "ok":
             remarks.append(f"! {row['case']}: {row['status']}: {row['reason']}")
         notes = row["notes"]
@@ -164,8 +176,9 @@ def _render_section(title: str, rows: pd.DataFrame) -> str:
         for row in _rows(rows)
         if there(row["overlap_percent"])
     ]
+    defined = [f"  {AS_DEEPEP}"] if others else []
     groups = [line for row in _rows(rows) for line in _group_lines(row)]
-    return "\n".join(part for part in (title, body, *overlaps, *groups, *_folded(remarks)) if part)
+    return "\n".join(part for part in (title, body, *defined, *overlaps, *groups, *_folded(remarks)) if part)
 
 
 def _group_lines(row: dict[str, object]) -> list[str]:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from ncclbench import buffers
-from ncclbench.buffers import Device, allocate, available_memory, refuse_too_large, rooms_of, uploader
+from ncclbench.buffers import Device, allocate, refuse_too_large, rooms_of, uploader
 from ncclbench.errors import UsageError
+from ncclbench.host_memory import available_memory
 from ncclbench.measure.case import build_schedule
 from ncclbench.schedule import DTYPES, Case
 from ncclbench.topology import Topology

@@ -22,6 +22,8 @@ from ncclbench import __version__
 from ncclbench.registry import load, names
 from ncclbench.store.directory import Run, RunWriter, read_run
 from ncclbench.store.frame import COLUMNS, flat_frame, plain_rows
+from ncclbench.store.records import ComparableRate
+from ncclbench_reports._html.tables import results_table
 from ncclbench_reports.csv import as_csv
 from tests.made_runs import CASE, HOSTILE, collective, manifest, rich_run, small_run
 
@@ -189,6 +191,58 @@ def test_every_column_is_documented_with_its_unit() -> None:
         row = next((line for line in text.splitlines() if line.startswith(f"| `{column.name}` |")), None)
         assert row is not None, column.name
         assert row.split("|")[2].strip() == column.unit
+
+
+# ---- figures as another program defines them -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_deepep_counts(tmp_path: Path) -> Run:
+    """A case with DeepEP's dispatch figure and no combine, and one that has nothing of the kind."""
+    figure = ComparableRate(gb_per_s=123.456, bytes=8192, over="dispatch", definition="as DeepEP counts")
+    writer = RunWriter.create(tmp_path / "run", manifest())
+    for nbytes, comparable in ((64, {"deepep_dispatch": figure}), (128, {})):
+        record, _ = collective(nbytes, bus_gb_per_s=7.5, comparable=comparable)
+        writer.append(record)
+    return read_run(tmp_path / "run")
+
+
+def test_figures_as_deepep_counts_have_columns_of_their_own(as_deepep_counts: Run) -> None:
+    report = json.loads(rendered("json", as_deepep_counts))
+    jsonschema.validate(report, json.loads((DOCS / "report.schema.json").read_text()))
+    first, second = report["results"]
+    assert (first["deepep_dispatch_gb_per_s"], first["deepep_combine_gb_per_s"]) == (123.456, None)
+    assert second["deepep_dispatch_gb_per_s"] is None
+    assert first["bus_gb_per_s"] == 7.5
+    (column,) = (column for column in COLUMNS if column.name == "deepep_dispatch_gb_per_s")
+    assert "no bus bandwidth" in column.what
+    assert f"# HELP ncclbench_{column.name} {column.what}" in rendered("prometheus", as_deepep_counts)
+
+
+def test_a_reader_cannot_take_them_for_bus_bandwidth(as_deepep_counts: Run) -> None:
+    lines = rendered("markdown", as_deepep_counts).splitlines()
+    (head, _, first, second) = ([cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| "))
+    labelled = "dispatch as DeepEP counts (GB/s)"
+    assert [row[head.index(labelled)] for row in (first, second)] == ["123.456", "-"]
+    assert first[head.index("busbw (GB/s)")] == "7.500"
+    assert "combine as DeepEP counts (GB/s)" not in head  # nothing has one
+    shown = results_table(plain_rows(flat_frame([as_deepep_counts])), {})
+    titles = [column.title for column in shown.columns]
+    assert [row[titles.index(labelled)] for row in shown.rows] == ["123.456", ""]
+    assert "combine as DeepEP counts (GB/s)" not in titles
+    table = rendered("table", as_deepep_counts)
+    assert re.search(r" dispatch as\n.* busbw .* DeepEP counts\n.* \(GB/s\)\n", table)
+    assert re.search(r" 7\.500 .* 123\.456\n", table)
+    for text in (*lines, shown.caption, *table.splitlines()):
+        if "R/(R-1)" in text:
+            assert "beside DeepEP's own figures only, no bus bandwidth" in text
+    assert all("R/(R-1) too high" in text for text in ("".join(lines), shown.caption, table))
+
+
+def test_runs_without_them_have_no_such_heads(rich: Run) -> None:
+    shown = results_table(plain_rows(flat_frame([rich])), {})
+    for text in (rendered("table", rich), rendered("markdown", rich), shown.caption, str(shown.columns)):
+        assert "DeepEP" not in text
 
 
 # ---- text from outside -----------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """What the record of a MoE dispatch says: the ledger against what was seen on the wire, rows, ratios and bases."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ncclbench.buffers import Buffers
-from ncclbench.measure.case import run_case
+from ncclbench.measure.case import build_variants, run_case
 from ncclbench.plan import Settings
 from ncclbench.schedule import AllToAllV, Case, Schedule
 from ncclbench.schedule.experts.control import equal_rows
@@ -121,6 +123,47 @@ def test_hierarchical_sends_each_token_once_to_a_domain() -> None:
     assert crossing(flat, "dispatch") > 1.5 * crossing(rail, "dispatch_rail")
 
 
+# The splits that reach the host.
+
+
+class Reading(ThreadTransport):
+    """Keeps the calls that bring counts to the host, and the all-to-all that each stands before."""
+
+    def __init__(self, real: ThreadTransport) -> None:
+        super().__init__(real.world, real.rank)
+        self.read: list[tuple[str, Any, list[int]]] = []
+
+    def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
+        program, phases = super().compile(schedule, buffers), flatten(schedule.phases)
+        for k, step in enumerate(program.steps):
+            if step.label.startswith("splits"):
+                moved = next(phase for phase in phases[k:] if isinstance(phase, AllToAllV))
+                group, member = (int(place) for place in np.argwhere(moved.groups == self.rank)[0])
+                self.read.append((moved.label, step.launch, moved.rows[group, :, member].tolist()))
+        return program
+
+
+@pytest.mark.parametrize(
+    ("params", "labels"),
+    [({}, ["dispatch"]), ({"dedup": "selection"}, ["dispatch"]),
+     ({"variant": "hierarchical"}, ["dispatch_rail", "dispatch_domain"])],
+)  # fmt: skip
+def test_the_splits_that_reach_the_host_are_those_of_the_ready_calls(params: dict[str, Any], labels: list[str]) -> None:
+    """The calls do not read them, so that they must be the same for the benchmark to be of a real layer."""
+    topology, case = Topology.from_hosts(["x", "x", "y", "y"]), case_of(routing="zipf:1.5", routings=1, **params)
+
+    def main(real: ThreadTransport) -> list[tuple[str, Any, list[int]]]:
+        reading = Reading(real)
+        run_case(case, reading, topology, Settings(iterations=1, warmup=0))
+        return reading.read
+
+    for found in play(4, main):
+        assert [label for label, _, _ in found] == labels
+        for _, call, expected in found:
+            assert call.splits == expected
+            assert sum(expected)
+
+
 # What the record says.
 
 
@@ -154,6 +197,39 @@ def test_deepep_counts_the_ranks_own_rows_and_we_do_not() -> None:
     rows = np.array(record.facts[0]["rows"]["rank_dedup"][0])
     assert record.comparable["deepep_dispatch"].bytes == rows.sum(axis=0).max() * 64
     assert record.facts[0]["bases"]["rank_dedup"]["bottleneck_bytes"] == max(rows[0, 1], rows[1, 0]) * 64
+
+
+def test_deepep_counts_the_rows_that_are_moved() -> None:
+    record = run(case_of(routings=1, dedup="selection"), 2)
+    rows = np.array(record.facts[0]["rows"]["selection"][0])
+    assert record.comparable["deepep_dispatch"].bytes == rows.sum(axis=0).max() * 64
+
+
+# Experts 2r and 2r + 1 live on rank r; ranks 0 and 1 are a domain, and 2 and 3. Received from others, by rank:
+# once a choice 1, 4, 2, 1; once a rank 1, 2, 2, 1; by way of domains 1, 2, 2, 2: rank 3 passes on both rows of rank 2.
+_TRACE = [(0, 0, [2, 3]), (0, 1, [2, 3]), (1, 0, [4, 6]), (1, 1, [0, 4])]
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, 2 / 1.5),
+        ({"variant": "cached", "dedup": "selection"}, 4 / 2),
+        ({"dedup": "selection"}, 4 / 2),
+        ({"variant": "padded"}, 2 / 1.5),
+        ({"variant": "control"}, 2 / 1.5),
+        ({"variant": "hierarchical"}, 2 / 1.75),
+    ],
+)
+def test_the_busiest_receiver_is_that_of_the_rows_that_are_moved(
+    params: dict[str, Any], expected: float, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    lines = [json.dumps({"rank": rank, "token": token, "experts": experts}) for rank, token, experts in _TRACE]
+    trace.write_text("\n".join(lines))
+    case = case_of(experts=8, top_k=2, tokens="", routing=f"trace:{trace}", **params)
+    facts = build_variants(case, Topology.from_hosts(["x", "x", "y", "y"]))[0].facts
+    assert facts["max_over_mean_received"] == pytest.approx(expected)
 
 
 def test_padding_is_reported_and_control_moves_the_same_bytes_in_equal_splits() -> None:

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from ncclbench.cli.run import command
 from ncclbench.errors import Unable, UsageError
 from ncclbench.measure.case import build_variants, memory_needed
-from ncclbench.schedule.experts.rows import Placement
+from ncclbench.schedule.experts.layer import LayerParams, LayerRequest
+from ncclbench.schedule.experts.rows import Placement, refuse_too_many_rows
 from ncclbench.topology import Topology
 from tests.moe_cases import case_of, run
 
@@ -53,6 +56,48 @@ def test_hierarchical_needs_equal_domains() -> None:
     assert "domains of equal size" in record.reason
 
 
+# Groups of experts.
+
+
+def test_groups_of_experts_that_are_given_are_those_of_the_model() -> None:
+    given, preset = (
+        build_variants(case_of(routing="group-limited", top_k=8, routings=1, experts=experts), Topology.single_node(2))
+        for experts in (256, 0)
+    )
+    assert given[0].fingerprint == preset[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"experts": 64}, (8, 4)),
+        ({"experts": 64, "model": "gpt-oss-20b"}, (8, 4)),
+        ({"experts": 64, "groups_kept": 2}, (8, 2)),
+        ({"experts": 64, "groups": 4}, (4, 2)),
+        ({"experts": 9, "groups": 3, "groups_kept": 2}, (3, 2)),
+        ({"experts": 0, "groups": 16}, (16, 8)),
+        ({"experts": 0}, (8, 4)),
+    ],
+)
+def test_groups_are_the_models_or_as_asked_for(params: dict[str, Any], expected: tuple[int, int]) -> None:
+    asked = case_of(routing="group-limited", **params).read(LayerParams)
+    router = LayerRequest.of(asked).router
+    assert (router.groups, router.groups_kept) == expected
+
+
+@pytest.mark.parametrize("pattern", ["moe_dispatch", "moe_overlap"])
+def test_a_token_stays_in_the_groups_that_are_kept(pattern: str) -> None:
+    case = case_of(routing="group-limited", groups=4, groups_kept=1, routings=1, variant="flat")
+    first, *_ = build_variants(msgspec.structs.replace(case, pattern=pattern), Topology.single_node(4))
+    # The experts of a group live on one rank here, so each token goes to one.
+    assert np.sum(first.facts["rows"]["rank_dedup"]) == 4 * 12
+
+
+def test_other_routings_know_no_groups() -> None:
+    asked = case_of(experts=0, top_k=60).read(LayerParams)
+    assert LayerRequest.of(asked).router.groups == 1
+
+
 # What is refused.
 
 
@@ -80,6 +125,15 @@ def test_hierarchical_needs_equal_domains() -> None:
         ({"routing": "trace:/none.jsonl", "tokens": "5"}, "leave tokens and uneven away"),
         ({"routing": "trace:/none.jsonl", "tokens": ""}, "cannot read the trace"),
         ({"routing": "maxvio:100"}, "cannot be"),
+        ({"routing": "group-limited", "experts": 0, "model": "gpt-oss-20b"}, "gpt-oss-20b has no groups of experts"),
+        ({"routing": "group-limited", "groups": 1}, "one group limits nothing; set groups"),
+        ({"routing": "group-limited", "groups": 3}, "16 experts are not 3 equal groups"),
+        ({"routing": "group-limited", "experts": 12}, "12 experts are not 8 equal groups; set groups"),
+        ({"routing": "group-limited", "groups": 4, "groups_kept": 5}, "groups_kept must be 1 to 4"),
+        ({"routing": "group-limited", "groups": 8, "groups_kept": 1}, "1 of 8 groups hold fewer than 4 experts"),
+        ({"routing": "group-limited", "groups": -4}, "groups must not be negative"),
+        ({"groups": 4}, "go with routing = group-limited, not with uniform"),
+        ({"groups_kept": 4, "routing": "zipf:1"}, "go with routing = group-limited, not with zipf:1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(params: dict[str, Any], words: str) -> None:
@@ -102,12 +156,31 @@ def test_what_cannot_run_here_is_skipped_with_the_reason(params: dict[str, Any],
     assert words in record.reason
 
 
-def test_more_rows_than_an_int32_counts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ncclbench.schedule.experts.parallel as room
+@pytest.mark.parametrize("axis", [1, 2])
+def test_counts_and_displacements_are_int32(axis: int) -> None:
+    """No pair has more rows than an int32 counts, but what one rank sends or receives in all must be counted too."""
+    rows = np.zeros((2, 3, 3), np.int64)
+    rows[1, 2] = [1 << 30, (1 << 30) - 1, 0]
+    rows = rows if axis == 2 else rows.transpose(0, 2, 1)
+    refuse_too_many_rows(rows)
+    with pytest.raises(Unable, match=r"^2147483648 rows leave or reach one rank, .* at most 2147483647; lower tokens"):
+        refuse_too_many_rows(rows + np.eye(3, dtype=np.int64))
 
-    monkeypatch.setattr(room, "_MOST_ROWS", 10)
-    with pytest.raises(Unable, match="more than 10 rows between two ranks"):
-        build_variants(case_of(), Topology.single_node(2))
+
+@pytest.mark.parametrize(
+    ("pattern", "variant"),
+    [("moe_overlap", "flat"), *(("moe_dispatch", v) for v in ("flat", "cached", "padded", "hierarchical", "control"))],
+)
+def test_more_rows_on_a_rank_than_an_int32_counts_are_refused(
+    pattern: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pair of ranks has at most 12 rows here, one a token."""
+    import ncclbench.schedule.experts.rows as room
+
+    monkeypatch.setattr(room, "_MOST_ROWS", 20)
+    case = case_of(variant=variant, placement="2x2", seed=1831)  # a seed of its own: no other test has built it
+    with pytest.raises(Unable, match=r"rows leave or reach one rank, .* at most 20"):
+        build_variants(msgspec.structs.replace(case, pattern=pattern), Topology.single_node(4))
 
 
 def test_a_graph_cannot_hold_counts_that_the_host_must_see() -> None:

@@ -279,7 +279,7 @@ def test_a_routing_is_written_as_it_was_read() -> None:
 
 
 def test_group_limited_needs_groups() -> None:
-    with pytest.raises(UsageError, match="needs a model with groups"):
+    with pytest.raises(UsageError, match="needs a router with 2 groups"):
         draw("group-limited", GPT_OSS, 2, 4)
 
 

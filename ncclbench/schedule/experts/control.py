@@ -11,7 +11,7 @@ from ncclbench.schedule.dtypes import DTYPES
 from ncclbench.schedule.experts import contents
 from ncclbench.schedule.experts.contents import Held, LayerContents, Rows
 from ncclbench.schedule.experts.parallel import Options
-from ncclbench.schedule.experts.rows import Layer
+from ncclbench.schedule.experts.rows import Layer, refuse_too_many_rows
 from ncclbench.schedule.experts.values import Ints, Values
 from ncclbench.schedule.phases import AllToAllV
 from ncclbench.schedule.routing import Routing
@@ -37,9 +37,13 @@ def build_control(layer: Layer, routing: Routing, options: Options, *, equal: bo
         routing: what was drawn.
         options: how rows look.
         equal: in equal splits, labels beginning with ``control_``; otherwise in those of the routing.
+
+    Raises:
+        Unable: with more rows than an int32 counts.
     """
     groups, prefix = layer.placement.groups, "control_" if equal else ""
     rows = np.stack([equal_rows(one) for one in layer.flat_rows]) if equal else layer.flat_rows
+    refuse_too_many_rows(rows)
     row, wide = options.format.row_bytes(options.hidden), 2 * options.hidden
     sent_R, received_R = rows.sum(axis=2), rows.sum(axis=1)
     most_out, most_in = int(sent_R.max()), int(received_R.max())

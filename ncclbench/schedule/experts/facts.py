@@ -8,12 +8,13 @@ Counted from the table that was drawn, never from its expectation. What a rank k
 no "remote" figure counts it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ncclbench.errors import Unable
-from ncclbench.schedule.experts.rows import GroupRows, Layer
+from ncclbench.schedule.experts.rows import GroupRows, Hop, Layer
 from ncclbench.schedule.routing import Ints, Routing
 from ncclbench.schedule.rowformats import RowFormat
 from ncclbench.schedule.rowwork import ENTRY_BYTES
@@ -38,15 +39,29 @@ def remote(matrix: Ints) -> Ints:
     return np.asarray(matrix - np.diag(np.diag(matrix)))
 
 
-def routing_facts(layer: Layer, routing: Routing, format: RowFormat, hidden: int, capacity: float) -> dict[str, Any]:
-    """Plain data of one routing, for the record."""
+def received_in_all(hops: Sequence[Hop]) -> Ints:
+    """Rows that reach each rank from others, over all hops; shape (W,).
+
+    A rank that passes rows on has received them once before, and what it passes on to itself comes from nobody.
+    """
+    total = np.zeros(hops[0].groups.size, np.int64)
+    for hop in hops:
+        for ranks, rows in zip(hop.groups, hop.rows, strict=True):
+            total[ranks] += remote(rows).sum(axis=0)
+    return total
+
+
+def routing_facts(
+    layer: Layer, hops: Sequence[Hop], routing: Routing, format: RowFormat, hidden: int, capacity: float
+) -> dict[str, Any]:
+    """Plain data of one routing, for the record; `hops` is the way its rows go, without padding."""
     tokens = routing.tokens
     try:
         by_domain: Ints | None = layer.placement.by_domain
     except Unable:  # domains of unequal size have no such matrix
         by_domain = None
     matrices = [bases(g, None if by_domain is None else by_domain[i]) for i, g in enumerate(layer.groups)]
-    received = np.concatenate([remote(m["rank_dedup"]).sum(axis=0) for m in matrices])
+    received = received_in_all(hops)
     facts: dict[str, Any] = {
         "routing_sha256": routing.sha256,
         "tokens": {"total": int(tokens.sum()), "min": int(tokens.min()), "max": int(tokens.max())},

@@ -18,9 +18,10 @@ from ncclbench.schedule.case import Params
 from ncclbench.schedule.experts.control import build_control
 from ncclbench.schedule.experts.facts import routing_facts
 from ncclbench.schedule.experts.parallel import Options, build_layer
-from ncclbench.schedule.experts.rows import Layer, Placement
+from ncclbench.schedule.experts.rows import Hop, Layer, Placement
+from ncclbench.schedule.experts.tables import TableSize
 from ncclbench.schedule.experts.values import refuse_without_values
-from ncclbench.schedule.models import read_model
+from ncclbench.schedule.models import Model, read_model
 from ncclbench.schedule.routing import Draw, Ints, Router, Routing, RoutingSpec, expert_hosts, token_counts
 from ncclbench.schedule.routing_trace import read_trace
 from ncclbench.schedule.rowformats import RowFormat, format_of
@@ -30,6 +31,8 @@ from ncclbench.topology import Topology
 _MOST_ROUTINGS = 256
 _MOST_TOKENS = 1 << 24
 _DEFAULT_TOKENS = 4096
+# DeepSeek-V3's, and half of them are kept.
+_DEFAULT_GROUPS = 8
 # Elements of a row: whole blocks of NVFP4, and rows on whole words.
 _HIDDEN_UNIT = 16
 
@@ -72,6 +75,10 @@ class LayerParams(Params, frozen=True, kw_only=True):
     hidden: int = 0
     experts: int = 0
     top_k: int = 0
+    groups: int = 0
+    """of consecutive experts, for routing = group-limited; the model's, or 8 of experts that are given."""
+    groups_kept: int = 0
+    """groups that a token may choose from; the model's, or half of them."""
     ep: int = 0
     """ranks that share the experts; all of the job by default."""
     tokens: str = ""
@@ -126,11 +133,11 @@ class LayerRequest:
         model = read_model(params.model)
         if not model.experts and not params.experts:
             raise UsageError(f"{params.model} is a dense model: it has no experts to send tokens to")
-        for name in ("hidden", "experts", "top_k", "ep"):
+        for name in ("hidden", "experts", "top_k", "groups", "groups_kept", "ep"):
             if getattr(params, name) < 0:
                 raise UsageError(f"{name} must not be negative, got {getattr(params, name)}")
-        kept = model.router() if not params.experts else Router(experts=params.experts, top_k=1)
-        router = replace(kept, top_k=params.top_k or model.top_k)
+        spec = RoutingSpec.parse(params.routing)
+        router = _router(params, model, spec)
         hidden = params.hidden or model.hidden
         if hidden % _HIDDEN_UNIT:
             raise UsageError(f"hidden must be a multiple of {_HIDDEN_UNIT}, got {hidden}")
@@ -138,13 +145,31 @@ class LayerRequest:
         if not format.block and params.scales is Scales.SEPARATE:
             raise UsageError(f"scales = separate, but {format.name} rows have no scales")
         _refuse_ranges(params)
-        return cls(params, router, hidden, format, RoutingSpec.parse(params.routing))
+        return cls(params, router, hidden, format, spec)
 
     def size_and_dtype(self) -> tuple[int, str]:
         """Payload bytes of the tokens of the rank that has most, as far as it is known here; element type of rows."""
         given = _listed_tokens(self.params.tokens)
         most = max(given, default=1 if self.spec.kind == "trace" else _DEFAULT_TOKENS)
         return max(1, most) * self.format.row_bytes(self.hidden), "bfloat16" if not self.format.block else "uint8"
+
+
+def _router(params: LayerParams, model: Model, spec: RoutingSpec) -> Router:
+    """What tokens choose from; groups only where the routing knows them, so that they limit no other."""
+    experts, top_k = params.experts or model.experts, params.top_k or model.top_k
+    if spec.kind != "group-limited":
+        if params.groups or params.groups_kept:
+            raise UsageError(f"groups and groups_kept go with routing = group-limited, not with {spec}")
+        return Router(experts=experts, top_k=top_k)
+    of_model = model.groups if model.groups > 1 else _DEFAULT_GROUPS if params.experts else 0
+    groups = params.groups or of_model
+    if groups < 2:
+        why = "one group limits nothing" if params.groups else f"{params.model} has no groups of experts"
+        raise UsageError(f"routing = group-limited: {why}; set groups (2 or more) and groups_kept")
+    if experts % groups:
+        raise UsageError(f"routing = group-limited: {experts} experts are not {groups} equal groups; set groups")
+    kept = params.groups_kept or (model.groups_kept if groups == model.groups else groups // 2)
+    return Router(experts=experts, top_k=top_k, groups=groups, groups_kept=kept)
 
 
 def _refuse_ranges(params: LayerParams) -> None:
@@ -189,22 +214,40 @@ def draw_routings(request: LayerRequest, placement: Placement, topology: Topolog
     """All routings of a case, fresh ones for each iteration of a rotation.
 
     Raises:
-        UsageError: if a trace or a target is impossible.
+        UsageError: if a trace or a target is impossible, or tables of so many tokens do not fit into memory.
         Unable: if a trace or a list of tokens is for another number of ranks.
     """
     params, world = request.params, topology.world_size
     if request.spec.kind == "trace":
         if params.tokens or params.uneven:
             raise UsageError("a trace says itself how many tokens there are: leave tokens and uneven away")
-        return read_trace(request.spec.path, request.router, world)
+        traced = read_trace(request.spec.path, request.router, world)
+        _table_size(request, placement, world, traced[0].experts.shape[1], len(traced)).make_room(_built.cache_clear)
+        return traced
+    tokens_W = [_tokens(request, world, i) for i in range(params.routings)]
+    most = max(int(tokens.max()) for tokens in tokens_W)
+    _table_size(request, placement, world, most, params.routings).make_room(_built.cache_clear)
     members = placement.members
     hosts, rails = expert_hosts(request.router.experts, members), topology.rails[placement.groups[0]]
     return [
         Draw(spec=request.spec, router=request.router, seed=params.seed, iteration=i, hosts=hosts, rails=rails).routing(
-            _tokens(request, world, i)
+            tokens
         )
-        for i in range(params.routings)
+        for i, tokens in enumerate(tokens_W)
     ]
+
+
+def _table_size(request: LayerRequest, placement: Placement, world: int, tokens: int, routings: int) -> TableSize:
+    return TableSize(
+        ranks=world,
+        tokens=tokens,
+        top_k=request.router.top_k,
+        members=placement.members,
+        domains=int(placement.domains.max()) + 1,
+        routings=routings,
+        dedup=request.params.dedup is Dedup.RANK,
+        hops=2 if request.params.variant is Variant.HIERARCHICAL else 1,
+    )
 
 
 _building = Lock()
@@ -256,7 +299,7 @@ def _built(request: LayerRequest, topology: Topology, _written: int) -> tuple[Sc
     capacity = max(int(layer.flat_rows.max()) for layer in layers) if params.variant is Variant.PADDED else 0
     found = []
     for layer, routing in zip(layers, routings, strict=True):
-        facts = routing_facts(layer, routing, request.format, request.hidden, params.capacity)
+        facts = routing_facts(layer, _hops(request, layer), routing, request.format, request.hidden, params.capacity)
         if capacity:
             real = int(layer.flat_rows.sum())
             facts |= {"padded_to": capacity, "padding_ratio": capacity * layer.flat_rows.size / real}
@@ -278,8 +321,12 @@ def _schedules(request: LayerRequest, layer: Layer, routing: Routing, capacity: 
     )
     if params.variant is Variant.CONTROL:
         return [build_control(layer, routing, options, equal=equal) for equal in (False, True)]
-    hops = layer.hierarchical() if params.variant is Variant.HIERARCHICAL else layer.flat(capacity)
-    return [build_layer(layer, hops, routing, options)]
+    return [build_layer(layer, _hops(request, layer, capacity), routing, options)]
+
+
+def _hops(request: LayerRequest, layer: Layer, capacity: int = 0) -> list[Hop]:
+    """The way of the rows; `capacity` pads them."""
+    return layer.hierarchical() if request.params.variant is Variant.HIERARCHICAL else layer.flat(capacity)
 
 
 def _comparable(schedule: Schedule, layer: Layer, request: LayerRequest) -> dict[str, Comparable]:
@@ -287,7 +334,7 @@ def _comparable(schedule: Schedule, layer: Layer, request: LayerRequest) -> dict
     labels = [phase.label for phase in schedule.phases]
     if "dispatch" not in labels or request.params.variant in (Variant.PADDED, Variant.CONTROL):
         return {}
-    rows = max(int(group.rank_rows.sum(axis=0).max()) for group in layer.groups)
+    rows = int(layer.flat_rows.sum(axis=1).max())
     said = "as DeepEP counts: all rows that the busiest rank receives, its own included, over the {} phase"
     return {
         "deepep_dispatch": Comparable(

@@ -12,11 +12,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.errors import Unable
 from ncclbench.schedule.dtypes import DTYPES
 from ncclbench.schedule.experts import contents
 from ncclbench.schedule.experts.contents import Counts, Held, LayerContents, Rows
-from ncclbench.schedule.experts.rows import Hop, Layer, RowSet, all_positions, positions
+from ncclbench.schedule.experts.rows import Hop, Layer, RowSet, all_positions, positions, refuse_too_many_rows
 from ncclbench.schedule.experts.values import Floats, Ints, Values, expert_exponents
 from ncclbench.schedule.phases import AllToAllV, Collective, Op, Phase
 from ncclbench.schedule.routing import Routing
@@ -24,8 +23,6 @@ from ncclbench.schedule.rowformats import FORMATS, RowFormat
 from ncclbench.schedule.rowwork import ENTRY_BYTES, RowKernel, RowPlan, RowWork
 from ncclbench.schedule.schedule import Schedule
 
-# MPI and NCCL's callers count rows in an int32.
-_MOST_ROWS = 2**31 - 1
 _BF16 = FORMATS["bf16"]
 # A bfloat16 sum is rounded by at most this share of itself.
 _ROUNDING = 2.0**-8 * 1.01
@@ -40,7 +37,8 @@ class Options:
         hidden: elements of a token.
         format: how rows travel on their way out; sums come back as bfloat16.
         separate_scales: scales go in a message of their own.
-        exchange_counts: counts are exchanged first, and splits taken from them.
+        exchange_counts: counts are exchanged first and brought to the host, as a real layer must. Only what that costs
+            is measured: the all-to-alls take their splits from the routing, which every rank knows beforehand.
         exact: weights are powers of two, and results are compared bit by bit.
         quad: the two all-to-alls of the backward pass follow.
     """
@@ -448,6 +446,6 @@ def build_layer(layer: Layer, hops: list[Hop], routing: Routing, options: Option
     Raises:
         Unable: with more rows than an int32 counts.
     """
-    if max(int(hop.rows.max()) for hop in hops) > _MOST_ROWS:
-        raise Unable(f"more than {_MOST_ROWS} rows between two ranks: counts are int32")
+    for hop in hops:
+        refuse_too_many_rows(hop.rows)
     return _Builder(layer, hops, routing, options).build()

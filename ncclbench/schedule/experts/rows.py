@@ -18,6 +18,9 @@ from ncclbench.errors import Unable, UsageError
 from ncclbench.schedule.routing import Choices, Ints, expert_hosts
 from ncclbench.topology import Topology
 
+# A count of rows is an int32, and so is where a peer's rows begin: MPI's displacements are sums of its counts.
+_MOST_ROWS = 2**31 - 1
+
 
 @dataclass(frozen=True, eq=False)
 class Placement:
@@ -186,6 +189,21 @@ class Hop:
     sent: Callable[[int], RowSet]
     received: Callable[[int], RowSet]
     fan_out: int
+
+
+def refuse_too_many_rows(rows_GNN: Ints) -> None:
+    """Refuse what counts and displacements of a library's all-to-all cannot say; every rank sees the same matrices.
+
+    Raises:
+        Unable: with more rows on any rank than an int32 counts.
+    """
+    sent_GN, received_GN = rows_GNN.sum(axis=2), rows_GNN.sum(axis=1)
+    most = int(max(sent_GN.max(), received_GN.max()))
+    if most > _MOST_ROWS:
+        raise Unable(
+            f"{most} rows leave or reach one rank, and counts and displacements are int32: at most {_MOST_ROWS}; lower "
+            "tokens"
+        )
 
 
 class GroupRows:

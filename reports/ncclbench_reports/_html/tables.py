@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ncclbench.units import format_size
-from ncclbench_reports._shared import visible
+from ncclbench_reports._shared import AS_DEEPEP, AS_OTHERS_COUNT, visible
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,15 @@ _RESULTS = (
     ("p50 (us)", "p50_us"), ("p50 low (us)", "p50_lo_us"), ("p50 high (us)", "p50_hi_us"), ("p95 (us)", "p95_us"),
     ("p99 (us)", "p99_us"), ("min (us)", "min_us"), ("max (us)", "max_us"), ("skew p50 (us)", "skew_p50_us"),
     ("n", "n"), ("time is", "time_is"), ("algbw (GB/s)", "alg_gb_per_s"), ("busbw (GB/s)", "bus_gb_per_s"),
-    ("bottleneck (GB/s)", "bottleneck_gb_per_s"), ("bottleneck (B)", "bottleneck_bytes"), ("wrong", "wrong"),
-    ("path proof", "path_proof"),
+    ("bottleneck (GB/s)", "bottleneck_gb_per_s"), ("bottleneck (B)", "bottleneck_bytes"),
+    *((f"{head} (GB/s)", name) for name, head in AS_OTHERS_COUNT), ("wrong", "wrong"), ("path proof", "path_proof"),
     ("reason", "reason"), ("notes", "notes"),
 )  # fmt: skip
 # A page is not wide enough for more than the figures that are quoted; the others are on the screen and in the CSV.
 _SCREEN_ONLY = {
     "dtype", "timing", "p95_us", "min_us", "max_us", "bottleneck_bytes", "bottleneck_gb_per_s", "reason", "notes",
     "p50_lo_us", "p50_hi_us", "sent_self_bytes", "transport", "time_is", "path_proof",
+    *(name for name, _ in AS_OTHERS_COUNT),
 }  # fmt: skip
 _TEXT = {
     "path_proof",
@@ -94,6 +95,8 @@ def results_table(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> Data
     caption = "One row a case; times are of the slowest rank."
     if means:
         caption = "One row a case. Where time is a mean, it is over launches, as the imported log has it."
+    if any(row[name] is not None for row in rows for name, _ in AS_OTHERS_COUNT):
+        caption += f" {AS_DEEPEP[0].upper()}{AS_DEEPEP[1:]}."
     return _table("results", "Results", caption, columns, rows, names)
 
 
