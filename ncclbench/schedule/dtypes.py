@@ -58,7 +58,7 @@ class Dtype:
         """The smallest positive number, and the smallest that has all its digits; 1 for integers."""
         if not self.is_float:
             return 1.0, 1.0
-        limits = ml_dtypes.finfo(self.numpy)
+        limits = ml_dtypes.finfo(self.numpy)  # type: ignore[no-untyped-call]
         return float(limits.smallest_subnormal), float(limits.smallest_normal)
 
     @property
