@@ -92,30 +92,30 @@ warmup = 1
 [defaults.params]
 model = "deepseek-v3"
 hidden = 512
-tokens = {tokens}
 routings = 1
-routing = {routings}
-format = ["bf16", "fp8", "mxfp8", "nvfp4"]
-[[case]]
-pattern = "moe_dispatch"
-params = {{ variant = ["flat", "cached", "padded"] }}
-[[case]]
-pattern = "moe_dispatch"
-params = {{ variant = "hierarchical", placement = "{placement}" }}
-[[case]]
-pattern = "moe_dispatch"
-params = {{ variant = "control" }}
-[[case]]
-pattern = "moe_dispatch"
-params = {{ variant = ["flat", "cached"], dedup = "selection", format = ["bf16", "nvfp4"] }}
-[[case]]
-pattern = "moe_dispatch"
-params = {{ variant = ["flat", "padded"], scales = "separate", format = ["fp8", "mxfp8", "nvfp4"] }}
-[[case]]
-pattern = "moe_dispatch"
-params = {{ variant = ["flat", "cached", "padded"], weights = "float" }}
 """
+FORMATS = ["bf16", "fp8", "mxfp8", "nvfp4"]
 ROUTINGS = ["uniform", "group-limited", "zipf:1.0", "hot-expert:0.3", "hot-rank:0.5", "hot-rail:0.5", "maxvio:2"]
+
+
+def product_of(routing: dict[str, Any], placement: str) -> list[dict[str, Any]]:
+    """Every variant in every format; rows for each choice, scales apart and fractions as weights besides."""
+    plain = ["flat", "cached", "padded"]
+    return [
+        {**routing, "variant": [*plain, "control"], "format": FORMATS},
+        {**routing, "variant": "hierarchical", "placement": placement, "format": FORMATS},
+        {**routing, "variant": ["flat", "cached"], "dedup": "selection", "format": ["bf16", "nvfp4"]},
+        {**routing, "variant": ["flat", "padded"], "scales": "separate", "format": FORMATS[1:]},
+        {**routing, "variant": plain, "weights": "float", "format": FORMATS},
+    ]
+
+
+def plan_of(cases: list[dict[str, Any]]) -> str:
+    """A plan of moe_dispatch with these parameters; a TOML value of these kinds is spelled as in JSON."""
+    tables = (
+        "{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in case.items()) + " }" for case in cases
+    )
+    return PRODUCT + "".join(f'[[case]]\npattern = "moe_dispatch"\nparams = {table}\n' for table in tables)
 
 
 @pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
@@ -123,12 +123,13 @@ def test_every_variant_format_and_routing_is_right(transport: str, run: Callable
     ranks = WORLDS[-1]
     (tmp_path / "trace.jsonl").write_text(trace_of(ranks))
     # Where ranks share a GPU a launch takes some 5 ms: fewer routings.
-    routings = [*(ROUTINGS[1:3] if ranks > GPUS else ROUTINGS), f"trace:{tmp_path / 'trace.jsonl'}"]
+    drawn = {"tokens": 64, "routing": ROUTINGS[1:3] if ranks > GPUS else ROUTINGS}
     half = ranks // 2 if ranks % 2 == 0 else ranks
-    plan = PRODUCT.format(tokens=64, routings=routings, placement=f"{half}x{ranks // half}")
-    (tmp_path / "plan.toml").write_text(plan)
+    kinds = [drawn, {"routing": f"trace:{tmp_path / 'trace.jsonl'}"}]
+    cases = [case for kind in kinds for case in product_of(kind, f"{half}x{ranks // half}")]
+    (tmp_path / "plan.toml").write_text(plan_of(cases))
     records = list(run(ranks, "--plan", str(tmp_path / "plan.toml"), "--transport", transport).values())
-    assert len(records) == len(routings) * (5 * 4 + 2 * 2 + 2 * 3 + 3 * 4)
+    assert len(records) == (len(drawn["routing"]) + 1) * (5 * 4 + 2 * 2 + 2 * 3 + 3 * 4)
     bad = {r["case"]: (r["status"], r["wrong"], r["reason"]) for r in records if (r["status"], r["wrong"]) != ("ok", 0)}
     assert not bad
 
