@@ -2,11 +2,13 @@
 
     torchrun --nproc-per-node 2 scripts/benchmarks/gpu_timing.py [OUT]
 
-Prints Markdown, and writes it to OUT/gpu_timing.md:
+Prints Markdown, and writes it to OUT/gpu_timing.md, with what was aimed at and missed at its end:
 
-- graph regime, 8 B to 1 GiB: torch's NCCL, CuPy's NCCL and a bare graph of CuPy launches;
-- isolated regime at 8 B: five repetitions of each road;
-- 1 GiB of each large op, in graphs: busbw by both roads against the bare loop.
+- graph regime, 8 B to 1 GiB: torch's NCCL, CuPy's NCCL and a bare graph of CuPy launches; within 2% of each other;
+- isolated regime at 8 B: five repetitions of each road; under 9 us, and within 3%;
+- 1 GiB of each large op, in graphs: busbw by both roads within 1% of the bare loop.
+
+The bare loop is measured twice in every round, and who comes first changes from round to round.
 """
 
 import datetime
@@ -14,6 +16,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from typing import Any
 import cupy
 import numpy as np
 
+from ncclbench.buffers import l2_bytes, rotation
 from ncclbench.launch.detect import detect
 from ncclbench.measure.case import run_case
 from ncclbench.measure.device import graph_launches
@@ -34,7 +38,8 @@ from ncclbench.transports.torch_dist import open_transport
 
 GRAPH_SIZES = [8, 64, 1 << 10, 1 << 13, 1 << 16, 1 << 19, 1 << 22, 1 << 25, 1 << 28, 1 << 30]
 LARGE_OPS = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"]
-ROUNDS = 5
+ROUNDS, LARGE_ROUNDS = 5, 3
+SMALLEST_US, ISOLATED_US, SPREAD, ALIKE, ALIKE_LARGE = 6.2, 9.0, 0.03, 0.02, 0.01
 
 
 class Bare:
@@ -46,6 +51,7 @@ class Bare:
         self.barrier, self.gather = transport.barrier, transport.control.gather
         self.comm = transport._communicator(tuple(range(self.world_size)))
         self.stream = transport._cupy_stream
+        self.enter = transport.stream.make_current
 
     def launch(self, op: str, nbytes: int, send: Any, recv: Any) -> Callable[[], None]:
         """One launch of `op` with a buffer of `nbytes` in all, float32."""
@@ -76,8 +82,7 @@ class Bare:
         """Median over replays of the slowest rank, a launch, in microseconds."""
         launches, replays = graph_launches(nbytes), 40
         # As the product: rotate over enough buffers that L2 does not hold them, where the size allows.
-        copies = min(-(-2 * 60_000_000 // nbytes) + 1, 64)
-        copies = 1 if copies == 64 else copies
+        copies = rotation(nbytes if op == "all_reduce" else 2 * nbytes, l2_bytes(), "cold").copies
         pairs = [(cupy.zeros(nbytes, np.uint8), cupy.zeros(nbytes, np.uint8)) for _ in range(copies)]
         calls = [self.launch(op, nbytes, *pairs[k % copies]) for k in range(launches)]
         for call in calls[:5]:
@@ -110,7 +115,14 @@ def product_us(transport: Any, topology: Topology, op: str, nbytes: int, timing:
     transport.stream.make_current()
     settings = Settings(iterations=iterations, check=False)
     measured = run_case(Case(pattern=op, nbytes=nbytes, timing=timing), transport, topology, settings)
-    return measured.record.time_us.p50 if measured and measured.record.time_us else 0.0
+    if measured is None:
+        return 0.0
+    record = measured.record
+    if record.status != "ok" or record.time_us is None:
+        sys.exit(f"{record.case} by {transport.name}: {record.status}: {record.reason}")
+    if any("opened by itself" in note for note in record.notes):
+        sys.exit(f"{record.case} by {transport.name}: {record.notes}")
+    return record.time_us.p50
 
 
 class Report:
@@ -119,6 +131,12 @@ class Report:
     def __init__(self, rank: int) -> None:
         """Nothing is said yet."""
         self.rank, self.lines = rank, list[str]()
+        self.aims, self.missed = 0, list[str]()
+
+    def aim(self, what: str, met: bool) -> None:
+        """Count what was aimed at, and remember what was missed."""
+        self.aims += 1
+        self.missed += [] if met else [what]
 
     def say(self, text: str) -> None:
         """Print on rank 0."""
@@ -127,48 +145,83 @@ class Report:
             self.lines.append(text)
 
 
+def in_turns(sides: list[Callable[[], float]], rounds: int) -> list[list[float]]:
+    """Each side's figures by round; who comes first changes, since later ones find other memory."""
+    found: list[list[float]] = [[] for _ in sides]
+    for first in range(rounds):
+        for k in range(len(sides)):
+            side = (first + k) % len(sides)
+            found[side].append(sides[side]())
+    return found
+
+
+def compared(bare: Bare, roads: list[Any], topology: Topology, op: str, nbytes: int, rounds: int) -> list[list[float]]:
+    """Microseconds of the bare graph, of each road, and of the bare graph again."""
+
+    def bare_us() -> float:
+        bare.enter()
+        return bare.graph_us(op, nbytes)
+
+    mine = [partial(product_us, road, topology, op, nbytes, Timing.GRAPH) for road in roads]
+    return in_turns([bare_us, *mine, bare_us], rounds)
+
+
+def ratio(one: list[float], other: list[float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
+
 def graphs(report: Report, bare: Bare, roads: list[Any], topology: Topology) -> None:
     """The graph regime against the bare graph, for every size."""
     report.say(
-        "| bytes | bare graph (us) | torch (us) | CuPy (us) | torch/bare | CuPy/bare |\n|---:|---:|---:|---:|---:|---:|"
+        "| all_reduce, B | bare graph (us) | torch (us) | CuPy (us) | torch/bare | CuPy/bare | torch/CuPy | bare/bare |"
+        "\n|---:|---:|---:|---:|---:|---:|---:|---:|"
     )
     for nbytes in GRAPH_SIZES:
-        rounds = []
-        for _ in range(ROUNDS):
-            figures = [product_us(road, topology, "all_reduce", nbytes, Timing.GRAPH) for road in roads]
-            rounds.append([bare.graph_us("all_reduce", nbytes), *figures])
-        if report.rank == 0:
-            b, t, c = (statistics.median(r[k] for r in rounds) for k in range(3))
-            tb, cb = (statistics.median(r[k] / r[0] for r in rounds) for k in (1, 2))
-            report.say(f"| {nbytes} | {b:.2f} | {t:.2f} | {c:.2f} | {tb:.3f} | {cb:.3f} |")
+        found = compared(bare, roads, topology, "all_reduce", nbytes, ROUNDS)
+        if report.rank:
+            continue
+        once, by_torch, by_cupy, again = found
+        b, t, c = (statistics.median(side) for side in (once, by_torch, by_cupy))
+        ratios = [ratio(by_torch, once), ratio(by_cupy, once), ratio(by_torch, by_cupy)]
+        shown = " | ".join(f"{one:.3f}" for one in (*ratios, ratio(again, once)))
+        report.say(f"| {nbytes} | {b:.2f} | {t:.2f} | {c:.2f} | {shown} |")
+        report.aim(f"{nbytes} B in graphs within {ALIKE:.0%}", all(abs(one - 1) <= ALIKE for one in ratios))
+        if nbytes == GRAPH_SIZES[0]:
+            report.aim(f"{nbytes} B in graphs under {SMALLEST_US} us", max(t, c) < SMALLEST_US)
 
 
 def repetitions(report: Report, roads: list[Any], topology: Topology) -> None:
     """Five times the isolated regime at 8 bytes, by each road."""
-    report.say("\n| isolated, 8 B | five p50 (us) | median | spread |\n|---|---|---:|---:|")
+    report.say("\n| isolated, all_reduce of 8 B | five p50 (us) | median | spread |\n|---|---|---:|---:|")
     for road in roads:
         five = [product_us(road, topology, "all_reduce", 8, Timing.ISOLATED, 400) for _ in range(5)]
-        if report.rank == 0:
-            middle = statistics.median(five)
-            shown = ", ".join(f"{x:.2f}" for x in five)
-            report.say(f"| {road.name} | {shown} | {middle:.2f} | {(max(five) - min(five)) / middle:.1%} |")
+        if report.rank:
+            continue
+        middle = statistics.median(five)
+        spread, shown = (max(five) - min(five)) / middle, ", ".join(f"{x:.2f}" for x in five)
+        report.say(f"| {road.name} | {shown} | {middle:.2f} | {spread:.1%} |")
+        report.aim(f"isolated by {road.name} under {ISOLATED_US} us", middle < ISOLATED_US)
+        report.aim(f"five repetitions by {road.name} within {SPREAD:.0%}", spread < SPREAD)
 
 
 def large(report: Report, bare: Bare, roads: list[Any], topology: Topology) -> None:
     """1 GiB of every large op, by each road and bare."""
     report.say(
-        "\n| 1 GiB | bare busbw (GB/s) | torch | CuPy | torch/bare | CuPy/bare |\n|---|---:|---:|---:|---:|---:|"
+        "\n| 1 GiB in graphs | bare busbw (GB/s) | torch | CuPy | torch/bare | CuPy/bare | bare/bare |"
+        "\n|---|---:|---:|---:|---:|---:|---:|"
     )
     for op in LARGE_OPS:
-        rounds = []
-        for _ in range(3):
-            figures = [product_us(road, topology, op, 1 << 30, Timing.GRAPH) for road in roads]
-            rounds.append([bare.graph_us(op, 1 << 30), *figures])
-        if report.rank == 0:
-            times = [statistics.median(r[k] for r in rounds) / 1e6 for k in range(3)]
-            b, t, c = (bus_gb_per_s(op, bare.world_size, 1 << 30, seconds) for seconds in times)
-            tb, cb = (times[0] / times[k] for k in (1, 2))
-            report.say(f"| {op} | {b:.1f} | {t:.1f} | {c:.1f} | {tb:.3f} | {cb:.3f} |")
+        found = compared(bare, roads, topology, op, 1 << 30, LARGE_ROUNDS)
+        if report.rank:
+            continue
+        once, by_torch, by_cupy, again = found
+        middles = (statistics.median(side) / 1e6 for side in (once, by_torch, by_cupy))
+        b, t, c = (bus_gb_per_s(op, bare.world_size, 1 << 30, seconds) or 0.0 for seconds in middles)
+        ratios = [ratio(once, by_torch), ratio(once, by_cupy)]
+        shown = " | ".join(f"{one:.3f}" for one in (*ratios, ratio(once, again)))
+        report.say(f"| {op} | {b:.1f} | {t:.1f} | {c:.1f} | {shown} |")
+        report.aim(f"1 GiB of {op} within {ALIKE_LARGE:.0%}", all(abs(one - 1) <= ALIKE_LARGE for one in ratios))
 
 
 def main() -> None:
@@ -182,12 +235,15 @@ def main() -> None:
     roads: list[Any] = [torch_road, cupy_road]
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     versions = f"{torch_road.describe()}, cupy {cupy.__version__}"
-    report.say(f"{datetime.date.today()}, {seat.world_size} x {name}, {versions}\n")
+    told = ", ".join(f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith("NCCL_"))
+    report.say(f"{datetime.date.today()}, {seat.world_size} x {name}, {versions}; {told}\n")
     if torch_road.ranks_per_gpu > 1:
         report.say("Ranks share a GPU: this proves the script, and is no figure of a fabric.\n")
     graphs(report, bare, roads, topology)
     repetitions(report, roads, topology)
     large(report, bare, roads, topology)
+    met, missed = report.aims - len(report.missed), "; ".join(report.missed) or "none"
+    report.say(f"\n{met} of {report.aims} aims met. Missed: {missed}.")
     if seat.rank == 0 and len(sys.argv) > 1:
         Path(sys.argv[1], "gpu_timing.md").write_text("\n".join(report.lines) + "\n")
     for road in reversed(roads):

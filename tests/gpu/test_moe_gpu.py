@@ -123,13 +123,16 @@ def test_every_variant_format_and_routing_is_right(transport: str, run: Callable
     ranks = WORLDS[-1]
     (tmp_path / "trace.jsonl").write_text(trace_of(ranks))
     # Where ranks share a GPU a launch takes some 5 ms: fewer routings.
-    drawn = {"tokens": 64, "routing": ROUTINGS[1:3] if ranks > GPUS else ROUTINGS}
+    routings = ROUTINGS[1:3] if ranks > GPUS else ROUTINGS
     half = ranks // 2 if ranks % 2 == 0 else ranks
-    kinds = [drawn, {"routing": f"trace:{tmp_path / 'trace.jsonl'}"}]
+    kinds: list[dict[str, Any]] = [
+        {"tokens": 64, "routing": routings},
+        {"routing": f"trace:{tmp_path / 'trace.jsonl'}"},
+    ]
     cases = [case for kind in kinds for case in product_of(kind, f"{half}x{ranks // half}")]
     (tmp_path / "plan.toml").write_text(plan_of(cases))
     records = list(run(ranks, "--plan", str(tmp_path / "plan.toml"), "--transport", transport).values())
-    assert len(records) == (len(drawn["routing"]) + 1) * (5 * 4 + 2 * 2 + 2 * 3 + 3 * 4)
+    assert len(records) == (len(routings) + 1) * (5 * 4 + 2 * 2 + 2 * 3 + 3 * 4)
     bad = {r["case"]: (r["status"], r["wrong"], r["reason"]) for r in records if (r["status"], r["wrong"]) != ("ok", 0)}
     assert not bad
 
