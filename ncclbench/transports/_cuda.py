@@ -12,7 +12,7 @@ import numpy as np
 
 from ncclbench.schedule.dtypes import Dtype
 from ncclbench.schedule.phases import Collective
-from ncclbench.transports._local import refuse_float8
+from ncclbench.transports._local import adds_float8, refuse_float8
 from ncclbench.transports.base import Call, nothing
 
 # One thread spins on a flag in pinned host memory until the host opens the gate. If the host never does (a peer died,
@@ -160,7 +160,8 @@ def refuse_float8_here(phase: Collective, dtype: Dtype) -> None:
     Raises:
         Unable: saying which of them it is.
     """
-    refuse_float8(phase, dtype, int(cupy.cuda.nccl.get_version()), int(cupy.cuda.Device().compute_capability))
+    if adds_float8(phase, dtype):  # asking CuPy for NCCL loads the one that CuPy has found
+        refuse_float8(dtype, int(cupy.cuda.nccl.get_version()), int(cupy.cuda.Device().compute_capability))
 
 
 def nccl_version() -> str:

@@ -126,20 +126,22 @@ def launches_of(phase: SimplePhase) -> int:
     return max(COLLECTIVE_LAUNCHES, math.ceil(int(phase.groups.shape[1]) / _MESSAGES_A_SHARE) if grouped else 0)
 
 
-def refuse_float8(phase: Collective, dtype: Dtype, nccl: int, capability: int) -> None:
+def adds_float8(phase: Collective, dtype: Dtype) -> bool:
+    """Whether a phase needs arithmetic on floats of 8 bits; what is only moved is bytes."""
+    return phase.op in REDUCING and dtype.is_float and dtype.itemsize == 1
+
+
+def refuse_float8(dtype: Dtype, nccl: int, capability: int) -> None:
     """Refuse to add floats of 8 bits by an NCCL, or on a GPU, that cannot.
 
     Args:
-        phase: what is to run.
-        dtype: of its elements.
+        dtype: which of them.
         nccl: version of the library, as NCCL tells it: 22809 is 2.28.9.
         capability: compute capability of the GPU: 90 is 9.0.
 
     Raises:
         Unable: saying which of them it is.
     """
-    if phase.op not in REDUCING or not (dtype.is_float and dtype.itemsize == 1):
-        return
     if nccl < _NCCL_OF_FLOAT8:
         raise Unable(f"NCCL has reductions of {dtype.name} from 2.24 on; this one's code is {nccl}")
     if capability < _GPU_OF_FLOAT8:
