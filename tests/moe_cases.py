@@ -1,9 +1,11 @@
 """Cases of MoE dispatch on threads, small enough to be run by the hundred."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -11,7 +13,8 @@ from ncclbench.errors import UsageError
 from ncclbench.measure.case import run_case
 from ncclbench.plan import Settings
 from ncclbench.schedule import Case
-from ncclbench.schedule.routing import KINDS, RoutingSpec
+from ncclbench.schedule.routing import KINDS, Draw, Router, RoutingSpec, expert_hosts
+from ncclbench.schedule.routing_trace import read_trace
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology
 from ncclbench.transports.threads import play
@@ -59,8 +62,41 @@ def recorded(tokens: list[int], folder: Path) -> Path:
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(path, rows)
     return path
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A trace in JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def table_of_each_kind(folder: Path, tokens_W: list[list[int]]) -> tuple[Path, dict[str, str]]:
+    """A trace with one iteration for each kind of routing, and the kind of each table by its hash.
+
+    Args:
+        folder: where the trace is written.
+        tokens_W: tokens of each rank, for one kind after the other in turns.
+    """
+    ranks = len(tokens_W[0])
+    router = Router(experts=SMALL["experts"], top_k=SMALL["top_k"], groups=4, groups_kept=2)
+    hosts, rails = expert_hosts(router.experts, ranks), np.arange(ranks) // 2
+    kinds, rows = {}, []
+    for i, text in enumerate(ROUTINGS):
+        tokens = tokens_W[i % len(tokens_W)]
+        if text == "trace:FILE":
+            (table,) = read_trace(str(recorded(tokens, folder)), router, ranks)
+        else:
+            draw = Draw(spec=RoutingSpec.parse(text), router=router, seed=0, iteration=i, hosts=hosts, rails=rails)
+            table = draw.routing(np.array(tokens))
+        kinds[table.sha256] = KINDS[i]
+        rows += [
+            {"iteration": i, "rank": rank, "token": tok, "experts": table.experts[rank, tok].tolist()}
+            for rank, count in enumerate(tokens)
+            for tok in range(count)
+        ]
+    write_lines(folder / "every-kind.jsonl", rows)
+    return folder / "every-kind.jsonl", kinds
 
 
 def case_of(**params: Any) -> Case:
