@@ -160,8 +160,10 @@ def refuse_float8_here(phase: Collective, dtype: Dtype) -> None:
     Raises:
         Unable: saying which of them it is.
     """
-    if adds_float8(phase, dtype):  # asking CuPy for NCCL loads the one that CuPy has found
-        refuse_float8(dtype, int(cupy.cuda.nccl.get_version()), int(cupy.cuda.Device().compute_capability))
+    if adds_float8(phase, dtype):
+        from cupy.cuda import nccl  # loads the NCCL that CuPy has found, which is not always wanted
+
+        refuse_float8(dtype, int(nccl.get_version()), int(cupy.cuda.Device().compute_capability))
 
 
 def nccl_version() -> str:

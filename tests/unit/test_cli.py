@@ -14,6 +14,7 @@ from ncclbench import __version__
 from ncclbench.cli import main
 from ncclbench.errors import Exit, worst
 from ncclbench.registry import names
+from ncclbench.schedule.models import model_names, read_model
 from ncclbench.store.directory import RunWriter
 
 # A real run's manifest says more; to read a run, this will do.
@@ -492,6 +493,22 @@ def test_list_plans(ncclbench: Callable[..., Result]) -> None:
     code, out, _ = ncclbench("list", "plans")
     assert code == 0
     assert any(line.startswith("quick ") for line in out.splitlines())
+
+
+def test_list_models_says_what_each_routes_and_how_it_was_spread(ncclbench: Callable[..., Result]) -> None:
+    code, out, _ = ncclbench("list", "models")
+    assert code == 0
+    listed = dict(line.split("  ", 1) for line in out.splitlines())
+    assert list(listed) == model_names()
+    assert {"deepseek-v3", "gpt-oss-20b"} <= set(listed)
+    assert "hidden 7168, 256 experts, top 8 from 4 of 8 groups" in listed["deepseek-v3"]
+    assert "hidden 2880, 32 experts, top 4;" in listed["gpt-oss-20b"]
+    for name, line in listed.items():
+        model = read_model(name)
+        assert model.title in line
+        assert model.layout
+        assert all(f"{layout.name}: EP {layout.ep}" in line for layout in model.layout)
+        assert model.sources
 
 
 def test_report_writes_the_table_into_a_file(ncclbench: Callable[..., Result]) -> None:

@@ -1,9 +1,12 @@
 """What the record of a MoE dispatch says: the ledger against what was seen on the wire, rows, ratios and bases."""
 
+import hashlib
 import json
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,94 +18,246 @@ from hypothesis import strategies as st
 
 from ncclbench.buffers import Buffers
 from ncclbench.measure.case import build_variants, run_case
-from ncclbench.plan import Settings
-from ncclbench.schedule import AllToAllV, Case, Schedule
+from ncclbench.plan import Settings, parse_plan
+from ncclbench.schedule import AllToAllV, Case, Collective, RowWork, Schedule
 from ncclbench.schedule.experts.control import equal_rows
-from ncclbench.schedule.phases import Collective, Ints, SimplePhase, flatten
+from ncclbench.schedule.ledger import flows
+from ncclbench.schedule.phases import Ints, SimplePhase, flatten
+from ncclbench.schedule.rowformats import FORMATS
 from ncclbench.store.records import Record
 from ncclbench.topology import Link, Topology
+from ncclbench.transports import threads
 from ncclbench.transports.base import Program, Step
 from ncclbench.transports.threads import ThreadTransport, play, received
-from tests.moe_cases import ALL, ROUTINGS, case_of, run
+from tests.moe_cases import ALL, ONCE, case_of, named, run, write_lines
 
 # The ledger against what was seen on the wire.
 
 
-class Wire(ThreadTransport):
-    """Counts the bytes of every pair in every phase as they are read from the other rank's buffer."""
+Pairs = dict[tuple[str, int, int], int]
+"""Bytes by phase, source and destination."""
 
-    def __init__(self, real: ThreadTransport, seen: Counter[tuple[str, int, int]]) -> None:
+
+class Watched(np.ndarray[Any, Any]):
+    """Another rank's buffer: says how much is taken out of it."""
+
+    taken: Callable[[int], None] | None = None
+
+    def __getitem__(self, key: Any) -> Any:
+        found = np.asarray(self)[key]
+        if self.taken:
+            self.taken(found.nbytes)
+        return found
+
+
+class Wire(ThreadTransport):
+    """Notes what this rank really copies out of each rank's buffer in every phase, its own included."""
+
+    def __init__(self, real: ThreadTransport, seen: Pairs) -> None:
         super().__init__(real.world, real.rank)
         self.seen = seen
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
+        """The same program, in which what others copy goes through an array that watches."""
         program = super().compile(schedule, buffers)
+        self.world.program(self._programs)[self.rank] = {name: self._watched(array) for name, array in buffers.items()}
         steps = [
             Step(step.label, self._counted(step, phase))
             for step, phase in zip(program.steps, flatten(schedule.phases), strict=True)
         ]
         return replace(program, steps=tuple(steps))
 
+    def _watched(self, array: Any) -> Watched:
+        found: Watched = array.view(Watched)
+        found.taken = lambda nbytes: taken_by[threading.get_ident()].update({self.rank: nbytes})
+        return found
+
     def _counted(self, step: Step, phase: SimplePhase) -> Callable[[], None]:
         def launch() -> None:
-            if isinstance(phase, AllToAllV | Collective):
-                self._note(phase)
+            moved = taken_by[threading.get_ident()] = Counter()
             step.launch()
+            assert not moved or isinstance(phase, AllToAllV | Collective)
+            for src in range(self.world_size) if isinstance(phase, AllToAllV | Collective) else ():
+                key = (phase.label, src, self.rank)
+                assert self.seen.setdefault(key, moved[src]) == moved[src]  # every launch moves the same
 
         return launch
 
-    def _note(self, phase: AllToAllV | Collective) -> None:
-        """Play the phase on buffers whose every byte is the name of the rank that has it."""
-        group = next(list(map(int, ranks)) for ranks in phase.groups if self.rank in ranks)
-        named = {rank: np.full(self.capacity, rank, np.uint8) for rank in group}
-        arrived = np.concatenate([values for _, values in received(phase, self.rank, group, named, 1)])
-        for rank in group:
-            count, key = int(np.count_nonzero(arrived == rank)), (phase.label, rank, self.rank)
-            assert self.seen.setdefault(key, count) == count  # every launch moves the same
 
-    capacity = 1 << 17
+taken_by: dict[int, Counter[int]] = {}
+"""What each thread, which is a rank, has taken out of each rank's buffers in the phase that it is in."""
+
+EXPERTS, TOP_K, RANKS, HIDDEN = 10, 3, 4, 32
+TOKEN = st.lists(st.integers(0, EXPERTS - 1), min_size=TOP_K, max_size=TOP_K, unique=True)
+TABLES = st.lists(st.lists(TOKEN, max_size=5), min_size=RANKS, max_size=RANKS).filter(any)
+"""Which experts every token of each rank chooses: any table, not what some router draws."""
 
 
-@settings(max_examples=25)
-@given(
-    seed=st.integers(0, 1000),
-    tokens=st.lists(st.integers(0, 9), min_size=4, max_size=4).filter(any),
-    params=st.sampled_from([p for p in ALL if not p.get("quad")]),
-    routing=st.sampled_from(ROUTINGS),
-)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of traces."""
+    return tmp_path_factory.mktemp("traces")
+
+
+@pytest.mark.parametrize("params", ALL, ids=named)
+@settings(max_examples=12)
+@given(table=TABLES)
 def test_the_ledger_counts_what_is_on_the_wire(
-    seed: int, tokens: list[int], params: dict[str, Any], routing: str
+    folder: Path, params: dict[str, Any], table: list[list[list[int]]]
 ) -> None:
-    case = case_of(**params, seed=seed, tokens=",".join(map(str, tokens)), routing=routing, routings=1)
-    seen: Counter[tuple[str, int, int]] = Counter()
-    once = Settings(iterations=1, warmup=0, check=False)
+    """Every pair in every phase of every variant: what was copied, the ledger, and the table counted by hand."""
+    rows = [{"rank": r, "token": t, "experts": chosen} for r, mine in enumerate(table) for t, chosen in enumerate(mine)]
+    trace = folder / f"{hashlib.sha256(repr(table).encode()).hexdigest()}.jsonl"
+    write_lines(trace, rows)
+    shape = {"hidden": HIDDEN, "experts": EXPERTS, "top_k": TOP_K, "tokens": ""}
+    case = case_of(**{**params, **shape, "routing": f"trace:{trace}"})
     topology = Topology.from_hosts(["x", "x", "y", "y"])
-    if "placement" in params:
-        case = case_of(**{**case.params, "placement": "2x2"})
-    measured = play(4, lambda real: run_case(case, Wire(real, seen), topology, once))[0]
-    assert measured is not None
-    for phase in measured.record.phases:
+    record, seen = on_the_wire(case, topology)
+    assert (record.status, record.wrong) == ("ok", 0)  # what was copied is also what arrived
+    schedules = build_variants(case, topology)
+    assert {label for label, _, _ in seen} == {
+        phase.label for schedule in schedules for phase in schedule.phases if not isinstance(phase, RowWork)
+    }
+    assert seen == in_ledger(schedules)
+    for phase in record.phases:
         by_link = Counter[str]()
         for (label, src, dst), nbytes in seen.items():
             if label == phase.label:
                 by_link[Link(int(topology.link_classes(src, dst))).label] += nbytes
-        assert {k: v for k, v in phase.ledger["sent_bytes"].items() if v} == dict(by_link), phase.label
-    check_the_matrices(case, measured.record, seen)
+        assert {k: v for k, v in phase.ledger["sent_bytes"].items() if v} == dict(+by_link), phase.label
+    by_hand = counted_by_hand(table, params)
+    assert {key: nbytes for key, nbytes in seen.items() if key[0] in {label for label, _, _ in by_hand}} == by_hand
+    left = {label for label, _, _ in seen} - {label for label, _, _ in by_hand}
+    assert all(label.startswith(("counts", "control_")) for label in left)  # which follow from no choices
 
 
-def check_the_matrices(case: Case, record: Record, seen: Counter[tuple[str, int, int]]) -> None:
-    """Rows that the record names are the rows of that phase on the wire."""
-    facts, variant = record.facts[0], case.params["variant"]
-    if variant in ("padded", "control"):
-        return
-    basis, label = ("rank_dedup", "dispatch") if case.params.get("dedup") != "selection" else ("selection", "dispatch")
-    if variant == "hierarchical":
+def on_the_wire(case: Case, topology: Topology) -> tuple[Record, Pairs]:
+    """The record of a case, and what its ranks copied from each other."""
+    seen = Pairs()
+    measured = play(topology.world_size, lambda real: run_case(case, Wire(real, seen), topology, ONCE))[0]
+    assert measured is not None
+    return measured.record, seen
+
+
+def in_ledger(schedules: Sequence[Schedule], ranks: int = RANKS) -> Pairs:
+    """What the ledger counts between every two ranks; of what it leaves out, nothing."""
+    found = Pairs()
+    for schedule in schedules:
+        for phase in flatten(schedule.phases):
+            if isinstance(phase, AllToAllV | Collective):
+                found |= {(phase.label, src, dst): 0 for src, dst in product(range(ranks), repeat=2)}
+            for flow in flows(phase, schedule.dtype.itemsize):
+                for src, dst, nbytes in zip(*(part.tolist() for part in flow), strict=True):
+                    found[phase.label, src, dst] += nbytes
+    return found
+
+
+def counted_by_hand(table: list[list[list[int]]], params: dict[str, Any]) -> Pairs:
+    """Bytes of all-to-alls of rows, from choices alone."""
+    form = FORMATS[params.get("format", "bf16")]
+    apart = params.get("scales") == "separate"
+    out = {"": form.payload_bytes(HIDDEN) if apart else form.row_bytes(HIDDEN)}
+    if params["variant"] != "control":
+        out["_meta"] = 8 * (1 if params.get("dedup") == "selection" else TOP_K)
+    if apart:
+        out["_scales"] = form.scale_bytes(HIDDEN)
+    found = Pairs()
+    for hop, rows in hops_by_hand(table, params).items():
+        for (src, dst), number in rows.items():
+            found |= {(f"dispatch{hop}{kind}", src, dst): number * nbytes for kind, nbytes in out.items()}
+            found[f"combine{hop}", dst, src] = number * 2 * HIDDEN
+            if params.get("quad"):
+                found[f"combine{hop}_bwd", src, dst] = found[f"dispatch{hop}_bwd", dst, src] = number * 2 * HIDDEN
+    return found
+
+
+def hops_by_hand(table: list[list[list[int]]], params: dict[str, Any]) -> dict[str, dict[tuple[int, int], int]]:
+    """Rows from each rank to each, by hop; ranks 0 and 1 are a domain, and so are 2 and 3."""
+    rail, last = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
+    hierarchical = params["variant"] == "hierarchical"
+    for src, tokens in enumerate(table):
+        for chosen in tokens:
+            homes = [expert * RANKS // EXPERTS for expert in chosen]
+            for dst in homes if params.get("dedup") == "selection" else set(homes):
+                # The proxy in the domain of `dst` has the place in it that `src` has in its own.
+                last[dst // 2 * 2 + src % 2 if hierarchical else src, dst] += 1
+            rail.update((src, domain * 2 + src % 2) for domain in {home // 2 for home in homes})
+    pairs = [(src, dst) for src in range(RANKS) for dst in range(RANKS)]
+    if params["variant"] == "padded":
+        return {"": dict.fromkeys(pairs, max(last.values()))}
+    if hierarchical:
+        return {"_rail": {pair: rail[pair] for pair in pairs}, "_domain": {pair: last[pair] for pair in pairs}}
+    return {"": {pair: last[pair] for pair in pairs}}
+
+
+def test_the_wire_sees_what_nobody_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the test above would say nothing: a transport that takes 8 bytes more of the first rank than it should."""
+
+    def greedy(phase: Any, rank: int, party: list[int], sources: Any, itemsize: int) -> Any:
+        sources[party[0]][:8].copy()
+        return received(phase, rank, party, sources, itemsize)
+
+    case, topology = case_of(routings=1), Topology.single_node(RANKS)
+    _, seen = on_the_wire(case, topology)
+    assert seen == in_ledger(build_variants(case, topology))
+    monkeypatch.setattr(threads, "received", greedy)
+    _, excess = on_the_wire(case, topology)
+    assert excess == {key: nbytes + 8 * (key[1] == 0) for key, nbytes in seen.items()}
+
+
+def placements() -> list[Case]:
+    """The plan moe-placement, of few and narrow tokens."""
+    text = (resources.files("ncclbench_patterns") / "plans" / "moe-placement.toml").read_text()
+    small = text.replace("tokens = 4096", "tokens = 4, hidden = 32, routings = 1")
+    assert small != text
+    return [planned.case for planned in parse_plan(small, "moe-placement.toml").cases]
+
+
+def test_the_placement_plan_moves_on_32_ranks_what_its_ledger_counts() -> None:
+    """All its schedules are built; of the cases, those are run in which every two parameters meet in every way."""
+    topology = Topology.single_node(32)
+    cases = placements()
+    assert len(cases) == 3 * 2 * 2 * 2
+    chosen = []
+    for case in cases:
+        schedules, params = build_variants(case, topology), case.params
+        crossing = in_ledger(schedules, 32)
+        size = int(params["placement"].partition("x")[0])
+        hierarchical = params.get("variant") == "hierarchical"
+        rows = schedules[0].facts["rows"]["domain_dedup" if hierarchical else "rank_dedup"][0]
+        label = "dispatch_rail" if hierarchical else "dispatch"
+        assert all(
+            crossing[label, src, dst] == rows[src][dst] * schedules[0].facts["row_bytes"]
+            for src, dst in product(range(32), repeat=2)
+        )
+        if hierarchical:  # the second hop leaves no domain, and the first goes to the same place in another
+            away = [(s, d) for s, d in product(range(32), repeat=2) if s // size != d // size]
+            assert not any(crossing["dispatch_domain", s, d] for s, d in away)
+            assert not any(crossing["dispatch_rail", s, d] for s, d in away if s % size != d % size)
+        if ("routing" in params) ^ hierarchical == (size == 16) and ("format" in params) ^ hierarchical == (size == 8):
+            chosen.append(case)
+    assert len(chosen) == 6
+    for case in chosen:
+        record, seen = on_the_wire(case, topology)
+        assert (record.status, record.wrong) == ("ok", 0), record.case
+        assert seen == in_ledger(build_variants(case, topology), 32)
+
+
+@pytest.mark.parametrize("params", ALL, ids=named)
+def test_rows_that_the_record_names_are_those_that_its_ledger_counts(params: dict[str, Any]) -> None:
+    """In the basis that the variant moves rows in; padded ones in none, and the control's rows by rank."""
+    topology = Topology.from_hosts(["x", "x", "y", "y"])
+    case = case_of(**{**params, "tokens": "9,0,30,1", "routings": 1})
+    first, *_ = schedules = build_variants(case, topology)
+    basis, label = ("selection" if params.get("dedup") == "selection" else "rank_dedup"), "dispatch"
+    if params["variant"] == "hierarchical":
         basis, label = "domain_dedup", "dispatch_rail"
-    row_bytes = facts["row_bytes"]
-    if case.params.get("scales") == "separate":
-        row_bytes = case.params["hidden"]
-    for src, dst in product(range(4), repeat=2):
-        assert facts["rows"][basis][0][src][dst] * row_bytes == seen[label, src, dst]
+    row_bytes = case.params["hidden"] if params.get("scales") == "separate" else first.facts["row_bytes"]
+    ledger = in_ledger(schedules)
+    for src, dst in product(range(RANKS), repeat=2):
+        rows = first.facts["rows"][basis][0][src][dst] if params["variant"] != "padded" else first.facts["padded_to"]
+        assert rows * row_bytes == ledger[label, src, dst]
+    assert (params["variant"] == "padded") == ("padded_to" in first.facts)
 
 
 def test_hierarchical_sends_each_token_once_to_a_domain() -> None:
