@@ -22,6 +22,7 @@ from ncclbench.schedule.ledger import Ledger, phase_ledger, rotation_record, sch
 from ncclbench.schedule.phases import Exchange
 from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
 from ncclbench.schedule.schedule import Schedule
+from ncclbench.store.gpus import gpu_warnings
 from ncclbench.store.records import GroupResult, PhaseResult, Record, Status
 from ncclbench.topology import Link, Topology
 from ncclbench.topology.placing import straddling
@@ -204,10 +205,7 @@ def _gpus(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]
     found = []
     for rank, (then, now) in enumerate(zip(before, after, strict=True)):
         if then.get("gpu") and now.get("gpu"):
-            warnings = [*now["gpu"].get("throttled", [])]
-            for counter, value in now["gpu"].get("errors", {}).items():
-                moved = value - then["gpu"].get("errors", {}).get(counter, value)
-                warnings += [f"{counter} rose by {moved}"] if moved > 0 else []
+            warnings = gpu_warnings(then["gpu"], now["gpu"])
             found.append({"rank": rank, "before": then["gpu"], "after": now["gpu"], "warnings": warnings})
     return found
 

@@ -38,6 +38,45 @@ def claim_gpu(seat: Seat, count: int, environ: MutableMapping[str, str] = os.env
     return seat.local_rank
 
 
+def cupy_gpus(instead: str) -> int:
+    """How many GPUs CuPy can use here.
+
+    Args:
+        instead: what else a user can do, such as ``--transport gloo``.
+
+    Raises:
+        EnvironmentFault: without CuPy, without a driver, or with a CuPy that is for another CUDA than the driver; it
+            names the wheel.
+    """
+    try:
+        import cupy
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"buffers on GPUs are CuPy's: pip install cupy-cuda13x (or cupy-cuda12x), or use {instead} ({error})"
+        ) from error
+    try:
+        return int(cupy.cuda.runtime.getDeviceCount())
+    except Exception as error:
+        raise unusable_cupy(error, instead) from error
+
+
+def unusable_cupy(error: BaseException, instead: str) -> EnvironmentFault:
+    """What to say of a CuPy that fails before anything was measured."""
+    import cupy
+
+    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    try:
+        cuda = int(cupy.cuda.runtime.driverGetVersion()) // 1000
+    except Exception:  # there is nobody to ask
+        cuda = 0
+    if cuda == 0:
+        return EnvironmentFault(f"no GPU can be used, no NVIDIA driver is loaded: use {instead} ({why})")
+    return EnvironmentFault(
+        f"CuPy {cupy.__version__} cannot be used here, where the driver is for CUDA {cuda}: "
+        f"pip install cupy-cuda{cuda}x, or use {instead} ({why})"
+    )
+
+
 def ranks_per_gpu(control: Control, identity: str, environ: MutableMapping[str, str] = os.environ) -> int:
     """How many ranks the GPU with most of them has; `identity` is that of this rank's, such as its UUID.
 

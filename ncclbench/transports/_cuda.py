@@ -12,6 +12,7 @@ import numpy as np
 
 from ncclbench.schedule.dtypes import Dtype
 from ncclbench.schedule.phases import Collective
+from ncclbench.transports._claim import unusable_cupy
 from ncclbench.transports._local import adds_float8, refuse_float8
 from ncclbench.transports.base import Call, nothing
 
@@ -60,7 +61,10 @@ class CudaStream:
         self._flag = np.frombuffer(self._pinned, np.int32, 1)
         self._flag[0] = 1
         self._gate = cupy.RawKernel(_GATE, "gate")
-        self._gate.compile()
+        try:
+            self._gate.compile()
+        except Exception as error:  # the first that CuPy compiles here: the compiler of its own CUDA may not be there
+            raise unusable_cupy(error, "--transport gloo") from error
         self.make_current()
 
     def make_current(self) -> None:

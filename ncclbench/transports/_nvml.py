@@ -3,6 +3,7 @@
 A throttled or erring GPU makes a good fabric look bad. What a GPU or a driver does not tell is left out.
 """
 
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -50,7 +51,8 @@ def _library() -> Any:
 def gpu_state(pci_bus_id: str) -> dict[str, Any]:
     """The state of the GPU at `pci_bus_id`; empty without NVML.
 
-    Keys: ``sm_mhz``, ``memory_mhz``, ``celsius``, ``watts``, ``throttled`` (reasons in words), ``errors`` (counters).
+    Keys: ``clock_seconds`` (the host's monotonic clock, when NVML was asked), ``sm_mhz``, ``memory_mhz``, ``celsius``,
+    ``watts``, ``throttled`` (reasons in words), ``errors`` (counters).
     """
     nvml = _library()
     if nvml is None:
@@ -61,6 +63,7 @@ def gpu_state(pci_bus_id: str) -> dict[str, Any]:
     power = _asked(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
     reasons = _asked(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)) or 0
     state = {
+        "clock_seconds": time.monotonic(),
         "sm_mhz": _asked(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
         "memory_mhz": _asked(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
         "celsius": _asked(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),

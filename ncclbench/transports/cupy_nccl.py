@@ -29,7 +29,7 @@ from ncclbench.schedule.dtypes import Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._claim import claim_gpu, ranks_per_gpu
+from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports._cuda import BranchMarks, CudaStream, gpu_id, nccl_version, refuse_float8_here
 from ncclbench.transports._local import branches_launches, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
@@ -61,7 +61,7 @@ def open_transport(_name: str, seat: Seat, timeout: float) -> "CupyNcclTransport
     """
     from ncclbench.transports.torch_dist import open_transport as open_torch
 
-    device = claim_gpu(seat, cupy.cuda.runtime.getDeviceCount())
+    device = claim_gpu(seat, cupy_gpus("--transport gloo"))
     log = NcclLog.switch_on()
     meeting = open_torch("gloo", seat, timeout)
     cupy.cuda.Device(device).use()

@@ -25,7 +25,7 @@ from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurren
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
-from ncclbench.transports._claim import claim_gpu, ranks_per_gpu
+from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import local_call, steps_of
 from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
@@ -109,17 +109,7 @@ def _device_memory(seat: Seat) -> Memory | None:
     """
     if seat.device == "cpu" or (seat.device == "auto" and not (_gpu_is_here() and find_spec("cupy"))):
         return None
-    try:
-        import cupy
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"GPU buffers need CuPy: pip install cupy-cuda13x (or cupy-cuda12x), or --device cpu: {error}"
-        ) from error
-    try:
-        count = int(cupy.cuda.runtime.getDeviceCount())
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise EnvironmentFault(f"rank {seat.rank}: no GPU can be used ({error}); use --device cpu") from None
-    return CupyMemory(claim_gpu(seat, count))
+    return CupyMemory(claim_gpu(seat, cupy_gpus("--device cpu")))
 
 
 def _gpu_is_here() -> bool:

@@ -25,7 +25,7 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._claim import claim_gpu, ranks_per_gpu
+from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import branches_launches, branches_step, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
@@ -91,12 +91,7 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
 
 def _claim_gpu(seat: Seat) -> torch.device:
     """This rank's GPU, made current for torch and for CuPy."""
-    try:
-        import ncclbench.transports._cuda  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"the nccl transport keeps its buffers in CuPy: pip install cupy-cuda13x (or cupy-cuda12x): {error}"
-        ) from error
+    cupy_gpus("--transport gloo")
     # Our watchdog names who failed; torch's own would end this process with SIGABRT before it can.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     index = claim_gpu(seat, torch.cuda.device_count())

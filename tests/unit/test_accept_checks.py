@@ -18,6 +18,7 @@ from ncclbench.accept.subject import Subject
 from ncclbench.errors import Exit
 from ncclbench.registry import load, names
 from ncclbench.store.directory import read_run, write_samples
+from ncclbench.store.gpus import gpu_warnings
 from ncclbench.store.records import Record
 from tests.judged import HEALTHY, NODE, RAIL, WORLD, case, example, made, of, only, verdict_on
 
@@ -122,6 +123,33 @@ def test_a_gpu_that_throttles_or_errs_is_named(warning: str, verdict: Verdict, a
     assert "rank 13" in result.reason
     assert result.evidence[0]["warning"] == warning
     assert document.verdict is verdict
+
+
+@pytest.mark.parametrize(("each", "verdict"), [(300, Verdict.PASS), (600, Verdict.FAIL)])
+def test_checksums_are_counted_over_all_cases_of_a_start(each: int, verdict: Verdict, tmp_path: Path) -> None:
+    """Cases of five seconds, each with too few for a warning of its own: 60 and 120 a second."""
+    counted = dict[tuple[int, int], int]()
+
+    def edit(record: Record) -> Record:
+        gpus = []
+        for gpu in record.gpus:
+            done = counted.get((record.start, gpu["rank"]), 0)
+            counted[record.start, gpu["rank"]] = done + 1
+            more = each if gpu["rank"] == 6 else 3
+            states = [
+                {**gpu["after"], "clock_seconds": 5.0 * n, "errors": {"NVLink 4 CRC data errors": more * n}}
+                for n in (done, done + 1)
+            ]
+            gpus.append({**gpu, "before": states[0], "after": states[1], "warnings": gpu_warnings(*states)})
+        return msgspec.structs.replace(record, gpus=gpus)
+
+    document = made(tmp_path, edit=edit)
+    assert min(counted.values()) > 2
+    (result,) = [r for r in of(document, "health") if r.subject.startswith("gpu")]
+    assert result.verdict is verdict
+    if verdict is Verdict.FAIL:
+        assert "NVLink CRC data errors on rank 6" in result.reason
+        assert "link 4" in result.evidence[0]["warning"]
 
 
 def test_a_profile_may_say_otherwise_what_a_warning_means(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """Which GPU a rank has: one rank a GPU, unless ranks are told to share."""
 
+import sys
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from ncclbench.errors import EnvironmentFault
-from ncclbench.transports._claim import claim_gpu, ranks_per_gpu
+from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports.base import Seat
 from ncclbench.transports.threads import ThreadTransport, play
 
@@ -57,3 +61,54 @@ def test_two_ranks_on_one_gpu_are_named() -> None:
 @pytest.mark.parametrize(("ids", "most"), [("abcd", 1), ("abab", 2), ("abbb", 3)])
 def test_how_many_share_is_counted(ids: str, most: int) -> None:
     assert shared(ids, {"NCCLBENCH_SHARE_GPU": "1"}) == [most] * 4
+
+
+def cupy_that_says(count: Any, driver: Any) -> Any:
+    """CuPy as far as it is asked here: each answer is a number, or an error that is raised."""
+
+    def telling(answer: Any) -> Any:
+        def tell() -> int:
+            if isinstance(answer, Exception):
+                raise answer
+            return int(answer)
+
+        return tell
+
+    runtime = SimpleNamespace(getDeviceCount=telling(count), driverGetVersion=telling(driver))
+    return SimpleNamespace(__version__="14.2.0", cuda=SimpleNamespace(runtime=runtime))
+
+
+def test_gpus_are_those_that_cupy_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", cupy_that_says(4, 13000))
+    assert cupy_gpus("--transport gloo") == 4
+
+
+@pytest.mark.parametrize(
+    ("count", "driver", "said"),
+    [
+        (
+            RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient\nmore"),
+            12040,
+            "CuPy 14.2.0 cannot be used here, where the driver is for CUDA 12: pip install cupy-cuda12x, or use --device "
+            "cpu (cudaErrorInsufficientDriver: CUDA driver version is insufficient)",
+        ),
+        (RuntimeError("no CUDA-capable device"), 0, "no NVIDIA driver is loaded: use --device cpu (no CUDA-capable"),
+        (OSError("libcudart.so.13"), RuntimeError("nobody"), "no NVIDIA driver is loaded: use --device cpu (libcudart"),
+    ],
+)
+def test_a_cupy_that_is_for_another_cuda_is_told_with_the_wheel_that_is_needed(
+    count: Exception, driver: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", cupy_that_says(count, driver))
+    with pytest.raises(EnvironmentFault) as caught:
+        cupy_gpus("--device cpu")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_cupy_its_wheels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(
+        EnvironmentFault, match=r"pip install cupy-cuda13x \(or cupy-cuda12x\), or use --transport gloo"
+    ):
+        cupy_gpus("--transport gloo")

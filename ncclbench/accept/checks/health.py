@@ -3,14 +3,19 @@
 What a warning means is data: ``health.toml``, and the profile's own entries before it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ncclbench.accept.facts import matches_any, shown_ranks
 from ncclbench.accept.outcome import Result, Verdict
 from ncclbench.accept.profile import Health
 from ncclbench.accept.subject import Subject
+from ncclbench.store.gpus import gpu_warnings
 from ncclbench.units import counted
+
+_STATES = {"rank": int, "before": dict, "after": dict}
+# Case, process start, the device's entry in the record, and the warning.
+Row = tuple[str, int, dict[str, Any], str]
 
 
 def check(subject: Subject) -> Iterator[Result]:
@@ -20,20 +25,50 @@ def check(subject: Subject) -> Iterator[Result]:
 
 
 def _judge(subject: Subject, kind: str, expected: bool) -> Iterator[Result]:
-    seen = 0
-    warned: dict[str, list[tuple[str, int, dict[str, Any], str]]] = {}
-    for record in subject.run.records:
-        for entry in _entries(record, kind):
-            seen += 1
-            for warning in entry.get("warnings") or []:
-                text = " ".join(word for word in str(warning).split() if not word.isdecimal()).removesuffix(" rose by")
-                warned.setdefault(text, []).append((record.case, record.start, entry, str(warning)))
+    seen, warned = _warned(subject.run.records, kind)
     for text, rows in sorted(warned.items()):
         yield _warning(kind, text, rows, subject.rules.health)
     if not warned:
         verdict = Verdict.PASS if seen else Verdict.INCONCLUSIVE if expected else Verdict.NOT_RUN
         reason = "none throttled, no error counted" if seen else f"no state of a {kind.upper()} was recorded"
         yield Result(check="health", subject=kind, verdict=verdict, reason=reason)
+
+
+def _warned(records: Sequence[Any], kind: str) -> tuple[int, dict[str, list[Row]]]:
+    """How many states of devices were recorded, and by kind of warning where each was."""
+    seen = 0
+    warned: dict[str, list[Row]] = {}
+    for record in records:
+        for entry in _entries(record, kind):
+            seen += 1
+            for warning in entry.get("warnings") or []:
+                warned.setdefault(_kind_of(warning), []).append((record.case, record.start, entry, str(warning)))
+    in_cases = frozenset(warned)
+    for start, entry in _over_starts(records) if kind == "gpu" else ():
+        for warning in entry["warnings"]:
+            if _kind_of(warning) not in in_cases:  # too few in any one case, and too many in all
+                warned.setdefault(_kind_of(warning), []).append(("all cases of a start", start, entry, warning))
+    return seen, warned
+
+
+def _kind_of(warning: object) -> str:
+    """A warning without its numbers."""
+    return " ".join(word for word in str(warning).partition(" rose by ")[0].split() if not word.isdecimal())
+
+
+def _over_starts(records: Iterable[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """For each process start and rank what its GPU counted from the first case to the last.
+
+    Rates need time: of a hundred short cases each may have fewer errors than a good link has in a second.
+    """
+    ends: dict[tuple[int, int], tuple[Any, Any]] = {}
+    for record in records:
+        for entry in _entries(record, "gpu"):
+            if all(isinstance(entry.get(name), kind) for name, kind in _STATES.items()):
+                key = int(record.start), int(entry["rank"])
+                ends[key] = (ends.get(key, (entry["before"], None))[0], entry["after"])
+    for (start, rank), (first, last) in ends.items():
+        yield start, {"rank": rank, "warnings": [w for w in gpu_warnings(first, last) if "CRC" in w]}
 
 
 def _entries(record: Any, kind: str) -> Sequence[dict[str, Any]]:
@@ -52,7 +87,7 @@ def _entries(record: Any, kind: str) -> Sequence[dict[str, Any]]:
     return told or [{"warnings": []}]
 
 
-def _warning(kind: str, text: str, rows: list[tuple[str, int, dict[str, Any], str]], rules: Sequence[Health]) -> Result:
+def _warning(kind: str, text: str, rows: list[Row], rules: Sequence[Health]) -> Result:
     rule = next(rule for rule in rules if matches_any(text, [rule.match]))
     ranks = sorted({int(entry["rank"]) for _, _, entry, _ in rows if isinstance(entry.get("rank"), int)})
     where = shown_ranks(ranks) if ranks else f"{len(rows)} places"
