@@ -89,8 +89,8 @@ def test_gpus_are_those_that_cupy_can_use(monkeypatch: pytest.MonkeyPatch) -> No
         (
             RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient\nmore"),
             12040,
-            "CuPy 14.2.0 cannot be used here, where the driver is for CUDA 12: pip install cupy-cuda12x, or use --device "
-            "cpu (cudaErrorInsufficientDriver: CUDA driver version is insufficient)",
+            "CuPy 14.2.0 cannot be used here, where the driver is for CUDA 12: pip install cupy-cuda12x, or use "
+            "--device cpu (cudaErrorInsufficientDriver: CUDA driver version is insufficient)",
         ),
         (RuntimeError("no CUDA-capable device"), 0, "no NVIDIA driver is loaded: use --device cpu (no CUDA-capable"),
         (OSError("libcudart.so.13"), RuntimeError("nobody"), "no NVIDIA driver is loaded: use --device cpu (libcudart"),

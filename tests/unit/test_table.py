@@ -231,3 +231,30 @@ def test_no_figure_is_cut_however_wide(tmp_path: Path) -> None:
     assert "…" not in text
     assert "12500000000..17500000000" in text
     assert str(1 << 40) in text
+
+
+REGIMES = """\
+timing regimes side by side; time is the median of the slowest rank
+                           size   isolated   pipelined   graph   launch cost
+ pattern      type          (B)       (us)        (us)    (us)          (us)
+ ───────────────────────────────────────────────────────────────────────────
+ all_reduce   float32         8      8.608       80.81   5.474         75.34
+ all_reduce   float32   1048576      17.38       58.85       -             -
+"""
+
+
+def test_regimes_stand_side_by_side_with_the_launch_cost_that_they_imply(tmp_path: Path) -> None:
+    """As two H200 showed it; a graph that was skipped implies nothing."""
+    seen = {
+        8: {"isolated": 8.608, "pipelined": 80.81, "graph": 5.474},
+        1 << 20: {"isolated": 17.38, "pipelined": 58.85},
+    }
+    records = [
+        timed(nbytes=nbytes, timing=timing, case=f"all_reduce/float32/{nbytes}/{timing}", time_us=summary(p50=p50))
+        for nbytes, times in seen.items()
+        for timing, p50 in times.items()
+    ]
+    text = render(tmp_path / "run", MANIFEST, *records)
+    assert [line.rstrip() for line in REGIMES.splitlines()] == [line.rstrip() for line in text.splitlines()[-6:]]
+    alone = render(tmp_path / "alone", MANIFEST, *(one for one in records if one.timing == "graph"))
+    assert "side by side" not in alone
