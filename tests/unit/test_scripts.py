@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu.conftest import pair_of
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -64,3 +66,18 @@ def test_what_gpu_check_had_done_when_it_was_interrupted_is_packed(
     assert "interrupted during doctor" in said
     with tarfile.open(tmp_path / "out" / "all.tgz") as packed:
         assert "./doctor.txt" in packed.getnames()
+
+
+@pytest.mark.parametrize(
+    ("worker", "gpus", "mine"),
+    [
+        ("", ["0", "1", "2", "3"], ["0", "1", "2", "3"]),
+        ("gw0", ["0", "1", "2", "3"], ["0", "1"]),
+        ("gw1", ["4", "5", "6", "7", "9"], ["6", "7"]),
+        ("gw5", ["0", "1", "2", "3"], ["2", "3"]),
+        ("gw1", ["0", "1"], ["0", "1"]),
+        ("gw2", [], []),
+    ],
+)
+def test_gpu_tests_that_run_at_a_time_have_pairs_of_gpus(worker: str, gpus: list[str], mine: list[str]) -> None:
+    assert pair_of(worker, gpus) == mine
