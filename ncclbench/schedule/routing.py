@@ -9,7 +9,7 @@ Shapes: W ranks, T tokens (of the rank that has most), k choices, E experts.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -220,17 +220,11 @@ class Draw:
                 raise UsageError("group-limited routing needs a router with 2 groups of experts or more")
             return _GroupLimited(router), None
         if spec.kind == "zipf":
-            return self._zipf(spec.value), None
+            return _zipf(router, self.seed, spec.value), None
         if spec.kind == "maxvio":
             alpha = self._search(tokens_W)
-            return self._zipf(alpha), alpha
+            return _zipf(router, self.seed, alpha), alpha
         return _Hot(router, spec.value, self._hot_experts()), None
-
-    def _zipf(self, alpha: float) -> "_Weighted":
-        order = np.argsort(bits(key_of(self.seed, _STREAM_PERMUTATION), np.arange(self.router.experts)), kind="stable")
-        weights = np.empty(self.router.experts)
-        weights[order] = zipf_weights(self.router.experts, alpha)
-        return _Weighted(self.router, weights)
 
     def _hot_experts(self) -> Ints:
         """The experts of the hot expert, rank or rail; which one is drawn from the seed."""
@@ -246,22 +240,35 @@ class Draw:
     def _search(self, tokens_W: Ints) -> float:
         """The alpha at which some of the tokens have the MaxVio asked for."""
         share = -(-_SEARCH_TOKENS // max(1, len(tokens_W)))
-        some, target = np.minimum(tokens_W, share), self.spec.value
+        some = tuple(np.minimum(tokens_W, share).tolist())
+        return _alpha_of(self.spec.value, self.router, self.seed, self.iteration, some)
 
-        # The keys are drawn once: only the weights change from one step to the next.
-        held = [
-            (exponential(_lanes(self._key(rank), np.arange(count), self.router.experts)))
-            for rank, count in enumerate(some.tolist())
-        ]
 
-        def max_vio(alpha: float) -> float:
-            chooser = self._zipf(alpha)
-            total = np.zeros(self.router.experts, np.int64)
-            for keys in held:
-                total += loads(chooser.best(keys), self.router.experts)
-            return float(total.max() / max(float(total.mean()), 1e-300) - 1.0)
+def _zipf(router: Router, seed: int, alpha: float) -> "_Weighted":
+    order = np.argsort(bits(key_of(seed, _STREAM_PERMUTATION), np.arange(router.experts)), kind="stable")
+    weights = np.empty(router.experts)
+    weights[order] = zipf_weights(router.experts, alpha)
+    return _Weighted(router, weights)
 
-        return _bisect(max_vio, target, self.router)
+
+# Searched for a second or more; cases that differ in variant or format, and the check of their memory, have the same.
+@lru_cache(maxsize=64)
+def _alpha_of(target: float, router: Router, seed: int, iteration: int, tokens: tuple[int, ...]) -> float:
+    """The alpha of Zipf at which the first `tokens` of each rank have this MaxVio."""
+    # The keys are drawn once: only the weights change from one step to the next.
+    held = [
+        exponential(_lanes(key_of(seed, iteration, _STREAM_TOKENS, rank), np.arange(count), router.experts))
+        for rank, count in enumerate(tokens)
+    ]
+
+    def max_vio(alpha: float) -> float:
+        chooser = _zipf(router, seed, alpha)
+        total = np.zeros(router.experts, np.int64)
+        for keys in held:
+            total += loads(chooser.best(keys), router.experts)
+        return float(total.max() / max(float(total.mean()), 1e-300) - 1.0)
+
+    return _bisect(max_vio, target, router)
 
 
 def _bisect(max_vio: Callable[[float], float], target: float, router: Router) -> float:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ncclbench.errors import UsageError
+from ncclbench.schedule import routing
 from ncclbench.schedule.draws import bits, exponential, key_of, unit, zipf_weights
 from ncclbench.schedule.experts.facts import remote
 from ncclbench.schedule.experts.rows import GroupRows
@@ -372,3 +374,20 @@ def test_presets_have_sources_and_an_unknown_one_is_refused_with_all() -> None:
     assert deepseek.layout[0].ep == 32
     with pytest.raises(UsageError, match="no model 'deepseek'; there are: deepseek-v3, gpt-oss-20b"):
         read_model("deepseek")
+
+
+def test_a_search_for_max_vio_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second, and cases that differ in variant or format, or in how they are checked, ask for the same."""
+    found, searched = routing._bisect, list[float]()
+
+    def counted(max_vio: Callable[[float], float], target: float, router: Router) -> float:
+        searched.append(target)
+        return found(max_vio, target, router)
+
+    monkeypatch.setattr(routing, "_bisect", counted)
+    routing._alpha_of.cache_clear()
+    asked = [(2.0, 1), (2.0, 1), (2.5, 1), (2.0, 2), (2.0, 1)]
+    alphas = [routing._alpha_of(target, Router(experts=32, top_k=4), seed, 0, (256, 256)) for target, seed in asked]
+    assert searched == [2.0, 2.5, 2.0]
+    assert alphas[0] == alphas[1] == alphas[4]
+    assert len(set(alphas)) == 3
