@@ -122,7 +122,7 @@ def complete_record(
         wrong=wrong,
         wrong_ranks=np.flatnonzero(validation.wrong_R).tolist() if validation else [],
         tolerance=validation.tolerance if validation else 0.0,
-        notes=[*_notes(outcome, ledgers, topology), *remarks, *proof_notes(path)],
+        notes=[*_notes(outcome, ledgers, topology), *remarks, *proof_notes(path), *_lonely(schedule, members)],
         warmup=settings.warmup,
         stopped=samples.stopped,
         launches_per_sample=outcome.launches_per_sample,
@@ -149,6 +149,11 @@ def complete_record(
         path=path,
         gpus=_gpus(outcome.before, outcome.after),
     )
+
+
+def _lonely(schedule: Schedule, members: int) -> list[str]:
+    """A rank by itself sends nothing, and a rate of it would be read as a link's."""
+    return ["a group of one rank sends nothing: its rates are of no link"] if schedule.op and members == 1 else []
 
 
 def _notes(outcome: Outcome, ledgers: Sequence[Ledger], topology: Topology) -> list[str]:
