@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.conftest import pair_of
+from tests.gpu.pairs import pair_of
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
