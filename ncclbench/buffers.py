@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.errors import UsageError
+from ncclbench.errors import TooLarge
 from ncclbench.host_memory import available_memory
 from ncclbench.nccl_memory import BLOCKS
 from ncclbench.schedule.dtypes import Array
@@ -158,11 +158,11 @@ def refuse_too_large(
     """Refuse a case whose buffers do not fit into the memory of `where`.
 
     Raises:
-        UsageError: naming the case, what it needs and what there is.
+        TooLarge: naming the case, what it needs and what there is.
     """
     needed = needed_per_rank * local_ranks
     if needed + _RESERVE * local_ranks > available:
-        raise UsageError(
+        raise TooLarge(
             f"{case_id} needs {format_bytes(needed)} on {where} ({local_ranks} ranks x "
             f"{format_bytes(needed_per_rank)}), and of the {format_bytes(available)} that is free "
             f"{format_bytes(_RESERVE)} a rank is kept for libraries: lower --max-bytes or --nproc"

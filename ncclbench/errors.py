@@ -2,6 +2,7 @@
 
     NcclbenchError
     ├── UsageError            2  what was asked for makes no sense; nothing was started
+    │   └── TooLarge             it does not fit into memory
     ├── Unable                -  a case cannot run here; it becomes a `skipped` record, never a failure
     └── EnvironmentFault      3  the surroundings failed: could not start, lost rank, timeout
         ├── TransportError       a foreign library's error, translated once, with the rank and the operation
@@ -46,6 +47,10 @@ class UsageError(NcclbenchError, ValueError):
     """What was asked for makes no sense, and nothing was started."""
 
     exit_code = Exit.USAGE
+
+
+class TooLarge(UsageError):
+    """A case does not fit into the memory that is there; it is refused, never made smaller."""
 
 
 class Unable(NcclbenchError):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ncclbench.buffers import refuse_too_large
-from ncclbench.errors import Unable, UsageError
+from ncclbench.errors import TooLarge, Unable
 from ncclbench.host_memory import available_memory
 from ncclbench.measure.case import memory_needed
 from ncclbench.measure.estimate import Pace, estimate_seconds, pace_of
@@ -49,7 +49,7 @@ class Expected:
         """What a reader must know of it; "" if nothing."""
         if self.skipped:
             return f"would be skipped: {self.skipped}"
-        needs = self.refused.removeprefix(f"{self.planned.case.id} ")
+        needs = self.refused.removeprefix(self.planned.case.id).lstrip(": ")
         return f"would be refused on a node like this one: {needs}" if needs else ""
 
 
@@ -127,22 +127,26 @@ def forecast(plan: Plan, transport: str, topology: Topology) -> Forecast:
     """Look at every case of `plan` as it would run on `topology`."""
     cases = []
     on_this_node = int(np.bincount(topology.nodes).max())
-    for planned, memory, unable in sizes(plan, topology):
+    for planned, memory, unable, too_large in sizes(plan, topology):
         skipped = unable or _no_graph(planned, transport) or _wrong_start(planned, plan, transport)
         seconds = 0.0 if skipped else estimate_seconds(planned, memory, pace_of(transport))
-        refused = "" if skipped else _refused(planned, memory, transport, on_this_node)
+        refused = "" if skipped else too_large or _refused(planned, memory, transport, on_this_node)
         cases.append(Expected(planned, memory, seconds, skipped, refused))
     return Forecast(plan, transport, topology.world_size, tuple(cases))
 
 
-def sizes(plan: Plan, topology: Topology) -> list[tuple[PlannedCase, int, str]]:
-    """Each planned case with the bytes of buffers a rank needs, or why it would be skipped."""
+def sizes(plan: Plan, topology: Topology) -> list[tuple[PlannedCase, int, str, str]]:
+    """Each planned case with the bytes of buffers a rank needs, or why it would be skipped, or why refused."""
     found = []
     for planned in plan.cases:
+        memory, unable, too_large = 0, "", ""
         try:
-            found.append((planned, memory_needed(planned.case, topology), ""))
-        except Unable as unable:
-            found.append((planned, 0, str(unable)))
+            memory = memory_needed(planned.case, topology, check=planned.settings.check)
+        except Unable as error:
+            unable = str(error)
+        except TooLarge as error:
+            too_large = str(error)
+        found.append((planned, memory, unable, too_large))
     return found
 
 
@@ -150,11 +154,11 @@ def refuse_on_this_node(plan: Plan, transport: str, topology: Topology) -> None:
     """Before any rank starts; each checks again for itself, and a GPU's memory is asked for where the GPU is.
 
     Raises:
-        UsageError: naming the first case that is too large.
+        TooLarge: naming the first case that is.
     """
-    for planned, memory, _reason in sizes(plan, topology):
-        if refusal := _refused(planned, memory, transport, topology.world_size):
-            raise UsageError(refusal)
+    for planned, memory, _unable, too_large in sizes(plan, topology):
+        if refusal := too_large or _refused(planned, memory, transport, topology.world_size):
+            raise TooLarge(refusal)
 
 
 def _refused(planned: PlannedCase, memory: int, transport: str, ranks: int) -> str:
@@ -164,7 +168,7 @@ def _refused(planned: PlannedCase, memory: int, transport: str, ranks: int) -> s
     factor = _THREADS_MEMORY if transport == "threads" else 1
     try:
         refuse_too_large(planned.case.id, factor * memory, ranks, available_memory())
-    except UsageError as error:
+    except TooLarge as error:
         return str(error)
     return ""
 

@@ -87,10 +87,8 @@ class Fill:
 
         Raises:
             ValueError: if it mixes products with other reductions, for which no exact fill is known.
-            Unable: if no values can show whether an average is right.
         """
         found = reductions(flatten(schedule.phases))
-        _refuse_blind(schedule.dtype, found)
         spread, limit, meeting = _choose(schedule.dtype, found)
         kinds = {redop for redop, _ in found}
         neutral = 1 if Redop.PROD in kinds else limit if kinds == {Redop.MIN} else 0
@@ -117,12 +115,16 @@ def tolerance(dtype: Dtype, found: list[tuple[Redop, int]], meeting: int) -> flo
     return (meeting + 3 * len(rounded)) * dtype.epsilon / 2 if rounded else 0.0
 
 
-def _refuse_blind(dtype: Dtype, found: list[tuple[Redop, int]]) -> None:
+def refuse_blind(schedule: Schedule) -> None:
     """Refuse averages whose results say nothing: whole numbers below 1, and shares that a float cannot hold.
 
     A library may multiply every input by 1/n, in the type itself.
+
+    Raises:
+        Unable: naming the type and how many ranks are too many for it.
     """
-    for redop, n in found:
+    dtype = schedule.dtype
+    for redop, n in reductions(flatten(schedule.phases)):
         if redop is not Redop.AVG or n == 1:
             continue
         smallest, normal = dtype.smallest

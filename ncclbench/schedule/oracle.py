@@ -14,7 +14,7 @@ import numpy as np
 
 from ncclbench.schedule.contents import Contents, Stretch
 from ncclbench.schedule.dtypes import DTYPES, Array, Dtype, Redop, finish_average, reducer
-from ncclbench.schedule.fill import Fill, Floats, Spread, reductions, rounding, tolerance
+from ncclbench.schedule.fill import Fill, Floats, Spread, reductions, refuse_blind, rounding, tolerance
 from ncclbench.schedule.phases import flatten
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.schedule.trace import Given, Mark, Reduced, Segment, Term, trace
@@ -208,7 +208,7 @@ def refuse_unverifiable(variants: Iterable[Schedule]) -> None:
     """
     for variant in variants:
         if variant.contents is None:
-            Fill.of(variant, 0)
+            refuse_blind(variant)
 
 
 def _as_float64(bits: Array, dtype: Dtype) -> Array:

@@ -6,7 +6,7 @@ done is refused with the row that says so: an unknown expert, the same expert tw
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -18,13 +18,17 @@ from ncclbench.schedule.routing import Router, Routing, from_trace
 Ints = NDArray[np.int64]
 
 
+# What the arrays below hold.
+Number = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+
+
 class TraceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One token of one rank."""
 
-    rank: int
-    token: int
-    experts: list[int]
-    iteration: int = 0
+    rank: Number
+    token: Number
+    experts: list[Number]
+    iteration: Number = 0
 
 
 def read_trace(path: str, router: Router, ranks: int) -> list[Routing]:
@@ -123,7 +127,7 @@ def _parquet_rows(file: Path) -> Columns:
         rank_N, token_N = (_whole_numbers(table[name]) for name in ("rank", "token"))
         iteration_N = _whole_numbers(table["iteration"]) if "iteration" in table.column_names else np.zeros_like(rank_N)
         return _columns(str(file), iteration_N, rank_N, token_N, table["experts"].to_pylist())
-    except (TypeError, ValueError, pa.ArrowException) as error:
+    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise UsageError(f"the trace {file}: columns must be whole numbers, experts lists of them: {error}") from None
 
 

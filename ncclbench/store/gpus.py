@@ -4,10 +4,13 @@ NVLink sends again what a checksum (CRC) finds to be wrong, and a good link has 
 every link counted some in the first minutes of a machine, a GPU up to 90 a second, and none from then on. So a checksum
 is an error by its rate. The limits are those of the health watch of NVIDIA's DCGM: 100 a second of a GPU's checksums,
 and any replay or recovery.
+
+States come from files that anybody may have written: what is no number is not counted, and hides nothing else.
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MOST_CRC_A_SECOND = 100.0
@@ -15,37 +18,69 @@ MOST_CRC_A_SECOND = 100.0
 _SHORTEST_SECONDS = 10.0
 _MOST_SHOWN = 3
 
-_NVLINK = re.compile(r"NVLink (\d+) (.+)")
+_NVLINK = re.compile(r"NVLink (\d{1,4}) (.+)")
+_CRC = "CRC"
+
+State = Mapping[str, Any]
 
 
-def gpu_warnings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def gpu_warnings(then: State, now: State) -> list[str]:
     """What is not as it should be; for counters ``NAME rose by NUMBER``, with NVLink's summed up over a GPU's links.
 
     Args:
         then: the GPU's state before, as the `gpus` of records have it.
         now: its state after; what it says to be throttled is named as well.
     """
-    warnings = [str(reason) for reason in now.get("throttled") or []]
-    by_kind: dict[str, dict[int, int]] = {}
-    before = then.get("errors") or {}
-    for counter, value in (now.get("errors") or {}).items():
-        moved = value - before.get(counter, value)
-        if moved <= 0:
-            continue
+    reasons = now.get("throttled")
+    throttled = [str(reason) for reason in reasons] if isinstance(reasons, list) else []
+    by_kind: dict[str, Counter[int]] = {}
+    warnings = []
+    for counter, moved in _moved(then, now).items():
         if match := _NVLINK.fullmatch(counter):
-            by_kind.setdefault(match[2], {})[int(match[1])] = moved
+            by_kind.setdefault(match[2], Counter())[int(match[1])] += moved
         else:
             warnings.append(f"{counter} rose by {moved}")
-    seconds = max(_SHORTEST_SECONDS, (now.get("clock_seconds") or 0.0) - (then.get("clock_seconds") or 0.0))
-    for kind, links in by_kind.items():
-        total = sum(links.values())
-        if not kind.startswith("CRC") or total >= MOST_CRC_A_SECOND * seconds:
-            warnings.append(f"NVLink {kind} rose by {total} ({_most_of(links)})")
-    return warnings
+    seconds = _seconds(then, now)
+    links = [_of_links(kind, links, seconds) for kind, links in by_kind.items()]
+    return [*throttled, *warnings, *filter(None, links)]
 
 
-def _most_of(links: Mapping[int, int]) -> str:
-    """The links that count most."""
+def crc_warnings(states: Sequence[tuple[State, State]]) -> list[str]:
+    """The same of checksums alone, over several stretches of time: each the state before it, and after.
+
+    Rates need time: of a hundred short cases each may have fewer errors than a good link has in a second. Between the
+    stretches counters may have been reset, and the GPU may have become another.
+    """
+    by_kind: dict[str, Counter[int]] = {}
+    for then, now in states:
+        for counter, moved in _moved(then, now).items():
+            match = _NVLINK.fullmatch(counter)
+            if match and match[2].startswith(_CRC):
+                by_kind.setdefault(match[2], Counter())[int(match[1])] += moved
+    seconds = sum(_seconds(then, now) for then, now in states)
+    return list(filter(None, (_of_links(kind, links, seconds) for kind, links in by_kind.items())))
+
+
+def _moved(then: State, now: State) -> dict[str, int]:
+    """By how much each counter rose; those that fell were reset, and say nothing."""
+    before, after = (errors if isinstance(errors := state.get("errors"), Mapping) else {} for state in (then, now))
+    both = {name: (before.get(name), value) for name, value in after.items()}
+    return {name: b - a for name, (a, b) in both.items() if type(a) is int and type(b) is int and b > a}
+
+
+def _seconds(then: State, now: State) -> float:
+    """Between two states; 0 where nobody noted when they were."""
+    ends = [state.get("clock_seconds") for state in (then, now)]
+    first, last = (end if isinstance(end, int | float) else 0.0 for end in ends)
+    return max(0.0, float(last) - float(first))
+
+
+def _of_links(kind: str, links: Mapping[int, int], seconds: float) -> str:
+    """The warning of one kind of error; "" if there are few enough of them."""
+    total = sum(links.values())
+    if kind.startswith(_CRC) and total < MOST_CRC_A_SECOND * max(_SHORTEST_SECONDS, seconds):
+        return ""
     ranked = sorted(links.items(), key=lambda one: (-one[1], one[0]))
     shown = ", ".join(f"link {link}: {moved}" for link, moved in ranked[:_MOST_SHOWN])
-    return shown + (f" and {len(ranked) - _MOST_SHOWN} more" if len(ranked) > _MOST_SHOWN else "")
+    more = f" and {len(ranked) - _MOST_SHOWN} more" if len(ranked) > _MOST_SHOWN else ""
+    return f"NVLink {kind} rose by {total} ({shown}{more})"

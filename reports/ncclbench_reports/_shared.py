@@ -19,7 +19,7 @@ AS_OTHERS_COUNT = (
     ("deepep_combine_gb_per_s", "combine as DeepEP counts"),
 )
 AS_DEEPEP = (
-    '"as DeepEP counts": all rows of the busiest receiver over that phase, its own included, which reads R/(R-1) too '
+    '"as DeepEP counts": all rows that the busiest rank receives, or sends back, its own included: R/(R-1) too '
     "high; beside DeepEP's own figures only, no bus bandwidth"
 )
 

@@ -152,6 +152,30 @@ def test_checksums_are_counted_over_all_cases_of_a_start(each: int, verdict: Ver
         assert "link 4" in result.evidence[0]["warning"]
 
 
+def test_a_rank_that_is_bad_only_over_all_cases_is_named_beside_one_that_is_in_a_case(tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        gpus = []
+        for gpu in record.gpus:
+            states = [
+                {**gpu["after"], "clock_seconds": at, "errors": {"NVLink 4 CRC data errors": errors}}
+                for at, errors in ((0.0, 0), (2.0, {2: 5000, 6: 900}.get(gpu["rank"], 0)))
+            ]
+            gpus.append({**gpu, "before": states[0], "after": states[1], "warnings": gpu_warnings(*states)})
+        return msgspec.structs.replace(record, gpus=gpus)
+
+    assert "on ranks 2, 6," in only(made(tmp_path, edit=edit), "health", Verdict.FAIL).reason
+
+
+def test_a_state_that_makes_no_sense_hides_nothing(tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        odd = {"errors": {"NVLink 0 CRC errors": None}, "clock_seconds": "now"}
+        gpus = [{**gpu, "after": odd} if gpu["rank"] == 0 else gpu for gpu in record.gpus]
+        return with_warning(msgspec.structs.replace(record, gpus=gpus), 1, "ECC uncorrected errors rose by 3")
+
+    result = only(made(tmp_path, edit=edit), "health", Verdict.FAIL)
+    assert "rank 1" in result.reason
+
+
 def test_a_profile_may_say_otherwise_what_a_warning_means(tmp_path: Path) -> None:
     text = load_profile("h100-hgx-ib").text
     text += '[[health]]\nmatch = "software power cap"\nverdict = "FAIL"\naction = "ISOLATE"\n'

@@ -412,6 +412,41 @@ def test_a_dry_run_shows_what_would_not_fit(ncclbench: Callable[..., Result]) ->
     assert "refused" not in ncclbench("run", "all_reduce", *SMALL, "--dry-run")[1]
 
 
+TOO_MANY = """
+name = "p"
+[[case]]
+pattern = "all_reduce"
+bytes = 64
+[[case]]
+pattern = "moe_dispatch"
+params = { model = "deepseek-v3", tokens = [16, 16777216], hidden = 32 }
+"""
+
+
+def test_a_dry_run_shows_the_case_whose_tables_would_not_fit_among_the_others(
+    ncclbench: Callable[..., Result], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "p.toml").write_text(TOO_MANY)
+    line = ("run", "--plan", str(tmp_path / "p.toml"), "--nproc", "8", "--transport", "gloo")
+    code, out, _ = ncclbench(*line, "--dry-run", "--json")
+    cases = json.loads(out)["cases"]
+    assert (code, len(cases)) == (0, 3)
+    assert [case["refused"] is None for case in cases] == [True, True, False]
+    assert "who sends which row takes" in cases[2]["refused"]
+    assert "(would be refused on a node like this one: who sends" in ncclbench(*line, "--dry-run")[1]
+    assert "tokens=16777216: who sends which row takes" in refused(*line)
+
+
+def test_a_dry_run_knows_what_cannot_be_checked(ncclbench: Callable[..., Result]) -> None:
+    line: tuple[str, ...] = ("run", "all_reduce", "-b", "256", "-e", "256", "--dtype", "float8_e4m3fn")
+    line += ("--param", "redop=avg")
+    line += ("--nproc", "66", "--transport", "threads", "--dry-run", "--json")
+    (case,) = json.loads(ncclbench(*line)[1])["cases"]
+    assert case["skipped"] == "no values of float8_e4m3fn show whether an average over 66 ranks is right"
+    (unchecked,) = json.loads(ncclbench(*line, "--no-check")[1])["cases"]
+    assert unchecked["skipped"] is None
+
+
 def test_a_dry_run_knows_that_graphs_are_not_for_hosts(ncclbench: Callable[..., Result]) -> None:
     _, out, _ = ncclbench("run", "all_reduce", *SMALL, "--timing", "graph", "--dry-run")
     assert "would be skipped: graph timing needs a GPU transport" in out

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ncclbench.store.gpus import gpu_warnings
+from ncclbench.store.gpus import crc_warnings, gpu_warnings
 
 # As two healthy H200 read in their first minute, over a case of six seconds.
 H200 = {0: 6, 1: 1, 2: 3, 4: 8, 5: 20, 6: 8, 8: 5, 9: 3, 11: 6, 12: 5, 13: 1, 14: 5, 15: 9, 16: 7, 17: 13}
@@ -50,3 +50,35 @@ def test_other_counters_and_throttling_are_told_as_they_are() -> None:
     then = state({"ECC uncorrected errors": 1, "ECC corrected errors": 7}, throttled=["hardware slowdown"])
     now = state({"ECC uncorrected errors": 3, "ECC corrected errors": 7, "new": 5}, throttled=["software power cap"])
     assert gpu_warnings(then, now) == ["software power cap", "ECC uncorrected errors rose by 2"]
+
+
+@pytest.mark.parametrize("odd", [None, "7", [7], 7.5, True, {}, -(10**400)])
+def test_a_counter_that_is_no_number_is_not_counted_and_hides_no_other(odd: Any) -> None:
+    then = {"errors": {"ECC uncorrected errors": 1, "NVLink 0 CRC errors": 5, "a": odd}}
+    now = {"errors": {"ECC uncorrected errors": 4, "NVLink 0 CRC errors": odd, "a": 9}}
+    assert "ECC uncorrected errors rose by 3" in gpu_warnings(then, now)
+    assert not [one for one in gpu_warnings(then, now) if "NVLink" in one]
+
+
+@pytest.mark.parametrize("odd", [None, "x", [1, 2], 7])
+def test_states_of_any_shape_are_read(odd: Any) -> None:
+    good = state({"ECC uncorrected errors": 1}, 1.0)
+    for then, now in ((good, {"errors": odd}), ({"errors": odd}, good), (good, {**good, "clock_seconds": odd})):
+        assert gpu_warnings(then, now if isinstance(odd, list) else {**now, "throttled": odd}) == []
+        assert crc_warnings([(then, now)]) == []
+
+
+def test_a_link_with_a_number_of_thousands_of_digits_is_a_counter_like_others() -> None:
+    name = f"NVLink {'9' * 5000} CRC errors"
+    assert gpu_warnings(state({name: 0}), state({name: 2})) == [f"{name} rose by 2"]
+
+
+def test_checksums_are_summed_over_stretches_and_not_over_what_lies_between() -> None:
+    """Counters that were reset, a clock that began anew, another GPU: none of these is an error of this one."""
+    quiet = [(state(crc({1: n}), 10.0 * k), state(crc({1: n}), 10.0 * k + 5)) for k, n in enumerate((0, 50_000, 3))]
+    assert crc_warnings(quiet) == []
+    noisy = [
+        (state(crc({1: 900, 2: 1}), 9e5), state(crc({1: 1700, 2: 2}), 9e5 + 5)),
+        (state(crc({}), 3.0), state(crc({1: 900}), 8.0)),
+    ]
+    assert crc_warnings(noisy) == ["NVLink CRC data errors rose by 1701 (link 1: 1700, link 2: 1)"]

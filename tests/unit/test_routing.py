@@ -329,6 +329,15 @@ BAD_ROWS: list[tuple[list[dict[str, Any]], str]] = [
 ]
 
 
+@pytest.mark.parametrize("name", ["rank", "token", "iteration", "experts"])
+def test_a_number_that_no_array_holds_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+    bad: dict[str, Any] = {"rank": 0, "token": 0, "experts": [0, 1], "iteration": 0}
+    bad[name] = [0, 1 << 63] if name == "experts" else 1 << 64
+    (tmp_path / "t.jsonl").write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(bad) + "\n")
+    with pytest.raises(UsageError, match="line 2: "):
+        read_trace(str(tmp_path / "t.jsonl"), SMALL, 3)
+
+
 @both_kinds
 @pytest.mark.parametrize(("rows", "words"), BAD_ROWS)
 def test_an_impossible_trace_is_refused_with_its_row(

@@ -23,6 +23,9 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
         (["two_nodes", "ncclbench", "run"], "RANKS_A_NODE is ncclbench"),
         (["gpu_check"], "name a folder"),
         (["gpu_check", "out", "acept"], "no stage acept; there are: doctor timing"),
+        (["gpu_check", "out", "moe rails"], "no stage moe rails; there are: doctor timing"),
+        (["gpu_check", "doctor"], "name a folder before the stages: scripts/gpu_check OUT doctor"),
+        (["gpu_check", "--ranks"], "name a folder"),
     ],
     ids=" ".join,
 )
@@ -34,7 +37,10 @@ def test_a_command_line_that_makes_no_sense(line: list[str], said: str, tmp_path
 
 
 @pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")
-@pytest.mark.parametrize(("ranks", "code", "said"), [(None, 3, "no GPU on this machine"), ("two", 2, "RANKS is two")])
+@pytest.mark.parametrize(
+    ("ranks", "code", "said"),
+    [(None, 3, "no GPU on this machine"), ("two", 2, "RANKS is two"), ("08", 2, "RANKS is 08")],
+)
 def test_gpu_check_where_there_is_no_gpu(ranks: str | None, code: int, said: str, tmp_path: Path) -> None:
     environ = {**os.environ, **({"RANKS": ranks} if ranks else {})}
     done = subprocess.run([SCRIPTS / "gpu_check", "out"], cwd=tmp_path, capture_output=True, text=True, env=environ)

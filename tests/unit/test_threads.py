@@ -449,3 +449,12 @@ def test_if_one_rank_is_unable_all_are_and_the_next_case_runs(where: tuple[int, 
     assert second is not None
     assert (first.record.status, first.record.reason) == ("skipped", reason)
     assert second.record.status == "ok"
+
+
+@pytest.mark.parametrize(("check", "status"), [(True, "skipped"), (False, "ok")])
+def test_an_average_that_says_nothing_is_measured_where_nothing_is_to_be_checked(check: bool, status: str) -> None:
+    case = Case(pattern="all_reduce", nbytes=64, dtype="float8_e4m3fn", params={"redop": Redop.AVG})
+    settings = Settings(iterations=6, warmup=1, check=check)
+    ranks = play(66, lambda transport: run_case(case, transport, Topology.single_node(66), settings))
+    assert ranks[0] is not None
+    assert (ranks[0].record.status, ranks[0].record.wrong) == (status, None)

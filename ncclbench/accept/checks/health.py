@@ -10,7 +10,7 @@ from ncclbench.accept.facts import matches_any, shown_ranks
 from ncclbench.accept.outcome import Result, Verdict
 from ncclbench.accept.profile import Health
 from ncclbench.accept.subject import Subject
-from ncclbench.store.gpus import gpu_warnings
+from ncclbench.store.gpus import crc_warnings
 from ncclbench.units import counted
 
 _STATES = {"rank": int, "before": dict, "after": dict}
@@ -37,38 +37,37 @@ def _judge(subject: Subject, kind: str, expected: bool) -> Iterator[Result]:
 def _warned(records: Sequence[Any], kind: str) -> tuple[int, dict[str, list[Row]]]:
     """How many states of devices were recorded, and by kind of warning where each was."""
     seen = 0
-    warned: dict[str, list[Row]] = {}
+    rows: list[Row] = []
     for record in records:
         for entry in _entries(record, kind):
             seen += 1
-            for warning in entry.get("warnings") or []:
-                warned.setdefault(_kind_of(warning), []).append((record.case, record.start, entry, str(warning)))
-    in_cases = frozenset(warned)
-    for start, entry in _over_starts(records) if kind == "gpu" else ():
-        for warning in entry["warnings"]:
-            if _kind_of(warning) not in in_cases:  # too few in any one case, and too many in all
-                warned.setdefault(_kind_of(warning), []).append(("all cases of a start", start, entry, warning))
+            rows += [(record.case, record.start, entry, str(warning)) for warning in entry.get("warnings") or []]
+    named = {(_kind_of(warning), start, entry.get("rank")) for _, start, entry, warning in rows}
+    for row in _over_starts(records) if kind == "gpu" else ():
+        if (_kind_of(row[3]), row[1], row[2]["rank"]) not in named:  # too few in any one case, and too many in all
+            rows.append(row)
+    warned: dict[str, list[Row]] = {}
+    for row in rows:
+        warned.setdefault(_kind_of(row[3]), []).append(row)
     return seen, warned
 
 
-def _kind_of(warning: object) -> str:
+def _kind_of(warning: str) -> str:
     """A warning without its numbers."""
-    return " ".join(word for word in str(warning).partition(" rose by ")[0].split() if not word.isdecimal())
+    return " ".join(word for word in warning.partition(" rose by ")[0].split() if not word.isdecimal())
 
 
-def _over_starts(records: Iterable[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """For each process start and rank what its GPU counted from the first case to the last.
-
-    Rates need time: of a hundred short cases each may have fewer errors than a good link has in a second.
-    """
-    ends: dict[tuple[int, int], tuple[Any, Any]] = {}
+def _over_starts(records: Iterable[Any]) -> Iterator[Row]:
+    """What each rank's GPU had of checksum errors over all cases of a process start."""
+    states: dict[tuple[int, int], list[tuple[Any, Any]]] = {}
     for record in records:
         for entry in _entries(record, "gpu"):
             if all(isinstance(entry.get(name), kind) for name, kind in _STATES.items()):
                 key = int(record.start), int(entry["rank"])
-                ends[key] = (ends.get(key, (entry["before"], None))[0], entry["after"])
-    for (start, rank), (first, last) in ends.items():
-        yield start, {"rank": rank, "warnings": [w for w in gpu_warnings(first, last) if "CRC" in w]}
+                states.setdefault(key, []).append((entry["before"], entry["after"]))
+    for (start, rank), stretches in states.items():
+        for warning in crc_warnings(stretches):
+            yield "all cases of a start", start, {"rank": rank}, warning
 
 
 def _entries(record: Any, kind: str) -> Sequence[dict[str, Any]]:

@@ -335,10 +335,10 @@ def _comparable(schedule: Schedule, layer: Layer, request: LayerRequest) -> dict
     if "dispatch" not in labels or request.params.variant in (Variant.PADDED, Variant.CONTROL):
         return {}
     rows = int(layer.flat_rows.sum(axis=1).max())
-    said = "as DeepEP counts: all rows that the busiest rank receives, its own included, over the {} phase"
+    said = "as DeepEP counts: all rows that the busiest rank {}, its own included, over the {} phase"
     return {
         "deepep_dispatch": Comparable(
-            rows * request.format.row_bytes(request.hidden), "dispatch", said.format("dispatch")
+            rows * request.format.row_bytes(request.hidden), "dispatch", said.format("receives", "dispatch")
         ),
-        "deepep_combine": Comparable(rows * request.hidden * 2, "combine", said.format("combine")),
+        "deepep_combine": Comparable(rows * request.hidden * 2, "combine", said.format("sends back", "combine")),
     }

@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ncclbench.errors import UsageError
+from ncclbench.errors import TooLarge
 from ncclbench.host_memory import available_memory
 from ncclbench.units import counted, format_bytes
 
@@ -70,7 +70,7 @@ class TableSize:
             give_up: lets go of what is only kept in case it is asked for again; called where that would be needed.
 
         Raises:
-            UsageError: naming what they need, what they are of, and what there is.
+            TooLarge: naming what they need, what they are of, and what there is.
         """
         needed = self.nbytes
         if needed > available_memory():
@@ -78,7 +78,7 @@ class TableSize:
             gc.collect()  # schedules and what builds them refer to each other
         available = available_memory()
         if needed > available:
-            raise UsageError(
+            raise TooLarge(
                 f"who sends which row takes {format_bytes(needed)} of host memory in every process "
                 f"({counted(self.routings, 'routing')} of {counted(self.ranks, 'rank')} x {self.tokens} tokens x top "
                 f"{self.top_k}), and "
