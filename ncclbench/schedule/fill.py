@@ -30,8 +30,8 @@ Floats = NDArray[np.float64]
 _PERIODS = (8191, 8179, 65537, 65539, 1048583, 1048589)
 _LARGEST_VALUE = 65535
 _FEWEST_VALUES = 3
-# Of a type with L values more than this times L ranks are seldom told apart by a minimum: an eighth of a percent of the
-# positions and less show that one is missing.
+# Of a type with L values, in a minimum over more than this times L ranks, few positions would show that one is missing:
+# over 510 ranks of uint8 some 5 of 8,191.
 _MOST_A_VALUE = 2
 # In a period, so that each rank has some of its own where only one has a value at a position; and up to which length.
 _POSITIONS_A_RANK, _LONG_ENOUGH = 8, 1 << 16
