@@ -27,6 +27,15 @@ Array: TypeAlias = NDArray[Any]
 # Contents of every rank's buffers; elements along the last axis.
 World: TypeAlias = dict[tuple[int, str], Array]
 Fold: TypeAlias = Callable[[Redop, list[Array]], Array]
+# What holds of int32 holds of these, whatever the size of the world: few worlds show that they are what they say.
+LIKE_INT32 = ("int64", "uint64", "uint32")
+
+
+def worlds_of(dtype: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes of world in which a type is tried: all, or two of a type that is like another."""
+    return tuple(size for size in sizes if size in (2, 5)) if dtype in LIKE_INT32 else sizes
+
+
 # Longer than the fill's usual period, so that all of it is looked at.
 COUNT = 8194
 

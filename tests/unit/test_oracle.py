@@ -23,7 +23,7 @@ from tests.simulated import COUNT, Array, all_reduce, average, fold_typed, input
 # --- tolerance -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world_size", [*range(1, 18), 72])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 72])
 @pytest.mark.parametrize("redop", Redop)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_a_float_average_over_no_power_of_two_has_a_tolerance(dtype: str, redop: Redop, world_size: int) -> None:
