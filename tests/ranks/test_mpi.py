@@ -104,13 +104,21 @@ def ways(fields: tuple[str, ...]) -> list[dict[str, Any]]:
     return both + ([{"overlap": True, "redop": "avg"}] if "redop" in fields else [])
 
 
+def dtypes_of(kind: type, turn: int) -> list[tuple[int, str]]:
+    """Dtypes with their numbers: all for a collective, some by turns for a pattern of flows."""
+    return [(k, dtype) for k, dtype in enumerate(DTYPES) if issubclass(kind, CollectiveParams) or (k + turn) % 4 == 0]
+
+
 def cases() -> list[Case]:
-    """Every pattern with every dtype, every reduction with every dtype that MPI does not know, groups, persistence."""
+    """Every collective with every dtype, every reduction with those that MPI does not know, groups, persistence.
+
+    Flows are bytes to MPI: patterns of flows have dtypes by turns.
+    """
     found: list[Case] = []
-    for pattern in SIZED:
+    for turn, pattern in enumerate(SIZED):
         kind = load("patterns", pattern).Params
         fields = kind.__struct_fields__
-        for k, dtype in enumerate(DTYPES):
+        for k, dtype in dtypes_of(kind, turn):
             params: dict[str, Any] = {"redop": list(Redop)[k % len(Redop)].value} if "redop" in fields else {}
             found.append(Case(pattern=pattern, nbytes=4096, dtype=dtype, params=params))
         if "group" in fields:
