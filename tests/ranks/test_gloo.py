@@ -38,12 +38,12 @@ def reductions(pattern: str) -> list[str]:
 def reduced(pattern: str, world_size: int) -> list[tuple[str, str]]:
     """Dtypes with reductions: each with each between 2 ranks; between 4 each dtype's sum, and the others by turns.
 
-    What is only moved is moved in every dtype between 2 ranks, and in some by turns between 4.
+    What is only moved is moved in every dtype between 2 ranks; between 4 as float32, and in some others by turns.
     """
     others = [redop for redop in reductions(pattern) if redop != "sum"]
     dtypes, shift = list(DTYPES), PATTERNS.index(pattern)
     if not others:
-        return [(dtype, "") for k, dtype in enumerate(dtypes) if world_size == 2 or (k + shift) % 3 == 0]
+        return [(dtype, "") for k, dtype in enumerate(dtypes) if world_size == 2 or k == 0 or (k + shift) % 3 == 0]
     if world_size == 2:
         return list(product(DTYPES, [*others, "sum"]))
     turns = [(dtypes[(k + shift) % len(dtypes)], redop) for k, redop in enumerate(others)]
