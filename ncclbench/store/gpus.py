@@ -1,10 +1,10 @@
 """What a GPU's states say that were noted before and after something: what throttled it, which errors it counted.
 
 NVLink sends again what a checksum (CRC) finds to be wrong, and a good link has that now and then: of two healthy H200
-every link counted some in the first minutes of a machine, and none ten minutes later. A GPU had 17 to 20 a second over a
-case of six seconds, and bursts of up to 169 a second over cases of a third of one: rates need time. So a checksum is an
-error by its rate, over 10 s at least. The limits are those of the health watch of NVIDIA's DCGM: 100 a second of a GPU's
-checksums, and any replay or recovery.
+every link counted some in the first minutes of a machine, and none ten minutes later. A GPU had 17 to 20 a second over
+a case of six seconds, and bursts of up to 169 a second over cases of a third of one: rates need time. So a checksum is
+an error by its rate, over 10 s at least. The limits are those of the health watch of NVIDIA's DCGM: 100 a second of a
+GPU's checksums, and any replay or recovery.
 
 States come from files that anybody may have written: what is no number is not counted, and hides nothing else.
 """
