@@ -1,12 +1,12 @@
 """What the options of ``ncclbench run`` ask for: the plan, the transport, how many ranks, and where they sit."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from ncclbench.errors import EnvironmentFault, UsageError
 
 _MOST_RANKS_HERE = 1024
+_ON_CPUS = ("gloo", "threads")  # these transports have no use for a GPU
 
 
 def plan_of(options: dict[str, Any]) -> Any:
@@ -63,11 +63,12 @@ def choose_transport(name: str, launcher: str | None, elsewhere: str | None = No
     from importlib.util import find_spec
 
     from ncclbench.registry import exists, names, unknown
+    from ncclbench.topology.gpus import gpus_here
 
     if elsewhere is not None and name in ("auto", *names("transports")):
         return name
     if name == "auto":
-        name = "nccl" if Path("/dev/nvidia0").exists() else "gloo"
+        name = "nccl" if gpus_here() else "gloo"
         if launcher in ("openmpi", "mpich") and find_spec("torch") is None:
             name = "mpi"
     if not exists("transports", name):
@@ -85,12 +86,14 @@ def choose_transport(name: str, launcher: str | None, elsewhere: str | None = No
     return name
 
 
-def nproc_of(options: dict[str, Any]) -> int:
-    """How many ranks to start here: as asked, or one a GPU, or on CPUs one a core, 2 to 8."""
+def nproc_of(options: dict[str, Any], transport: str) -> int:
+    """How many ranks to start here: as asked, or one a GPU that is seen, or on CPUs one a core, 2 to 8."""
+    from ncclbench.topology.gpus import gpus_here
+
     nproc: int | None = options["nproc"]
     if nproc is None:
-        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-        return gpus or max(2, min(8, os.cpu_count() or 2))
+        on_cpus = transport in _ON_CPUS or options["device"] == "cpu"
+        return (0 if on_cpus else gpus_here()) or max(2, min(8, os.cpu_count() or 2))
     if not 1 <= nproc <= _MOST_RANKS_HERE:
         raise UsageError(f"--nproc must be 1 to {_MOST_RANKS_HERE}, got {nproc}")
     return nproc

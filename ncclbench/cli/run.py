@@ -51,7 +51,7 @@ _DEFAULT_TIMEOUT = 60.0
 @click.option(
     "--nproc",
     type=int,
-    help="Ranks to start here, when no launcher has.  [default: one a GPU; on CPUs one a core, 2 to 8]",
+    help="Ranks to start here, when no launcher has.  [default: one a visible GPU; on CPUs one a core, 2 to 8]",
 )
 @click.option(
     "-n",
@@ -201,7 +201,9 @@ def _dry_run(plan: Any, transport: str, options: dict[str, Any], seat: Any) -> E
     """Say what would be run; all of it is found out first, since an error must not come after half an answer."""
     from ncclbench.cli.forecast import forecast
 
-    found = forecast(plan, transport, planned_topology(seat.world_size if seat else nproc_of(options), options))
+    found = forecast(
+        plan, transport, planned_topology(seat.world_size if seat else nproc_of(options, transport), options)
+    )
     text = found.as_json() if options["as_json"] else found.as_table()
     if seat is None or seat.rank == 0:
         click.echo(text)
@@ -254,7 +256,7 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
         return _make_starts(plan, transport, out, options, nproc=0)
     if options["nproc"] is None and transport != "threads":
         refuse_part_of_an_allocation(os.environ)
-    nproc = nproc_of(options)
+    nproc = nproc_of(options, transport)
     refuse_on_this_node(plan, transport, planned_topology(nproc, options))
     if (plan.process_starts > 1 or options.get("arguments")) and not options["one_of_several"]:
         return _make_starts(plan, transport, out, options, nproc)

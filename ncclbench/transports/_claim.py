@@ -10,6 +10,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import MutableMapping
+from typing import Protocol
 
 from ncclbench.errors import EnvironmentFault
 from ncclbench.transports.base import SHARE_GPU, Control, Seat, all_gather_text
@@ -30,7 +31,7 @@ def claim_gpu(seat: Seat, count: int, environ: MutableMapping[str, str] = os.env
         environ.setdefault("NCCL_HOSTID", f"{socket.gethostname()}-{seat.local_rank // count}")
         return seat.local_rank % count
     if count == 1 and seat.local_size > 1 and shown and "," not in shown:
-        return 0  # if it is the same one for two ranks, `ranks_per_gpu` or NCCL itself finds out
+        return 0  # if it is the same one for two ranks, `ranks_per_gpu` or `refuse_shared` finds out
     if seat.local_rank >= count:
         raise EnvironmentFault(
             f"{seat.local_size} ranks on a node of {count} GPUs: start at most one a GPU, --nproc {count}"
@@ -87,11 +88,46 @@ def ranks_per_gpu(control: Control, identity: str, environ: MutableMapping[str, 
     for rank, one in enumerate(ids):
         first = ids.index(one)
         if first != rank and not _may_share(environ):
-            raise EnvironmentFault(
-                f"ranks {first} and {rank} are on the same GPU: start at most one rank a GPU "
-                f"({SHARE_GPU}=1 lets them share it, to try the software)"
-            )
+            raise _on_the_same(first, rank)
     return max(Counter(ids).values())
+
+
+class Noticeboard(Protocol):
+    """What is used of ``torch.distributed.Store``: each call is one round trip to rank 0's host."""
+
+    def set(self, key: str, value: str) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def check(self, keys: list[str]) -> bool: ...
+    def add(self, key: str, value: int) -> int: ...
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes: ...
+
+
+def refuse_shared(
+    board: Noticeboard, rank: int, world_size: int, identity: str, environ: MutableMapping[str, str] = os.environ
+) -> None:
+    """As `ranks_per_gpu`, for ranks that have nothing but a store in common yet.
+
+    NCCL would refuse two ranks on one GPU as well, by the words "invalid usage". A few round trips a rank, however many
+    ranks there are: who claims a GPU second says so, and the last to come has everybody go on.
+
+    Raises:
+        EnvironmentFault: naming two ranks on one GPU, unless they are to share; on every rank alike.
+    """
+    first = int(board.compare_set(f"gpu/{identity}", "", str(rank)))
+    if first != rank:
+        board.set("twice", f"{min(first, rank)} {max(first, rank)}")
+    if board.add("came", 1) == world_size:
+        board.set("verdict", board.get("twice").decode() if board.check(["twice"]) else "none")
+    verdict = board.get("verdict").decode()  # waits for it
+    if verdict != "none" and not _may_share(environ):
+        raise _on_the_same(*map(int, verdict.split()))
+
+
+def _on_the_same(first: int, second: int) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"ranks {first} and {second} are on the same GPU: start at most one rank a GPU "
+        f"({SHARE_GPU}=1 lets them share it, to try the software)"
+    )
 
 
 def _may_share(environ: MutableMapping[str, str]) -> bool:

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import mpi4py
@@ -24,6 +23,7 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
+from ncclbench.topology.gpus import gpus_here
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
 from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports._knock import Doors
@@ -107,13 +107,9 @@ def _device_memory(seat: Seat) -> Memory | None:
     Raises:
         EnvironmentFault: if they are to be on a GPU and cannot.
     """
-    if seat.device == "cpu" or (seat.device == "auto" and not (_gpu_is_here() and find_spec("cupy"))):
+    if seat.device == "cpu" or (seat.device == "auto" and not (gpus_here() and find_spec("cupy"))):
         return None
     return CupyMemory(claim_gpu(seat, cupy_gpus("--device cpu")))
-
-
-def _gpu_is_here() -> bool:
-    return Path("/dev/nvidiactl").exists()
 
 
 def agree_on_store(seat: Seat) -> Seat:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed.rendezvous import rendezvous
 
 from ncclbench.buffers import Buffers, Device
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
@@ -25,7 +26,7 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu
+from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu, refuse_shared
 from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import branches_launches, branches_step, local_call, refuse_what_only_mpi_has, steps_of
 from ncclbench.transports._nccl_log import NcclLog
@@ -69,24 +70,29 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
         raise EnvironmentFault(f"this torch ({torch.__version__}) was built without {name}; use --transport gloo")
     device, log = (_claim_gpu(seat), NcclLog.switch_on()) if name == "nccl" else (None, None)
     try:
-        if seat.address is None:
-            dist.init_process_group(name, timeout=limit, device_id=device)
-        else:
-            host, port = seat.address
-            store = TCPStore(
-                host,
-                port,
-                seat.world_size,
-                is_master=seat.rank == 0,
-                timeout=limit,
-                master_listen_fd=seat.listen_fd,
-            )
-            dist.init_process_group(
-                name, store=store, rank=seat.rank, world_size=seat.world_size, timeout=limit, device_id=device
-            )
+        store = _meet(seat, limit)
+        if device is not None:
+            from ncclbench.transports._cuda import gpu_id
+
+            refuse_shared(PrefixStore("gpus", store), seat.rank, seat.world_size, gpu_id(device.index))
+        dist.init_process_group(
+            name, store=store, rank=seat.rank, world_size=seat.world_size, timeout=limit, device_id=device
+        )
         return TorchTransport(name, log)
     except (RuntimeError, ValueError) as error:
         raise TransportError(f"rank {seat.rank} could not join the {name} job: {first_line(error)}") from error
+
+
+def _meet(seat: Seat, limit: datetime.timedelta) -> Any:
+    """The store that all ranks have in common."""
+    if seat.address is None:  # torchrun has one, whose address it tells by variables
+        store, _, _ = next(rendezvous("env://", seat.rank, seat.world_size, timeout=limit))
+        store.set_timeout(limit)
+        return store
+    host, port = seat.address
+    return TCPStore(
+        host, port, seat.world_size, is_master=seat.rank == 0, timeout=limit, master_listen_fd=seat.listen_fd
+    )
 
 
 def _claim_gpu(seat: Seat) -> torch.device:

@@ -1,6 +1,7 @@
 """On real GPUs: every pattern, type and reduction, by both roads to NCCL and MPI; regimes, buffers and paths."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -157,15 +158,26 @@ def test_blocks_from_nccl_serve_one_case_after_the_other(transport: str, ranks: 
         assert record["setup"]["cache"] == "cold"
 
 
-def refused(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def refused(folder: Path, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     """A run that is to end before it measures."""
     return subprocess.run(
         [sys.executable, "-m", "ncclbench", "run", "all_reduce", *arguments, "-o", str(folder / "refused")],
         capture_output=True,
         text=True,
         timeout=120,
-        env=environment(1),
+        env={**environment(1), **environ},
     )
+
+
+@pytest.mark.parametrize("transport", ["nccl", "cupy_nccl", "mpi"])
+def test_two_ranks_that_are_shown_the_same_gpu_are_refused(transport: str, tmp_path: Path) -> None:
+    # As a launcher does that shows each rank a GPU of its own, and has the same one for two.
+    device = ["--device", "cuda"] if transport == "mpi" else []
+    options = ["-b", "8", "-e", "8", "--transport", transport, "--nproc", "2", *device]
+    done = refused(tmp_path, *options, CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0])
+    assert done.returncode == 3
+    assert "ranks 0 and 1 are on the same GPU" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("transport", ["nccl", "cupy_nccl", "mpi"])
@@ -173,7 +185,8 @@ def test_more_ranks_than_gpus_are_refused(transport: str, tmp_path: Path) -> Non
     device = ["--device", "cuda"] if transport == "mpi" else []
     done = refused(tmp_path, "-b", "8", "-e", "8", "--transport", transport, "--nproc", str(GPUS + 1), *device)
     assert done.returncode == 3
-    assert f"--nproc {GPUS}" in done.stderr
+    # A single GPU that is shown could be another one for each rank; that it is not is found out when they have met.
+    assert f"--nproc {GPUS}" in done.stderr or (GPUS == 1 and "on the same GPU" in done.stderr)
     assert "Traceback" not in done.stderr
 
 

@@ -1,13 +1,14 @@
 """Which GPU a rank has: one rank a GPU, unless ranks are told to share."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ncclbench.errors import EnvironmentFault
-from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu
+from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu, refuse_shared
 from ncclbench.transports.base import Seat
 from ncclbench.transports.threads import ThreadTransport, play
 
@@ -61,6 +62,32 @@ def test_two_ranks_on_one_gpu_are_named() -> None:
 @pytest.mark.parametrize(("ids", "most"), [("abcd", 1), ("abab", 2), ("abbb", 3)])
 def test_how_many_share_is_counted(ids: str, most: int) -> None:
     assert shared(ids, {"NCCLBENCH_SHARE_GPU": "1"}) == [most] * 4
+
+
+@pytest.mark.parametrize(
+    ("ids", "environ", "said"),
+    [
+        ("abcd", {}, None),
+        ("abcb", {}, "ranks 1 and 3 are on the same GPU"),
+        ("aaaa", {}, "are on the same GPU"),
+        ("abcb", {"NCCLBENCH_SHARE_GPU": "1"}, None),
+    ],
+)
+def test_two_ranks_on_one_gpu_are_named_before_nccl_starts(ids: str, environ: dict[str, str], said: str | None) -> None:
+    dist = pytest.importorskip("torch.distributed")
+    common = dist.PrefixStore("gpus", dist.HashStore())
+
+    def one(rank: int) -> str | None:
+        try:
+            refuse_shared(common, rank, len(ids), ids[rank], environ)
+        except EnvironmentFault as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(len(ids)) as pool:
+        heard = [*pool.map(one, range(len(ids)))]
+    assert len({*heard}) == 1  # all end, and for the same reason
+    assert (heard[0] is None) if said is None else (said in str(heard[0]))
 
 
 def cupy_that_says(count: Any, driver: Any) -> Any:
