@@ -8,7 +8,7 @@ from typing import Literal
 
 from ncclbench.store.records import Status
 
-# A rank sends a heartbeat this often.
+# A rank sends a heartbeat this often; of many ranks each does so less often.
 BEAT_SECONDS = 0.5
 
 Ending = Literal["raised", "transport", "signal"]
@@ -68,8 +68,10 @@ class Fault:
     case: int
 
 
-def judge(sightings: dict[int, Sighting], now: float, limit: float) -> Fault | None:
+def judge(sightings: dict[int, Sighting], now: float, limit: float, beat: float = BEAT_SECONDS) -> Fault | None:
     """What the sightings add up to; None if all is well.
+
+    What was last heard of a rank is up to `beat` seconds old, so that much is added to the `limit`.
 
     In this order: ranks that died, ranks that raised, an interruption, ranks that went silent or stand still, and
     last the errors of a library that merely noticed that somebody else was gone.
@@ -85,32 +87,39 @@ def judge(sightings: dict[int, Sighting], now: float, limit: float) -> Fault | N
             first = next(iter(named.items()))
             culprits = tuple(named) if kind == "raised" else ()
             return Fault("failed", culprits, f"rank {first[0]}: {first[1]}" if culprits else first[1], case)
-    hung = _hung(sightings, now, limit)
+    hung = _hung(sightings, now, limit + beat, _quiet_after(beat))
     if hung:
-        return Fault("timeout", hung, _describe_hung(sightings, hung, now, limit), case)
+        return Fault("timeout", hung, _describe_hung(sightings, hung, now, limit, _quiet_after(beat)), case)
     failed = {r: s.failure[1] for r, s in sightings.items() if s.failure}
     if failed:
         return Fault("failed", tuple(failed), "; ".join(dict.fromkeys(failed.values())), case)
     return None
 
 
-def _hung(sightings: dict[int, Sighting], now: float, limit: float) -> tuple[int, ...]:
+def _quiet_after(beat: float) -> float:
+    """Seconds without a word after which a rank is quiet that should have said something every `beat` of them."""
+    return max(10 * BEAT_SECONDS, 3 * beat)
+
+
+def _hung(sightings: dict[int, Sighting], now: float, limit: float, quiet_after: float) -> tuple[int, ...]:
     """The ranks that keep the others waiting, if anybody has stood still for longer than `limit`."""
     working = {r: s for r, s in sightings.items() if s.case >= 0 and not s.left and not s.failure}
     silent = tuple(r for r, s in working.items() if now - s.heard > limit)
     if silent or not any(now - s.moved > limit for s in working.values()):
         return silent
-    quiet = tuple(r for r, s in working.items() if now - s.heard > 10 * BEAT_SECONDS)
+    quiet = tuple(r for r, s in working.items() if now - s.heard > quiet_after)
     if quiet:
         return quiet
     behind = min((s.case, s.ticks) for s in working.values())
     return tuple(r for r, s in working.items() if (s.case, s.ticks) == behind)
 
 
-def _describe_hung(sightings: dict[int, Sighting], hung: tuple[int, ...], now: float, limit: float) -> str:
+def _describe_hung(
+    sightings: dict[int, Sighting], hung: tuple[int, ...], now: float, limit: float, quiet_after: float
+) -> str:
     shown = "; ".join(
         f"rank {r} ({sightings[r].where()}, silent for {now - sightings[r].heard:.0f} s)"
-        if now - sightings[r].heard > 10 * BEAT_SECONDS
+        if now - sightings[r].heard > quiet_after
         else f"rank {r} ({sightings[r].where()})"
         for r in hung[:8]
     )

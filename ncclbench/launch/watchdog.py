@@ -39,10 +39,41 @@ _HELLO, _BEAT, _FAIL, _BYE, _ABORT = range(5)
 _COLLECT_SECONDS = 0.7
 # How long the others wait for rank 1 to write down that rank 0 is gone: a launcher ends the job with the first to end.
 _TAKE_OVER_SECONDS = 2.0
+# Heartbeats that rank 0 has to take in, at most: of many ranks each waits before it says that a new stage begins.
+_HEARD_A_SECOND = 2000
 # How long a rank with bad news waits for rank 0 to settle the matter.
 _SETTLE_SECONDS = 10.0
 # For each of rank 0's addresses, before the next one is tried.
 _CONNECT_SECONDS = 10.0
+
+
+class _Beat:
+    """When the next heartbeat is due.
+
+    What is heard in between is no reason for one, or rank 0 and the others would answer each other without end, beside
+    the measurement and at the speed of the network.
+    """
+
+    def __init__(self, interval: float, gap: float = 0.0) -> None:
+        """The first is due at once, the others `interval` seconds after the one before, or `soon`: `gap` after it."""
+        self._interval, self._gap, self._last = interval, gap, 0.0
+        self._due = time.monotonic()
+
+    def soon(self) -> None:
+        """There is something new to say."""
+        self._due = min(self._due, self._last + self._gap)
+
+    def wait(self, until: float | None = None) -> float:
+        """Seconds until it is due, or until the time `until` if that comes first."""
+        return max(0.0, min(self._due, self._due if until is None else until) - time.monotonic())
+
+    def is_due(self) -> bool:
+        """Whether it is; then the next one is later."""
+        now = time.monotonic()
+        if now < self._due:
+            return False
+        self._last, self._due = now, now + self._interval
+        return True
 
 
 @dataclass
@@ -116,6 +147,7 @@ class Watchdog:
             link = self._reach(host.split(","), int(port))
             link.sendall(_encode(_HELLO, self.rank, self.progress, token))
             link.setblocking(False)
+            self.progress.announce = self._wake
             main = lambda: self._follow(link)  # noqa: E731  the thread's body, bound to this connection
         self._thread = threading.Thread(target=main, name="watchdog", daemon=True)
         self._thread.start()
@@ -185,18 +217,12 @@ class Watchdog:
         peers: dict[int, _Peer] = {}
         sightings = {0: Sighting(moved=time.monotonic())}
         verdict_due: float | None = None
+        beat = _Beat(self._interval)
         while True:
-            wait = self._interval if verdict_due is None else max(0.0, verdict_due - time.monotonic())
-            for key, _ in selector.select(min(self._interval, wait)):
-                if key.fileobj is self._listener:
-                    link, _address = self._listener.accept()
-                    link.setblocking(False)
-                    selector.register(link, selectors.EVENT_READ, _Peer(link))
-                elif key.fileobj is self._wake_read:
-                    self._heed_wakeups()
-                else:
-                    self._hear(key.data, peers, sightings, selector)
-            now = time.monotonic()
+            news = self._take_in(selector, beat.wait(verdict_due), peers, sightings)
+            now, beating = time.monotonic(), beat.is_due()
+            if not (beating or news or (verdict_due is not None and now >= verdict_due)):
+                continue
             own = self.progress
             sightings[0].update(own.case, own.stage, own.iteration, own.ticks, now)
             self._heed_parent()
@@ -205,36 +231,60 @@ class Watchdog:
             if self._ending.is_set():
                 _tell(peers, _BYE)
                 return
-            fault = judge(sightings, now, self.limit)
+            fault = judge(sightings, now, self.limit, self._interval)
             if fault is None:
                 verdict_due = None
-                _tell(peers, _BEAT)
+                if beating:
+                    _tell(peers, _BEAT)
                 continue
             verdict_due = verdict_due or now + _COLLECT_SECONDS
             if now >= verdict_due:
                 self._settle(fault, peers)
 
+    def _take_in(
+        self, selector: selectors.BaseSelector, wait: float, peers: dict[int, _Peer], sightings: dict[int, Sighting]
+    ) -> bool:
+        """What arrives, for which it waits `wait` seconds; returns whether there is more among it than heartbeats."""
+        assert self._listener is not None
+        news = False
+        for key, _ in selector.select(wait):
+            if key.fileobj is self._listener:
+                link, _address = self._listener.accept()
+                link.setblocking(False)
+                selector.register(link, selectors.EVENT_READ, _Peer(link))
+            elif key.fileobj is self._wake_read:
+                self._heed_wakeups()
+                news = True
+            else:
+                news |= self._hear(key.data, peers, sightings, selector)
+        return news
+
     def _hear(
         self, peer: _Peer, peers: dict[int, _Peer], sightings: dict[int, Sighting], selector: selectors.BaseSelector
-    ) -> None:
+    ) -> bool:
+        """Note what a peer says; returns whether it is more than a heartbeat."""
         data = _receive(peer.socket)
         if data is None:
-            return
+            return False
         if not data:
             selector.unregister(peer.socket)
             if peer.rank >= 0 and not sightings[peer.rank].left:
                 sightings[peer.rank].lost = True
-            return
+                return True
+            return False
         peer.received += data
+        news = False
         for kind, rank, case, iteration, ticks, text in _messages(peer.received):
             if peer.rank >= 0:
                 _note(sightings[peer.rank], kind, case, iteration, ticks, text)
+                news |= kind == _FAIL
             elif kind == _HELLO and secrets.compare_digest(text, self._token.hex()):
                 peer.rank, peers[rank], sightings[rank] = rank, peer, Sighting(moved=time.monotonic())
             else:  # somebody who is not one of ours has found the port
                 selector.unregister(peer.socket)
                 peer.socket.close()
-                return
+                return False
+        return news
 
     def _settle(self, fault: Fault, peers: dict[int, _Peer]) -> None:
         """Store what happened, free the others, and end this process: its main thread may never return."""
@@ -266,15 +316,18 @@ class Watchdog:
         selector = selectors.DefaultSelector()
         selector.register(link, selectors.EVENT_READ)
         selector.register(self._wake_read, selectors.EVENT_READ)
-        told, heard = False, time.monotonic()
+        told, heard, beat = False, time.monotonic(), _Beat(self._interval, self.world_size / _HEARD_A_SECOND)
         while True:
-            for key, _ in selector.select(self._interval):
+            for key, _ in selector.select(beat.wait()):
                 if key.fileobj is self._wake_read:
                     self._heed_wakeups()
+                    beat.soon()
                     continue
                 heard = time.monotonic()
                 if self._hub_has_spoken(link):
                     return
+            if not (beat.is_due() or self._ending.is_set() or (self._failure and not told)):
+                continue
             self._heed_parent()
             # Rank 0 finds silent ranks by itself; only its own silence must be found by the others.
             if time.monotonic() - heard > self.limit + self._interval:

@@ -25,13 +25,15 @@ LAUNCHES_PER_BLOCK = 20
 class Progress:
     """How far this rank has come; written by the measuring thread, read by the watchdog's.
 
-    Plain attributes, since storing one costs tens of nanoseconds: it must not be seen in what is measured.
+    Plain attributes, since storing one costs tens of nanoseconds: it must not be seen in what is measured. That a new
+    stage begins, outside of what is measured, is worth a word to whoever watches: `announce`.
     """
 
-    __slots__ = ("case", "iteration", "stage", "ticks")
+    __slots__ = ("announce", "case", "iteration", "stage", "ticks")
 
     def __init__(self) -> None:
-        """Nothing has happened yet."""
+        """Nothing has happened yet, and nobody watches."""
+        self.announce: Callable[[], None] = lambda: None
         self.case = -1
         self.stage = "start"
         self.iteration = -1
@@ -42,6 +44,7 @@ class Progress:
         self.stage = stage
         self.iteration = -1
         self.ticks += 1
+        self.announce()
 
 
 @dataclass(frozen=True, kw_only=True)
