@@ -1,0 +1,159 @@
+"""What a user reads against a bare script: whole runs of ncclbench and of plain torch.distributed, by turns.
+
+    python scripts/benchmarks/whole_run.py                       # gloo; with two GPUs nccl as well
+    python scripts/benchmarks/whole_run.py --also OLD_CHECKOUT   # and an older ncclbench with them
+
+The other benchmarks time the loop. Whole runs have everything beside it that every user's run has: the watchdog, the
+book, the control plane. Each start is a torchrun of two ranks of its own; the order changes from round to round. A
+figure is the median over starts of a start's p50, the slowest rank's of each iteration; the interval is 95%, by a
+bootstrap over rounds.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+SIZES = [8, 1 << 16, 1 << 20]
+RANKS = 2
+RESAMPLES = 2000
+BARE = """
+import gc, json, os, sys, time
+import torch, torch.distributed as dist
+backend, timing, sizes, samples, block = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]), 20
+device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" else torch.device("cpu")
+if backend == "nccl":
+    torch.cuda.set_device(device)
+dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+control = dist.new_group(backend="gloo") if backend == "nccl" else None
+wait = torch.cuda.synchronize if backend == "nccl" else (lambda: None)
+gc.disable()
+for size in sizes:
+    data = torch.zeros(size // 4, device=device)
+    for _ in range(5):
+        dist.all_reduce(data)
+    wait()
+    launches, seconds = (block if timing == "pipelined" else 1), []
+    for _ in range(samples):
+        dist.barrier(group=control)
+        begun = time.perf_counter()
+        for _ in range(launches):
+            dist.all_reduce(data)
+        wait()
+        seconds.append((time.perf_counter() - begun) / launches)
+    slowest = torch.tensor(seconds, dtype=torch.float64)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=control)
+    if dist.get_rank() == 0:
+        print(json.dumps(slowest.median().item() * 1e6), flush=True)
+dist.destroy_process_group()
+"""
+
+
+def torchrun(*arguments: str) -> list[str]:
+    """The command of `RANKS` ranks."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *arguments]
+
+
+def said_by(command: list[str], environ: dict[str, str]) -> list[str]:
+    """The lines on its stdout."""
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    if done.returncode:
+        sys.exit(f"{' '.join(command[-12:])}: {done.stderr[-1000:]}")
+    return done.stdout.splitlines()
+
+
+def bare(transport: str, timing: str, samples: int) -> list[float]:
+    """p50 in us for each size, by the bare script."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "bare.py")
+        script.write_text(BARE)
+        line = torchrun(str(script), transport, timing, json.dumps(SIZES), str(samples))
+        return [float(one) for one in said_by(line, {**os.environ})]
+
+
+def ours(root: Path, transport: str, timing: str, samples: int) -> list[float]:
+    """p50 in us for each size, by the ncclbench of the checkout `root`."""
+    paths = [str(root), str(root / "patterns"), str(root / "reports"), os.environ.get("PYTHONPATH", "")]
+    plan = f"""
+name = "whole"
+[defaults]
+bytes = {SIZES}
+timing = "{timing}"
+iterations = {samples}
+max_seconds = 60
+cache = "warm"
+[[case]]
+pattern = "all_reduce"
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "whole.toml")
+        file.write_text(plan)
+        line = torchrun("-m", "ncclbench", "run", "--plan", str(file), "--transport", transport, "--json")
+        said = said_by([*line, "-o", f"{folder}/run"], {**os.environ, "PYTHONPATH": ":".join(paths)})
+    return [record["time_us"]["p50"] for record in json.loads(said[-1])["records"]]
+
+
+def ratio_in_words(above: list[float], below: list[float], rng: random.Random) -> str:
+    """The ratio of the medians of paired starts, and its interval."""
+
+    def ratio(rounds: list[int]) -> float:
+        return statistics.median(above[i] for i in rounds) / statistics.median(below[i] for i in rounds)
+
+    every = range(len(above))
+    drawn = sorted(ratio(rng.choices(every, k=len(above))) for _ in range(RESAMPLES))
+    return f"{ratio([*every]):.3f} [{drawn[RESAMPLES // 40]:.3f}, {drawn[-RESAMPLES // 40]:.3f}]"
+
+
+def main() -> None:
+    """Measure, and write Markdown to stdout."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--starts", type=int, default=8, help="of each, by turns (default: 8)")
+    parser.add_argument("--also", type=Path, metavar="CHECKOUT", help="another ncclbench to run with them")
+    parser.add_argument("--transport", choices=["gloo", "nccl"], help="this one alone")
+    asked = parser.parse_args()
+    kinds = [("gloo", "isolated", 500), ("gloo", "pipelined", 20)]
+    if torch.cuda.is_available() and torch.cuda.device_count() >= RANKS:
+        kinds.append(("nccl", "pipelined", 20))
+    kinds = [kind for kind in kinds if asked.transport in (None, kind[0])]
+    gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    print(
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {gpu}{platform.machine()}, {os.cpu_count()} cores, "
+        f"torch {torch.__version__}, {RANKS} ranks, {asked.starts} starts of each\n"
+    )
+    columns = ["bare p50 (us)", "ncclbench (us)", "ratio", *(["before (us)", "before / bare"] if asked.also else [])]
+    print(f"| transport | timing | bytes | {' | '.join(columns)} |")
+    print(f"|---|---|---:{'|---:' * len(columns)}|")
+    rng = random.Random(0)
+    for transport, timing, samples in kinds:
+        runs: dict[str, Callable[[], list[float]]] = {
+            "bare": lambda: bare(transport, timing, samples),  # noqa: B023  called in this turn of the loop only
+            "ours": lambda: ours(ROOT, transport, timing, samples),  # noqa: B023
+        }
+        if asked.also:
+            runs["also"] = lambda: ours(asked.also.resolve(), transport, timing, samples)  # noqa: B023
+        told: dict[str, list[list[float]]] = {name: [] for name in runs}
+        for _ in range(asked.starts):
+            for name in rng.sample(sorted(runs), len(runs)):
+                told[name].append(runs[name]())
+        for k, size in enumerate(SIZES):
+            by = {name: [start[k] for start in starts] for name, starts in told.items()}
+            row = [f"{statistics.median(by[name]):.1f}" for name in ("bare", "ours")]
+            row.append(ratio_in_words(by["ours"], by["bare"], rng))
+            if asked.also:
+                row += [f"{statistics.median(by['also']):.1f}", ratio_in_words(by["also"], by["bare"], rng)]
+            print(f"| {transport} | {timing} | {size} | {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
