@@ -28,6 +28,7 @@ from ncclbench.launch.supervise import outlive_parent
 from ncclbench.launch.verdict import Fault
 from ncclbench.launch.watchdog import Watchdog, end_process
 from ncclbench.measure.case import build_variants, demand, run_case
+from ncclbench.measure.evidence import Witness
 from ncclbench.measure.regimes import Progress
 from ncclbench.measure.room import Demand, Held, agreed_room, rotations
 from ncclbench.nccl_memory import BLOCKS
@@ -67,10 +68,12 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
     except NcclbenchError:
         transport.close()  # a library's own threads would otherwise end the process with words of their own
         raise
+    witness = Witness(transport)
     try:
         for number, planned in enumerate(job.plan.cases):
             if planned.case.id not in finished:
-                _run_one(number, planned, transport, topology, book, progress, watchdog, rotating.get(number, WARM))
+                rotation = rotating.get(number, WARM)
+                _run_one(number, planned, transport, topology, book, progress, watchdog, rotation, witness)
         transport.barrier()
     except Exception as error:
         _give_up(watchdog, error)
@@ -187,13 +190,16 @@ def _run_one(
     progress: Progress,
     watchdog: Watchdog | None,
     rotation: Rotation,
+    witness: Witness,
 ) -> None:
     if transport.rank == 0:
         book.begin(number, planned)
     progress.case = number
     if watchdog:
         watchdog.limit = planned.settings.timeout * (1.0 + planned.case.nbytes / _GIB)
-    measured = run_case(planned.case, transport, topology, planned.settings, progress=progress, rotation=rotation)
+    measured = run_case(
+        *(planned.case, transport, topology, planned.settings), progress=progress, rotation=rotation, witness=witness
+    )
     if measured is not None:
         book.finish(measured)
 

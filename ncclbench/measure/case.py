@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
@@ -14,6 +14,7 @@ import numpy as np
 from ncclbench.buffers import WARM, Rotation, allocate, uploader
 from ncclbench.errors import EnvironmentFault, Unable, UsageError
 from ncclbench.measure import device, overlap, regimes
+from ncclbench.measure.evidence import Witness
 from ncclbench.measure.needs import check_needs
 from ncclbench.measure.proof import Expected, PortWatch, expected
 from ncclbench.measure.reach import Lost, leave_out_silent, name_lost
@@ -99,6 +100,7 @@ def run_case(
     clock: Clock = time.perf_counter,
     progress: Progress | None = None,
     rotation: Rotation | None = None,
+    witness: Witness | None = None,
 ) -> Measurement | None:
     """Check and time one case; all ranks call it, rank 0 gets the measurement, the others None.
 
@@ -110,6 +112,7 @@ def run_case(
         clock: seconds, monotonic; tests pass their own.
         progress: told how far it is, for a watchdog.
         rotation: the sets of buffers that were planned for it on a GPU; None looks at what is free now.
+        witness: asks the library and the GPUs, one for all cases of a run.
 
     Raises:
         TransportError: if the library underneath fails.
@@ -133,7 +136,8 @@ def run_case(
             if not variants:
                 return _nothing_left(base, lost) if transport.rank == 0 else None
             rotation = _rotation(rotation, variants, transport, settings)
-            measuring = _Measuring(case, variants, transport, topology, settings, clock, progress, rotation)
+            witness = witness or Witness(transport)
+            measuring = _Measuring(case, variants, transport, topology, settings, clock, progress, rotation, witness)
             outcome = _all_or_none(measuring)
     except Unable as unable:
         skipped = msgspec.structs.replace(base, status="skipped", reason=str(unable))
@@ -208,11 +212,12 @@ class _Measuring:
         clock: Clock,
         progress: Progress,
         rotation: Rotation,
+        witness: Witness,
     ) -> None:
         """Allocate the buffers and compile the programs: one for each variant and set of buffers."""
         progress.enter("compile")
         self.case, self.variants, self.transport, self.settings = case, variants, transport, settings
-        self.topology, self.clock, self.progress = topology, clock, progress
+        self.topology, self.clock, self.progress, self.witness = topology, clock, progress, witness
         self.overlaps = overlap.is_overlapped(variants, case.timing)
         copies, self.cold = rotation
         BLOCKS.begin_case()
@@ -245,7 +250,7 @@ class _Measuring:
     def run(self) -> Outcome | None:
         """Check, warm up, time, check again; the outcome on rank 0, None elsewhere."""
         settings, transport, progress = self.settings, self.transport, self.progress
-        before, ports = self._evidence(), PortWatch(self.topology, transport)
+        before, ports = self.witness.before(), PortWatch(self.topology, transport)
         wrong = self._check("check before", _BEFORE, 0)
         seconds_each = self._warm_up()
         loop = self._loop()
@@ -261,7 +266,7 @@ class _Measuring:
         samples = collect(measure, columns, rule, transport.control, self.clock, launches * seconds_each)
         wrong += self._check("check after", _AFTER, len(self.buffers) - 1)
         counts = transport.control.gather(np.array([wrong], np.int64))
-        after, counted = self._evidence(), ports.finish()
+        after, counted = self.witness.after(), ports.finish()
         if samples is None or counts is None:
             return None
         checked = Validation(counts[:, 0], self.timed.tolerance, self.timed.why) if settings.check else None
@@ -363,13 +368,6 @@ class _Measuring:
     def _whole_turns(self, launches: int) -> int:
         """`launches`, or the next larger number that holds every variant equally often."""
         return launches + -launches % len(self.variants)
-
-    def _evidence(self) -> list[Mapping[str, Any]]:
-        """What every rank's library and GPU say; nothing on the host, where there is nothing to ask."""
-        if self.transport.stream is None:
-            return []
-        mine = msgspec.json.encode(self.transport.evidence()).decode()
-        return [msgspec.json.decode(text) for text in all_gather_text(self.transport.control, mine)]
 
     def _setup(self) -> dict[str, Any]:
         if self.transport.device == "cpu":

@@ -176,6 +176,14 @@ def test_a_state_that_makes_no_sense_hides_nothing(tmp_path: Path) -> None:
     assert "rank 1" in result.reason
 
 
+def test_a_warning_that_is_no_list_is_one_warning(tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        return msgspec.structs.replace(record, gpus=[{**record.gpus[0], "warnings": "hardware slowdown"}])
+
+    found = [r for r in of(made(tmp_path, edit=edit), "health") if "slowdown" in r.reason]
+    assert len(found) == 1
+
+
 def test_a_profile_may_say_otherwise_what_a_warning_means(tmp_path: Path) -> None:
     text = load_profile("h100-hgx-ib").text
     text += '[[health]]\nmatch = "software power cap"\nverdict = "FAIL"\naction = "ISOLATE"\n'

@@ -41,7 +41,10 @@ def _warned(records: Sequence[Any], kind: str) -> tuple[int, dict[str, list[Row]
     for record in records:
         for entry in _entries(record, kind):
             seen += 1
-            rows += [(record.case, record.start, entry, str(warning)) for warning in entry.get("warnings") or []]
+            told = entry.get("warnings") or []
+            rows += [
+                (record.case, record.start, entry, str(one)) for one in (told if isinstance(told, list) else [told])
+            ]
     named = {(_kind_of(warning), start, entry.get("rank")) for _, start, entry, warning in rows}
     for row in _over_starts(records) if kind == "gpu" else ():
         if (_kind_of(row[3]), row[1], row[2]["rank"]) not in named:  # too few in any one case, and too many in all
