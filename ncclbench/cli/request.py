@@ -63,12 +63,12 @@ def choose_transport(name: str, launcher: str | None, elsewhere: str | None = No
     from importlib.util import find_spec
 
     from ncclbench.registry import exists, names, unknown
-    from ncclbench.topology.gpus import gpus_here
+    from ncclbench.topology.gpus import gpus_are_meant
 
     if elsewhere is not None and name in ("auto", *names("transports")):
         return name
     if name == "auto":
-        name = "nccl" if gpus_here() else "gloo"
+        name = "nccl" if gpus_are_meant() else "gloo"
         if launcher in ("openmpi", "mpich") and find_spec("torch") is None:
             name = "mpi"
     if not exists("transports", name):
@@ -88,11 +88,14 @@ def choose_transport(name: str, launcher: str | None, elsewhere: str | None = No
 
 def nproc_of(options: dict[str, Any], transport: str) -> int:
     """How many ranks to start here: as asked, or one a GPU that is seen, or on CPUs one a core, 2 to 8."""
+    from importlib.util import find_spec
+
     from ncclbench.topology.gpus import gpus_here
 
     nproc: int | None = options["nproc"]
     if nproc is None:
         on_cpus = transport in _ON_CPUS or options["device"] == "cpu"
+        on_cpus |= transport == "mpi" and options["device"] == "auto" and not find_spec("cupy")
         return (0 if on_cpus else gpus_here()) or max(2, min(8, os.cpu_count() or 2))
     if not 1 <= nproc <= _MOST_RANKS_HERE:
         raise UsageError(f"--nproc must be 1 to {_MOST_RANKS_HERE}, got {nproc}")

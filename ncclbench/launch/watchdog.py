@@ -39,8 +39,9 @@ _HELLO, _BEAT, _FAIL, _BYE, _ABORT = range(5)
 _COLLECT_SECONDS = 0.7
 # How long the others wait for rank 1 to write down that rank 0 is gone: a launcher ends the job with the first to end.
 _TAKE_OVER_SECONDS = 2.0
-# Heartbeats that rank 0 has to take in, at most: of many ranks each waits before it says that a new stage begins.
+# Of many ranks each waits before it says that a new stage begins, so that rank 0 hears about so many in a second.
 _HEARD_A_SECOND = 2000
+_FEW_RANKS = 64
 # How long a rank with bad news waits for rank 0 to settle the matter.
 _SETTLE_SECONDS = 10.0
 # For each of rank 0's addresses, before the next one is tried.
@@ -316,7 +317,7 @@ class Watchdog:
         selector = selectors.DefaultSelector()
         selector.register(link, selectors.EVENT_READ)
         selector.register(self._wake_read, selectors.EVENT_READ)
-        told, heard, beat = False, time.monotonic(), _Beat(self._interval, self.world_size / _HEARD_A_SECOND)
+        told, heard, beat = False, time.monotonic(), _Beat(self._interval, self._gap())
         while True:
             for key, _ in selector.select(beat.wait()):
                 if key.fileobj is self._wake_read:
@@ -338,6 +339,10 @@ class Watchdog:
             told = self._report(link, ending, failure, told)
             if ending:
                 return
+
+    def _gap(self) -> float:
+        """Seconds between heartbeats at least; of few ranks none, so that each is out before anything is timed."""
+        return 0.0 if self.world_size <= _FEW_RANKS else self.world_size / _HEARD_A_SECOND
 
     def _report(self, link: socket.socket, ending: bool, failure: tuple[Ending, str] | None, told: bool) -> bool:
         """Send what there is to say; returns whether a failure has been told."""

@@ -9,7 +9,8 @@ import msgspec
 from ncclbench.transports.base import Transport, all_gather_text
 
 # Asking a GPU for the error counters of its 18 NVLinks takes 50 to 90 ms (docs/benchmarks.md), longer than many a case.
-# So what was said after a case serves the next as well, if that begins within this many seconds.
+# So what was said after one case is what was said before the next, if that begins within this many seconds; what
+# happens between the two counts as the next one's.
 _SERVES_SECONDS = 0.25
 
 
@@ -27,7 +28,7 @@ class Witness:
         self._answer, self._answered = "", float("-inf")
 
     def before(self) -> list[Mapping[str, Any]]:
-        """Each rank's evidence as a case begins, as `Transport.evidence` has it; empty on the host."""
+        """Each rank's evidence from before a case, as `Transport.evidence` has it; empty on the host."""
         # Each rank looks at its own clock: whoever does not ask again says the same again.
         if self._clock() - self._answered > _SERVES_SECONDS:
             self._ask()

@@ -26,7 +26,7 @@ class Progress:
     """How far this rank has come; written by the measuring thread, read by the watchdog's.
 
     Plain attributes, since storing one costs tens of nanoseconds: it must not be seen in what is measured. That a new
-    stage begins, outside of what is measured, is worth a word to whoever watches: `announce`.
+    stage begins is worth a word to whoever watches: `announce`, which is called before anything is timed in it.
     """
 
     __slots__ = ("announce", "case", "iteration", "stage", "ticks")

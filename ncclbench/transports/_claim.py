@@ -110,15 +110,31 @@ def refuse_shared(
     NCCL would refuse two ranks on one GPU as well, by the words "invalid usage". A few round trips a rank, however many
     ranks there are: who claims a GPU second says so, and the last to come has everybody go on.
 
+    Args:
+        board: the store, with keys that no other start of the job uses.
+        rank: this rank.
+        world_size: how many there are.
+        identity: of this rank's GPU.
+        environ: where ranks are allowed to share.
+
     Raises:
-        EnvironmentFault: naming two ranks on one GPU, unless they are to share; on every rank alike.
+        EnvironmentFault: naming two ranks on one GPU, unless they are to share; or saying how many ranks have come,
+            when the store's time is over. On every rank, as long as rank 0, which has the store, waits for them.
     """
     first = int(board.compare_set(f"gpu/{identity}", "", str(rank)))
     if first != rank:
         board.set("twice", f"{min(first, rank)} {max(first, rank)}")
     if board.add("came", 1) == world_size:
         board.set("verdict", board.get("twice").decode() if board.check(["twice"]) else "none")
-    verdict = board.get("verdict").decode()  # waits for it
+    try:
+        verdict = board.get("verdict").decode()  # waits for it
+    except RuntimeError as error:
+        came = board.add("came", 0)
+        if came >= world_size:
+            raise
+        raise EnvironmentFault(
+            f"only {came} of {world_size} ranks have met: see whether the others were started ({error})".splitlines()[0]
+        ) from error
     if verdict != "none" and not _may_share(environ):
         raise _on_the_same(*map(int, verdict.split()))
 

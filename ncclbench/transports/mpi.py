@@ -23,7 +23,7 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.rowwork import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.topology.gpus import gpus_here
+from ncclbench.topology.gpus import gpus_are_meant
 from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
 from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports._knock import Doors
@@ -107,7 +107,7 @@ def _device_memory(seat: Seat) -> Memory | None:
     Raises:
         EnvironmentFault: if they are to be on a GPU and cannot.
     """
-    if seat.device == "cpu" or (seat.device == "auto" and not (gpus_here() and find_spec("cupy"))):
+    if seat.device == "cpu" or (seat.device == "auto" and not (gpus_are_meant() and find_spec("cupy"))):
         return None
     return CupyMemory(claim_gpu(seat, cupy_gpus("--device cpu")))
 
@@ -210,6 +210,12 @@ class MpiTransport:
         self._memory = memory
         self.device: Device = "cuda" if memory else "cpu"
         self.staged: bool | None = None
+        on_gpus = self.control.all_gather(np.array([memory is not None]))[:, 0]
+        if on_gpus.any() and not on_gpus.all():  # from here on they would talk past each other
+            without, having = np.flatnonzero(~on_gpus)[0], np.flatnonzero(on_gpus)[0]
+            raise EnvironmentFault(
+                f"rank {without} sees no GPU and rank {having} does: show each rank one, or use --device cpu"
+            )
         self.ranks_per_gpu = ranks_per_gpu(self.control, memory.identity) if memory else 1
         if memory:  # one rank that must stage is enough: all are measured alike
             self.staged = not self.control.all_gather(np.array([self._is_cuda_aware(memory)])).all()

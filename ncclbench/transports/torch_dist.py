@@ -74,7 +74,9 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
         if device is not None:
             from ncclbench.transports._cuda import gpu_id
 
-            refuse_shared(PrefixStore("gpus", store), seat.rank, seat.world_size, gpu_id(device.index))
+            # torchrun's store outlives the ranks that it starts again.
+            board = PrefixStore(f"gpus/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            refuse_shared(board, seat.rank, seat.world_size, gpu_id(device.index))
         dist.init_process_group(
             name, store=store, rank=seat.rank, world_size=seat.world_size, timeout=limit, device_id=device
         )

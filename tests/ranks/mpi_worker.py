@@ -58,8 +58,13 @@ def main(cases: Path, records: Path, most: int | None) -> None:
 
 
 def fake_device() -> FakeDevice | None:
-    """FAKE_DEVICE in the environment: ``staged``, or ``aware`` for an MPI that takes its pointers, as it does here."""
+    """FAKE_DEVICE in the environment: ``staged``, or ``aware`` for an MPI that takes its pointers, as it does here.
+
+    The rank NO_DEVICE_ON has none.
+    """
     kind = os.environ.get("FAKE_DEVICE")
+    if os.environ.get("NO_DEVICE_ON") == str(MPI.COMM_WORLD.rank):
+        return None
     if kind == "aware":
         patch.object(mpi, "library_says_cuda", lambda: True).start()
         patch.object(mpi, "device_bytes", lambda nbytes: np.empty(nbytes, np.uint8)).start()

@@ -216,6 +216,15 @@ def test_buffers_of_a_device_are_right_staged_or_not(kind: str, tmp_path: Path) 
     assert set(answer["odd"].values()) == {0}
 
 
+def test_a_rank_without_a_device_among_others_is_named(tmp_path: Path) -> None:
+    """What it would say on a host, the others would take for an answer about GPUs."""
+    (tmp_path / "cases.json").write_bytes(msgspec.json.encode([Case(pattern="all_reduce", nbytes=64)]))
+    paths = (tmp_path / "cases.json", tmp_path / "records.json")
+    done = open_mpi().run(3, WORKER, *paths, env={"FAKE_DEVICE": "staged", "NO_DEVICE_ON": "1"})
+    assert done.returncode != 0
+    assert "EnvironmentFault: rank 1 sees no GPU and rank 0 does" in done.stderr
+
+
 @pytest.mark.parametrize("level", ["FUNNELED", "SERIALIZED"])
 def test_branches_need_an_mpi_that_may_be_called_from_threads(mpi: Mpi, level: str, tmp_path: Path) -> None:
     """The library is started with less than it could: branches are refused, and all else runs."""

@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,6 +89,22 @@ def test_two_ranks_on_one_gpu_are_named_before_nccl_starts(ids: str, environ: di
         heard = [*pool.map(one, range(len(ids)))]
     assert len({*heard}) == 1  # all end, and for the same reason
     assert (heard[0] is None) if said is None else (said in str(heard[0]))
+
+
+def test_ranks_that_do_not_come_are_counted() -> None:
+    dist = pytest.importorskip("torch.distributed")
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=0.2))
+    board = dist.PrefixStore("gpus", store)
+
+    def one(rank: int) -> str:
+        with pytest.raises(EnvironmentFault) as caught:
+            refuse_shared(board, rank, 4, "abcd"[rank], {})
+        return str(caught.value)
+
+    with ThreadPoolExecutor(3) as pool:
+        heard = [*pool.map(one, range(3))]
+    assert all(text.startswith("only 3 of 4 ranks have met") and "\n" not in text for text in heard)
 
 
 def cupy_that_says(count: Any, driver: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ncclbench.cli.request import choose_transport, nproc_of
-from ncclbench.topology.gpus import gpus_here
+from ncclbench.topology.gpus import gpus_are_meant, gpus_here
 
 
 @pytest.fixture
@@ -28,10 +28,24 @@ def dev(tmp_path: Path) -> Path:
         ("0,4,1", 1),
         ("GPU-a1,GPU-b2", 2),
         ("NoDevFiles", 0),
+        ("0,1,1,0", 2),
+        ("MIG-a1,MIG-b2", 1),  # a process sees one instance
     ],
 )
 def test_what_is_shown_is_seen(shown: str | None, seen: int, dev: Path) -> None:
     assert gpus_here({} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}, dev) == seen
+
+
+def test_a_rank_that_is_shown_what_is_not_there_means_a_gpu(dev: Path, tmp_path: Path) -> None:
+    """As a launcher does for one rank too many: it is to be refused by its number, not to run on a CPU."""
+    for shown in ("4", "7,0", "GPU-a1"):
+        assert gpus_are_meant({"CUDA_VISIBLE_DEVICES": shown}, dev)
+    assert gpus_are_meant({}, dev)
+    for hidden in ("", "-1", " "):
+        assert not gpus_are_meant({"CUDA_VISIBLE_DEVICES": hidden}, dev)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert not gpus_are_meant({}, empty)
 
 
 def test_no_device_file_no_gpu(tmp_path: Path) -> None:
@@ -39,7 +53,9 @@ def test_no_device_file_no_gpu(tmp_path: Path) -> None:
 
 
 def test_one_rank_is_started_for_each_gpu_that_is_seen(dev: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus_here, "__defaults__", (os.environ, dev))
+    for asking in (gpus_here, gpus_are_meant):
+        monkeypatch.setattr(asking, "__defaults__", (os.environ, dev))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # torch and CuPy are there
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     asked = {"nproc": None, "device": "auto"}
     assert choose_transport("auto", None) == "nccl"
@@ -49,6 +65,8 @@ def test_one_rank_is_started_for_each_gpu_that_is_seen(dev: Path, monkeypatch: p
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     assert [nproc_of(asked, name) for name in ("gloo", "threads")] == [6, 6]
     assert nproc_of({**asked, "device": "cpu"}, "mpi") == 6
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cupy" else name)
+    assert nproc_of(asked, "mpi") == 6  # its buffers are on the host then
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert nproc_of(asked, "nccl") == 6
     assert choose_transport("auto", None) == "gloo"

@@ -1,14 +1,11 @@
 """Who is to blame: what the watchdog makes of every kind of sighting, and how its messages survive the network."""
 
-import gc
 import itertools
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -316,37 +313,6 @@ def test_what_happens_during_a_heartbeat_is_told_with_the_next(monkeypatch: pyte
     with here, there, dog._wake_read, dog._wake_write:
         dog._follow(here)
     assert told == [watchdog._BEAT, watchdog._FAIL, watchdog._BYE]
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a process's end closes the sockets
-def test_ranks_beat_by_the_clock_and_do_not_answer_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They did: thousands of messages a second in every job, on the cores that were measured."""
-    said: list[tuple[int, int]] = []
-
-    def encode(kind: int, rank: int, progress: Progress, text: str, honest: Any = watchdog._encode) -> bytes:
-        said.append((kind, rank))
-        return bytes(honest(kind, rank, progress, text))
-
-    monkeypatch.setattr(watchdog, "_encode", encode)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_, **__: -1)
-    dogs = [watchdog.Watchdog(rank, 4, Progress(), lambda fault: pytest.fail(fault.reason)) for rank in range(4)]
-    for dog in dogs:
-        dog._interval = 0.1
-    where = dogs[0].open("127.0.0.1")
-    begun = time.monotonic()
-    for dog in dogs:
-        dog.join(where)
-    time.sleep(1.0)
-    for dog in reversed(dogs):
-        dog.close()
-    due = (time.monotonic() - begun) / 0.1 + 1
-    beats = Counter(rank for kind, rank in said if kind == watchdog._BEAT)
-    assert set(beats) == {0, 1, 2, 3}
-    assert max(beats.values()) <= due
-    assert Counter(rank for kind, rank in said if kind == watchdog._BYE) == {0: 1, 1: 1, 2: 1, 3: 1}
-    del dogs, dog
-    gc.collect()  # or another test is told of the sockets
 
 
 @pytest.mark.parametrize("beat", [0.5, 16.0])
