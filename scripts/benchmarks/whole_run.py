@@ -19,19 +19,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+
+from ncclbench.measure.sampling import FEWEST_SAMPLES
 
 ROOT = Path(__file__).parents[2]
 SIZES = [8, 1 << 16, 1 << 20]
 RANKS = 2
 RESAMPLES = 2000
+BLOCK = 20
 BARE = """
 import gc, json, os, sys, time
 import torch, torch.distributed as dist
-backend, timing, sizes, samples, block = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]), 20
+backend, timing, sizes, samples, block = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), *map(int, sys.argv[4:])
 device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" else torch.device("cpu")
 if backend == "nccl":
     torch.cuda.set_device(device)
@@ -55,7 +58,7 @@ for size in sizes:
     slowest = torch.tensor(seconds, dtype=torch.float64)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=control)
     if dist.get_rank() == 0:
-        print(json.dumps(slowest.median().item() * 1e6), flush=True)
+        print(json.dumps(slowest.quantile(0.5).item() * 1e6), flush=True)
 dist.destroy_process_group()
 """
 
@@ -65,9 +68,9 @@ def torchrun(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *arguments]
 
 
-def said_by(command: list[str], environ: dict[str, str]) -> list[str]:
-    """The lines on its stdout."""
-    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+def said_by(command: list[str], environ: dict[str, str], folder: str | None = None) -> list[str]:
+    """The lines on its stdout, run in `folder`."""
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=folder)
     if done.returncode:
         sys.exit(f"{' '.join(command[-12:])}: {done.stderr[-1000:]}")
     return done.stdout.splitlines()
@@ -75,10 +78,12 @@ def said_by(command: list[str], environ: dict[str, str]) -> list[str]:
 
 def bare(transport: str, timing: str, samples: int) -> list[float]:
     """p50 in us for each size, by the bare script."""
+    if timing == "pipelined":  # `samples` launches a block, and the fewest blocks: what a plan's `iterations` means
+        samples = FEWEST_SAMPLES
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "bare.py")
         script.write_text(BARE)
-        line = torchrun(str(script), transport, timing, json.dumps(SIZES), str(samples))
+        line = torchrun(str(script), transport, timing, json.dumps(SIZES), str(samples), str(BLOCK))
         return [float(one) for one in said_by(line, {**os.environ})]
 
 
@@ -100,8 +105,19 @@ pattern = "all_reduce"
         file = Path(folder, "whole.toml")
         file.write_text(plan)
         line = torchrun("-m", "ncclbench", "run", "--plan", str(file), "--transport", transport, "--json")
-        said = said_by([*line, "-o", f"{folder}/run"], {**os.environ, "PYTHONPATH": ":".join(paths)})
+        environ = {**os.environ, "PYTHONPATH": ":".join(paths)}
+        # `python -m` prefers what lies in the working directory to PYTHONPATH: another checkout, unnoticed.
+        where = "import ncclbench; print(ncclbench.__file__)"
+        if not Path(said_by([sys.executable, "-c", where], environ, folder)[0]).is_relative_to(root):
+            sys.exit(f"python does not take ncclbench from {root}")
+        said = said_by([*line, "-o", f"{folder}/run"], environ, folder)
     return [record["time_us"]["p50"] for record in json.loads(said[-1])["records"]]
+
+
+def gpu_names() -> list[str]:
+    """Of all GPUs; asked by another process, whose context on a GPU ends with it."""
+    asking = "import torch\nfor k in range(torch.cuda.device_count()): print(torch.cuda.get_device_name(k))"
+    return said_by([sys.executable, "-c", asking], {**os.environ})
 
 
 def ratio_in_words(above: list[float], below: list[float], rng: random.Random) -> str:
@@ -115,6 +131,29 @@ def ratio_in_words(above: list[float], below: list[float], rng: random.Random) -
     return f"{ratio([*every]):.3f} [{drawn[RESAMPLES // 40]:.3f}, {drawn[-RESAMPLES // 40]:.3f}]"
 
 
+def rows(
+    transport: str, timing: str, samples: int, starts: int, also: Path | None, rng: random.Random
+) -> Iterator[list[str]]:
+    """One row of the table for each size."""
+    runs: dict[str, Callable[[], list[float]]] = {
+        "bare": lambda: bare(transport, timing, samples),
+        "ours": lambda: ours(ROOT, transport, timing, samples),
+    }
+    if also:
+        runs["also"] = lambda: ours(also.resolve(), transport, timing, samples)
+    told: dict[str, list[list[float]]] = {name: [] for name in runs}
+    for _ in range(starts):
+        for name in rng.sample(sorted(runs), len(runs)):
+            told[name].append(runs[name]())
+    for k, size in enumerate(SIZES):
+        by = {name: [start[k] for start in every] for name, every in told.items()}
+        row = [transport, timing, str(size), *(f"{statistics.median(by[name]):.1f}" for name in ("bare", "ours"))]
+        row.append(ratio_in_words(by["ours"], by["bare"], rng))
+        if also:
+            row += [f"{statistics.median(by['also']):.1f}", ratio_in_words(by["also"], by["bare"], rng)]
+        yield row
+
+
 def main() -> None:
     """Measure, and write Markdown to stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,11 +161,14 @@ def main() -> None:
     parser.add_argument("--also", type=Path, metavar="CHECKOUT", help="another ncclbench to run with them")
     parser.add_argument("--transport", choices=["gloo", "nccl"], help="this one alone")
     asked = parser.parse_args()
-    kinds = [("gloo", "isolated", 500), ("gloo", "pipelined", 20)]
-    if torch.cuda.is_available() and torch.cuda.device_count() >= RANKS:
-        kinds.append(("nccl", "pipelined", 20))
+    kinds = [("gloo", "isolated", 500), ("gloo", "pipelined", BLOCK)]
+    gpus = gpu_names()
+    if len(gpus) >= RANKS:
+        kinds.append(("nccl", "pipelined", BLOCK))
     kinds = [kind for kind in kinds if asked.transport in (None, kind[0])]
-    gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    if not kinds:
+        parser.error(f"nccl needs {RANKS} GPUs, and there are {len(gpus)}")
+    gpu = f"{len(gpus)} x {gpus[0]}, " if gpus else ""
     print(
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {gpu}{platform.machine()}, {os.cpu_count()} cores, "
         f"torch {torch.__version__}, {RANKS} ranks, {asked.starts} starts of each\n"
@@ -135,24 +177,9 @@ def main() -> None:
     print(f"| transport | timing | bytes | {' | '.join(columns)} |")
     print(f"|---|---|---:{'|---:' * len(columns)}|")
     rng = random.Random(0)
-    for transport, timing, samples in kinds:
-        runs: dict[str, Callable[[], list[float]]] = {
-            "bare": lambda: bare(transport, timing, samples),  # noqa: B023  called in this turn of the loop only
-            "ours": lambda: ours(ROOT, transport, timing, samples),  # noqa: B023
-        }
-        if asked.also:
-            runs["also"] = lambda: ours(asked.also.resolve(), transport, timing, samples)  # noqa: B023
-        told: dict[str, list[list[float]]] = {name: [] for name in runs}
-        for _ in range(asked.starts):
-            for name in rng.sample(sorted(runs), len(runs)):
-                told[name].append(runs[name]())
-        for k, size in enumerate(SIZES):
-            by = {name: [start[k] for start in starts] for name, starts in told.items()}
-            row = [f"{statistics.median(by[name]):.1f}" for name in ("bare", "ours")]
-            row.append(ratio_in_words(by["ours"], by["bare"], rng))
-            if asked.also:
-                row += [f"{statistics.median(by['also']):.1f}", ratio_in_words(by["also"], by["bare"], rng)]
-            print(f"| {transport} | {timing} | {size} | {' | '.join(row)} |", flush=True)
+    for kind in kinds:
+        for row in rows(*kind, asked.starts, asked.also, rng):
+            print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":
