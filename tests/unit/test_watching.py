@@ -108,7 +108,7 @@ def test_ranks_beat_by_the_clock_and_do_not_answer_each_other(watching: Watching
     beats = watch.beats()
     assert set(beats) == {0, 1, 2, 3}
     assert max(beats.values()) <= due
-    assert min(beats.values()) >= 4  # of 15, however busy the machine
+    assert min(beats.values()) >= 3  # of 15, however busy the machine
     assert Counter(rank for kind, rank in watch.said if kind == watchdog._BYE) == {0: 1, 1: 1, 2: 1, 3: 1}
     assert not watch.faults
 
