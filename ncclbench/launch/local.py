@@ -23,6 +23,8 @@ _GRACE_SECONDS = 3.0
 # From a signal on: rank 0 collects signs, and stores the record in progress.
 _STORE_SECONDS = 8.0
 _KILL_SECONDS = 1.0
+# From the first rank's end, all being well, to the last one's: they have nothing left to do but to say goodbye.
+_END_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
 
@@ -92,21 +94,43 @@ def _rank_variables(rank: int, nproc: int, port: int) -> Mapping[str, str]:
 
 def _watch(ranks: "list[subprocess.Popen[bytes]]", told: list[float], out: Path) -> Exit:
     deadline: float | None = None
+    finished: float | None = None  # when the first had come to its end
     while None in (codes := [rank.poll() for rank in ranks]):
         failed = any(code not in (None, 0) for code in codes)
         if failed and deadline is None:
             deadline = time.monotonic() + _GRACE_SECONDS
+        if 0 in codes and finished is None:
+            finished = time.monotonic()
+        if finished is not None and time.monotonic() > finished + _END_SECONDS:
+            break
         if told and deadline is None:  # they end by themselves; one inside a library that heeds nothing does not
             deadline = told[0] + _STORE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             break
         time.sleep(_POLL_SECONDS)
-    killed = [k for k, rank in enumerate(ranks) if (rank.poll() or 0) < 0]
-    if killed and Exit.ENVIRONMENT not in [rank.returncode for rank in ranks]:  # otherwise a rank has said so
-        names = ", ".join(f"rank {k} ({signal.Signals(-ranks[k].returncode).name})" for k in killed)
-        print(f"ncclbench: error: killed: {names}{what_is_kept(out)}", file=sys.stderr)
+    lost = _unsaid(codes := [rank.poll() for rank in ranks], overdue=finished is not None and set(codes) <= {0, None})
+    if lost:
+        names = ", ".join(f"rank {k} ({how})" for k, how in lost.items())
+        print(f"ncclbench: error: lost: {names}{what_is_kept(out)}", file=sys.stderr)
     _end(ranks)
     return worst(rank.returncode for rank in ranks)
+
+
+def _unsaid(codes: Sequence[int | None], overdue: bool) -> dict[int, str]:
+    """The ranks that are gone, and how, if no rank is there that has said so.
+
+    Args:
+        codes: what each rank has ended in; None if it has not.
+        overdue: all others have come to their end, and those that have not were waited for.
+    """
+    killed = {k: signal.Signals(-code).name for k, code in enumerate(codes) if code is not None and code < 0}
+    hanging = {k: "does not end" for k, code in enumerate(codes) if code is None}
+    if overdue:
+        return hanging
+    speakers = {0, 1}  # rank 0 says what has become of the others, and rank 1 what has become of rank 0
+    if speakers & killed.keys() and speakers <= killed.keys() | hanging.keys():
+        return killed | hanging
+    return killed if Exit.ENVIRONMENT not in codes else {}
 
 
 def _end(ranks: "list[subprocess.Popen[bytes]]") -> None:

@@ -103,7 +103,9 @@ def _quiet_after(beat: float) -> float:
 
 def _hung(sightings: dict[int, Sighting], now: float, limit: float, quiet_after: float) -> tuple[int, ...]:
     """The ranks that keep the others waiting, if anybody has stood still for longer than `limit`."""
-    working = {r: s for r, s in sightings.items() if s.case >= 0 and not s.left and not s.failure}
+    if all(s.case < 0 for s in sightings.values()):  # nobody has begun; once one has, whoever has not is behind
+        return ()
+    working = {r: s for r, s in sightings.items() if not s.left and not s.failure}
     silent = tuple(r for r, s in working.items() if now - s.heard > limit)
     if silent or not any(now - s.moved > limit for s in working.values()):
         return silent

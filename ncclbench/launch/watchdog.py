@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ncclbench.errors import EnvironmentFault, Exit
+from ncclbench.launch.pulse import Awake, Beat
 from ncclbench.launch.signals import SIGNALS
 from ncclbench.launch.verdict import BEAT_SECONDS, Ending, Fault, Sighting, judge
 from ncclbench.measure.regimes import Progress
@@ -44,37 +45,10 @@ _HEARD_A_SECOND = 2000
 _FEW_RANKS = 64
 # How long a rank with bad news waits for rank 0 to settle the matter.
 _SETTLE_SECONDS = 10.0
+# How long to leave a connection that cannot be taken in.
+_REFUSED_SECONDS = 0.05
 # For each of rank 0's addresses, before the next one is tried.
 _CONNECT_SECONDS = 10.0
-
-
-class _Beat:
-    """When the next heartbeat is due.
-
-    What is heard in between is no reason for one, or rank 0 and the others would answer each other without end, beside
-    the measurement and at the speed of the network.
-    """
-
-    def __init__(self, interval: float, gap: float = 0.0) -> None:
-        """The first is due at once, the others `interval` seconds after the one before, or `soon`: `gap` after it."""
-        self._interval, self._gap, self._last = interval, gap, 0.0
-        self._due = time.monotonic()
-
-    def soon(self) -> None:
-        """There is something new to say."""
-        self._due = min(self._due, self._last + self._gap)
-
-    def wait(self, until: float | None = None) -> float:
-        """Seconds until it is due, or until the time `until` if that comes first."""
-        return max(0.0, min(self._due, self._due if until is None else until) - time.monotonic())
-
-    def is_due(self) -> bool:
-        """Whether it is; then the next one is later."""
-        now = time.monotonic()
-        if now < self._due:
-            return False
-        self._last, self._due = now, now + self._interval
-        return True
 
 
 @dataclass
@@ -218,10 +192,11 @@ class Watchdog:
         peers: dict[int, _Peer] = {}
         sightings = {0: Sighting(moved=time.monotonic())}
         verdict_due: float | None = None
-        beat = _Beat(self._interval)
+        beat, awake = Beat(self._interval), Awake(self._interval)
         while True:
             news = self._take_in(selector, beat.wait(verdict_due), peers, sightings)
             now, beating = time.monotonic(), beat.is_due()
+            _excuse(sightings, awake.missed(now))
             if not (beating or news or (verdict_due is not None and now >= verdict_due)):
                 continue
             own = self.progress
@@ -250,15 +225,23 @@ class Watchdog:
         news = False
         for key, _ in selector.select(wait):
             if key.fileobj is self._listener:
-                link, _address = self._listener.accept()
-                link.setblocking(False)
-                selector.register(link, selectors.EVENT_READ, _Peer(link))
+                self._accept(selector)
             elif key.fileobj is self._wake_read:
                 self._heed_wakeups()
                 news = True
             else:
                 news |= self._hear(key.data, peers, sightings, selector)
         return news
+
+    def _accept(self, selector: selectors.BaseSelector) -> None:
+        assert self._listener is not None
+        try:
+            link, _address = self._listener.accept()
+        except OSError:  # it came and went, or somebody holds all descriptors that this process may have
+            time.sleep(_REFUSED_SECONDS)
+            return
+        link.setblocking(False)
+        selector.register(link, selectors.EVENT_READ, _Peer(link))
 
     def _hear(
         self, peer: _Peer, peers: dict[int, _Peer], sightings: dict[int, Sighting], selector: selectors.BaseSelector
@@ -279,13 +262,21 @@ class Watchdog:
             if peer.rank >= 0:
                 _note(sightings[peer.rank], kind, case, iteration, ticks, text)
                 news |= kind == _FAIL
-            elif kind == _HELLO and secrets.compare_digest(text, self._token.hex()):
+            elif kind == _HELLO and secrets.compare_digest(text.encode(), self._token.hex().encode()):
                 peer.rank, peers[rank], sightings[rank] = rank, peer, Sighting(moved=time.monotonic())
+                if len(peers) == self.world_size - 1:  # nobody else has any business here
+                    self._shut(selector)
             else:  # somebody who is not one of ours has found the port
                 selector.unregister(peer.socket)
                 peer.socket.close()
                 return False
         return news
+
+    def _shut(self, selector: selectors.BaseSelector) -> None:
+        """Let nobody in any more."""
+        assert self._listener is not None
+        selector.unregister(self._listener)
+        self._listener.close()
 
     def _settle(self, fault: Fault, peers: dict[int, _Peer]) -> None:
         """Store what happened, free the others, and end this process: its main thread may never return."""
@@ -317,7 +308,8 @@ class Watchdog:
         selector = selectors.DefaultSelector()
         selector.register(link, selectors.EVENT_READ)
         selector.register(self._wake_read, selectors.EVENT_READ)
-        told, heard, beat = False, time.monotonic(), _Beat(self._interval, self._gap())
+        told, heard, beat = False, time.monotonic(), Beat(self._interval, self._gap())
+        awake = Awake(self._interval)
         while True:
             for key, _ in selector.select(beat.wait()):
                 if key.fileobj is self._wake_read:
@@ -327,12 +319,14 @@ class Watchdog:
                 heard = time.monotonic()
                 if self._hub_has_spoken(link):
                     return
+            now = time.monotonic()
+            heard += awake.missed(now)
             if not (beat.is_due() or self._ending.is_set() or (self._failure and not told)):
                 continue
             self._heed_parent()
             # Rank 0 finds silent ranks by itself; only its own silence must be found by the others.
-            if time.monotonic() - heard > self.limit + self._interval:
-                self._hub_is_gone("timeout", f"rank 0 has been silent for {time.monotonic() - heard:.0f} s")
+            if now - heard > self.limit + self._interval:
+                self._hub_is_gone("timeout", f"rank 0 has been silent for {now - heard:.0f} s")
             self._heed_trouble()
             # Both are read once: the main thread may set them while a heartbeat is on its way.
             ending, failure = self._ending.is_set(), self._failure
@@ -401,6 +395,13 @@ def _lives(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (OSError, IndexError):
         return False
+
+
+def _excuse(sightings: Mapping[int, Sighting], seconds: float) -> None:
+    """Nobody listened for that long."""
+    for sighting in sightings.values():
+        sighting.moved += seconds
+        sighting.heard += seconds
 
 
 def _receive(link: socket.socket) -> bytes | None:

@@ -69,6 +69,15 @@ def test_nobody_is_hung_before_the_first_case() -> None:
     assert judge({0: waiting, 1: waiting}, NOW, LIMIT) is None
 
 
+def test_a_rank_that_has_not_begun_when_others_have_is_behind() -> None:
+    """It was left out, and those that waited for it were named."""
+    absent = Sighting(moved=NOW - LIMIT - 3, heard=NOW - LIMIT - 3)
+    fault = verdict(r0=stuck(), r1=stuck(), r2=absent)
+    assert (fault.status, fault.ranks) == ("timeout", (2,))
+    absent.heard = NOW - 0.3  # it is heard, and does not come
+    assert verdict(r0=stuck(), r1=stuck(), r2=absent).ranks == (2,)
+
+
 def test_a_rank_that_said_goodbye_may_be_silent() -> None:
     gone = silent()
     gone.left = True

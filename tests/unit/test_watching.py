@@ -1,9 +1,11 @@
 """Watchdogs of a job at work, as threads of one process: when they speak, and how soon bad news is heard."""
 
 import gc
+import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from ncclbench.errors import Exit
-from ncclbench.launch import watchdog
+from ncclbench.launch import pulse, watchdog
 from ncclbench.launch.verdict import Fault
 from ncclbench.measure.regimes import Progress
 from ncclbench.transports._address import connect_first
@@ -140,3 +142,47 @@ def test_a_new_stage_is_told_before_the_next_heartbeat(ranks: int, gap: float, w
     took = time.monotonic() - begun
     assert eventually(lambda: watch.words[-1] == "stage 19")
     assert not gap or watch.beats()[1] <= 3 + took / gap
+
+
+def test_a_job_that_was_suspended_is_not_at_fault(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ranks stop for longer than the limit, and go on: rank 1 blamed rank 0 for its silence."""
+    monkeypatch.setattr(pulse, "_STOPPED_SECONDS", 0.2)
+    stopping, stopped = threading.Event(), set()
+
+    def select(self: Any, wait: float | None = None, honest: Any = selectors.DefaultSelector.select) -> Any:
+        if stopping.is_set() and threading.get_ident() not in stopped:
+            stopped.add(threading.get_ident())
+            time.sleep(2.0)
+            return []  # nothing was sent meanwhile
+        return honest(self, wait)
+
+    monkeypatch.setattr(selectors.DefaultSelector, "select", select)
+    watch = watching(2, 0.1)
+    for dog in watch.dogs:
+        dog.limit, dog.progress.case = 1.0, 0
+    assert eventually(lambda: watch.beats()[1] > 2)
+    stopping.set()
+    assert eventually(lambda: len(stopped) == 2)
+    beats = watch.beats()
+    assert eventually(lambda: watch.faults or watch.beats()[1] > beats[1] + 3)
+    assert not watch.faults
+
+
+def test_once_all_are_here_nobody_is_let_in(watching: Watching) -> None:
+    listener = watching(3, 0.1).dogs[0]._listener
+    assert listener is not None
+    assert eventually(lambda: listener.fileno() < 0)
+
+
+def test_what_a_stranger_says_before_all_are_here_ends_nothing(watching: Watching) -> None:
+    """What was no ASCII ended the watch of rank 0, and with it the run."""
+    watch = watching(2, 0.1, of=3)  # one is missing still
+    listener = watch.dogs[0]._listener
+    assert listener is not None
+    header = watchdog._HEADER.pack(watchdog._MAGIC, watchdog._HELLO, 2, 0, 0, 0, 32)
+    for said in (header + b"\xff\xfe" + b"0" * 30, header + b"0" * 32, b"GET / HTTP/1.1\r\n\r\n", header[:9], b""):
+        with socket.create_connection(listener.getsockname()) as stranger:
+            stranger.sendall(said)
+    beats = watch.beats()
+    assert eventually(lambda: watch.beats()[0] > beats[0] + 2 and watch.beats()[1] > beats[1] + 2)
+    assert not watch.faults
