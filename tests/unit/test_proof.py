@@ -1,6 +1,6 @@
 """Port counters against the ledger: what is proven, what is contradicted, and what cannot be told."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import pytest
 
 from ncclbench.buffers import Buffers
 from ncclbench.measure import proof
-from ncclbench.measure.case import _Measuring, build_variants, run_case
+from ncclbench.measure.case import build_variants, run_case
 from ncclbench.measure.ethtool import driver_counters
+from ncclbench.measure.evidence import Witness
 from ncclbench.measure.ports import Port, moved, own_ports, read_ports
 from ncclbench.measure.proof import Counted, Expected, count, expected, proof_notes, reconcile, sent_again
 from ncclbench.plan import Settings
@@ -209,20 +210,23 @@ TWO_NODES = Topology.from_hosts(["n0", "n0", "n1", "n1"])
     ],
 )
 def test_a_case_is_accused_of_its_own_sockets_only(
-    topology: Topology, group: str, before: dict[str, Any], accused: bool, monkeypatch: pytest.MonkeyPatch
+    topology: Topology, group: str, before: dict[str, Any], accused: bool
 ) -> None:
     """NCCL's log names what every case of the process so far took."""
 
-    def evidence(measuring: Any) -> list[dict[str, Any]]:
-        """Of all ranks; no thread has a library to ask."""
-        said = vars(measuring).setdefault("said", [{"path": SOCKETS}, {"path": before} if before else {}])
-        return [said.pop()] * 4
+    class Played(Witness):
+        """Speaks for all ranks; no thread has a library to ask."""
+
+        def before(self) -> list[Mapping[str, Any]]:
+            return [{"path": before} if before else {}] * 4
+
+        def after(self) -> list[Mapping[str, Any]]:
+            return [{"path": SOCKETS}] * 4
 
     def main(transport: ThreadTransport) -> Any:
         case = Case(pattern="all_reduce", nbytes=4096, params={"group": group})
-        return run_case(case, transport, topology, Settings(iterations=6))
+        return run_case(case, transport, topology, Settings(iterations=6), witness=Played(transport))
 
-    monkeypatch.setattr(_Measuring, "_evidence", evidence)
     found = play(4, main)[0]
     assert found is not None
     assert found.record.path is not None
