@@ -1,5 +1,6 @@
 """Watchdogs of a job at work, as threads of one process: when they speak, and how soon bad news is heard."""
 
+import errno
 import gc
 import selectors
 import signal
@@ -173,6 +174,28 @@ def test_once_all_are_here_nobody_is_let_in(watching: Watching) -> None:
     listener = watching(3, 0.1).dogs[0]._listener
     assert listener is not None
     assert eventually(lambda: listener.fileno() < 0)
+
+
+def test_a_connection_that_cannot_be_taken_in_ends_nothing(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when somebody holds all the descriptors that rank 0 may have."""
+    watch = watching(2, 0.1, of=3)
+    listener = watch.dogs[0]._listener
+    assert listener is not None
+    assert eventually(lambda: watch.beats()[1] > 1)
+    refused: list[int] = []
+
+    def accept(_self: socket.socket) -> None:
+        refused.append(errno.EMFILE)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "accept", accept)
+        stranger = socket.create_connection(listener.getsockname())
+        assert eventually(lambda: len(refused) > 2)
+        beats = watch.beats()
+        assert eventually(lambda: watch.beats()[0] > beats[0] + 2 and watch.beats()[1] > beats[1] + 2)
+    stranger.close()
+    assert not watch.faults
 
 
 def test_what_a_stranger_says_before_all_are_here_ends_nothing(watching: Watching) -> None:
