@@ -14,8 +14,8 @@ _MEASURING = ("run", "accept")
 def main() -> None:
     """Make the process fit for ranks where the command has any, then run the command line."""
     if sys.argv[1:2] and sys.argv[1] in _MEASURING:
+        from ncclbench.launch.rank_supervisor import supervise, under_mpiexec
         from ncclbench.launch.signals import Guard
-        from ncclbench.launch.supervise import supervise, under_mpiexec
 
         if under_mpiexec(os.environ):
             supervise()

@@ -14,11 +14,11 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["ncclbench.importers"]):
+    from ncclbench.config.plugins import load, names
     from ncclbench.errors import UsageError
-    from ncclbench.importers import _store
-    from ncclbench.importers._log import Log
-    from ncclbench.importers._reading import Stated
-    from ncclbench.registry import load, names
+    from ncclbench.importers.common import import_logs as _store
+    from ncclbench.importers.common.imported_cases import Stated
+    from ncclbench.importers.common.log_file import Log
 
     for _name in names("importers"):
         load("importers", _name)

@@ -15,16 +15,16 @@ from typing import Any
 
 import msgspec
 
-from ncclbench.accept.formats import checks_csv, junit, prometheus
+from ncclbench.accept.check_context import Subject
 from ncclbench.accept.judge import judge
-from ncclbench.accept.outcome import Document
-from ncclbench.accept.subject import Subject
+from ncclbench.accept.verdict import Document
+from ncclbench.accept.verdict_formats import checks_csv, junit, prometheus
 from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.store import events
-from ncclbench.store.directory import Run, RunWriter
-from ncclbench.store.files import content_of
 from ncclbench.store.records import Record
-from ncclbench.store.shapes import ManifestShape, RecordShape
+from ncclbench.store.regular_files import content_of
+from ncclbench.store.run_directory import Run, RunWriter
+from ncclbench.store.stored_types import ManifestShape, RecordShape
 
 SUMS = "SHA256SUMS"
 VERDICT = "verdict.json"

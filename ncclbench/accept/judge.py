@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from ncclbench import __version__
-from ncclbench.accept.outcome import SCHEMA, Document, ProfileName, Result, Starts, Verdict, exit_code, overall
-from ncclbench.accept.subject import Subject
-from ncclbench.registry import load, names
-from ncclbench.store.frame import ranks_per_gpu, share_a_machine
+from ncclbench.accept.check_context import Subject
+from ncclbench.accept.verdict import SCHEMA, Document, ProfileName, Result, Starts, Verdict, exit_code, overall
+from ncclbench.config.plugins import load, names
+from ncclbench.store.stamps import ranks_per_gpu, share_a_machine
 
 
 def judge(subject: Subject) -> Document:

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from ncclbench.accept.grammar import Test, read_test, refuse_unknown, refuse_unknown_keys
-from ncclbench.accept.outcome import Action, Verdict
+from ncclbench.accept.conditions import Test, read_test, refuse_unknown, refuse_unknown_keys
+from ncclbench.accept.verdict import Action, Verdict
+from ncclbench.config.plugins import unknown
 from ncclbench.errors import UsageError
-from ncclbench.registry import unknown
 from ncclbench.units import parse_size
 
 SCHEMA = 1

@@ -17,7 +17,7 @@ import msgspec
 
 from ncclbench.errors import UsageError
 from ncclbench.store import events
-from ncclbench.store.directory import read_run
+from ncclbench.store.run_directory import read_run
 
 KEY = "NCCLBENCH_REDACT_KEY"
 # Words of ours that are no secret even if somebody calls a host so.

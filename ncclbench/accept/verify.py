@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 
 from ncclbench.accept.bundle import FOLDER, SUMS, VERDICT, files, read_baseline
+from ncclbench.accept.check_context import Subject
 from ncclbench.accept.judge import judge
-from ncclbench.accept.outcome import SCHEMA, Document
 from ncclbench.accept.profile import parse_profile
-from ncclbench.accept.subject import Subject
+from ncclbench.accept.verdict import SCHEMA, Document
 from ncclbench.errors import UsageError
 from ncclbench.store import events
-from ncclbench.store.directory import Run, read_run
-from ncclbench.store.files import content_of, unreadable
+from ncclbench.store.regular_files import content_of, unreadable
+from ncclbench.store.run_directory import Run, read_run
 
 
 @dataclass(frozen=True)

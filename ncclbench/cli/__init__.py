@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ncclbench import __version__
-from ncclbench.cli.streams import discard, make_courteous
+from ncclbench.cli.closed_streams import discard, make_courteous
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError
 from ncclbench.launch.hydra import end_job
 from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, own_rank, rank_0_is_still_there, wait_for_rank_0
@@ -38,7 +38,7 @@ _NOTHING: dict[str, dict[str, Any]] = {
     "topo": {},
     "doctor": {},
 }
-_MODULES = {"list": "listing", "import": "importing"}
+_MODULES = {"list": "list_", "import": "import_"}
 
 
 class _LazyGroup(click.Group):
@@ -66,7 +66,7 @@ class _LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """An unknown command names the nearest one."""
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            from ncclbench.registry import unknown
+            from ncclbench.config.plugins import unknown
 
             raise click.UsageError(unknown("command", args[0], _COMMANDS))
         return super().resolve_command(ctx, args)

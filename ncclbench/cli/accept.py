@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ncclbench.cli.complete import complete
+from ncclbench.cli.completion import complete
 from ncclbench.errors import Exit, UsageError, worst
 from ncclbench.units import counted
 
@@ -105,7 +105,7 @@ def _accept(options: dict[str, Any]) -> Exit:
 
 def _measure_and_judge(rules: Any, options: dict[str, Any]) -> Exit:
     """Make the process starts, then judge; under a launcher rank 0 judges."""
-    from ncclbench.launch.detect import detect
+    from ncclbench.launch.launcher_detection import detect
 
     if options["dry_run"]:
         return _measure(rules, options, Path())
@@ -164,7 +164,7 @@ def _transport(rules: Any, asked: str) -> str:
 
 def _baseline(path: Path | None, run: Path) -> Any:
     """The baseline as a run; the run itself would always agree with itself, and is refused."""
-    from ncclbench.store.directory import read_run
+    from ncclbench.store.run_directory import read_run
 
     if path is None:
         return None
@@ -183,8 +183,8 @@ def _same_records(one: Path, other: Path) -> bool:
 
 def _judge(path: Path, rules: Any, options: dict[str, Any]) -> Exit:
     from ncclbench.accept.bundle import write_bundle
-    from ncclbench.accept.subject import Subject
-    from ncclbench.store.directory import read_run
+    from ncclbench.accept.check_context import Subject
+    from ncclbench.store.run_directory import read_run
 
     run = read_run(path)
     baseline = _baseline(options["baseline"], path)
@@ -204,10 +204,10 @@ def _redacted(path: Path, rules: Any, baseline: Any, options: dict[str, Any]) ->
     import msgspec
 
     from ncclbench.accept.bundle import StoredBaseline, write_bundle
+    from ncclbench.accept.check_context import Subject
     from ncclbench.accept.profile import parse_profile
     from ncclbench.accept.redact import KEY, redact, redact_profile, redactor_for
-    from ncclbench.accept.subject import Subject
-    from ncclbench.store.directory import read_run
+    from ncclbench.store.run_directory import read_run
 
     target = path.with_name(path.name + "-redacted")
     run = read_run(path)
@@ -226,7 +226,7 @@ def _redacted(path: Path, rules: Any, baseline: Any, options: dict[str, Any]) ->
 
 def _show(document: Any, path: Path, redacted: Path | None) -> None:
     """The verdict, then a line for each check that did not pass, then where the rest is."""
-    from ncclbench.accept.outcome import Verdict
+    from ncclbench.accept.verdict import Verdict
 
     stamped = f"  [{', '.join(document.stamps)}]" if document.stamps else ""
     starts = f"{document.starts.present} of {counted(document.starts.declared, 'process start')}"
@@ -248,8 +248,8 @@ def _show(document: Any, path: Path, redacted: Path | None) -> None:
 
 def _make_profile(options: dict[str, Any]) -> Exit:
     from ncclbench.accept.bundle import write
-    from ncclbench.accept.golden import make_profile
-    from ncclbench.store.directory import read_run
+    from ncclbench.accept.profile_from_run import make_profile
+    from ncclbench.store.run_directory import read_run
 
     others = [name for name in ("profile", "plan", "baseline", "run", "launcher", "resume", "redact") if options[name]]
     if others:

@@ -34,10 +34,11 @@ def command(base: Path, new: Path, fmt: str | None, out: Path | None, margin: fl
       ncclbench compare runs/base runs/new
       ncclbench compare runs/monday runs/tuesday -o change.html
     """
-    from ncclbench.cli.output import emit, refuse_terminal
-    from ncclbench.compare import compare, read_side
-    from ncclbench.registry import unknown
-    from ncclbench_reports._compare import RENDERERS
+    from ncclbench.analysis.comparison import compare
+    from ncclbench.analysis.run_sets import read_side
+    from ncclbench.cli.document_output import emit, refuse_terminal
+    from ncclbench.config.plugins import unknown
+    from ncclbench_reports.common.comparison import RENDERERS
 
     fmt = fmt or _SUFFIXES.get(out.suffix if out else "", "table")
     if fmt not in _FORMATS:

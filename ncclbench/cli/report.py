@@ -5,7 +5,7 @@ from types import ModuleType
 
 import click
 
-from ncclbench.cli.complete import complete
+from ncclbench.cli.completion import complete
 from ncclbench.errors import UsageError
 
 
@@ -30,9 +30,9 @@ def command(runs: tuple[Path, ...], fmt: str | None, out: Path | None) -> None:
       ncclbench report runs/first -o first.html
       ncclbench report runs/monday runs/tuesday --format csv -o both.csv
     """
-    from ncclbench.cli.output import emit, refuse_terminal
-    from ncclbench.registry import load
-    from ncclbench.store.frame import read_runs
+    from ncclbench.cli.document_output import emit, refuse_terminal
+    from ncclbench.config.plugins import load
+    from ncclbench.store.run_directory import read_runs
 
     fmt = fmt or _from_suffix(out)
     module = load("reports", fmt)
@@ -44,7 +44,7 @@ def command(runs: tuple[Path, ...], fmt: str | None, out: Path | None) -> None:
 
 def _from_suffix(out: Path | None) -> str:
     """The format whose suffix `out` has; the table for every other."""
-    from ncclbench.registry import load, names
+    from ncclbench.config.plugins import load, names
 
     if out is None or not out.suffix:
         return "table"

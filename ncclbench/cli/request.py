@@ -11,7 +11,7 @@ _ON_CPUS = ("gloo", "threads")  # these transports have no use for a GPU
 
 def plan_of(options: dict[str, Any]) -> Any:
     """The plan: a file's, or one made of the command line."""
-    from ncclbench.plan import Entry, make_plan, read_plan
+    from ncclbench.plan.plan import Entry, make_plan, read_plan
 
     names = ("iterations", "warmup", "precision", "max_seconds", "check", "timeout", "seed", "cache", "buffers")
     overrides = {name: options[name] for name in names if options[name] is not None}
@@ -62,8 +62,8 @@ def choose_transport(name: str, launcher: str | None, elsewhere: str | None = No
     """
     from importlib.util import find_spec
 
-    from ncclbench.registry import exists, names, unknown
-    from ncclbench.topology.gpus import gpus_are_meant
+    from ncclbench.config.plugins import exists, names, unknown
+    from ncclbench.topology.visible_gpus import gpus_are_meant
 
     if elsewhere is not None and name in ("auto", *names("transports")):
         return name
@@ -90,7 +90,7 @@ def nproc_of(options: dict[str, Any], transport: str) -> int:
     """How many ranks to start here: as asked, or one a GPU that is seen, or on CPUs one a core, 2 to 8."""
     from importlib.util import find_spec
 
-    from ncclbench.topology.gpus import gpus_here
+    from ncclbench.topology.visible_gpus import gpus_here
 
     nproc: int | None = options["nproc"]
     if nproc is None:
@@ -104,7 +104,7 @@ def nproc_of(options: dict[str, Any], transport: str) -> int:
 
 def topology_file(options: dict[str, Any]) -> Any:
     """What --topology names, read and checked; None without it."""
-    from ncclbench.topology.files import read_topology
+    from ncclbench.topology.topology_file import read_topology
 
     return read_topology(options["topology_file"]) if options["topology_file"] else None
 
@@ -112,7 +112,7 @@ def topology_file(options: dict[str, Any]) -> Any:
 def planned_topology(nproc: int, options: dict[str, Any]) -> Any:
     """Where ranks that have not started will sit: one node, or by --topology."""
     from ncclbench.topology import Topology
-    from ncclbench.topology.placing import lay_out
+    from ncclbench.topology.placement import lay_out
 
     found = topology_file(options)
     return lay_out(found, nproc) if found else Topology.single_node(nproc)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ncclbench.cli.complete import complete
+from ncclbench.cli.completion import complete
 from ncclbench.cli.request import choose_transport, nproc_of, plan_of, planned_topology, topology_file
 from ncclbench.errors import Exit, UsageError
 
@@ -152,9 +152,9 @@ def execute(options: dict[str, Any]) -> Exit:
         options: by the names of the parameters of `command`; `arguments`, where another command makes the starts and
             shows the results itself, are those of the ranks.
     """
-    from ncclbench.launch.detect import detect
-    from ncclbench.launch.starts import refuse_start
-    from ncclbench.plan import Plan
+    from ncclbench.launch.launcher_detection import detect
+    from ncclbench.launch.process_starts import refuse_start
+    from ncclbench.plan.plan import Plan
 
     plan: Plan = plan_of(options)
     refuse_start(plan, options["process_start"])
@@ -174,10 +174,10 @@ def execute(options: dict[str, Any]) -> Exit:
 
 def _join(plan: Any, transport: str, out: Path, options: dict[str, Any], seat: Any) -> Exit:
     """Be the rank that a launcher has started."""
-    from ncclbench.launch.detect import OWN_START
-    from ncclbench.launch.session import join_and_run
-    from ncclbench.launch.starts import start_in_words, start_of_rank
-    from ncclbench.modes import entered
+    from ncclbench.launch.launcher_detection import OWN_START
+    from ncclbench.launch.process_starts import start_in_words, start_of_rank
+    from ncclbench.launch.rank_session import join_and_run
+    from ncclbench.plan.start_modes import entered
 
     if options["nproc"] is not None and seat.launcher != "local" and OWN_START not in os.environ:
         raise UsageError(f"--nproc is for a start without a launcher; {seat.launcher} has started this job")
@@ -199,7 +199,7 @@ def _join(plan: Any, transport: str, out: Path, options: dict[str, Any], seat: A
 
 def _dry_run(plan: Any, transport: str, options: dict[str, Any], seat: Any) -> Exit:
     """Say what would be run; all of it is found out first, since an error must not come after half an answer."""
-    from ncclbench.cli.forecast import forecast
+    from ncclbench.measure.dry_run import forecast
 
     found = forecast(
         plan, transport, planned_topology(seat.world_size if seat else nproc_of(options, transport), options)
@@ -219,8 +219,8 @@ def _refuse_with_launcher(options: dict[str, Any], seat: Any) -> None:
 
 
 def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: int | None) -> Any:
-    from ncclbench.cli.live import listener_for
-    from ncclbench.launch.book import Job
+    from ncclbench.cli.progress import listener_for
+    from ncclbench.launch.recorder import Job
 
     of_several = options["one_of_several"] or bool(options.get("arguments"))
     listener = listener_for(as_json=options["as_json"], of_several=of_several)
@@ -240,11 +240,11 @@ def _job(plan: Any, transport: str, out: Path, options: dict[str, Any], start: i
 
 
 def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) -> Exit:
-    from ncclbench.cli.forecast import refuse_on_this_node
-    from ncclbench.launch.relaunch import refuse_part_of_an_allocation
-    from ncclbench.launch.starts import refuse_without_first, start_of_rank
-    from ncclbench.modes import entered
-    from ncclbench.store.directory import check_target
+    from ncclbench.launch.external_launcher import refuse_part_of_an_allocation
+    from ncclbench.launch.process_starts import refuse_without_first, start_of_rank
+    from ncclbench.measure.dry_run import refuse_on_this_node
+    from ncclbench.plan.start_modes import entered
+    from ncclbench.store.run_directory import check_target
 
     later = (options["process_start"] or 1) - 1
     if options["one_of_several"] and not (out / "manifest.json").exists():
@@ -261,7 +261,7 @@ def _start_alone(plan: Any, transport: str, out: Path, options: dict[str, Any]) 
     if (plan.process_starts > 1 or options.get("arguments")) and not options["one_of_several"]:
         return _make_starts(plan, transport, out, options, nproc)
     if transport == "threads":
-        from ncclbench.launch.session import play_ranks
+        from ncclbench.launch.rank_session import play_ranks
 
         start = start_of_rank(plan, out, resume=options["resume"], asked=options["process_start"])
         with entered(plan.mode_of(start or 0)):
@@ -279,7 +279,7 @@ def _start_ranks(transport: str, out: Path, nproc: int, arguments: list[str]) ->
         from ncclbench.launch.mpiexec import start_under_mpiexec
 
         return start_under_mpiexec(nproc, arguments, out)
-    from ncclbench.launch.local import start_ranks
+    from ncclbench.launch.local_ranks import start_ranks
 
     return start_ranks(nproc, arguments, out)
 
@@ -287,8 +287,8 @@ def _start_ranks(transport: str, out: Path, nproc: int, arguments: list[str]) ->
 def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], nproc: int) -> Exit:
     """All process starts that the plan declares, one after the other; then what they measured."""
     from ncclbench.launch.arguments import with_options, without_option
-    from ncclbench.launch.relaunch import Relaunch, launcher_words
-    from ncclbench.launch.starts import first_start, in_own_process, make_starts
+    from ncclbench.launch.external_launcher import Relaunch, launcher_words
+    from ncclbench.launch.process_starts import first_start, in_own_process, make_starts
 
     relaunch = Relaunch(launcher_words(options["launcher"])) if options["launcher"] is not None else None
     told = ["--transport", transport, "--out", str(out.absolute() if relaunch else out)]
@@ -317,9 +317,9 @@ def _make_starts(plan: Any, transport: str, out: Path, options: dict[str, Any], 
 
 def _show(out: Path, code: Exit, *, as_json: bool) -> None:
     """What all process starts together have measured."""
-    from ncclbench.cli.live import JsonListener, listener_for
+    from ncclbench.cli.progress import JsonListener, listener_for
     from ncclbench.errors import NcclbenchError
-    from ncclbench.store.directory import read_run
+    from ncclbench.store.run_directory import read_run
 
     try:
         records = list(read_run(out).records)
@@ -344,8 +344,8 @@ def _what_went_wrong(code: Exit, out: Path) -> str | None:
 
 def _ask_for_next_start(plan: Any, out: Path, launcher: str) -> None:
     """Under a launcher, which starts processes once: the command that makes the next of the declared starts."""
-    from ncclbench.launch.starts import next_command, start_in_words
-    from ncclbench.store.directory import read_run
+    from ncclbench.launch.process_starts import next_command, start_in_words
+    from ncclbench.store.run_directory import read_run
 
     run = read_run(out)
     if run.open_start is not None and launcher != "local":

@@ -47,8 +47,8 @@ def command(file: Path | None, ranks: int | None, ep: int | None, as_json: bool,
 def _of_host() -> dict[str, Any]:
     import msgspec
 
-    from ncclbench.topology.detect import detect_host
-    from ncclbench.topology.pages import host_dot, host_lines
+    from ncclbench.topology.host_detection import detect_host
+    from ncclbench.topology.render import host_dot, host_lines
 
     host = detect_host()
     return {"record": msgspec.to_builtins(host), "lines": host_lines(host), "dot": host_dot(host)}
@@ -56,9 +56,9 @@ def _of_host() -> dict[str, Any]:
 
 def _of_file(file: Path, ranks: int | None, ep: int | None) -> dict[str, Any]:
     from ncclbench.errors import UsageError
-    from ncclbench.topology.files import read_topology
-    from ncclbench.topology.pages import fabric_dot, fabric_lines
-    from ncclbench.topology.placing import lay_out, places_in, straddling
+    from ncclbench.topology.placement import lay_out, places_in, straddling
+    from ncclbench.topology.render import fabric_dot, fabric_lines
+    from ncclbench.topology.topology_file import read_topology
 
     found = read_topology(file)
     topology = lay_out(found, ranks or places_in(found))

@@ -11,9 +11,9 @@ out: IMB divides by the longer of communication and computing, so that its share
 import re
 from typing import Any
 
-from ncclbench.importers._log import DamageError, Line, Log, is_cell, number, whole
-from ncclbench.importers._mpi import PAIRS, MpiRow, dtype_of, found_of
-from ncclbench.importers._reading import Reading, Stated
+from ncclbench.importers.common.imported_cases import Reading, Stated
+from ncclbench.importers.common.log_file import DamageError, Line, Log, is_cell, number, whole
+from ncclbench.importers.common.mpi_suites import PAIRS, MpiRow, dtype_of, found_of
 
 _TOOL = "imb"
 _TITLE = re.compile(r"# +Intel ?\(R\) MPI Benchmarks? (?:Suite )?V?([\w.]{1,20})(?: Update (\d{1,3}))?, (.{1,40})")

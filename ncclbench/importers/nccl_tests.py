@@ -8,10 +8,10 @@ by itself.
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from ncclbench.importers._log import DamageError, Line, Log, begins_another, is_cell, number, whole
-from ncclbench.importers._nccl_log import nccl_path, without_nccl
-from ncclbench.importers._nccl_tests import PLACEMENTS, Half, Row, Table, found_in, pattern_of
-from ncclbench.importers._reading import Reading, Stated, agreed
+from ncclbench.importers.common.imported_cases import Reading, Stated, agreed
+from ncclbench.importers.common.log_file import DamageError, Line, Log, begins_another, is_cell, number, whole
+from ncclbench.importers.common.nccl_lines import nccl_path, without_nccl
+from ncclbench.importers.common.nccl_tests_records import PLACEMENTS, Half, Row, Table, found_in, pattern_of
 
 _TOOL = "nccl-tests"
 _VERSION = re.compile(r"# (?:nccl|rccl)-tests version (\S{1,40})(.*)")

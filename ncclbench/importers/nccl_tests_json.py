@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from ncclbench.importers._log import DamageError, Log
-from ncclbench.importers._nccl_tests import OVER_RANKS, PLACEMENTS, Half, Row, Table, found_in, pattern_of
-from ncclbench.importers._reading import Reading, Stated, agreed
+from ncclbench.importers.common.imported_cases import Reading, Stated, agreed
+from ncclbench.importers.common.log_file import DamageError, Log
+from ncclbench.importers.common.nccl_tests_records import OVER_RANKS, PLACEMENTS, Half, Row, Table, found_in, pattern_of
 from ncclbench.store.provenance import recorded_variables
 
 _TOOL = "nccl-tests"

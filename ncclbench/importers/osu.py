@@ -14,9 +14,9 @@ The columns are those of ``osu_util_mpi.c`` of 7.4 (``print_only_header``, ``pri
 import re
 from collections.abc import Mapping
 
-from ncclbench.importers._log import DamageError, Line, Log, begins_another, is_cell, number, whole
-from ncclbench.importers._mpi import PAIRS, MpiRow, dtype_of, found_of
-from ncclbench.importers._reading import Reading, Stated
+from ncclbench.importers.common.imported_cases import Reading, Stated
+from ncclbench.importers.common.log_file import DamageError, Line, Log, begins_another, is_cell, number, whole
+from ncclbench.importers.common.mpi_suites import PAIRS, MpiRow, dtype_of, found_of
 from ncclbench.store.records import Overlap
 
 _TOOL = "osu-micro-benchmarks"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ncclbench.errors import EnvironmentFault
-from ncclbench.launch.detect import detect
+from ncclbench.launch.launcher_detection import detect
 from ncclbench.store.provenance import cpu_model
 from ncclbench.units import format_bytes
 

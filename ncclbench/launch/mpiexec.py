@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from ncclbench.errors import EnvironmentFault, Exit, worst
-from ncclbench.launch.detect import OWN_START
+from ncclbench.launch.launcher_detection import OWN_START
 from ncclbench.launch.signals import SIGNALS, announce, passing_on, settled
 
 # mpiexec ends its ranks when it is told to end; rank 0 first writes down why.

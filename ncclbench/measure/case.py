@@ -11,21 +11,23 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ncclbench.buffers import WARM, Rotation, allocate, uploader
+from ncclbench.analysis.summary import Floats
+from ncclbench.buffers.arrays import WARM, Rotation, allocate, uploader
+from ncclbench.buffers.nccl_mem_alloc import BLOCKS
+from ncclbench.config.plugins import load
 from ncclbench.errors import EnvironmentFault, Unable, UsageError
-from ncclbench.measure import device, overlap, regimes
-from ncclbench.measure.evidence import Witness
-from ncclbench.measure.needs import check_needs
-from ncclbench.measure.proof import Expected, PortWatch, expected
-from ncclbench.measure.reach import Lost, leave_out_silent, name_lost
+from ncclbench.measure import compute_overlap as overlap
+from ncclbench.measure import timing_device as device
+from ncclbench.measure import timing_host as regimes
+from ncclbench.measure.buffer_plan import Demand, agreed_room, rotations
+from ncclbench.measure.network.path_proof import Expected, PortWatch, expected
+from ncclbench.measure.reachability import Lost, leave_out_silent, name_lost
 from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
-from ncclbench.measure.regimes import LAUNCHES_PER_BLOCK, Clock, Loop, Progress
-from ncclbench.measure.room import Demand, agreed_room, rotations
+from ncclbench.measure.requirements import check_needs
 from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, collect
-from ncclbench.measure.statistics import Floats
-from ncclbench.nccl_memory import BLOCKS
-from ncclbench.plan import Settings
-from ncclbench.registry import load
+from ncclbench.measure.telemetry import Witness
+from ncclbench.measure.timing_host import LAUNCHES_PER_BLOCK, Clock, Loop, Progress
+from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case, Timing
 from ncclbench.schedule.oracle import Oracle, refuse_unverifiable, repeats_before_overflow
 from ncclbench.schedule.schedule import Schedule, shared_buffers

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ncclbench.measure.regimes import LAUNCHES_PER_BLOCK
 from ncclbench.measure.sampling import FEWEST_SAMPLES, MAX_SAMPLES
-from ncclbench.plan import PlannedCase
+from ncclbench.measure.timing_host import LAUNCHES_PER_BLOCK
+from ncclbench.plan.plan import PlannedCase
 from ncclbench.schedule.case import Timing
 
 

@@ -8,24 +8,24 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ncclbench.measure.derived import comparable_of, ratios_of, subtotals_of
-from ncclbench.measure.flows import flow_results, group_medians
-from ncclbench.measure.overlap import overlap_of
-from ncclbench.measure.proof import Counted, Expected, proof_notes, reconcile
+from ncclbench.analysis.summary import MICRO, Floats, skew, summarise
+from ncclbench.measure.compute_overlap import overlap_of
+from ncclbench.measure.derived_metrics import comparable_of, ratios_of, subtotals_of
+from ncclbench.measure.flow_results import flow_results, group_medians
+from ncclbench.measure.network.path_proof import Counted, Expected, proof_notes, reconcile
 from ncclbench.measure.sampling import Samples
-from ncclbench.measure.statistics import MICRO, Floats, skew, summarise
-from ncclbench.plan import Settings
-from ncclbench.schedule.bound import bound_seconds
+from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.ledger import Ledger, phase_ledger, rotation_record, schedule_ledger
 from ncclbench.schedule.phases import Exchange
 from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.store.gpus import gpu_warnings
+from ncclbench.schedule.time_bound import bound_seconds
+from ncclbench.store.gpu_warnings import gpu_warnings
 from ncclbench.store.records import GroupResult, PhaseResult, Record, Status
 from ncclbench.topology import Link, Topology
-from ncclbench.topology.placing import straddling
+from ncclbench.topology.placement import straddling
 
 
 @dataclass(frozen=True)

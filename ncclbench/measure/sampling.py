@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ncclbench.measure.statistics import Floats, relative_width, summarise
+from ncclbench.analysis.summary import Floats, relative_width, summarise
 from ncclbench.transports.base import Control
 
 MIN_SAMPLES = 20

@@ -7,9 +7,9 @@ from ncclbench.errors import Unable
 from ncclbench.schedule.builders import collective, shard_count
 from ncclbench.schedule.case import Case, CollectiveParams, GroupParams, Needs, Params, Timing
 from ncclbench.schedule.dtypes import DTYPES, Dtype, Redop
+from ncclbench.schedule.flow_rounds import Direction, Round, circle, derangement, grid_of, offsets, rounds_of
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Ints, Kernel, Local, Op, Phase
-from ncclbench.schedule.rounds import Direction, Round, circle, derangement, grid_of, offsets, rounds_of
-from ncclbench.schedule.rowwork import RowKernel, RowPlan, RowWork
+from ncclbench.schedule.row_work import RowKernel, RowPlan, RowWork
 from ncclbench.schedule.schedule import Schedule
 
 __all__ = [

@@ -24,7 +24,7 @@ from ncclbench.schedule.phases import (
     SimplePhase,
 )
 from ncclbench.schedule.rates import GIGA
-from ncclbench.schedule.rowwork import RowWork
+from ncclbench.schedule.row_work import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.topology import Link, Topology
 

@@ -12,12 +12,12 @@ from math import log2
 
 import numpy as np
 
-from ncclbench.schedule.contents import Contents, Stretch
 from ncclbench.schedule.dtypes import DTYPES, Array, Dtype, Redop, finish_average, reducer
-from ncclbench.schedule.fill import Fill, Floats, Spread, reductions, refuse_blind, rounding, tolerance
+from ncclbench.schedule.expected_contents import Contents, Stretch
+from ncclbench.schedule.input_values import Fill, Floats, Spread, reductions, refuse_blind, rounding, tolerance
 from ncclbench.schedule.phases import flatten
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.schedule.trace import Given, Mark, Reduced, Segment, Term, trace
+from ncclbench.schedule.symbolic_trace import Given, Mark, Reduced, Segment, Term, trace
 
 CANARY_BYTE = 0xA5
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ncclbench.schedule.dtypes import Redop
-from ncclbench.schedule.rowwork import RowWork
+from ncclbench.schedule.row_work import RowWork
 
 Ints = NDArray[np.int64]
 

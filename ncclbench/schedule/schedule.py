@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ncclbench.schedule.contents import Contents
 from ncclbench.schedule.dtypes import Dtype
+from ncclbench.schedule.expected_contents import Contents
 from ncclbench.schedule.phases import (
     AllToAllV,
     Collective,
@@ -21,7 +21,7 @@ from ncclbench.schedule.phases import (
     flatten,
     frozen_ints,
 )
-from ncclbench.schedule.rowwork import RowKernel, RowWork
+from ncclbench.schedule.row_work import RowKernel, RowWork
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from ncclbench.errors import UsageError
-from ncclbench.store.files import content_of
-from ncclbench.store.shapes import EventShape
+from ncclbench.store.regular_files import content_of
+from ncclbench.store.stored_types import EventShape
 
 GENESIS = "0" * 64
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.errors import NcclbenchError, UsageError
-from ncclbench.store.directory import Run
-from ncclbench.store.files import is_regular
 from ncclbench.store.records import Record
+from ncclbench.store.regular_files import is_regular
+from ncclbench.store.run_directory import Run
 
 Floats = NDArray[np.float64]
 

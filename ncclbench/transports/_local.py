@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from ncclbench.buffers import Buffers
+from ncclbench.buffers.arrays import Buffers
 from ncclbench.errors import Unable
 from ncclbench.schedule.dtypes import Array, Dtype
 from ncclbench.schedule.phases import (
@@ -24,8 +24,8 @@ from ncclbench.schedule.phases import (
     Phase,
     SimplePhase,
 )
-from ncclbench.schedule.rowwork import RowWork
-from ncclbench.transports._rows import row_call
+from ncclbench.schedule.row_work import RowWork
+from ncclbench.transports._row_work import row_call
 from ncclbench.transports.base import Call, Step
 
 # NCCL has these as groups of sends and receives.

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.buffers import Buffers, pinned_bytes
+from ncclbench.buffers.arrays import Buffers, pinned_bytes
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.phases import AllToAllV, Collective, Exchange, SimplePhase
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.schedule.trace import pieces
+from ncclbench.schedule.symbolic_trace import pieces
 from ncclbench.transports.base import Call, Split
 
 # A stretch of a buffer in bytes: start and stop.
@@ -65,7 +65,7 @@ class CupyMemory:
         """Make the GPU current, and a stream on it."""
         import cupy
 
-        from ncclbench.transports._cuda import gpu_id, make_current
+        from ncclbench.transports.cuda.stream import gpu_id, make_current
 
         self._cupy = cupy
         cupy.cuda.Device(device).use()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ncclbench.buffers import Buffers, Device
+from ncclbench.buffers.arrays import Buffers, Device
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.schedule import Schedule
 
@@ -84,7 +84,7 @@ class Program:
 
 # The network interface of control messages, where it is not to be that of the messages measured.
 CONTROL_NETWORK = "NCCLBENCH_CONTROL_IFNAME"
-# Set to 1, ranks may share GPUs; see `ncclbench.transports._claim`.
+# Set to 1, ranks may share GPUs; see `ncclbench.transports.cuda.gpu_ownership`.
 SHARE_GPU = "NCCLBENCH_SHARE_GPU"
 
 

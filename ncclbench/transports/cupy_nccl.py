@@ -21,21 +21,21 @@ except ImportError as error:
         f"the cupy_nccl transport needs CuPy for this machine's CUDA, cupy-cuda13x or cupy-cuda12x: {error}"
     ) from error
 
-from ncclbench.buffers import Buffers, Device
+from ncclbench.buffers.arrays import Buffers, Device
+from ncclbench.buffers.nccl_library import NcclLibrary, first_trouble, loaded_nccl
+from ncclbench.buffers.nccl_mem_alloc import BLOCKS
 from ncclbench.errors import TransportError, Unable
-from ncclbench.nccl_library import NcclLibrary, first_trouble, loaded_nccl
-from ncclbench.nccl_memory import BLOCKS
 from ncclbench.schedule.dtypes import Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
-from ncclbench.schedule.rowwork import RowWork
+from ncclbench.schedule.row_work import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu
-from ncclbench.transports._cuda import BranchMarks, CudaStream, gpu_id, nccl_version, refuse_float8_here
 from ncclbench.transports._local import branches_launches, local_call, refuse_what_only_mpi_has, steps_of
-from ncclbench.transports._nccl_log import NcclLog
-from ncclbench.transports._nvml import gpu_identity, gpu_state
-from ncclbench.transports._registration import register_buffers
 from ncclbench.transports.base import Call, Control, Program, Seat, Step, nothing
+from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu
+from ncclbench.transports.cuda.nccl_log import NcclLog
+from ncclbench.transports.cuda.nvml import gpu_identity, gpu_state
+from ncclbench.transports.cuda.registration import register_buffers
+from ncclbench.transports.cuda.stream import BranchMarks, CudaStream, gpu_id, nccl_version, refuse_float8_here
 
 # ncclDataType_t and ncclRedOp_t of nccl.h; CuPy names only some of them.
 _DTYPES = {

@@ -16,17 +16,15 @@ from typing import Any
 import mpi4py
 import numpy as np
 
-from ncclbench.buffers import Buffers, Device, device_bytes
+from ncclbench.buffers.arrays import Buffers, Device, device_bytes
+from ncclbench.buffers.nccl_mem_alloc import BLOCKS
 from ncclbench.errors import EnvironmentFault, TransportError, Unable, UsageError
-from ncclbench.nccl_memory import BLOCKS
 from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
-from ncclbench.schedule.rowwork import RowWork
+from ncclbench.schedule.row_work import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.topology.gpus import gpus_are_meant
-from ncclbench.transports._address import LOOPBACK, connect_first, own_hosts
-from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu
-from ncclbench.transports._knock import Doors
+from ncclbench.topology.network_addresses import LOOPBACK, connect_first, own_hosts
+from ncclbench.topology.visible_gpus import gpus_are_meant
 from ncclbench.transports._local import local_call, steps_of
 from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
 from ncclbench.transports._staging import (
@@ -37,7 +35,8 @@ from ncclbench.transports._staging import (
     library_says_cuda,
     transfer_arrives,
 )
-from ncclbench.transports._star import StarControl
+from ncclbench.transports._tcp_control import StarControl
+from ncclbench.transports._tcp_probe import Doors
 from ncclbench.transports.base import (
     CONTROL_NETWORK,
     Call,
@@ -50,6 +49,7 @@ from ncclbench.transports.base import (
     broadcast_text,
     nothing,
 )
+from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu
 
 # A shard that is its own place in the larger buffer is what MPI means by these in place; a schedule means its front.
 _NEVER_IN_PLACE = frozenset({Op.ALL_GATHER, Op.GATHER, Op.SCATTER})

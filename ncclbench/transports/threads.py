@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from ncclbench.buffers import Buffers, Device
+from ncclbench.buffers.arrays import Buffers, Device
 from ncclbench.errors import TransportError
 from ncclbench.schedule.dtypes import Array, Redop, finish_average, reducer
 from ncclbench.schedule.phases import (
@@ -30,7 +30,7 @@ from ncclbench.schedule.phases import (
     Op,
     SimplePhase,
 )
-from ncclbench.schedule.rowwork import RowWork
+from ncclbench.schedule.row_work import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._local import branches_step, local_call, refuse_what_only_mpi_has
 from ncclbench.transports.base import Call, Control, DeviceStream, Program, Step, nothing

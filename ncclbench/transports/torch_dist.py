@@ -18,26 +18,26 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
-from ncclbench.buffers import Buffers, Device
+from ncclbench.buffers.arrays import Buffers, Device
+from ncclbench.buffers.nccl_library import NcclLibrary, first_trouble, loaded_nccl
+from ncclbench.buffers.nccl_mem_alloc import BLOCKS
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
-from ncclbench.nccl_library import NcclLibrary, first_trouble, loaded_nccl
-from ncclbench.nccl_memory import BLOCKS
 from ncclbench.schedule.dtypes import Array, Dtype, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
-from ncclbench.schedule.rowwork import RowWork
+from ncclbench.schedule.row_work import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._claim import claim_gpu, cupy_gpus, ranks_per_gpu, refuse_shared
-from ncclbench.transports._knock import Doors
 from ncclbench.transports._local import branches_launches, branches_step, local_call, refuse_what_only_mpi_has, steps_of
-from ncclbench.transports._nccl_log import NcclLog
-from ncclbench.transports._nvml import gpu_identity, gpu_state
-from ncclbench.transports._registration import register_buffers
+from ncclbench.transports._tcp_probe import Doors
 from ncclbench.transports.base import CONTROL_NETWORK, Call, Control, DeviceStream, Program, Seat, Step, nothing
+from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu, refuse_shared
+from ncclbench.transports.cuda.nccl_log import NcclLog
+from ncclbench.transports.cuda.nvml import gpu_identity, gpu_state
+from ncclbench.transports.cuda.registration import register_buffers
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
-# Ranks meet at a TCP store, which only some launchers name; see `ncclbench.launch.meet`.
+# Ranks meet at a TCP store, which only some launchers name; see `ncclbench.launch.rendezvous`.
 NEEDS_STORE = True
 
 _GLOO_NETWORK = "GLOO_SOCKET_IFNAME"
@@ -72,7 +72,7 @@ def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
     try:
         store = _meet(seat, limit)
         if device is not None:
-            from ncclbench.transports._cuda import gpu_id
+            from ncclbench.transports.cuda.stream import gpu_id
 
             # torchrun's store outlives the ranks that it starts again.
             board = PrefixStore(f"gpus/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -200,7 +200,7 @@ class TorchTransport:
         """One stream for everything that is timed, CuPy's and torch's at once."""
         import cupy
 
-        from ncclbench.transports._cuda import CudaStream, gpu_id
+        from ncclbench.transports.cuda.stream import CudaStream, gpu_id
 
         device = torch.cuda.current_device()
         cupy.cuda.Device(device).use()
@@ -258,7 +258,7 @@ class TorchTransport:
         if dtype.name in _ADDED_NOWHERE or (self.name == "gloo" and dtype.name in _MOVED_AS):
             raise Unable(f"{'gloo' if self.name == 'gloo' else 'torch.distributed'} has no reductions of {dtype.name}")
         if self.name == "nccl":
-            from ncclbench.transports._cuda import refuse_float8_here
+            from ncclbench.transports.cuda.stream import refuse_float8_here
 
             refuse_float8_here(phase, dtype)
         elif phase.redop is Redop.AVG and not dtype.is_float:
@@ -413,7 +413,7 @@ def _device_branches(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> S
     """
     import cupy
 
-    from ncclbench.transports._cuda import BranchMarks
+    from ncclbench.transports.cuda.stream import BranchMarks
 
     streams = [torch.cuda.Stream() for _ in branches]  # type: ignore[no-untyped-call]
     views = [cupy.cuda.ExternalStream(stream.cuda_stream) for stream in streams]

@@ -6,8 +6,8 @@ and partial sums return in its mirror image. The busiest rank decides. `docs/moe
 
 from collections.abc import Sequence
 
+from ncclbench.moe.layer_variants import LayerParams, LayerRequest, layer_variants
 from ncclbench.schedule import Case, Schedule
-from ncclbench.schedule.experts.layer import LayerParams, LayerRequest, layer_variants
 from ncclbench.topology import Topology
 
 

@@ -6,9 +6,9 @@ the slowdown of either; `docs/moe.md` has the rest.
 
 from collections.abc import Sequence
 
+from ncclbench.moe.gradient_overlap import overlap_schedules
+from ncclbench.moe.layer_variants import LayerParams, LayerRequest, overlap_variants
 from ncclbench.schedule import Case, Schedule, Unable
-from ncclbench.schedule.experts.layer import LayerParams, LayerRequest, overlap_variants
-from ncclbench.schedule.experts.overlap import overlap_schedules
 from ncclbench.topology import Topology
 
 

@@ -2,7 +2,7 @@
 
 Each GPU sends to one and receives from one, so no NIC has more than its share, and whatever is slower than a NIC is
 two flows on one link. With flows hashed onto links (ECMP) the slowest flow has about one over the largest load; with
-adaptive routing it has nearly all. `ncclbench.accept.flows` compares the two.
+adaptive routing it has nearly all. `ncclbench.analysis.flows` compares the two.
 """
 
 from typing import Literal

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ncclbench.store.directory import Run
-from ncclbench.store.frame import flat_frame
+from ncclbench.store.run_directory import Run
+from ncclbench_reports.common.record_frame import flat_frame
 
 SUFFIX = ".csv"
 

@@ -6,11 +6,11 @@ from typing import Any
 import msgspec
 
 from ncclbench import __version__
-from ncclbench.store.aggregate import across_starts
-from ncclbench.store.directory import Run
-from ncclbench.store.frame import COLUMNS, flat_frame, phases_frame, plain_rows
-from ncclbench.store.judgement import Judgement
-from ncclbench_reports._shared import judgements, stamps, warnings_of
+from ncclbench.store.run_directory import Run
+from ncclbench.store.verdict import Judgement
+from ncclbench_reports.common.across_starts import across_starts
+from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, phases_frame, plain_rows
+from ncclbench_reports.common.wording import judgements, stamps, warnings_of
 
 SUFFIX = ".json"
 SCHEMA = 1

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from ncclbench.store.directory import Run
-from ncclbench.store.frame import COLUMNS, flat_frame, plain_rows
-from ncclbench.store.judgement import CheckResult
-from ncclbench_reports._shared import judgements, stamps, unmeasured, verdict_line
+from ncclbench.store.run_directory import Run
+from ncclbench.store.verdict import CheckResult
+from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, plain_rows
+from ncclbench_reports.common.wording import judgements, stamps, unmeasured, verdict_line
 
 SUFFIX = ".xml"
 

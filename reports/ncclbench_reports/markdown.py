@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ncclbench.store.aggregate import across_starts
-from ncclbench.store.directory import Run
-from ncclbench.store.frame import flat_frame, plain_rows
+from ncclbench.store.run_directory import Run
 from ncclbench.units import counted, format_size
-from ncclbench_reports._shared import (
+from ncclbench_reports.common.across_starts import across_starts
+from ncclbench_reports.common.record_frame import flat_frame, plain_rows
+from ncclbench_reports.common.wording import (
     AS_DEEPEP,
     AS_OTHERS_COUNT,
     judgements,

@@ -11,10 +11,10 @@ import msgspec
 
 from ncclbench import __version__
 from ncclbench.schedule.builders import IN_PLACE
-from ncclbench.store.directory import Run
 from ncclbench.store.records import Record
-from ncclbench.store.shapes import LoggedDevice, LoggedTable
-from ncclbench_reports._shared import losses_of
+from ncclbench.store.run_directory import Run
+from ncclbench.store.stored_types import LoggedDevice, LoggedTable
+from ncclbench_reports.common.wording import losses_of
 
 _PROGRAMS = {"all_to_all": "alltoall", "all_to_all_v": "alltoallv", "send_recv": "sendrecv"}
 _TYPES = {

@@ -4,8 +4,8 @@ import io
 from collections.abc import Sequence
 
 from ncclbench import __version__
-from ncclbench.store.directory import Run
-from ncclbench.store.frame import COLUMNS, flat_frame
+from ncclbench.store.run_directory import Run
+from ncclbench_reports.common.record_frame import COLUMNS, flat_frame
 
 SUFFIX = ".parquet"
 FOR_FILES = True

@@ -6,10 +6,10 @@ A metric is ``ncclbench_`` and the column's name, unit included, so that the fig
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ncclbench.store.directory import Run
-from ncclbench.store.frame import COLUMNS, flat_frame, plain_rows
-from ncclbench.store.judgement import Word
-from ncclbench_reports._shared import judgements
+from ncclbench.store.run_directory import Run
+from ncclbench.store.verdict import Word
+from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, plain_rows
+from ncclbench_reports.common.wording import judgements
 
 SUFFIX = ".prom"
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ncclbench.store.aggregate import across_starts
-from ncclbench.store.directory import Run
-from ncclbench.store.frame import flat_frame, records_frame
+from ncclbench.store.run_directory import Run
 from ncclbench.units import counted
-from ncclbench_reports._shared import (
+from ncclbench_reports.common.across_starts import across_starts
+from ncclbench_reports.common.record_frame import flat_frame, records_frame
+from ncclbench_reports.common.wording import (
     AS_DEEPEP,
     AS_OTHERS_COUNT,
     IMPORTED,

@@ -3,8 +3,8 @@
 
     scripts/benchmarks/accept_scale.py [--nodes 1024] [--cases 20] [--samples 100] [--keep DIR]
 
-The run is made up by `ncclbench.accept.example` (every rank has samples and a GPU's state in every case), judged in a
-process of its own by ``ncclbench accept RUN``, and verified in another. Printed: seconds and the largest memory.
+The run is made up by `ncclbench.accept.example_runs` (every rank has samples and a GPU's state in every case), judged
+in a process of its own by ``ncclbench accept RUN``, and verified in another. Printed: seconds and the largest memory.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ncclbench.accept.example import Example, ExampleCase, write_example
+from ncclbench.accept.example_runs import Example, ExampleCase, write_example
 
 G = 1 << 30
 

@@ -24,15 +24,15 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ncclbench.buffers import l2_bytes, rotation
-from ncclbench.launch.detect import detect
+from ncclbench.buffers.arrays import l2_bytes, rotation
+from ncclbench.launch.launcher_detection import detect
 from ncclbench.measure.case import run_case
-from ncclbench.measure.device import graph_launches
-from ncclbench.plan import Settings
+from ncclbench.measure.timing_device import graph_launches
+from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Timing
 from ncclbench.schedule.rates import bus_gb_per_s
 from ncclbench.topology import Topology
-from ncclbench.transports._nccl_log import NcclLog
+from ncclbench.transports.cuda.nccl_log import NcclLog
 from ncclbench.transports.cupy_nccl import CupyNcclTransport
 from ncclbench.transports.torch_dist import open_transport
 

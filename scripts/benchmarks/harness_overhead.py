@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ncclbench.measure.statistics import Floats
+    from ncclbench.analysis.summary import Floats
 
     # The iterations of each round of one start.
     Rounds = list[Floats]
@@ -157,9 +157,9 @@ def rank_main(seconds: float) -> None:
     import torch
     import torch.distributed as dist
 
-    from ncclbench.launch.detect import detect
+    from ncclbench.launch.launcher_detection import detect
     from ncclbench.measure.case import run_case
-    from ncclbench.plan import Settings
+    from ncclbench.plan.plan import Settings
     from ncclbench.schedule import Case
     from ncclbench.topology import Topology
     from ncclbench.transports.torch_dist import open_transport

@@ -28,19 +28,19 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ncclbench.buffers import Buffers, allocate, uploader
-from ncclbench.launch.detect import detect
+from ncclbench.buffers.arrays import Buffers, allocate, uploader
+from ncclbench.launch.launcher_detection import detect
 from ncclbench.measure.case import build_variants, run_case
-from ncclbench.measure.device import GATE_LIMIT_SECONDS
-from ncclbench.plan import Settings
+from ncclbench.measure.timing_device import GATE_LIMIT_SECONDS
+from ncclbench.plan.plan import Settings
 from ncclbench.schedule import AllToAllV, Case, RowKernel, RowWork, Schedule
 from ncclbench.schedule.oracle import CANARY_BYTE
 from ncclbench.schedule.phases import flatten
-from ncclbench.schedule.rowformats import FORMATS
-from ncclbench.schedule.rowwork import ENTRY_BYTES
+from ncclbench.schedule.row_formats import FORMATS
+from ncclbench.schedule.row_work import ENTRY_BYTES
 from ncclbench.topology import Topology
-from ncclbench.transports._cuda import CudaStream
 from ncclbench.transports._local import local_call
+from ncclbench.transports.cuda.stream import CudaStream
 
 EXPERT_PARALLEL = 8
 LAYER: dict[str, Any] = {"model": "deepseek-v3", "tokens": "4096", "variant": "cached", "routings": 1}

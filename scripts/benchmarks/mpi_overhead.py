@@ -17,8 +17,8 @@ from functools import partial
 import numpy as np
 
 from ncclbench.measure.case import run_case
-from ncclbench.measure.regimes import quiet_gc
-from ncclbench.plan import Settings
+from ncclbench.measure.timing_host import quiet_gc
+from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case
 from ncclbench.topology import Topology
 from ncclbench.transports._mpi import MPI, library, start_mpi

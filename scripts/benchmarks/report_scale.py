@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ncclbench.measure.statistics import skew, summarise
-from ncclbench.store.directory import RunWriter
+from ncclbench.analysis.summary import skew, summarise
 from ncclbench.store.records import PhaseResult, Record
+from ncclbench.store.run_directory import RunWriter
 
 _RAILS = 8
 _TARGET_RANKS = 8192

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from ncclbench.compare import compare, read_side
-from ncclbench.registry import load
-from ncclbench.store.directory import read_run
-from ncclbench_reports._compare import RENDERERS
-from tests.made_runs import HOSTILE, rich_run, small_run
+from ncclbench.analysis.comparison import compare
+from ncclbench.analysis.run_sets import read_side
+from ncclbench.config.plugins import load
+from ncclbench.store.run_directory import read_run
+from ncclbench_reports.common.comparison import RENDERERS
+from tests.helpers.made_runs import HOSTILE, rich_run, small_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 

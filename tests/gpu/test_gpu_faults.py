@@ -68,7 +68,7 @@ SABOTEUR = """
 import os
 import socket
 
-from ncclbench.registry import load
+from ncclbench.config.plugins import load
 
 
 def sockets():

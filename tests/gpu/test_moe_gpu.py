@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from tests.gpu.conftest import GPUS, WORLDS, Records
-from tests.rows import LAYERS, works
+from tests.helpers.rows import LAYERS, works
 
 
 @pytest.mark.parametrize("params", LAYERS, ids=lambda params: "-".join(map(str, params.values())))
 def test_kernels_and_numpy_agree_to_the_bit(params: dict[str, Any]) -> None:
     import cupy
 
-    from ncclbench.transports._rows import row_call
+    from ncclbench.transports._row_work import row_call
 
     done = set()
     for work in works(params):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from ncclbench.accept.flows import FlowTable, endpoint_medians, rail_matrix
+from ncclbench.analysis.flows import FlowTable, endpoint_medians, rail_matrix
 from scripts.lab import execute, faults, kernel
 from scripts.lab.plan import Lab
 
@@ -63,7 +63,7 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Flows:
-    """The flows of some records: the median of each, in Mbit/s, and what `ncclbench.accept.flows` makes of them.
+    """The flows of some records: the median of each, in Mbit/s, and what `ncclbench.analysis.flows` makes of them.
 
     Attributes:
         rails: rails a node; rank = node x rails + rail.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ncclbench.topology.files import parse_topology
+from ncclbench.topology.topology_file import parse_topology
 from scripts.fabric_lab import main as fabric_lab_here
 from scripts.lab import execute, faults, kernel
 from scripts.lab.plan import Lab, LabError

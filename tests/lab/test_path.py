@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from ncclbench.accept.flows import flows_of, rail_matrix
-from ncclbench.store.directory import read_run
+from ncclbench.analysis.flows import flows_of, rail_matrix
+from ncclbench.store.run_directory import read_run
 from scripts.lab import execute, faults, kernel
 from scripts.lab.plan import Lab, LabError
 from tests.lab.conftest import NBYTES, SCRIPT, environment

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from ncclbench.accept.flows import contrast_by_leaf, endpoint_medians, flows_of
-from ncclbench.store.directory import read_run
+from ncclbench.analysis.flows import contrast_by_leaf, endpoint_medians, flows_of
+from ncclbench.store.run_directory import read_run
 from scripts.lab import faults, kernel
 from scripts.lab.plan import Lab
 from tests.lab.conftest import NBYTES

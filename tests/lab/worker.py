@@ -16,13 +16,13 @@ from typing import Any
 
 import msgspec
 
-from ncclbench.launch.detect import detect
-from ncclbench.launch.meet import with_store
+from ncclbench.launch.launcher_detection import detect
+from ncclbench.launch.rendezvous import with_store
 from ncclbench.measure.case import run_case
-from ncclbench.plan import Settings
+from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case
-from ncclbench.topology.files import read_topology
-from ncclbench.topology.placing import place
+from ncclbench.topology.placement import place
+from ncclbench.topology.topology_file import read_topology
 from ncclbench.transports.base import Transport, all_gather_text, broadcast_text
 from ncclbench.transports.torch_dist import open_transport
 

@@ -17,11 +17,11 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
-from ncclbench.buffers import allocate
+from ncclbench.buffers.arrays import allocate
+from ncclbench.buffers.nccl_mem_alloc import BLOCKS
 from ncclbench.errors import Unable
 from ncclbench.measure.case import run_case
-from ncclbench.nccl_memory import BLOCKS
-from ncclbench.plan import Settings
+from ncclbench.plan.plan import Settings
 from ncclbench.schedule import DTYPES, AllToAllV, Case, Collective, Concurrent, Exchange, Kernel, Local, Op, Schedule
 from ncclbench.schedule.oracle import Oracle
 from ncclbench.topology import Topology
@@ -51,7 +51,7 @@ def main(cases: Path, records: Path, most: int | None) -> None:
     described = dict(transport.describe())
     if transport.rank == 0:
         records.write_text(json.dumps({"records": found, "odd": odd, "describe": described}))
-    with patch("ncclbench.nccl_memory.NcclMemory") as made:
+    with patch("ncclbench.buffers.nccl_mem_alloc.NcclMemory") as made:
         BLOCKS.take(64)
     transport.close()
     made.return_value.free.assert_called_once_with()  # what cases have kept goes when the transport does

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ncclbench.errors import Exit
-from ncclbench.store.directory import read_run
+from ncclbench.store.run_directory import read_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

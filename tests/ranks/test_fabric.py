@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ncclbench.config.plugins import load, names
 from ncclbench.errors import Exit
-from ncclbench.registry import load, names
-from ncclbench.store.directory import read_run
+from ncclbench.store.run_directory import read_run
 
 if TYPE_CHECKING:
     from pathlib import Path

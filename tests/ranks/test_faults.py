@@ -12,12 +12,12 @@ import pytest
 
 from ncclbench.errors import Exit
 from ncclbench.store import events
-from ncclbench.store.directory import read_run
+from ncclbench.store.run_directory import read_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ncclbench.store.directory import Run
+    from ncclbench.store.run_directory import Run
     from tests.ranks.conftest import Job, Starter
 
 pytestmark = pytest.mark.ranks
@@ -116,7 +116,7 @@ ALONE = [("raise", 0), ("exit", 2), ("kill", 0), ("kill", 2), ("stop", 2), ("han
 TORCHRUN = [("raise", 2), ("exit", 0), ("kill", 0), ("stop", 0), ("hang", 2)]
 FAULTY = [(*fault, launcher) for launcher, faults in (("alone", ALONE), ("torchrun", TORCHRUN)) for fault in faults]
 # Where it is also tried to go on: alone and under torchrun, and after the death of rank 0. However a run has ended, it
-# goes on by what is stored: tests/unit/test_book.py.
+# goes on by what is stored: tests/unit/launch/test_recorder.py.
 GOES_ON = [("kill", 2, "alone"), ("kill", 0, "torchrun")]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ncclbench.errors import Exit
 from ncclbench.store import events
-from ncclbench.store.directory import read_run
+from ncclbench.store.run_directory import read_run
 from tests.ranks.conftest import Starter
 
 pytestmark = pytest.mark.ranks

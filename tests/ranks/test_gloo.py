@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ncclbench.config.plugins import load, names
 from ncclbench.errors import Exit
-from ncclbench.registry import load, names
 from ncclbench.schedule import DTYPES, Redop
 
 if TYPE_CHECKING:

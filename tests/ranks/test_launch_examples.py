@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ncclbench.launch.detect import detect
-from ncclbench.topology.hostlist import expand_nodes
+from ncclbench.launch.launcher_detection import detect
+from ncclbench.topology.slurm_hostlist import expand_nodes
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "scripts/launch"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ncclbench.errors import Exit
-from ncclbench.store.directory import Run, read_run
+from ncclbench.store.run_directory import Run, read_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ncclbench.errors import Exit
-from ncclbench.schedule.experts.layer import Variant
-from ncclbench.schedule.routing import KINDS
-from ncclbench.schedule.rowformats import FORMATS
-from tests.moe_cases import GROUPED, ROUTINGS, table_of_each_kind
+from ncclbench.moe.layer_variants import Variant
+from ncclbench.moe.routing import KINDS
+from ncclbench.schedule.row_formats import FORMATS
+from tests.helpers.moe_cases import GROUPED, ROUTINGS, table_of_each_kind
 
 if TYPE_CHECKING:
     from tests.ranks.conftest import Finished, Starter

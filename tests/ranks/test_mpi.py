@@ -16,10 +16,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from ncclbench.config.plugins import load, names
 from ncclbench.errors import Exit
 from ncclbench.measure.case import Measurement, run_case
-from ncclbench.plan import Settings
-from ncclbench.registry import load, names
+from ncclbench.plan.plan import Settings
 from ncclbench.schedule import DTYPES, Case, CollectiveParams, Redop
 from ncclbench.topology import Topology
 from ncclbench.transports.threads import ThreadTransport, play

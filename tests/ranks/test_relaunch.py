@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ncclbench.errors import Exit
-from ncclbench.store.directory import read_run
+from ncclbench.store.run_directory import read_run
 
 if TYPE_CHECKING:
     from tests.ranks.conftest import Starter

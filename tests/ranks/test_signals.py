@@ -10,11 +10,11 @@ import pytest
 
 from ncclbench.errors import Exit
 from ncclbench.launch.signals import SIGNALS
-from ncclbench.launch.verdict import Fault
+from ncclbench.launch.watchdog.attribution import Fault
 from ncclbench.store import events
-from ncclbench.store.directory import read_run
+from ncclbench.store.run_directory import read_run
 from tests.ranks.conftest import Starter
-from tests.unit.test_book import PLAN, measured, opened
+from tests.unit.launch.test_recorder import PLAN, measured, opened
 
 pytestmark = pytest.mark.ranks
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ncclbench.store.directory import read_run
+from ncclbench.store.run_directory import read_run
 from tests.ranks.conftest import Job, Starter
 
 pytestmark = pytest.mark.ranks

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from ncclbench.accept.example import write_example
+from ncclbench.accept.example_runs import write_example
 from ncclbench.schedule import (
     DTYPES,
     AllToAllV,
@@ -28,7 +28,7 @@ from ncclbench.schedule import (
     Schedule,
 )
 from ncclbench.schedule.phases import Phase, SimplePhase
-from tests.judged import HEALTHY
+from tests.helpers.judged import HEALTHY
 
 # Speed on a shared machine is nobody's fault: no deadline, no health check of time.
 _SLOW = [HealthCheck.too_slow]

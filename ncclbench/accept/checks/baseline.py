@@ -7,10 +7,10 @@ every document says so.
 import statistics
 from collections.abc import Iterator
 
-from ncclbench.accept.facts import CaseView, unlike, views_of
-from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.case_facts import CaseView, unlike, views_of
+from ncclbench.accept.check_context import Subject, row
 from ncclbench.accept.profile import Limits
-from ncclbench.accept.subject import Subject, row
+from ncclbench.accept.verdict import Action, Result, Verdict
 from ncclbench.units import counted
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from ncclbench.accept.facts import shown_ranks
-from ncclbench.accept.outcome import Action, Result, Verdict
-from ncclbench.accept.subject import Subject, row
+from ncclbench.accept.case_facts import shown_ranks
+from ncclbench.accept.check_context import Subject, row
+from ncclbench.accept.verdict import Action, Result, Verdict
 from ncclbench.units import counted
 
 

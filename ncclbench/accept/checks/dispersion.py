@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.check_context import Subject, row
 from ncclbench.accept.profile import Limits
-from ncclbench.accept.subject import Subject, row
+from ncclbench.accept.verdict import Action, Result, Verdict
 from ncclbench.store.records import Summary
 
 

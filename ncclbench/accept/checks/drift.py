@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ncclbench.accept.facts import matches_any, shown_ranks, software_of
-from ncclbench.accept.outcome import Action, Result, Verdict
-from ncclbench.accept.subject import Subject
+from ncclbench.accept.case_facts import matches_any, shown_ranks, software_of
+from ncclbench.accept.check_context import Subject
+from ncclbench.accept.verdict import Action, Result, Verdict
 
 _KINDS = {"versions": "version", "variables": "setting"}
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from ncclbench.accept.facts import gpu_names
-from ncclbench.accept.outcome import Result, Verdict
-from ncclbench.accept.subject import Subject
+from ncclbench.accept.case_facts import gpu_names
+from ncclbench.accept.check_context import Subject
+from ncclbench.accept.verdict import Result, Verdict
 
 
 def check(subject: Subject) -> Iterator[Result]:

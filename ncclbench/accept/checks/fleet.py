@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.accept.facts import CaseView, Place
-from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.case_facts import CaseView, Place
+from ncclbench.accept.check_context import Subject
 from ncclbench.accept.profile import Limits
-from ncclbench.accept.subject import Subject
+from ncclbench.accept.verdict import Action, Result, Verdict
 from ncclbench.store.records import Record, Summary
 
 # With fewer equals no one can say which of them is the odd one.

@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ncclbench.accept.facts import CaseView
-from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.case_facts import CaseView
+from ncclbench.accept.check_context import Estimate, Subject, row
 from ncclbench.accept.profile import SCOPE_FACTS, FloorRule
-from ncclbench.accept.subject import Estimate, Subject, row
+from ncclbench.accept.verdict import Action, Result, Verdict
 from ncclbench.store.records import Record
 from ncclbench.units import counted, format_size
 

@@ -6,11 +6,11 @@ What a warning means is data: ``health.toml``, and the profile's own entries bef
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ncclbench.accept.facts import matches_any, shown_ranks
-from ncclbench.accept.outcome import Result, Verdict
+from ncclbench.accept.case_facts import matches_any, shown_ranks
+from ncclbench.accept.check_context import Subject
 from ncclbench.accept.profile import Health
-from ncclbench.accept.subject import Subject
-from ncclbench.store.gpus import crc_warnings
+from ncclbench.accept.verdict import Result, Verdict
+from ncclbench.store.gpu_warnings import crc_warnings
 from ncclbench.units import counted
 
 _STATES = {"rank": int, "before": dict, "after": dict}

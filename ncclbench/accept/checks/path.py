@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ncclbench.accept.facts import CaseView, matches_any
-from ncclbench.accept.outcome import Action, Result, Verdict
+from ncclbench.accept.case_facts import CaseView, matches_any
+from ncclbench.accept.check_context import Subject, row
 from ncclbench.accept.profile import PathRules
-from ncclbench.accept.subject import Subject, row
+from ncclbench.accept.verdict import Action, Result, Verdict
 
 
 def check(subject: Subject) -> Iterator[Result]:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ncclbench.accept.outcome import Result, Verdict
-from ncclbench.accept.samples import impossible
-from ncclbench.accept.subject import Subject, row
+from ncclbench.accept.check_context import Subject, row
+from ncclbench.accept.sample_checks import impossible
+from ncclbench.accept.verdict import Result, Verdict
 from ncclbench.errors import UsageError
 from ncclbench.store.records import Record
 from ncclbench.units import counted

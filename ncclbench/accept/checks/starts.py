@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ncclbench.accept.facts import CaseView, shown_ranks
-from ncclbench.accept.outcome import Action, Result, Verdict
-from ncclbench.accept.subject import Subject, row
+from ncclbench.accept.case_facts import CaseView, shown_ranks
+from ncclbench.accept.check_context import Subject, row
+from ncclbench.accept.verdict import Action, Result, Verdict
 from ncclbench.units import counted
 
 

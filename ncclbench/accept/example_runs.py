@@ -1,0 +1,281 @@
+"""Run directories that nobody measured: for tests, for whoever writes a check, and to see how long judging takes.
+
+They go through the same writer as real ones, and their manifest says what they are: a verdict about one is stamped
+``synthetic``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.analysis.summary import skew, summarise
+from ncclbench.schedule.rates import GIGA, bus_factor
+from ncclbench.store.records import SCHEMA, GroupResult, PhaseResult, Record
+from ncclbench.store.run_directory import Run, RunWriter
+from ncclbench.topology import Topology
+
+Floats = NDArray[np.float64]
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleCase:
+    """One case.
+
+    Attributes:
+        pattern: its name; also the op whose bus bandwidth is meant.
+        nbytes: S.
+        bus_gb_per_s: what a healthy group reaches.
+        group: as the parameter of collectives.
+        timing: the regime.
+        samples: iterations in a start.
+        slow: for the index of a group, how many times as long it takes.
+        noise: relative, of an iteration.
+        wrong: elements that differ.
+        flows: rounds of flows along the rails instead of groups, as ``same_rail``; then `slow` is of sending ranks.
+    """
+
+    pattern: str
+    nbytes: int
+    bus_gb_per_s: float
+    group: str = "world"
+    timing: str = "isolated"
+    samples: int = 60
+    slow: Mapping[int, float] = field(default_factory=dict)
+    noise: float = 0.005
+    wrong: int = 0
+    flows: bool = False
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters that are not defaults."""
+        if self.flows:
+            return {"direction": "apart"}
+        return {} if self.group == "world" else {"group": self.group}
+
+    @property
+    def id(self) -> str:
+        """As a real one's."""
+        return f"{self.pattern}/float32/{self.nbytes}/{self.timing}" + "".join(
+            f"/{name}={value}" for name, value in self.params.items()
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A run.
+
+    Attributes:
+        cases: what it measured.
+        nodes: number of hosts.
+        ranks_per_node: on each.
+        domain_nodes: hosts in an NVLink domain.
+        starts: process starts that its plan declares.
+        made: how many were made; None for all.
+        gpu: name of the GPUs; None for ranks on CPUs.
+        transport: name of the transport.
+        links: what NCCL's log said of every case.
+        link_layer: what it said that NICs speak.
+        nvls: what it said of NVLink SHARP: ``on``, ``off``, ``unavailable``, or ``unknown`` for nothing.
+        edit: changes a record before it is stored.
+        software: versions and settings of each rank that differs from the others.
+        seed: of the noise.
+    """
+
+    cases: Sequence[ExampleCase]
+    nodes: int = 8
+    ranks_per_node: int = 8
+    domain_nodes: int = 1
+    starts: int = 3
+    made: int | None = None
+    gpu: str | None = H100
+    transport: str = "nccl"
+    links: Sequence[str] = ("NET/IB", "P2P/CUMEM")
+    link_layer: Sequence[str] = ()
+    nvls: str = "on"
+    edit: Callable[[Record], Record] = lambda record: record
+    software: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def world_size(self) -> int:
+        """R."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def topology(self) -> Topology:
+        """Hosts n0000, n0001, ...; a rank's rail is its place on its host."""
+        hosts = [f"n{rank // self.ranks_per_node:04d}" for rank in range(self.world_size)]
+        plain = Topology.from_hosts(hosts)
+        return Topology(
+            nodes=plain.nodes,
+            domains=plain.nodes // self.domain_nodes,
+            rails=plain.rails,
+            sites=plain.sites,
+            node_names=plain.node_names,
+            sources={**plain.sources, "domain": "made up"},
+        )
+
+
+def write_example(path: Path, example: Example) -> Path:
+    """Write the run directory; returns its path."""
+    rng = np.random.default_rng(example.seed)
+    manifest = _manifest(example)
+    writer = RunWriter.create(path, manifest)
+    for start in range(example.starts if example.made is None else example.made):
+        pids = [1000 * (start + 1) + rank for rank in range(example.world_size)]
+        writer.event("start", start=start, command=["run"], pids=pids, software=manifest["software"])
+        for case in example.cases:
+            writer.event("case", case=case.id, start=start)
+            record, seconds_RNK = _measure(example, case, start, rng)
+            record = example.edit(record)
+            timed = record.time_us is not None
+            writer.append(record, ["total"] if timed else None, seconds_RNK if timed else None)
+        writer.event("end", start=start, exit_code=0)
+    return path
+
+
+def example_run(example: Example) -> Run:
+    """The same run in memory, with neither events nor samples: for checks that read records only."""
+    rng = np.random.default_rng(example.seed)
+    starts = range(example.starts if example.made is None else example.made)
+    records = [example.edit(_measure(example, case, k, rng)[0]) for k in starts for case in example.cases]
+    return Run(Path("example"), _manifest(example), tuple(records), ())
+
+
+def _manifest(example: Example) -> dict[str, Any]:
+    usual: dict[str, dict[str, str]] = {
+        "versions": {"nccl": "2.28.9", "torch": "2.9.0"},
+        "variables": {"NCCL_IB_GID_INDEX": "3"},
+    }
+    others = dict(example.software)
+    same = [rank for rank in range(example.world_size) if rank not in others]
+    views: list[dict[str, Any]] = [{"ranks": same, **usual}] if same else []
+    for rank, view in others.items():
+        views.append({"ranks": [rank], **{kind: {**usual[kind], **view.get(kind, {})} for kind in usual}})
+    device: dict[str, Any] = {"device": {"name": example.gpu, "serial": "1320023000000"}} if example.gpu else {}
+    cases = [
+        {"id": case.id, "pattern": case.pattern, "nbytes": case.nbytes, "timing": case.timing} for case in example.cases
+    ]
+    topology = example.topology
+    return {
+        "schema": SCHEMA,
+        "synthetic": True,
+        "plan": {"name": "example", "starts": example.starts, "cases": cases},
+        "transport": example.transport,
+        "device": "cuda" if example.gpu else "cpu",
+        "world_size": example.world_size,
+        "topology": topology.as_record(),
+        "ranks": [
+            {"host": topology.node_names[int(node)], "pid": 1000 + rank, "cores": [], **device}
+            for rank, node in enumerate(topology.nodes)
+        ],
+        "software": views,
+        "provenance": {"command": ["ncclbench", "run"], "launcher": "torchrun", "variables": {}},
+        "started": "2026-01-01T00:00:00Z",
+    }
+
+
+def _measure(example: Example, case: ExampleCase, start: int, rng: np.random.Generator) -> tuple[Record, Floats]:
+    """The record of one case in one start, and its samples of shape (R, N, 1)."""
+    return (_measure_flows if case.flows else _measure_groups)(example, case, start, rng)
+
+
+def _measure_flows(example: Example, case: ExampleCase, start: int, rng: np.random.Generator) -> tuple[Record, Floats]:
+    """Every rank to its counterpart on up to 7 other nodes, a round at a time; a round ends with its last flow."""
+    world, rails = example.world_size, example.ranks_per_node
+    healthy = case.nbytes / (case.bus_gb_per_s * GIGA)
+    factors_R = np.array([case.slow.get(rank, 1.0) for rank in range(world)])
+    phases, rounds = [], []
+    for step in range(1, min(7, example.nodes - 1) + 1):
+        flow_RN = healthy * factors_R[:, None] * rng.normal(1.0, case.noise, (world, case.samples))
+        rounds.append(flow_RN)
+        flows = {
+            "src": list(range(world)),
+            "dst": [(rank + step * rails) % world for rank in range(world)],
+            "nbytes": [case.nbytes] * world,
+            "p50_us": (np.median(flow_RN, axis=1) * 1e6).tolist(),
+        }
+        phases.append(PhaseResult(label=f"offset={step}", ledger={}, flows=flows))
+    seconds_RN = np.concatenate(rounds, axis=1)
+    summary = summarise(seconds_RN.max(axis=0))
+    rate = case.nbytes / (summary.p50 / 1e6) / GIGA
+    record = _record(example, case, start, world, seconds_RN, rate)
+    return msgspec.structs.replace(record, bus_gb_per_s=rate, phases=phases), seconds_RN[:, :, None]
+
+
+def _measure_groups(example: Example, case: ExampleCase, start: int, rng: np.random.Generator) -> tuple[Record, Floats]:
+    """All groups at once; the slowest rank of each sets its time."""
+    groups_GN = example.topology.groups(case.group)
+    members = groups_GN.shape[1]
+    factor = bus_factor(case.pattern, members)
+    healthy = case.nbytes * factor / (case.bus_gb_per_s * GIGA) if factor else 1e-6
+    seconds_RN = np.empty((example.world_size, case.samples))
+    for index, ranks in enumerate(groups_GN):
+        group_N = healthy * case.slow.get(index, 1.0) * rng.normal(1.0, case.noise, case.samples)
+        # The slowest rank of an iteration sets its time; the others come a little later, and so take a little less.
+        seconds_RN[ranks] = group_N * (1.0 - 0.02 * rng.random((members, 1)))
+        seconds_RN[ranks[0]] = group_N
+    rate = case.nbytes / (summarise(seconds_RN.max(axis=0)).p50 / 1e6) / GIGA
+    results = [
+        GroupResult(
+            ranks=ranks.tolist(),
+            time_us=(own := summarise(seconds_RN[ranks].max(axis=0))),
+            bus_gb_per_s=case.nbytes / (own.p50 / 1e6) / GIGA * factor,
+        )
+        for ranks in groups_GN
+    ]
+    record = _record(example, case, start, members, seconds_RN, rate)
+    results = results if len(results) > 1 else []
+    return msgspec.structs.replace(record, bus_gb_per_s=rate * factor, groups=results), seconds_RN[:, :, None]
+
+
+def _record(example: Example, case: ExampleCase, start: int, members: int, seconds_RN: Floats, rate: float) -> Record:
+    return Record(
+        case=case.id,
+        pattern=case.pattern,
+        transport=example.transport,
+        timing=case.timing,
+        dtype="float32",
+        bytes=case.nbytes,
+        world_size=example.world_size,
+        status="wrong" if case.wrong else "ok",
+        reason=f"{case.wrong} elements differ" if case.wrong else None,
+        started="2026-01-01T00:00:00Z",
+        start=start,
+        params=case.params,
+        wrong=case.wrong,
+        wrong_ranks=[0] if case.wrong else [],
+        group_size=members,
+        time_us=summarise(seconds_RN.max(axis=0)),
+        skew_us=skew(seconds_RN),
+        alg_gb_per_s=rate,
+        path=_path(example) if example.gpu else None,
+        gpus=[_gpu(rank) for rank in range(example.world_size)] if example.gpu else [],
+    )
+
+
+def _path(example: Example) -> dict[str, Any]:
+    """What NCCL's log says of a healthy rank."""
+    networks = [link.removeprefix("NET/") for link in example.links if link.startswith("NET/")]
+    found = {"version": "2.28.9", "links": list(example.links), "gdr": True, "channels": 16}
+    if example.nvls != "unknown":
+        found |= {"nvls": example.nvls == "on", "nvls_switched_off": example.nvls == "off"}
+    found |= {"network": networks[0]} if networks else {}
+    return found | ({"link_layer": list(example.link_layer)} if example.link_layer else {})
+
+
+def _gpu(rank: int) -> dict[str, Any]:
+    state = {"sm_mhz": 1980, "celsius": 45, "watts": 300.0, "throttled": [], "errors": {"ECC uncorrected errors": 0}}
+    return {"rank": rank, "before": state, "after": state, "warnings": []}
+
+
+def with_warning(record: Record, rank: int, warning: str) -> Record:
+    """The record, with a warning of one rank's GPU."""
+    gpus = [{**gpu, "warnings": [warning]} if gpu["rank"] == rank else gpu for gpu in record.gpus]
+    return msgspec.structs.replace(record, gpus=gpus)

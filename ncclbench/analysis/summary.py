@@ -1,0 +1,52 @@
+"""Summaries of durations: medians with non-parametric intervals, percentiles only where there are enough samples."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.analysis.intervals import median_interval as median_interval
+from ncclbench.store.records import Skew, Summary
+
+Floats = NDArray[np.float64]
+
+MICRO = 1e6
+# Below these a percentile would be little more than the largest sample under another name.
+MIN_SAMPLES_P95 = 20
+MIN_SAMPLES_P99 = 100
+
+
+def summarise(seconds: Floats) -> Summary:
+    """The summary of durations in seconds, in microseconds.
+
+    Raises:
+        ValueError: without samples.
+    """
+    if len(seconds) == 0:
+        raise ValueError("no samples to summarise")
+    us = np.sort(seconds) * MICRO
+    n, mean = len(us), float(us.mean())
+    interval = median_interval(n)
+    return Summary(
+        n=n,
+        min=float(us[0]),
+        p50=float(np.median(us)),
+        p50_lo=float(us[interval[0]]) if interval else None,
+        p50_hi=float(us[interval[1]]) if interval else None,
+        p95=float(np.quantile(us, 0.95)) if n >= MIN_SAMPLES_P95 else None,
+        p99=float(np.quantile(us, 0.99)) if n >= MIN_SAMPLES_P99 else None,
+        max=float(us[-1]),
+        mean=mean,
+        cv=float(us.std(ddof=1) / mean) if n > 1 and mean > 0 else None,
+    )
+
+
+def relative_width(summary: Summary) -> float:
+    """Half the width of the median's interval over the median; infinite where there is no interval."""
+    if summary.p50_lo is None or summary.p50_hi is None or summary.p50 <= 0:
+        return float("inf")
+    return (summary.p50_hi - summary.p50_lo) / 2 / summary.p50
+
+
+def skew(seconds_RN: Floats) -> Skew:
+    """Max - min over the ranks of each iteration, in microseconds."""
+    spread = (seconds_RN.max(axis=0) - seconds_RN.min(axis=0)) * MICRO
+    return Skew(p50=float(np.median(spread)), max=float(spread.max()))

@@ -1,0 +1,39 @@
+"""Shell completion of names; what it needs is imported only when a shell asks."""
+
+from collections.abc import Callable
+
+import click
+
+# What click calls with the context, the parameter and what has been typed.
+Completer = Callable[[click.Context, click.Parameter, str], list[str]]
+
+
+def complete(kind: str) -> Completer:
+    """Names of `kind`: what `ncclbench list` lists by it, or ``dtypes`` or ``timings``."""
+
+    def names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in _known(kind) if name.startswith(incomplete)]
+
+    return names
+
+
+def _known(kind: str) -> list[str]:
+    from ncclbench.config import plugins as registry
+
+    if kind == "plans":
+        from ncclbench.plan.plan import shipped_plans
+
+        return list(shipped_plans())
+    if kind == "profiles":
+        from ncclbench.accept.profile import shipped_profiles
+
+        return list(shipped_profiles())
+    if kind == "dtypes":
+        from ncclbench.schedule.dtypes import DTYPES
+
+        return list(DTYPES)
+    if kind == "timings":
+        from ncclbench.schedule.case import Timing
+
+        return ["all", *(timing.value for timing in Timing)]
+    return registry.names(kind)

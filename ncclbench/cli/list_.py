@@ -1,0 +1,44 @@
+"""``ncclbench list``: what there is."""
+
+import inspect
+
+import click
+
+from ncclbench.errors import NcclbenchError
+
+_KINDS = ("patterns", "plans", "profiles", "checks", "transports", "reports", "importers", "models")
+
+
+@click.command("list", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("kind", type=click.Choice(_KINDS))
+def command(kind: str) -> None:
+    """List what there is, with one line each.
+
+    \b
+    Examples:
+      ncclbench list patterns
+      ncclbench list plans
+    """
+    from ncclbench.config.plugins import load, names
+    from ncclbench.plan.plan import shipped_plans
+
+    if kind == "plans":
+        rows = list(shipped_plans().items())
+    elif kind == "models":
+        from ncclbench.moe.models import model_line, model_names
+
+        rows = [(name, model_line(name)) for name in model_names()]
+    elif kind == "profiles":
+        from ncclbench.accept.profile import shipped_profiles
+
+        rows = list(shipped_profiles().items())
+    else:
+        rows = []
+        for name in names(kind):
+            try:
+                rows.append((name, (inspect.getdoc(load(kind, name)) or "").partition("\n")[0]))
+            except (NcclbenchError, ImportError) as error:
+                rows.append((name, f"not usable here: {error}"))
+    width = max(len(name) for name, _ in rows)
+    for name, line in rows:
+        click.echo(f"{name:<{width}}  {line}".rstrip())

@@ -1,0 +1,1 @@
+"""Plug-in look-up and what is shared by all readers of configuration."""

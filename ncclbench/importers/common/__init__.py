@@ -1,0 +1,1 @@
+"""What several importers share, and the writing of an imported run."""

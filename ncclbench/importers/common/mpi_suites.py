@@ -1,0 +1,135 @@
+"""What OSU's and Intel's MPI benchmarks have in common: a size, times over the ranks, and S where it can be known.
+
+Both count a *message*: what one rank gives, or sends to each other one. S of ncclbench is the whole buffer, so it is
+the message times the ranks for the ops that shard it; where nobody knows how many ranks there were, S is not known.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ncclbench.importers.common.imported_cases import Found, case_id, gb_per_s, one_sample
+from ncclbench.schedule.rates import bus_factor
+from ncclbench.store.records import Overlap, Record, Skew
+
+# One rank's message is 1/n of S.
+SHARED_BY_MESSAGE = frozenset({"all_gather", "all_to_all", "gather", "scatter"})
+_DTYPES = {
+    "MPI_FLOAT": "float32",
+    "MPI_DOUBLE": "float64",
+    "MPI_INT": "int32",
+    "MPI_CHAR": "int8",
+    "MPI_BYTE": "uint8",
+}
+_ITEMSIZE = {"float32": 4, "float64": 8, "int32": 4, "int8": 1, "uint8": 1}
+# Two ranks, whatever the job: that is what these benchmarks are.
+PAIRS = frozenset({"ping_pong", "ping_ping", "bandwidth", "bidirectional_bandwidth"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MpiRow:
+    """A row of either.
+
+    Attributes:
+        members: how many ranks take part in each of the `groups`; None if nobody knows.
+        time_us: the headline: of the slowest rank where the log has it, of the mean rank otherwise; None if the
+            table has only rates.
+        over_ranks: which of the two: ``max`` or ``mean``.
+        spread_us: slowest minus fastest rank; None where the log does not say.
+        launches: how many repetitions the time is the mean of.
+        rate_gb_per_s: where the log has a rate and no time.
+        failed: what its validation says, if data were wrong.
+        unable: why there are no figures.
+        overlap: of a non-blocking collective.
+        cells: every column as it stands in the log.
+    """
+
+    line: int
+    pattern: str
+    timing: str
+    message: int
+    dtype: str | None
+    members: int | None
+    time_us: float | None
+    over_ranks: str | None
+    spread_us: float | None = None
+    launches: int | None = None
+    rate_gb_per_s: float | None = None
+    failed: str | None = None
+    unable: str | None = None
+    overlap: Overlap | None = None
+    redop: str | None = None
+    groups: int = 1
+    params: Mapping[str, Any] = field(default_factory=dict)
+    cells: Mapping[str, Any] = field(default_factory=dict)
+
+
+def dtype_of(mpi: str | None) -> str | None:
+    """Our name of an MPI type; one that we have no name for keeps its own."""
+    return _DTYPES.get(mpi, mpi) if mpi else None
+
+
+def found_of(row: MpiRow, table: int, place: int, transport: str, origin: Mapping[str, Any]) -> Found:
+    """The case of a row."""
+    nbytes = _whole_buffer(row)
+    itemsize = _ITEMSIZE.get(row.dtype or "", 0)
+    # Nothing moved has no rate: zero would look like a very slow network.
+    rate = gb_per_s(nbytes or None, row.time_us) if row.rate_gb_per_s is None else row.rate_gb_per_s
+    record = Record(
+        case="",
+        pattern=row.pattern,
+        params=dict(row.params),
+        transport=transport,
+        timing=row.timing,
+        dtype=row.dtype,
+        bytes=row.message if nbytes is None else nbytes,
+        size_bytes=nbytes,
+        count=row.message // itemsize if itemsize and row.pattern != "reduce_scatter" else None,
+        world_size=row.members * row.groups if row.members else None,
+        group_size=row.members,
+        redop=row.redop,
+        status="wrong" if row.failed else "skipped" if row.unable else "ok",
+        reason=row.failed or row.unable,
+        overlap=row.overlap,
+        tolerance=None,
+        warmup=None,
+        launches_per_sample=row.launches,
+        started=None,
+        time_us=one_sample(row.time_us) if row.time_us is not None else None,
+        skew_us=Skew(p50=row.spread_us, max=row.spread_us) if row.spread_us is not None else None,
+        alg_gb_per_s=rate,
+        bus_gb_per_s=_bus(row, rate),
+        notes=[] if nbytes is not None else [_NO_RANKS],
+        imported={
+            **origin,
+            "line": row.line,
+            "table": table,
+            "row": place,
+            "message_bytes": row.message,
+            "over_ranks": row.over_ranks,
+            "cells": dict(row.cells),
+        },
+    )
+    return Found(record=msgspec.structs.replace(record, case=case_id(record)))
+
+
+_NO_RANKS = "the log does not say how many ranks there were: bytes are one rank's message; import with --world-size N"
+
+
+def _whole_buffer(row: MpiRow) -> int | None:
+    if row.pattern not in SHARED_BY_MESSAGE:
+        return row.message
+    return row.message * row.members if row.members is not None else None
+
+
+def _bus(row: MpiRow, rate: float | None) -> float | None:
+    if rate is None:
+        return None
+    try:
+        # A pattern whose factor is 1 whatever the number of ranks needs none to be known.
+        factors = {bus_factor(row.pattern, n) for n in ([row.members] if row.members else [2, 3])}
+    except ValueError:
+        return None
+    return rate * factors.pop() if len(factors) == 1 else None

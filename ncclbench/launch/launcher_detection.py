@@ -1,0 +1,169 @@
+"""Who started this process, and as which rank: read from the environment, nothing imported.
+
+Each launcher sets its own variables. Half a set means a broken script, and is refused; so is a job that is really
+several independent jobs, which without this check would each measure a world of one and look healthy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ncclbench.errors import EnvironmentFault
+from ncclbench.transports.base import Seat
+
+# Set by `ncclbench.launch.local_ranks` for the ranks it starts itself.
+LOCAL_STORE = "NCCLBENCH_STORE"
+LOCAL_STORE_FD = "NCCLBENCH_STORE_FD"
+LOCAL_PARENT = "NCCLBENCH_PARENT"
+# Set by `ncclbench.launch.mpiexec` for the ranks of the mpiexec that it starts itself.
+OWN_START = "NCCLBENCH_OWN_START"
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The variables by which a launcher tells a process its place.
+
+    Attributes:
+        name: as in the manifest.
+        rank: variable of the rank.
+        size: variable of the world size.
+        local_rank: variable of the place on this node.
+        local_size: variable of the number of ranks on this node; None where the launcher has none.
+        also: further variables that must be there.
+        marker: what shows that this launcher is at work; by default, any of `rank` and `size`.
+    """
+
+    name: str
+    rank: str
+    size: str
+    local_rank: str
+    local_size: str | None
+    also: tuple[str, ...] = ()
+    marker: str | None = None
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """All variables that must be set together."""
+        own = (self.rank, self.size, self.local_rank, self.local_size, *self.also)
+        return tuple(name for name in own if name is not None)
+
+    def present(self, environ: Mapping[str, str]) -> bool:
+        """Whether this launcher started the process."""
+        markers = (self.marker,) if self.marker else (self.rank, self.size)
+        return any(name in environ for name in markers)
+
+
+_HYDRA = Launcher("mpich", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+
+# The first that is present is the one that is used: torchrun may itself have been started by one of the others.
+LAUNCHERS = (
+    Launcher("local", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", (LOCAL_STORE,), marker=LOCAL_STORE),
+    Launcher("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", ("MASTER_ADDR", "MASTER_PORT")),
+    Launcher(
+        "openmpi",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    # Slurm and Flux speak PMI as well, without the place on the node: theirs is told by their own variables.
+    replace(_HYDRA, marker="MPI_LOCALRANKID"),
+    # SLURM_NTASKS is set in a batch script as well, where nothing was started yet; the step's variables are not.
+    Launcher("slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None, marker="SLURM_STEP_NUM_TASKS"),
+    Launcher("flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", None, marker="FLUX_TASK_RANK"),
+    _HYDRA,
+)
+
+
+def detect(environ: Mapping[str, str]) -> Seat | None:
+    """This process's seat, or None if no launcher started it.
+
+    Raises:
+        EnvironmentFault: if a launcher's variables are incomplete, are no numbers, contradict each other, or if
+            several independent jobs were started instead of one.
+    """
+    present = [launcher for launcher in LAUNCHERS if launcher.present(environ)]
+    if not present:
+        return None
+    chosen = present[0]
+    seat = _read_seat(chosen, environ)
+    for outer in present[1:]:
+        if not _same_variables(outer, chosen):
+            _refuse_independent_jobs(seat, outer, environ)
+    return seat
+
+
+def _same_variables(one: Launcher, other: Launcher) -> bool:
+    return one.rank == other.rank
+
+
+def _read_seat(launcher: Launcher, environ: Mapping[str, str]) -> Seat:
+    missing = [name for name in launcher.required if not environ.get(name)]
+    if missing:
+        there = [name for name in launcher.required if environ.get(name)]
+        raise EnvironmentFault(
+            f"{launcher.name} has set {', '.join(there)} but not {', '.join(missing)}: "
+            "start the job with a launcher, or unset them to start ranks with --nproc"
+        )
+    rank, size = _number(launcher.rank, environ), _number(launcher.size, environ)
+    local_rank = _number(launcher.local_rank, environ)
+    local_size = _number(launcher.local_size, environ) if launcher.local_size else _slurm_local_size(environ, size)
+    if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
+        raise EnvironmentFault(
+            f"{launcher.name} says rank {rank} of {size}, and {local_rank} of {local_size} on this node, "
+            "which contradict each other"
+        )
+    return Seat(
+        rank=rank,
+        world_size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        launcher=launcher.name,
+        address=_local_store(environ) if launcher.name == "local" else None,
+        listen_fd=_number(LOCAL_STORE_FD, environ) if environ.get(LOCAL_STORE_FD) else None,
+    )
+
+
+def _local_store(environ: Mapping[str, str]) -> tuple[str, int]:
+    host, _, port = environ[LOCAL_STORE].partition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise EnvironmentFault(
+            f"{LOCAL_STORE} must be HOST:PORT, and is {environ[LOCAL_STORE]!r}: unset it; "
+            "only ncclbench itself sets it, for ranks that it starts"
+        )
+    return host, int(port)
+
+
+def _number(name: str, environ: Mapping[str, str]) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise EnvironmentFault(f"{name} must be a whole number, and is {environ[name]!r}") from None
+
+
+def _slurm_local_size(environ: Mapping[str, str], size: int) -> int:
+    """Tasks on this node: Slurm gives them for all nodes at once, as ``2(x3),1``."""
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    node = _number("SLURM_NODEID", environ) if environ.get("SLURM_NODEID") else 0
+    counts: list[int] = []
+    try:
+        for part in text.split(",") if text else []:
+            tasks, _, times = part.partition("(x")
+            counts += [int(tasks)] * int(times.rstrip(")") or 1)
+    except ValueError:
+        raise EnvironmentFault(f"SLURM_STEP_TASKS_PER_NODE must be like 2(x3),1, and is {text!r}") from None
+    return counts[node] if node < len(counts) else size
+
+
+def _refuse_independent_jobs(seat: Seat, outer: Launcher, environ: Mapping[str, str]) -> None:
+    """An outer launcher started several processes, and the inner one made a job of its own in each."""
+    if any(not environ.get(name) for name in (outer.rank, outer.size)):
+        return
+    outer_size = _number(outer.size, environ)
+    # torchrun says how many agents make up its job. An mpirun inside a Slurm allocation may use fewer nodes than
+    # Slurm has started its daemons on, so of others only worlds of one are certain to be jobs of their own.
+    agents = _number("GROUP_WORLD_SIZE", environ) if "GROUP_WORLD_SIZE" in environ else outer_size
+    if outer_size > 1 and (seat.world_size == 1 or agents < outer_size):
+        raise EnvironmentFault(
+            f"{outer.name} started {outer_size} processes, but {seat.launcher} makes a job of {seat.world_size} in "
+            f"each: these are {outer_size} independent jobs, not one. Start the ranks with one launcher only"
+        )

@@ -1,0 +1,253 @@
+"""Several process starts of one plan: made one after the other here, or asked for where a launcher forbids that.
+
+Iterations inside one process are not independent: memory is placed once, connections and rings are chosen once. A
+verdict on performance therefore rests on several process starts. How many is declared in the plan, all are kept in
+the same run directory, and one that fails counts: the next is made all the same, and nothing is chosen from.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, UsageError, worst
+from ncclbench.launch.arguments import with_options, without_option
+from ncclbench.launch.mpiexec import told_when_parent_dies
+from ncclbench.launch.signals import blocked, passed_on, passing_on
+from ncclbench.plan.plan import Plan
+from ncclbench.plan.start_modes import Mode
+from ncclbench.store.run_directory import Run, read_run
+
+_LAUNCHERS = ("torchrun", "mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun", "flux")
+_MOST_PARENTS = 8
+_POLL_SECONDS = 0.05
+
+
+class Refused(EnvironmentFault):
+    """Nothing of the run is there after a start, and what would have made it has ended by itself."""
+
+
+def make_starts(
+    out: Path,
+    first: int,
+    starts: int,
+    one: Callable[[int], Exit],
+    say: Callable[[str], None],
+    plan: Plan | None = None,
+) -> Exit:
+    """Make the process starts `first` to `starts` - 1 of the run in `out`; the most severe of what they end in.
+
+    A start that `one` says was refused is missing, and the next is made all the same. After a usage error, which the
+    next would meet as well, none is.
+
+    Args:
+        out: the run directory.
+        first: the start to begin with, above 0 when a run is resumed.
+        starts: where to end: how many the plan declares, if all are to be made.
+        one: makes one start, whose number it is given; its processes are told by ``--process-start``.
+        say: tells the user where it stands.
+        plan: tells how many starts there are in all, and of which mode each is; its processes see to that themselves.
+
+    Raises:
+        Refused: if none of them came to anything.
+    """
+    codes = []
+    refused: list[Refused] = []
+    before = len(passed_on)
+    for start in range(first, starts):
+        if start > first and _is_finished(out, start):
+            continue  # a resumed run need not have stopped at its last start
+        total, mode = (plan.process_starts, plan.mode_of(start)) if plan else (starts, None)
+        if total > 1:
+            say(start_in_words(start, total, mode))
+        try:
+            codes.append(one(start))
+        except Refused as error:
+            refused.append(error)
+            codes.append(Exit.ENVIRONMENT)
+            if total > 1:
+                say(f"ncclbench: warning: {start_in_words(start, total, mode)} is missing: {error}")
+            continue
+        if codes[-1] is Exit.USAGE or len(passed_on) > before or _was_stopped(out):
+            break
+    if refused and len(refused) == len(codes):
+        raise Refused(f"{refused[-1]}{f', in all {len(codes)} process starts' if len(codes) > 1 else ''}")
+    return worst(codes)
+
+
+def start_in_words(start: int, starts: int, mode: Mode | None) -> str:
+    """Which process start of how many, and how its processes are started; `start` counts from 0."""
+    return f"process start {start + 1} of {starts}{f' ({mode.in_words})' if mode else ''}"
+
+
+def _is_finished(out: Path, start: int) -> bool:
+    try:
+        return not read_run(out).missing_from(start)
+    except NcclbenchError:
+        return False
+
+
+def start_of_rank(plan: Plan, out: Path, *, resume: bool, asked: int | None) -> int | None:
+    """The start that this process, a rank, is of; None where rank 0 may find out when all have met.
+
+    A rank of a plan with modes must know before it loads a library: a node that does not see the run directory is told
+    by ``--process-start``.
+
+    Args:
+        plan: what is measured.
+        out: the run directory.
+        resume: whether it is gone on with.
+        asked: what ``--process-start`` says, from 1.
+
+    Raises:
+        UsageError: if the plan has no such start, or it cannot be told.
+    """
+    if asked is not None:
+        return asked - 1
+    if not plan.modes:
+        return None
+    try:
+        return first_start(out, resume=resume)
+    except UsageError as error:
+        hint = "where only rank 0 sees it, say --process-start N, which process start this is"
+        raise UsageError(f"{error}; {hint}") from None
+
+
+def refuse_start(plan: Plan, asked: int | None) -> None:
+    """Refuse a ``--process-start`` that the plan does not have.
+
+    Raises:
+        UsageError: naming those there are.
+    """
+    if asked is not None and not 1 <= asked <= plan.process_starts:
+        raise UsageError(f"--process-start must be 1 to {plan.process_starts}, as many as the plan has, got {asked}")
+
+
+def refuse_without_first(out: Path, start: int) -> None:
+    """Refuse a later process start of a run that is not there.
+
+    Raises:
+        UsageError: naming what asks for that start.
+    """
+    if start > 0 and not (out / "manifest.json").exists():
+        raise UsageError(f"--process-start {start + 1}: there is no run in {out}: make process start 1 first")
+
+
+def _was_stopped(out: Path) -> bool:
+    """Whether the next start would be pointless: nothing was begun, or the user has interrupted this one."""
+    try:
+        run = read_run(out)
+    except NcclbenchError:
+        return True
+    last = [event for event in run.events if event["kind"] in ("lost", "end")][-2:]
+    return any(e["kind"] == "lost" and str(e.get("reason", "")).startswith("interrupted") for e in last)
+
+
+def in_own_process(arguments: Sequence[str]) -> Exit:
+    """Run ``ncclbench ARGUMENTS`` in a process of its own; signals are passed on to it, and it does not outlive us."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    with passing_on(pass_on):
+        try:
+            with blocked():  # the child inherits the block, and ends it when it heeds signals
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "ncclbench", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # a Ctrl-C on the terminal reaches it once, through us
+                    preexec_fn=told_when_parent_dies,
+                )
+                children.append(child)
+            while child.poll() is None:
+                time.sleep(_POLL_SECONDS)
+            return worst([child.returncode])
+        finally:
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
+
+
+def next_command(
+    launcher: str, arguments: Sequence[str], out: Path, environ: Mapping[str, str], start: int | None = None
+) -> str:
+    """The command line that makes the next start: the launcher's own where it can be seen, or else rebuilt.
+
+    Args:
+        launcher: its name, as in the manifest.
+        arguments: this process's own, behind ``ncclbench``.
+        out: the run directory, which the next start must name.
+        environ: variables, for what a launcher tells nowhere else.
+        start: to be said outright, for nodes that do not see the run directory; counted from 0.
+    """
+    ours = without_option(arguments, "--process-start")  # which was for the start before
+    more: list[str] = []
+    if not any(word in ("-o", "--out") or word.startswith(("--out=", "-o")) for word in ours):
+        more += ["-o", str(out)]
+    if "--resume" not in ours:
+        more.append("--resume")
+    more += ["--process-start", str(start + 1)] if start is not None else []
+    ours = with_options(ours, more)
+    seen = _launcher_line(arguments)
+    if seen is not None:
+        return shlex.join([*seen, *ours])
+    program = shlex.join(["ncclbench", *ours])
+    size = environ.get("WORLD_SIZE") or environ.get("SLURM_STEP_NUM_TASKS") or environ.get("OMPI_COMM_WORLD_SIZE")
+    if launcher == "slurm":
+        return f"srun --nodes={environ.get('SLURM_STEP_NUM_NODES', '?')} --ntasks={size} {program}"
+    return f"{'mpiexec' if launcher in ('openmpi', 'mpich') else launcher} (with the options of this start) {program}"
+
+
+def _launcher_line(arguments: Sequence[str]) -> list[str] | None:
+    """The words of the launcher that stands above this process, up to our own arguments; None if it cannot be seen.
+
+    A launcher on another node, or a daemon in between, shows no command line of ours.
+    """
+    process = os.getppid()
+    for _ in range(_MOST_PARENTS):
+        words = _words(process)
+        starts_us = any(Path(word).name in _LAUNCHERS for word in words[:2]) or "torch.distributed.run" in words[:4]
+        if starts_us and arguments and list(arguments) == words[-len(arguments) :]:
+            return _as_typed(words[: -len(arguments)])
+        process = _parent(process)
+        if process <= 1:
+            return None
+    return None
+
+
+def _as_typed(words: list[str]) -> list[str]:
+    """Open MPI 5's mpirun becomes prterun, which by itself starts no MPI job; what was typed is not to be seen."""
+    return [
+        str(Path(word).with_name("mpirun")) if Path(word).name == "prterun" else word for word in words[:2]
+    ] + words[2:]
+
+
+def _words(process: int) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def _parent(process: int) -> int:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+def first_start(out: Path, *, resume: bool) -> int:
+    """The start to begin with: 0, or where a run that is resumed stands."""
+    if not resume:
+        return 0
+    run: Run = read_run(out)
+    return run.open_start if run.open_start is not None else run.declared_starts - 1

@@ -1,0 +1,378 @@
+"""One run on one rank, from meeting the others to the last record; rank 0 keeps the book.
+
+meet -> agree on plan and versions -> check memory -> open the run directory -> watch -> case after case -> end
+"""
+
+import hashlib
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ncclbench import __version__
+from ncclbench.buffers.arrays import ON_GPU, WARM, Rotation, refuse_too_large, room_for_one, rooms_of
+from ncclbench.buffers.nccl_mem_alloc import BLOCKS
+from ncclbench.config.plugins import load
+from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
+from ncclbench.launch.core_binding import allowed_cores, bind
+from ncclbench.launch.launcher_detection import LOCAL_PARENT
+from ncclbench.launch.rank_supervisor import outlive_parent
+from ncclbench.launch.recorder import Book, Job
+from ncclbench.launch.rendezvous import with_store
+from ncclbench.launch.signals import heeding, settled
+from ncclbench.launch.watchdog.attribution import Fault
+from ncclbench.launch.watchdog.watchdog import Watchdog, end_process
+from ncclbench.measure.buffer_plan import Demand, Held, agreed_room, rotations
+from ncclbench.measure.case import build_variants, demand, run_case
+from ncclbench.measure.telemetry import Witness
+from ncclbench.measure.timing_host import Progress
+from ncclbench.plan.plan import PlannedCase
+from ncclbench.store.events import utc_now
+from ncclbench.store.provenance import provenance, software
+from ncclbench.store.records import SCHEMA
+from ncclbench.topology import Topology
+from ncclbench.topology.host_detection import boot_id, detect_host, nearest
+from ncclbench.topology.network_addresses import LOOPBACK, own_hosts
+from ncclbench.topology.placement import Found, place_detected
+from ncclbench.topology.placement import place as place_ranks
+from ncclbench.transports.base import Seat, Transport, all_gather_text, broadcast_text
+
+_GIB = float(1 << 30)
+
+
+def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host: str | None) -> Exit:
+    """Run the job's plan as one rank of it.
+
+    Args:
+        job: what to run; the same on all ranks.
+        seat: this rank's place.
+        transport: this rank's, joined.
+        book: rank 0's is written to.
+        watch_host: where rank 0 can be reached for the watchdog, as `Watchdog.open` takes it; None
+            where ranks share a process.
+
+    Raises:
+        UsageError, EnvironmentFault: before the first case; afterwards faults end in the book.
+    """
+    progress = Progress()
+    try:
+        with transport.translating("start"):
+            finished, topology, watchdog, rotating = _prepare(job, seat, transport, book, progress, watch_host)
+    except NcclbenchError:
+        transport.close()  # a library's own threads would otherwise end the process with words of their own
+        raise
+    witness = Witness(transport)
+    try:
+        for number, planned in enumerate(job.plan.cases):
+            if planned.case.id not in finished:
+                rotation = rotating.get(number, WARM)
+                _run_one(number, planned, transport, topology, book, progress, watchdog, rotation, witness)
+        transport.barrier()
+    except Exception as error:
+        _give_up(watchdog, error)
+        raise
+    if watchdog:
+        watchdog.close()
+    try:
+        return book.end() if transport.rank == 0 else Exit.GOOD
+    finally:
+        transport.close()
+
+
+def _prepare(
+    job: Job, seat: Seat, transport: Transport, book: Book, progress: Progress, watch_host: str | None
+) -> tuple[set[str], Topology, Watchdog | None, dict[int, Rotation]]:
+    """Everything before the first case: the cases already finished, where the ranks sit, the watch, and the memory."""
+    _cross_check(seat, transport)
+    texts = all_gather_text(transport.control, _place(job, seat, transport))
+    places = [msgspec.json.decode(text, type=Place) for text in texts]
+    _refuse_disagreement(job, transport)
+    hosts = [place.host for place in places]
+    found = [place.found for place in places]
+    topology = place_ranks(job.topology, hosts) if job.topology else place_detected(hosts, found)
+    rotating = _plan_memory(job, seat, topology, transport)
+    finished = _open_book(job, seat, topology, places, transport, book)
+    watchdog = _start_watchdog(places, transport, book, progress, watch_host) if watch_host else None
+    return finished, topology, watchdog, rotating
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a rank runs, for the manifest: host, process, cores, its GPU's PCI address, and what it found around it.
+
+    `boot` is the running kernel's own id, the same in all containers of a machine; "" where the kernel has none.
+    """
+
+    host: str
+    boot: str = ""
+    pid: int
+    cores: list[int]
+    gpu: str | None = None
+    found: Found = Found()
+    device: dict[str, Any] = {}
+    software: dict[str, Any] = {}
+
+
+def distinct_software(places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Each different set of versions and settings once, with the ranks that have it; one entry where all agree."""
+    views: dict[str, dict[str, Any]] = {}
+    for rank, place in enumerate(places):
+        view = views.setdefault(_text(place.software), {"ranks": [], **place.software})
+        view["ranks"].append(rank)
+    return list(views.values())
+
+
+def _place_record(place: Place) -> dict[str, Any]:
+    """A place for the manifest; its software stands beside, once for all ranks that share it."""
+    record: dict[str, Any] = msgspec.to_builtins(place)
+    del record["software"]
+    if not record["device"]:
+        del record["device"]
+    return record
+
+
+def _place(job: Job, seat: Seat, transport: Transport) -> str:
+    """This rank's `Place` as JSON; binds it first, if it is to be bound."""
+    described = dict(transport.describe())
+    gpu = described.get("pci_bus_id")
+    cores = bind(seat, gpu) if job.bind else allowed_cores()
+    host = "local" if seat.launcher == "threads" else socket.gethostname()
+    return _text(
+        Place(
+            host=host,
+            boot=boot_id(),
+            pid=os.getpid(),
+            cores=cores,
+            gpu=gpu,
+            device=described.get("device") or {},
+            software=software(described),
+            found=Found() if seat.launcher == "threads" else _surroundings(gpu),
+        )
+    )
+
+
+def _surroundings(gpu: str | None) -> Found:
+    """The NIC and the NVLink domain of this rank's GPU; without a GPU the interface that gloo was told to use."""
+    host = detect_host()
+    if not gpu:
+        told = {port.device: port for port in host.ports if port.kind == "Ethernet"}
+        own = told.get(os.environ.get("GLOO_SOCKET_IFNAME", ""))
+        return Found(nic=own.device, gbit_per_s=own.gbit_per_s) if own else Found()
+    if gpu.lower() not in host.gpus:
+        return Found()
+    index = host.gpus.index(gpu.lower())
+    nic, domain = nearest(host)[index], host.domains[index]
+    rates = {port.device: port.gbit_per_s for port in host.ports}
+    return Found(nic=nic, gbit_per_s=rates.get(nic), domain=f"{domain.cluster}/{domain.clique}" if domain else "")
+
+
+def _cross_check(seat: Seat, transport: Transport) -> None:
+    """What the launcher's variables say must be what the library says, or several jobs are running as one."""
+    if (seat.rank, seat.world_size) != (transport.rank, transport.world_size):
+        raise EnvironmentFault(
+            f"{seat.launcher} says rank {seat.rank} of {seat.world_size}, {transport.name} says rank {transport.rank} "
+            f"of {transport.world_size}: start all ranks with one launcher, and its own MPI"
+        )
+
+
+def _run_one(
+    number: int,
+    planned: PlannedCase,
+    transport: Transport,
+    topology: Topology,
+    book: Book,
+    progress: Progress,
+    watchdog: Watchdog | None,
+    rotation: Rotation,
+    witness: Witness,
+) -> None:
+    if transport.rank == 0:
+        book.begin(number, planned)
+    progress.case = number
+    if watchdog:
+        watchdog.limit = planned.settings.timeout * (1.0 + planned.case.nbytes / _GIB)
+    measured = run_case(
+        *(planned.case, transport, topology, planned.settings), progress=progress, rotation=rotation, witness=witness
+    )
+    if measured is not None:
+        book.finish(measured)
+
+
+def _give_up(watchdog: Watchdog | None, error: BaseException) -> None:
+    """Tell the watchdog, which ends this process; without one, the error goes on to the caller."""
+    if watchdog:
+        watchdog.fail("transport" if isinstance(error, TransportError) else "raised", _in_a_line(error))
+
+
+def _in_a_line(error: BaseException) -> str:
+    """What went wrong; an error that is not one of ours is named by its type as well."""
+    return str(error) if isinstance(error, NcclbenchError) else f"{type(error).__name__}: {error}"
+
+
+def _refuse_disagreement(job: Job, transport: Transport) -> None:
+    """All ranks must run the same plan with the same version; a stale install on one node would go unnoticed."""
+    plan = hashlib.sha256(msgspec.json.encode(job.plan.as_record())).hexdigest()[:16]
+    mine = {"ncclbench": __version__, "plan": plan, "world size": transport.world_size}
+    mine["topology file"] = job.topology.sha256[:16] if job.topology else "none"
+    if job.plan.process_starts > 1:
+        mine["process start"] = "the next that is missing" if job.start is None else job.start + 1
+    views = [msgspec.json.decode(text) for text in all_gather_text(transport.control, _text(mine))]
+    for rank, view in enumerate(views):
+        for key, value in view.items():
+            if value != views[0][key]:
+                raise EnvironmentFault(f"rank {rank} has {key} {value}, rank 0 has {views[0][key]}: start all alike")
+
+
+def _text(data: Any) -> str:
+    return msgspec.json.encode(data).decode()
+
+
+def _plan_memory(job: Job, seat: Seat, topology: Topology, transport: Transport) -> dict[int, Rotation]:
+    """Refuse what does not fit; on GPUs, over how many sets of buffers each case rotates, by its number.
+
+    Every rank checks its own GPU and node; the first refusal is everybody's.
+    """
+    staged, sharing = getattr(transport, "staged", None), getattr(transport, "ranks_per_gpu", 1)
+    rooms = rooms_of(transport.device, staged, seat.local_size, sharing)
+    message, demands = "", {}
+    try:
+        demands = _demands(job, topology)
+        _refuse_too_large(job, demands, rooms)
+    except UsageError as error:
+        message = str(error)
+    refusals = [text for text in all_gather_text(transport.control, message) if text]
+    if refusals:
+        raise UsageError(refusals[0])
+    if transport.device == "cpu":
+        return {}
+    each, held = rotations(list(demands.values()), *agreed_room(transport, room_for_one(rooms)))
+    BLOCKS.plan(held.blocks)
+    return dict(zip(demands, each, strict=True))
+
+
+def _demands(job: Job, topology: Topology) -> dict[int, Demand]:
+    """What each case that can run here asks of memory, by its number."""
+    found = {}
+    for number, planned in enumerate(job.plan.cases):
+        with suppress(Unable):
+            found[number] = demand(build_variants(planned.case, topology), planned.settings)
+    return found
+
+
+def _refuse_too_large(job: Job, demands: Mapping[int, Demand], rooms: Sequence[tuple[int, int, str]]) -> None:
+    """One set of buffers of every case must fit, on GPUs with what the cases before it keep.
+
+    Raises:
+        UsageError: naming the first case that does not.
+    """
+    held = Held()
+    for number, one in demands.items():
+        held, alone = held.after(one), Held().after(one)
+        name = job.plan.cases[number].case.id
+        for ranks, available, where in rooms:
+            if where != ON_GPU:
+                refuse_too_large(name, one.nbytes, ranks, available, where)
+                continue
+            kept = ", with what earlier cases keep," if held != alone else ""
+            refuse_too_large(name + kept, held.nbytes, ranks, available, where)
+
+
+def _open_book(
+    job: Job, seat: Seat, topology: Topology, places: list[Place], transport: Transport, book: Book
+) -> set[str]:
+    """Rank 0 opens the run directory; all learn which cases are finished, or why it could not be opened."""
+    answer: dict[str, Any] = {}
+    if transport.rank == 0:
+        manifest = {
+            "schema": SCHEMA,
+            "plan": job.plan.as_record(),
+            "transport": job.transport,
+            "device": transport.device,
+            "world_size": transport.world_size,
+            "topology": topology.as_record(),
+            "ranks": [_place_record(place) for place in places],
+            "software": distinct_software(places),
+            "provenance": {**provenance(seat.launcher, job.command), "transport": dict(transport.describe())},
+            "started": utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
+        }
+        try:
+            answer = {"finished": sorted(book.open(manifest)), "out": str(book.out.absolute())}
+        except NcclbenchError as error:
+            answer = {"error": str(error), "usage": isinstance(error, UsageError)}
+    answer = msgspec.json.decode(broadcast_text(transport.control, _text(answer)))
+    if "error" in answer:
+        raise (UsageError if answer["usage"] else EnvironmentFault)(answer["error"])
+    if (
+        book.writer is None
+    ):  # a directory named after the time has another name on every rank; that of rank 0, which writes, is the one
+        book.out = Path(answer["out"])
+    return set(answer["finished"])
+
+
+def _start_watchdog(places: list[Place], transport: Transport, book: Book, progress: Progress, host: str) -> Watchdog:
+    def on_fault(fault: Fault) -> Exit:
+        if transport.rank != 0:
+            book.take_over(fault.case)
+        return book.fault(fault)
+
+    here = {rank: place.pid for rank, place in enumerate(places) if place.host == socket.gethostname()}
+    # The parent's number as it was at the start: one that died meanwhile must not be taken for another.
+    parent = int(os.environ.get(LOCAL_PARENT) or os.getppid())
+    trouble = getattr(transport, "trouble", None)
+    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, parent, trouble)
+    watchdog.join(broadcast_text(transport.control, watchdog.open(host) if transport.rank == 0 else ""))
+    outlive_parent()
+    # Nobody measures before everybody is watched.
+    transport.control.all_gather(np.zeros(1, np.int64))
+    return watchdog
+
+
+def join_and_run(job: Job, seat: Seat, timeout: float) -> Exit:
+    """Join the job that a launcher has started, and run the plan."""
+    module = load("transports", job.transport)
+    if getattr(module, "NEEDS_STORE", False):
+        seat = with_store(seat)
+    seat = replace(seat, device=job.device)
+    transport: Transport = module.open_transport(job.transport, seat, timeout)
+    return run_rank(job, seat, transport, Book(job), _watch_hosts(seat))
+
+
+def _watch_hosts(seat: Seat) -> str:
+    """Where rank 0 can be reached, comma-separated, the likeliest first; only rank 0's answer counts."""
+    if seat.local_size == seat.world_size:
+        return LOOPBACK
+    named = [os.environ[name] for name in ("MASTER_ADDR",) if os.environ.get(name)]
+    return ",".join(dict.fromkeys(named + own_hosts()))
+
+
+def play_ranks(job: Job, nproc: int) -> Exit:
+    """Run the plan on ranks that are threads of this process."""
+    from ncclbench.transports.threads import ThreadTransport, play
+
+    book = Book(job)
+
+    def main(transport: ThreadTransport) -> Exit:
+        seat = Seat(
+            rank=transport.rank, world_size=nproc, local_rank=transport.rank, local_size=nproc, launcher="threads"
+        )
+        return run_rank(job, seat, transport, book, None)
+
+    def interrupted(number: signal.Signals) -> None:
+        end_process(book.fault(Fault("failed", (), f"interrupted by {number.name}", -1)))
+
+    timeout = max(planned.settings.timeout for planned in job.plan.cases)
+    with heeding(interrupted):
+        try:
+            code = worst(play(nproc, main, timeout))
+        except Exception as error:
+            if book.writer is None or book.is_over:  # nothing is open, or the end could not be shown
+                raise
+            code = book.fault(Fault("failed", (), _in_a_line(error), -1))
+        settled.set()
+        return code

@@ -1,0 +1,267 @@
+"""What rank 0 keeps of a run: the run directory, the records, and which case is being measured."""
+
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from ncclbench.errors import EnvironmentFault, Exit, worst
+from ncclbench.launch.process_starts import refuse_without_first
+from ncclbench.launch.watchdog.attribution import Fault
+from ncclbench.measure.case import Measurement
+from ncclbench.measure.record import base_record
+from ncclbench.measure.requirements import wrongly_started
+from ncclbench.plan.plan import Plan, PlannedCase
+from ncclbench.store.events import utc_now
+from ncclbench.store.records import Record
+from ncclbench.store.run_directory import FINISHED, RunWriter, read_run, what_is_kept
+from ncclbench.store.samples import is_whole
+from ncclbench.topology.topology_file import TopologyFile
+
+# Of this process alone: in containers the numbers of processes are the same in every start.
+_PROCESS = uuid.uuid4().hex
+_EXIT_OF_STATUS = {"wrong": Exit.WRONG_DATA, "failed": Exit.ENVIRONMENT, "timeout": Exit.ENVIRONMENT}
+
+
+class Listener(Protocol):
+    """Is told what happens, on rank 0, and shows it."""
+
+    def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None:
+        """The run directory is open."""
+
+    def warned(self, text: str) -> None:
+        """Something is not as it should be, and the run goes on."""
+
+    def began(self, number: int, case: str) -> None:
+        """A case begins; `number` counts from 0."""
+
+    def finished(self, record: Record) -> None:
+        """A case has ended, one way or another."""
+
+    def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
+        """Nothing more will happen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be run.
+
+    Attributes:
+        plan: the cases.
+        transport: name of the transport.
+        out: the run directory.
+        resume: go on with the run that is there.
+        command: the command line, for the manifest.
+        listener: told what happens, on rank 0.
+        device: where buffers are to be; see `Seat`.
+        bind: keep each rank to its share of the cores.
+        topology: a topology file that places the ranks; None to go by host names.
+        start: which of the plan's process starts this is; None for the first that is not finished.
+        one_of_several: made by a command that makes all starts; those before this one may have come to nothing.
+    """
+
+    plan: Plan
+    transport: str
+    out: Path
+    resume: bool
+    command: list[str]
+    listener: Listener
+    device: str = "auto"
+    bind: bool = False
+    topology: TopologyFile | None = None
+    start: int | None = None
+    one_of_several: bool = False
+
+
+def _nothing_measured(records: list[Record]) -> str | None:
+    """Why a run says nothing at all, though nothing failed; None for any other."""
+    if any(record.status != "skipped" for record in records):
+        return None
+    return f"nothing was measured: all {len(records)} cases were skipped, the first because {records[0].reason}"
+
+
+class Book:
+    """What rank 0 keeps: the run directory, the records, and which case is being measured."""
+
+    def __init__(self, job: Job) -> None:
+        """Nothing is open yet."""
+        self.job = job
+        self.out = job.out
+        self.writer: RunWriter | None = None
+        self.records: list[Record] = []
+        self.world_size = 0
+        self.staged: bool | None = None
+        self.start = job.start or 0
+        self._current: PlannedCase | None = None
+        self._started = utc_now()
+        self._over = False
+        self._told = threading.Event()  # the listener knows the end
+        self._code = Exit.ENVIRONMENT
+        # The measuring thread writes results, the watchdog's writes faults: whoever closes the book first is the last.
+        self._lock = threading.RLock()
+
+    def open(self, manifest: Mapping[str, Any]) -> set[str]:
+        """Open the run directory; the ids of the cases that this start need not measure."""
+        job = self.job
+        self._heed(manifest)
+        begun_before = self.start > 0 and not (job.one_of_several and not (self.out / "manifest.json").exists())
+        if job.resume or begun_before:
+            refuse_without_first(self.out, 0 if job.resume else self.start)
+            self.writer = RunWriter.resume(self.out, manifest)
+            run = read_run(self.out)
+            if job.start is None:
+                self.start = run.open_start if run.open_start is not None else job.plan.process_starts - 1
+            self.records = [r for r in run.records if r.status in FINISHED and not wrongly_started(r)]
+        else:
+            self.writer, run = RunWriter.create(self.out, manifest), None
+        finished = {record.case for record in self.records if record.start == self.start}
+        elsewhere = job.plan.elsewhere(self.start)
+        begun = run is not None and any(e["kind"] == "start" and e.get("start", 0) == self.start for e in run.events)
+        self.writer.event(
+            "resume" if begun else "start",
+            start=self.start,
+            **({"mode": self.mode} if self.mode else {}),
+            finished=len(finished),
+            command=job.command,
+            pids=[rank["pid"] for rank in manifest.get("ranks", [])],
+            process=_PROCESS,
+            software=manifest.get("software"),
+        )
+        if run is not None:
+            self._warn_of_lost_samples()
+        job.listener.started(self.out, len(job.plan.cases) - len(elsewhere), len(finished), manifest)
+        return finished | elsewhere
+
+    @property
+    def mode(self) -> str | None:
+        """The mode of this process start."""
+        mode = self.job.plan.mode_of(self.start)
+        return mode.name if mode else None
+
+    def _heed(self, manifest: Mapping[str, Any]) -> None:
+        """What the record of a case that nobody finished says of the run."""
+        self.world_size = manifest["world_size"]
+        self.staged = manifest.get("provenance", {}).get("transport", {}).get("staged")
+
+    def _warn_of_lost_samples(self) -> None:
+        """A finished case stays finished, but a reader of the run must know that its figures have lost their proof."""
+        lost = [r.case for r in self.records if r.samples and not is_whole(self.out / r.samples)]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            text = (
+                f"the samples of {lost[0]}{more} are gone from {self.out}, or cut: their records are kept without them"
+            )
+            self.job.listener.warned(text)
+            assert self.writer is not None
+            self.writer.event("warning", text=text, cases=lost)
+
+    def begin(self, number: int, planned: PlannedCase) -> None:
+        """A case begins."""
+        with self._writing() as writer:
+            self._current, self._started = planned, utc_now()
+            writer.event("case", case=planned.case.id, start=self.start)
+        self.job.listener.began(number, planned.case.id)
+
+    def finish(self, measured: Measurement) -> None:
+        """A case has ended: store its samples, then its record."""
+        samples = measured.samples
+        labels, seconds = (samples.labels, samples.seconds_RNK) if samples else (None, None)
+        with self._writing() as writer:
+            record = writer.append(self._of_this_start(measured.record), labels, seconds)
+            self._current = None
+            self.records.append(record)
+        self.job.listener.finished(record)
+
+    def _of_this_start(self, record: Record) -> Record:
+        return msgspec.structs.replace(record, start=self.start, mode=self.mode)
+
+    def end(self) -> Exit:
+        """All cases are done."""
+        code = worst(_EXIT_OF_STATUS.get(record.status, Exit.GOOD) for record in self.records)
+        more_to_come = self.job.plan.modes and self.start + 1 < self.job.plan.process_starts
+        error = None if more_to_come else _nothing_measured(self.records)
+        code = Exit.INCONCLUSIVE if error else code
+        with self._writing() as writer:
+            writer.event("end", start=self.start, exit_code=int(code))
+            self._over, self._code = True, code
+        try:
+            self.job.listener.ended(self.out, self.records, code, error)
+        finally:
+            self._told.set()
+        return code
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended, well or not."""
+        return self._over
+
+    @contextmanager
+    def _writing(self) -> Iterator[RunWriter]:
+        """The writer, while nobody else writes. Once the book is closed nobody gets it: the process is being ended."""
+        with self._lock:
+            if not self._over:
+                assert self.writer is not None
+                yield self.writer
+                return
+        threading.Event().wait()
+
+    def fault(self, fault: Fault) -> Exit:
+        """The run is over before its end: mark the case in progress, keep all that was finished.
+
+        Returns what the run ends in: wrong data found before outweigh the fault, and a run that had ended before it
+        ends as it did, once that has been shown.
+        """
+        with self._lock:
+            over, self._over = self._over, True
+        if over:
+            self._told.wait()
+            return self._code
+        try:
+            return self._close(fault)
+        finally:
+            self._told.set()
+
+    def _close(self, fault: Fault) -> Exit:
+        case = f"{self._current.case.id}: " if self._current else ""
+        self._code = worst([Exit.ENVIRONMENT, *(_EXIT_OF_STATUS.get(r.status, Exit.GOOD) for r in self.records)])
+        message = f"{case}{fault.reason}{what_is_kept(self.out)}"
+        try:
+            if self.writer is not None:
+                self._store(self.writer, fault)
+        except EnvironmentFault as error:  # a full disk takes the last word as well, but the user is told
+            message += "" if "could not store" in fault.reason else f"; and then: {error}"
+        self.job.listener.ended(self.out if self.writer else None, self.records, self._code, message)
+        return self._code
+
+    def _store(self, writer: RunWriter, fault: Fault) -> None:
+        """The record in progress, what happened, and the end."""
+        if self._current is not None:
+            base = base_record(
+                self._current.case, self.job.transport, self.world_size, self._started, fault.status, fault.reason
+            )
+            record = msgspec.structs.replace(self._of_this_start(base), ranks=list(fault.ranks), staged=self.staged)
+            writer.append(record)
+            self.records.append(record)
+        writer.event("lost", start=self.start, ranks=list(fault.ranks), reason=fault.reason)
+        writer.event("end", start=self.start, exit_code=int(self._code))
+
+    def take_over(self, number: int) -> None:
+        """Rank 1, once rank 0 is gone: open what is there, if this rank can see it."""
+        if not (self.out / "manifest.json").exists():
+            return
+        run = read_run(self.out)
+        if run.events and run.events[-1]["kind"] == "end":  # rank 0 had written everything down before it went
+            self._over, self._code = True, worst([run.events[-1].get("exit_code", Exit.ENVIRONMENT)])
+            self._told.set()
+            return
+        self._heed(run.manifest)
+        self.writer = RunWriter(self.out)
+        self.records = list(run.records)
+        self.start = max((int(e.get("start", 0)) for e in run.events), default=0)
+        if 0 <= number < len(self.job.plan.cases):
+            self._current = self.job.plan.cases[number]

@@ -1,0 +1,85 @@
+"""Where ranks meet when the launcher does not say: rank 0's address and a free port, with no server and no SSH.
+
+torch.distributed needs such a place; torchrun names one, mpiexec and srun do not. In this order:
+
+1. MASTER_ADDR and MASTER_PORT, where somebody has set them;
+2. under mpiexec, MPI: rank 0 listens on a free port and says so to all, and MPI is left again before torch starts;
+3. under srun, Slurm's own variables: the first node of the step, and port 15000 + (64 x job id + step id) mod 15000.
+"""
+
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
+
+from ncclbench.errors import EnvironmentFault
+from ncclbench.topology.network_addresses import LOOPBACK
+from ncclbench.topology.slurm_hostlist import expand_nodes
+from ncclbench.transports.base import Seat
+
+# Below the ports that the kernel gives out by itself (32768 on), so none is taken by chance.
+_FIRST_PORT, _PORTS = 15000, 15000
+
+
+def with_store(seat: Seat, environ: MutableMapping[str, str] = os.environ) -> Seat:
+    """`seat` with the address of a store, and on rank 0 with a socket that already listens there.
+
+    Raises:
+        EnvironmentFault: if there is no way to agree on one, or the port is taken.
+    """
+    if seat.address is not None or seat.launcher == "torchrun":
+        return seat
+    if seat.local_size == seat.world_size:
+        stay_on_this_host(environ)
+    if environ.get("MASTER_ADDR") and environ.get("MASTER_PORT"):
+        return _listening(seat, environ["MASTER_ADDR"], _port(environ), "MASTER_PORT")
+    if seat.launcher == "slurm":
+        return _by_slurm(seat, environ)
+    if seat.launcher in ("openmpi", "mpich"):
+        from ncclbench.transports.mpi import agree_on_store
+
+        return agree_on_store(seat)
+    raise EnvironmentFault(
+        f"{seat.launcher} names no meeting place: set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) "
+        "on all ranks, or start with torchrun"
+    )
+
+
+def stay_on_this_host(environ: MutableMapping[str, str]) -> None:
+    """All ranks are here, so the host's own name need not resolve to anything."""
+    if "GLOO_SOCKET_IFNAME" not in environ and any(name == "lo" for _, name in socket.if_nameindex()):
+        environ["GLOO_SOCKET_IFNAME"] = "lo"
+
+
+def _port(environ: Mapping[str, str]) -> int:
+    text = environ["MASTER_PORT"]
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise EnvironmentFault(f"MASTER_PORT must be a port, and is {text!r}")
+    return int(text)
+
+
+def _by_slurm(seat: Seat, environ: Mapping[str, str]) -> Seat:
+    try:
+        nodes = expand_nodes(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"])
+        job, step = int(environ["SLURM_JOB_ID"]), int(environ.get("SLURM_STEP_ID", "0"))
+    except (KeyError, ValueError) as error:
+        raise EnvironmentFault(
+            f"Slurm names no meeting place ({error}): set MASTER_ADDR and MASTER_PORT on all ranks"
+        ) from None
+    port = _FIRST_PORT + (64 * job + step) % _PORTS
+    host = LOOPBACK if seat.local_size == seat.world_size else nodes[0]
+    return _listening(seat, host, port, "Slurm's job id")
+
+
+def _listening(seat: Seat, host: str, port: int, source: str) -> Seat:
+    """Rank 0 takes the port now, so that a port that is taken is found out here and said plainly."""
+    if seat.rank:
+        return replace(seat, address=(host, port))
+    try:
+        listener = socket.create_server(("", port), backlog=min(seat.world_size, 4096))
+    except OSError as error:
+        raise EnvironmentFault(
+            f"port {port} (from {source}) on {host}: {error.strerror or error}; set MASTER_ADDR and MASTER_PORT on "
+            "all ranks to a port that is free"
+        ) from None
+    return replace(seat, address=(host, port), listen_fd=listener.detach())

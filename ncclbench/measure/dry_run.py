@@ -1,0 +1,187 @@
+"""What a plan would take, and what of it would be skipped or refused: `run --dry-run`. No rank is started."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ncclbench.buffers.arrays import refuse_too_large
+from ncclbench.config.plugins import load
+from ncclbench.errors import TooLarge, Unable
+from ncclbench.measure.case import memory_needed
+from ncclbench.measure.estimate import Pace, estimate_seconds, pace_of
+from ncclbench.measure.requirements import why_not
+from ncclbench.plan.plan import Plan, PlannedCase
+from ncclbench.schedule.case import Timing
+from ncclbench.topology import Topology
+from ncclbench.topology.host_memory import available_memory
+from ncclbench.units import counted, format_bytes, format_seconds
+
+# The ranks of the threads transport hold what they have received and what is compared beside their buffers.
+_THREADS_MEMORY = 3
+_ON_GPUS = ("nccl", "cupy_nccl")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One planned case.
+
+    Attributes:
+        planned: the case.
+        memory_bytes: of buffers, on every rank.
+        seconds: roughly, in each process start of its mode.
+        skipped: why it would be skipped; "" if not.
+        refused: why a run on a node with this one's memory would be refused for its sake; "" if not.
+    """
+
+    planned: PlannedCase
+    memory_bytes: int
+    seconds: float
+    skipped: str
+    refused: str
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of it; "" if nothing."""
+        if self.skipped:
+            return f"would be skipped: {self.skipped}"
+        needs = self.refused.removeprefix(self.planned.case.id).lstrip(": ")
+        return f"would be refused on a node like this one: {needs}" if needs else ""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """All of a plan, for so many ranks over a transport."""
+
+    plan: Plan
+    transport: str
+    world_size: int
+    cases: tuple[Expected, ...]
+
+    @property
+    def pace(self) -> Pace:
+        """What its times are guessed from."""
+        return pace_of(self.transport)
+
+    @property
+    def seconds(self) -> float:
+        """Of all process starts; a case is in those of its mode alone."""
+        plan = self.plan
+        return plan.starts * sum(case.seconds for case in self.cases) + plan.process_starts * self.pace.start_seconds
+
+    def as_json(self) -> str:
+        """One compact object, like that of a run."""
+        plan = self.plan
+        summary: dict[str, Any] = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
+        summary |= {"plan": plan.name, "transport": self.transport, "world_size": self.world_size}
+        summary |= {"starts": plan.process_starts, "modes": [mode.name for mode in plan.modes]}
+        summary |= {"start_seconds": self.pace.start_seconds, "seconds": self.seconds}
+        cases = [
+            {
+                "case": case.planned.case.id,
+                **({"mode": case.planned.mode} if case.planned.mode else {}),
+                "memory_bytes": case.memory_bytes,
+                "seconds": case.seconds,
+                "skipped": case.skipped or None,
+                "refused": case.refused or None,
+            }
+            for case in self.cases
+        ]
+        return json.dumps({**summary, "cases": cases}, separators=(",", ":"))
+
+    def as_table(self) -> str:
+        """For a reader."""
+        plan, over = self.plan, f"{counted(self.world_size, 'rank')} over {self.transport}"
+        lines = [
+            f"plan {plan.name}: {counted(len(plan.cases), 'case')} on {over}; nothing is started",
+            *self._starts(),
+            f"\n{'memory/rank':>12}  {'about':>8}  {'mode       ' if plan.modes else ''}case",
+        ]
+        for case in self.cases:
+            mode = f"{case.planned.mode:<9}  " if plan.modes else ""
+            note = f"  ({case.note})" if case.note else ""
+            figures = f"{format_bytes(case.memory_bytes):>12}  {format_seconds(case.seconds):>8}"
+            lines.append(f"{figures}  {mode}{case.planned.case.id}{note}")
+        starts = ""
+        if plan.process_starts > 1:
+            each = format_seconds(self.seconds / plan.process_starts)
+            starts = f"{each} for each of {plan.process_starts} process starts, "
+        lines.append(f"\nabout {starts}{format_seconds(self.seconds)} in all: a guess from {self.pace}")
+        return "\n".join(lines)
+
+    def _starts(self) -> Iterator[str]:
+        """A line for each mode, where the plan has any: which process starts are of it."""
+        plan, count = self.plan, len(self.plan.modes)
+        if not count and plan.starts > 1:
+            yield f"each in {plan.starts} process starts"
+        for k, mode in enumerate(plan.modes):
+            numbers = ", ".join(str(1 + k + n * count) for n in range(plan.starts))
+            yield f"process start {numbers}: {mode.in_words}"
+
+
+def forecast(plan: Plan, transport: str, topology: Topology) -> Forecast:
+    """Look at every case of `plan` as it would run on `topology`."""
+    cases = []
+    on_this_node = int(np.bincount(topology.nodes).max())
+    for planned, memory, unable, too_large in sizes(plan, topology):
+        skipped = unable or _no_graph(planned, transport) or _wrong_start(planned, plan, transport)
+        seconds = 0.0 if skipped else estimate_seconds(planned, memory, pace_of(transport))
+        refused = "" if skipped else too_large or _refused(planned, memory, transport, on_this_node)
+        cases.append(Expected(planned, memory, seconds, skipped, refused))
+    return Forecast(plan, transport, topology.world_size, tuple(cases))
+
+
+def sizes(plan: Plan, topology: Topology) -> list[tuple[PlannedCase, int, str, str]]:
+    """Each planned case with the bytes of buffers a rank needs, or why it would be skipped, or why refused."""
+    found = []
+    for planned in plan.cases:
+        memory, unable, too_large = 0, "", ""
+        try:
+            memory = memory_needed(planned.case, topology, check=planned.settings.check)
+        except Unable as error:
+            unable = str(error)
+        except TooLarge as error:
+            too_large = str(error)
+        found.append((planned, memory, unable, too_large))
+    return found
+
+
+def refuse_on_this_node(plan: Plan, transport: str, topology: Topology) -> None:
+    """Before any rank starts; each checks again for itself, and a GPU's memory is asked for where the GPU is.
+
+    Raises:
+        TooLarge: naming the first case that is.
+    """
+    for planned, memory, _unable, too_large in sizes(plan, topology):
+        if refusal := too_large or _refused(planned, memory, transport, topology.world_size):
+            raise TooLarge(refusal)
+
+
+def _refused(planned: PlannedCase, memory: int, transport: str, ranks: int) -> str:
+    """Why `ranks` on a node with this one's free memory cannot hold the case; "" if they can, or on GPUs."""
+    if transport in _ON_GPUS:
+        return ""
+    factor = _THREADS_MEMORY if transport == "threads" else 1
+    try:
+        refuse_too_large(planned.case.id, factor * memory, ranks, available_memory())
+    except TooLarge as error:
+        return str(error)
+    return ""
+
+
+def _no_graph(planned: PlannedCase, transport: str) -> str:
+    if planned.case.timing is Timing.GRAPH and transport not in _ON_GPUS:
+        return f"graph timing needs a GPU transport; {transport} runs on the host"
+    return ""
+
+
+def _wrong_start(planned: PlannedCase, plan: Plan, transport: str) -> str:
+    """Why the processes, as they will be started, could not measure the case; "" if they could."""
+    case, module = planned.case, load("patterns", planned.case.pattern)
+    set_by_mode = next((dict(mode.variables) for mode in plan.modes if mode.name == planned.mode), {})
+    environ = {**os.environ, **set_by_mode}
+    return why_not(case, module.needs(case), transport, environ, sys.argv[1:]) if hasattr(module, "needs") else ""

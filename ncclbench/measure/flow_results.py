@@ -1,0 +1,65 @@
+"""The result of every flow and group of a variant by itself: point-to-point patterns are never averaged over flows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ncclbench.analysis.summary import MICRO, Floats
+from ncclbench.measure.sampling import Samples
+from ncclbench.schedule.phases import Collective, Exchange, Ints, Phase
+from ncclbench.schedule.schedule import Schedule
+
+# Flows summarised at once: of thousands with a thousand samples each, all would be gigabytes.
+_BLOCK = 256
+
+
+def flow_results(label: str, variants: Sequence[Schedule], samples: Samples) -> dict[str, Any] | None:
+    """Medians of each flow of the exchange called `label`; None where flows cannot be told apart.
+
+    Keys, lists of one entry a flow: ``src``, ``dst``, ``nbytes``, ``p50_us`` (of the longer of the two ends'
+    durations in each iteration), ``send_p50_us`` and ``recv_p50_us`` (of each end by itself).
+    """
+    phase, seconds_RN = _samples_of(label, variants, samples)
+    if not isinstance(phase, Exchange) or np.all(phase.src == phase.dst):
+        return None
+    wire = phase.src != phase.dst
+    src, dst = phase.src[wire], phase.dst[wire]
+    ends_R = np.median(seconds_RN, axis=1) * MICRO
+    return {
+        "src": src.tolist(),
+        "dst": dst.tolist(),
+        "nbytes": phase.nbytes[wire].tolist(),
+        "p50_us": _longer_ends(seconds_RN, src, dst).tolist(),
+        "send_p50_us": ends_R[src].tolist(),
+        "recv_p50_us": ends_R[dst].tolist(),
+    }
+
+
+def group_medians(label: str, variants: Sequence[Schedule], samples: Samples) -> list[dict[str, Any]] | None:
+    """Ranks and median of each group of the collective called `label`, of a case with variants; None elsewhere."""
+    if len(variants) == 1:
+        return None  # the record's own `groups` has them
+    phase, seconds_RN = _samples_of(label, variants, samples)
+    if not isinstance(phase, Collective):
+        return None
+    return [
+        {"ranks": ranks.tolist(), "p50_us": float(np.median(seconds_RN[ranks].max(axis=0)) * MICRO)}
+        for ranks in phase.groups
+    ]
+
+
+def _samples_of(label: str, variants: Sequence[Schedule], samples: Samples) -> tuple[Phase | None, Floats]:
+    """The one phase called `label`, and its durations, shape (R, iterations); no phase if it was not timed alone."""
+    owners = [(k, phase) for k, one in enumerate(variants) for phase in one.phases if phase.label == label]
+    column = samples.labels.index(label) if label in samples.labels else 0
+    if len(owners) != 1 or samples.mixed or (column == 0 and len(variants[owners[0][0]].phases) > 1):
+        return None, np.empty((0, 0))
+    turn, phase = owners[0]
+    return phase, samples.seconds_RNK[:, turn :: len(variants), column]
+
+
+def _longer_ends(seconds_RN: Floats, src: Ints, dst: Ints) -> Floats:
+    blocks = [slice(k, k + _BLOCK) for k in range(0, len(src), _BLOCK)]
+    medians = [np.median(np.maximum(seconds_RN[src[b]], seconds_RN[dst[b]]), axis=1) for b in blocks]
+    return np.asarray(np.concatenate(medians) * MICRO, dtype=np.float64)

@@ -1,0 +1,1 @@
+"""Network counters around a case: what each NIC carried, and what TCP retransmitted."""

@@ -1,0 +1,1 @@
+"""Expert-parallel layers: routing, rows, schedules, and what every rank must hold afterwards."""

@@ -1,0 +1,132 @@
+"""An expert all-to-all while data-parallel gradients are reduced: each alone, and both at the same time.
+
+In the backward pass of a layer both want the same links. Three schedules take turns: the experts' dispatch and combine
+alone, a reduce-scatter of gradients and the all-gather of what comes out alone, and the two as branches on
+communicators of their own. A branch's time with the other over its time alone is its slowdown.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.moe.counter_rng import below, bits, key_of
+from ncclbench.schedule.dtypes import DTYPES
+from ncclbench.schedule.expected_contents import Contents, Stretch
+from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Ints, Op, Phase
+from ncclbench.schedule.schedule import Schedule
+
+_PERIOD = 65521
+_LARGEST = 7
+_STREAM_GRADIENTS = 20
+_CHUNK_PERIODS = 16
+EXPERTS, GRADIENTS, BOTH = "experts", "data_parallel", "both"
+_FLOAT = DTYPES["float32"]
+
+
+@dataclass(frozen=True, eq=False)
+class GradientContents:
+    """What the gradients' buffers hold, and those of the experts beside them.
+
+    Attributes:
+        rows: what is known of the experts' buffers, or None where their all-to-alls do not run.
+        given: what is known of them before anything has run.
+        reduced: whether the gradients are reduced in this schedule.
+        groups: ranks that reduce together, shape (G, N).
+        count: elements of a shard.
+    """
+
+    rows: Contents | None
+    given: Contents
+    reduced: bool
+    groups: Ints
+    count: int
+
+    def before(self, rank: int, buffer: str, salt: int) -> Iterator[Stretch]:
+        """Inputs as filled."""
+        if buffer == "grads":
+            yield from _repeated(_gradients(rank, salt), 0, self.groups.shape[1] * self.count)
+        else:
+            yield from self.given.before(rank, buffer, salt)
+
+    def after(self, rank: int, buffer: str, salt: int) -> Iterator[Stretch]:
+        """Inputs stay; shards are sums over the group."""
+        if buffer in ("grads", "packed", "partial"):
+            yield from self.before(rank, buffer, salt)
+        elif buffer in ("shard", "gathered"):
+            yield from self._sums(rank, buffer, salt) if self.reduced else ()
+        elif self.rows is not None:
+            yield from self.rows.after(rank, buffer, salt)
+
+    def _sums(self, rank: int, buffer: str, salt: int) -> Iterator[Stretch]:
+        g, member = (int(x) for x in np.argwhere(self.groups == rank)[0])
+        total = np.zeros(_PERIOD, np.float32)
+        for other in self.groups[g]:
+            total += _gradients(int(other), salt)
+        if buffer == "shard":
+            yield from _repeated(total, member * self.count, self.count)
+        else:
+            yield from _repeated(total, 0, self.groups.shape[1] * self.count)
+
+    @property
+    def tolerance(self) -> float:
+        """Sums of small whole numbers are exact."""
+        return 0.0
+
+    @property
+    def why(self) -> str | None:
+        """Nothing rounds."""
+        return None
+
+
+def _gradients(rank: int, salt: int) -> NDArray[np.float32]:
+    """One period of a rank's gradients."""
+    return below(bits(key_of(salt, _STREAM_GRADIENTS, rank), np.arange(_PERIOD)), _LARGEST + 1).astype(np.float32)
+
+
+def _repeated(period: NDArray[np.float32], first: int, count: int) -> Iterator[Stretch]:
+    """`count` elements of the period repeated, from element `first` on, some at a time."""
+    turned = np.tile(np.roll(period, -(first % _PERIOD)), _CHUNK_PERIODS).view(np.uint32)
+    for start in range(0, count, len(turned)):
+        yield Stretch(start * 4, turned[: min(len(turned), count - start)])
+
+
+def overlap_schedules(bare: Schedule, groups: Ints, nbytes: int) -> list[Schedule]:
+    """The three that take turns.
+
+    Args:
+        bare: the experts' two all-to-alls, from `build_control`.
+        groups: ranks that reduce gradients together, shape (G, N).
+        nbytes: of a rank's gradients, a whole number of float32 for each member.
+    """
+    assert bare.contents is not None
+    members, count = groups.shape[1], nbytes // (_FLOAT.itemsize * groups.shape[1])
+    experts = tuple(phase for phase in bare.phases if isinstance(phase, AllToAllV))
+    gradients = (
+        Collective("reduce_scatter", Op.REDUCE_SCATTER, groups, count, read="grads", write="shard"),
+        Collective("all_gather", Op.ALL_GATHER, groups, count, read="shard", write="gathered"),
+    )
+    whole = count * members * _FLOAT.itemsize
+    buffers = {**bare.buffers, "grads": whole, "shard": count * _FLOAT.itemsize, "gathered": whole}
+    phases: dict[str, Phase] = {
+        EXPERTS: Concurrent(EXPERTS, (experts,)),
+        GRADIENTS: Concurrent(GRADIENTS, (gradients,)),
+        BOTH: Concurrent(BOTH, (experts, gradients), names=(EXPERTS, GRADIENTS)),
+    }
+    return [
+        replace(
+            bare,
+            dtype=_FLOAT,
+            buffers=buffers,
+            inputs=(*bare.inputs, "grads"),
+            phases=(phase,),
+            facts=bare.facts if name == EXPERTS else {},
+            contents=GradientContents(
+                bare.contents if name != GRADIENTS else None, bare.contents, name != EXPERTS, groups, count
+            ),
+            subtotals={f"{BOTH}.{part}": (f"{BOTH}.{part}",) for part in (EXPERTS, GRADIENTS)},
+            ratios={f"slowdown_{part}": (f"{BOTH}.{part}", part) for part in (EXPERTS, GRADIENTS)},
+        )
+        for name, phase in phases.items()
+    ]

@@ -1,0 +1,451 @@
+"""The schedule of an expert-parallel layer: counts, splits, pack, dispatch, expert, combine, unpack.
+
+One builder makes all variants from a list of hops (`rows.Hop`): one hop straight to the ranks, or two, rail
+first and then inside the domain. Going out each hop packs rows and sends them; coming back each sends partial sums
+the same way in reverse and adds them up. Every phase is timed by itself; `docs/moe.md` defines them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.moe import expected_rows as contents
+from ncclbench.moe.expected_rows import Counts, Held, LayerContents, Rows
+from ncclbench.moe.routing import Routing
+from ncclbench.moe.rows import Hop, Layer, RowSet, all_positions, positions, refuse_too_many_rows
+from ncclbench.moe.token_values import Floats, Ints, Values, expert_exponents
+from ncclbench.schedule.dtypes import DTYPES
+from ncclbench.schedule.phases import AllToAllV, Collective, Op, Phase
+from ncclbench.schedule.row_formats import FORMATS, RowFormat
+from ncclbench.schedule.row_work import ENTRY_BYTES, RowKernel, RowPlan, RowWork
+from ncclbench.schedule.schedule import Schedule
+
+_BF16 = FORMATS["bf16"]
+# A bfloat16 sum is rounded by at most this share of itself.
+_ROUNDING = 2.0**-8 * 1.01
+_HELD_RANKS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a layer is moved.
+
+    Attributes:
+        hidden: elements of a token.
+        format: how rows travel on their way out; sums come back as bfloat16.
+        separate_scales: scales go in a message of their own.
+        exchange_counts: counts are exchanged first and brought to the host, as a real layer must. Only what that costs
+            is measured: the all-to-alls take their splits from the routing, which every rank knows beforehand.
+        exact: weights are powers of two, and results are compared bit by bit.
+        quad: the two all-to-alls of the backward pass follow.
+    """
+
+    hidden: int
+    format: RowFormat
+    separate_scales: bool = False
+    exchange_counts: bool = True
+    exact: bool = True
+    quad: bool = False
+
+
+@dataclass
+class _Parts:
+    """What a builder adds to, phase by phase."""
+
+    phases: list[Phase] = field(default_factory=list)
+    buffers: dict[str, int] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+    held: dict[str, Held] = field(default_factory=dict)
+    counts: dict[str, Counts] = field(default_factory=dict)
+    outward: list[str] = field(default_factory=list)
+    homeward: list[str] = field(default_factory=list)
+    comm: dict[str, list[str]] = field(default_factory=dict)
+
+    def buffer(self, name: str, nbytes: int, held: Held | None = None, *, given: bool = False) -> str:
+        """A buffer of at least a row, and what it holds."""
+        self.buffers[name] = max(8, nbytes)
+        if given:
+            self.inputs.append(name)
+        if held is not None:
+            self.held[name] = held
+        return name
+
+    def add(self, labels: list[str], phase: Phase) -> None:
+        """The next phase, counted in a subtotal."""
+        self.phases.append(phase)
+        labels.append(phase.label)
+
+
+class _Builder:
+    """Builds one layer's schedule.
+
+    Args:
+        layer: who sends which rows.
+        hops: the way there.
+        routing: what was drawn.
+        options: how.
+    """
+
+    def __init__(self, layer: Layer, hops: list[Hop], routing: Routing, options: Options) -> None:
+        """Sizes that every phase needs."""
+        self.layer, self.options, self.routing = layer, options, routing
+        self.hops = [_remembering(hop) for hop in hops]
+        self.tokens, self.top_k = routing.experts.shape[1:]
+        self.exponents = expert_exponents(routing.router.experts)
+        self.parts = _Parts()
+        self.wide = options.hidden * 2
+
+    def build(self) -> Schedule:
+        """All phases, buffers and expectations."""
+        self._forward()
+        forward = list(self.parts.outward), list(self.parts.homeward)
+        comm = {name: tuple(labels) for name, labels in self.parts.comm.items()}
+        if self.options.quad:
+            self._backward()
+        subtotals = {
+            "dispatch": tuple(forward[0]),
+            "combine": tuple(forward[1]),
+            "comm_only": tuple(label for labels in comm.values() for label in labels),
+            "roundtrip": (*forward[0], *forward[1]),
+        }
+        if len(comm) > 1:
+            subtotals |= {f"comm_{name}": labels for name, labels in comm.items()}
+        if self.options.quad:
+            later = len(forward[0]), len(forward[1])
+            subtotals["backward"] = (*self.parts.outward[later[0] :], *self.parts.homeward[later[1] :])
+        return self._schedule(subtotals)
+
+    def _schedule(self, subtotals: dict[str, tuple[str, ...]]) -> Schedule:
+        parts, options = self.parts, self.options
+        most = int(self.routing.tokens.max())
+        return Schedule(
+            world_size=len(self.routing.tokens),
+            dtype=DTYPES["uint8"],
+            buffers=parts.buffers,
+            inputs=tuple(parts.inputs),
+            phases=tuple(parts.phases),
+            op=None,
+            size_bytes=most * options.format.row_bytes(options.hidden),
+            count=most * options.hidden,
+            groups=self.layer.placement.groups,
+            contents=LayerContents(parts.held, parts.counts, self._values, self._allowed(len(self.hops) + 1)),
+            subtotals=subtotals,
+            fingerprint=self.routing.sha256,
+        )
+
+    def _values(self, salt: int, backward: bool) -> Values:
+        options = self.options
+        return Values(
+            hidden=options.hidden,
+            format=_BF16 if backward else options.format,
+            top_k=self.top_k,
+            exact=options.exact,
+            salt=salt,
+            backward=backward,
+        )
+
+    def _allowed(self, roundings: int) -> float:
+        return 0.0 if self.options.exact else roundings * _ROUNDING
+
+    # What rows are called in expectations.
+
+    def _named(self, rows: RowSet, rank: int) -> tuple[Ints, Ints, Ints]:
+        """Ranks and tokens of rows, and the experts that those tokens chose."""
+        g, _ = self.layer.placement.seat(rank)
+        ranks = np.where(rows.src < 0, -1, self.layer.placement.groups[g][rows.src])
+        return ranks, rows.tok, self.routing.experts[ranks, rows.tok].astype(np.int64)
+
+    def _rows(self, of: Callable[[int], RowSet]) -> Callable[[int], Rows]:
+        """Rows with the choices that they carry."""
+
+        def rows(rank: int) -> Rows:
+            found = of(rank)
+            ranks, tok, choices = self._named(found, rank)
+
+            def carried(weights: Floats, part: slice) -> Floats:
+                slots = found.slots[part]
+                terms = weights * np.exp2(self.exponents[np.maximum(choices[part], 0)].astype(np.float32))
+                picked = np.take_along_axis(terms, np.maximum(slots, 0), axis=1)
+                return np.asarray(np.where(slots < 0, np.float32(0), picked).sum(axis=1), np.float32)
+
+            return Rows(ranks, tok, choices, found.slots, carried)
+
+        return rows
+
+    def _sorted_rows(self, rank: int) -> Rows:
+        """What the experts of a rank have computed: one expert after the other, each its rows as they came."""
+        found = self.hops[-1].received(rank)
+        ranks, tok, choices = self._named(found, rank)
+        carried = np.where(found.slots < 0, -1, np.take_along_axis(choices, np.maximum(found.slots, 0), axis=1))
+        g, member = self.layer.placement.seat(rank)
+        of_expert = [
+            (np.flatnonzero((carried == expert).any(axis=1)), int(expert))
+            for expert in np.flatnonzero(self.layer.groups[g].hosts == member)
+        ]
+        order = np.concatenate([rows for rows, _ in of_expert] or [np.zeros(0, np.int64)])
+        power = np.concatenate([np.full(len(rows), self.exponents[e]) for rows, e in of_expert] or [np.zeros(0)])
+        factor = np.exp2(power).astype(np.float32)
+        return Rows(ranks[order], tok[order], choices[order], factor=lambda _weights, part: factor[part])
+
+    # The way out.
+
+    def _forward(self) -> None:
+        parts, options = self.parts, self.options
+        own: Callable[[int], RowSet] = self.layer.own
+        format, hidden = options.format, options.hidden
+        row = format.payload_bytes(hidden) if options.separate_scales else format.row_bytes(hidden)
+        render = contents.payload if options.separate_scales or not format.block else contents.packed
+        entry = self.top_k * ENTRY_BYTES
+        parts.buffer("tokens", self.tokens * row, Held(self._rows(own), render, row), given=True)
+        choices = Held(self._rows(own), contents.entries, entry)
+        parts.buffer("choices", self.tokens * entry, choices, given=True)
+        if options.separate_scales:
+            scale = format.scale_bytes(hidden)
+            parts.buffer("scales", self.tokens * scale, Held(self._rows(own), contents.scales, scale), given=True)
+        held, slots, names = own, self.top_k, {"": "tokens", "_meta": "choices", "_scales": "scales"}
+        for hop in self.hops:
+            suffix = f"_{hop.name}" if hop.name else ""
+            if options.exchange_counts:
+                self._counts(hop, suffix)
+            carried = hop.sent(0).slots.shape[1]
+            comm = parts.comm.setdefault(hop.name or "flat", [])
+            names = {kind: self._hop_out(hop, held, source, kind, suffix, (slots, carried), comm)
+                     for kind, source in names.items() if kind != "_scales" or options.separate_scales}  # fmt: skip
+            held, slots = hop.received, carried
+        self._expert(names, slots, "")
+        self._home("", "partial", "combine")
+
+    def _counts(self, hop: Hop, suffix: str) -> None:
+        """The exchange of counts, and their way to the host."""
+        parts, placement = self.parts, self.layer.placement
+        last = hop is self.hops[-1]
+        own_experts = int(np.bincount(self.layer.groups[0].hosts).max()) if last else 0
+        row_bytes = 4 * (2 + own_experts)
+        nbytes = row_bytes * hop.groups.shape[1]
+        sent, received = f"counts{suffix}", f"counts{suffix}_in"
+
+        @lru_cache(maxsize=_HELD_RANKS)
+        def table(rank: int, mine: bool) -> NDArray[np.int32]:
+            where = np.argwhere(hop.groups == rank)[0]
+            peers, rows = hop.groups[where[0]], hop.rows[where[0]]
+            out = np.zeros((len(peers), 2 + own_experts), np.int32)
+            out[:, 1] = rows[where[1]] if mine else rows[:, where[1]]
+            for p, peer in enumerate(peers.tolist() if last else []):
+                source, target = (rank, peer) if mine else (peer, rank)
+                out[p, 2:] = self._expert_counts(hop, source, target, own_experts)
+            return out
+
+        parts.buffer(sent, nbytes, given=True)
+        parts.buffer(received, nbytes)
+        parts.counts[sent] = Counts(lambda rank: table(rank, True))
+        parts.counts[received] = Counts(lambda rank: table(rank, False))
+        assert placement.members >= hop.groups.shape[1]
+        parts.add(parts.outward, Collective(
+            f"counts{suffix}", Op.ALL_TO_ALL, hop.groups, row_bytes, read=sent, write=received))  # fmt: skip
+        parts.add(parts.outward, RowWork(
+            label=f"splits{suffix}", kernel=RowKernel.TO_HOST, read=received, write=received, read_row=row_bytes,
+            read_extent=nbytes))  # fmt: skip
+
+    def _expert_counts(self, hop: Hop, source: int, target: int, number: int) -> NDArray[np.int32]:
+        """How many rows from `source` each expert of `target` gets, shape (number,)."""
+        g, member = self.layer.placement.seat(target)
+        first = int(np.flatnonzero(self.layer.groups[g].hosts == member).min(initial=1 << 30))
+        rows = hop.received(target)
+        mine = rows.take(_from(hop, source, target))
+        _, _, choices = self._named(mine, target)
+        carried = np.take_along_axis(choices, np.maximum(mine.slots, 0), axis=1)[mine.slots >= 0]
+        return np.bincount(carried - first, minlength=number).astype(np.int32)
+
+    def _hop_out(
+        self,
+        hop: Hop,
+        held: Callable[[int], RowSet],
+        source: str,
+        kind: str,
+        suffix: str,
+        slots: tuple[int, int],
+        comm: list[str],
+    ) -> str:
+        """Packing and sending of one kind of rows (payload, ``_meta`` or ``_scales``); the buffer they arrive in."""
+        parts, before = self.parts, self.parts.held[source]
+        meta = kind == "_meta"
+        row = slots[1] * ENTRY_BYTES if meta else before.row_bytes
+        packed, received = f"packed{suffix}{kind}", f"received{suffix}{kind}"
+        most_out, most_in = _most(hop)
+        parts.buffer(packed, most_out * row, Held(self._rows(hop.sent), before.render, row, backward=before.backward))
+        parts.buffer(
+            received, most_in * row, Held(self._rows(hop.received), before.render, row, backward=before.backward)
+        )
+
+        def plan(rank: int) -> RowPlan:
+            sent, own = hop.sent(rank), held(rank)
+            where = positions(sent, own, self.tokens)
+            return RowPlan(_entry_positions(sent, own, where) if meta else where)
+
+        unit = ENTRY_BYTES if meta else row
+        parts.add(parts.outward, RowWork(
+            label=f"pack{suffix}{kind}", kernel=RowKernel.TAKE, read=source, write=packed, read_row=unit,
+            write_row=unit, read_extent=parts.buffers[source], write_extent=most_out * row, plan=plan))  # fmt: skip
+        label = f"dispatch{suffix}{kind}"
+        parts.add(parts.outward, AllToAllV(label, hop.groups, hop.rows, row, packed, received))
+        if not meta:
+            comm.append(label)
+        return received
+
+    # The experts.
+
+    def _expert(self, names: dict[str, str], slots: int, backward: str) -> None:
+        """Rows sorted by expert and scaled, then the weighted sum of each row's experts."""
+        parts, options, last = self.parts, self.options, self.hops[-1]
+        format = _BF16 if backward else options.format
+        most_in = _most(last)[1]
+        computed = max(int(group.selection_rows.sum(axis=0).max()) for group in self.layer.groups)
+        experts, partial = f"experts{backward}", f"partial{backward}"
+        grads = bool(backward)
+        parts.buffer(
+            experts, computed * self.wide, Held(self._sorted_rows, contents.numbers, self.wide, backward=grads)
+        )
+        parts.buffer(partial, most_in * self.wide, Held(
+            self._rows(last.received), contents.numbers, self.wide, self._allowed(1), grads))  # fmt: skip
+
+        def sort_plan(rank: int) -> RowPlan:
+            rows, order, experts_n = self._sorting(rank)
+            return RowPlan(order // rows.slots.shape[1], self.exponents[experts_n])
+
+        def reduce_plan(rank: int) -> RowPlan:
+            rows, order, _ = self._sorting(rank)
+            index = np.full(rows.slots.size, -1, np.int64)
+            index[order] = np.arange(len(order))
+            return RowPlan(index.reshape(rows.slots.shape))
+
+        source = names[""]
+        scales = names.get("_scales", "")
+        parts.add(parts.outward, RowWork(
+            label=f"expert{backward}", kernel=RowKernel.SCALE, read=source, write=experts,
+            read_row=parts.held[source].row_bytes, write_row=self.wide, read_extent=parts.buffers[source],
+            write_extent=computed * self.wide, plan=sort_plan, format=format, hidden=options.hidden, scales=scales,
+            scales_extent=parts.buffers.get(scales, 0)))  # fmt: skip
+        parts.add(parts.outward, RowWork(
+            label=f"expert_reduce{backward}", kernel=RowKernel.SUM, read=experts, write=partial, read_row=self.wide,
+            write_row=self.wide, read_extent=computed * self.wide, write_extent=most_in * self.wide,
+            plan=reduce_plan, weights=names["_meta"], weights_extent=most_in * slots * ENTRY_BYTES))  # fmt: skip
+
+    def _sorting(self, rank: int) -> tuple[RowSet, Ints, Ints]:
+        """Received rows; which of their slots, counted through, come one after the other by expert; their experts."""
+        rows = self.hops[-1].received(rank)
+        _, _, choices = self._named(rows, rank)
+        carried = np.where(rows.slots < 0, -1, np.take_along_axis(choices, np.maximum(rows.slots, 0), axis=1)).ravel()
+        there = np.flatnonzero(carried >= 0)
+        order = there[np.argsort(carried[there], kind="stable")]
+        return rows, order, carried[order]
+
+    # The way home.
+
+    def _home(self, backward: str, source: str, verb: str) -> None:
+        """Partial sums go back the way the rows came, and are added up at the end of every hop."""
+        parts = self.parts
+        for i in range(len(self.hops) - 1, -1, -1):
+            hop = self.hops[i]
+            suffix = (f"_{hop.name}" if hop.name else "") + backward
+            held = self.hops[i - 1].received if i else self.layer.own
+            most_back = _most(hop)[0]
+            most_held = _most(self.hops[i - 1])[1] if i else self.tokens
+            returned, target = f"returned{suffix}", f"summed{suffix}" if i else f"out{backward}"
+            done, grads = len(self.hops) - i, bool(backward)
+            parts.buffer(returned, most_back * self.wide, Held(
+                self._rows(hop.sent), contents.numbers, self.wide, self._allowed(done), grads))  # fmt: skip
+            parts.buffer(target, most_held * self.wide, Held(
+                self._rows(held), contents.numbers, self.wide, self._allowed(done + 1), grads))  # fmt: skip
+            label = f"{verb}{suffix}"
+            parts.add(parts.homeward, AllToAllV(
+                label, hop.groups, hop.rows.transpose(0, 2, 1), self.wide, source, returned))  # fmt: skip
+            if not backward:
+                parts.comm[hop.name or "flat"].append(label)
+            parts.add(parts.homeward, RowWork(
+                label=f"unpack{suffix}", kernel=RowKernel.SUM, read=returned, write=target, read_row=self.wide,
+                write_row=self.wide, read_extent=most_back * self.wide, write_extent=most_held * self.wide,
+                plan=self._gathering(hop, held)))  # fmt: skip
+            source = target
+
+    def _gathering(self, hop: Hop, held: Callable[[int], RowSet]) -> Callable[[int], RowPlan]:
+        return lambda rank: RowPlan(all_positions(held(rank), hop.sent(rank), self.tokens, hop.fan_out))
+
+    def _backward(self) -> None:
+        """The backward twins: gradients go out as the combine's mirror image, and home as the dispatch's."""
+        parts = self.parts
+        own: Callable[[int], RowSet] = self.layer.own
+        parts.buffer("grad", self.tokens * self.wide,
+                     Held(self._rows_plain(own), contents.numbers, self.wide, backward=True), given=True)  # fmt: skip
+        source, held = "grad", own
+        for hop in self.hops:
+            suffix = (f"_{hop.name}" if hop.name else "") + "_bwd"
+            packed, received = f"packed{suffix}", f"received{suffix}"
+            most_out, most_in = _most(hop)
+            for name, most, rows in ((packed, most_out, hop.sent), (received, most_in, hop.received)):
+                parts.buffer(
+                    name, most * self.wide, Held(self._rows_plain(rows), contents.numbers, self.wide, backward=True)
+                )
+            plan = self._picking(hop, held)
+            parts.add(parts.outward, RowWork(
+                label=f"pack{suffix}", kernel=RowKernel.TAKE, read=source, write=packed, read_row=self.wide,
+                write_row=self.wide, read_extent=parts.buffers[source], write_extent=most_out * self.wide,
+                plan=plan))  # fmt: skip
+            parts.add(parts.outward, AllToAllV(
+                f"combine{suffix}", hop.groups, hop.rows, self.wide, packed, received))  # fmt: skip
+            source, held = received, hop.received
+        meta = f"received{f'_{self.hops[-1].name}' if self.hops[-1].name else ''}_meta"
+        self._expert({"": source, "_meta": meta}, self.hops[-1].sent(0).slots.shape[1], "_bwd")
+        self._home("_bwd", "partial_bwd", "dispatch")
+
+    def _picking(self, hop: Hop, held: Callable[[int], RowSet]) -> Callable[[int], RowPlan]:
+        return lambda rank: RowPlan(positions(hop.sent(rank), held(rank), self.tokens))
+
+    def _rows_plain(self, of: Callable[[int], RowSet]) -> Callable[[int], Rows]:
+        """Rows that nothing has multiplied."""
+
+        def rows(rank: int) -> Rows:
+            return Rows(*self._named(of(rank), rank))
+
+        return rows
+
+
+def _remembering(hop: Hop) -> Hop:
+    """The same hop; a rank's rows are worked out once."""
+    remember = lru_cache(maxsize=_HELD_RANKS)
+    return Hop(hop.name, hop.groups, hop.rows, remember(hop.sent), remember(hop.received), hop.fan_out)
+
+
+def _most(hop: Hop) -> tuple[int, int]:
+    """The most rows that any rank sends, and receives."""
+    return int(hop.rows.sum(axis=2).max()), int(hop.rows.sum(axis=1).max())
+
+
+def _from(hop: Hop, source: int, target: int) -> NDArray[np.bool_]:
+    """Which rows of those that `target` receives came from `source`."""
+    (g, me), (_, peer) = np.argwhere(hop.groups == target)[0], np.argwhere(hop.groups == source)[0]
+    counts = hop.rows[g, :, me]
+    return np.repeat(np.arange(len(counts)) == peer, counts)
+
+
+def _entry_positions(sent: RowSet, own: RowSet, where: Ints) -> Ints:
+    """Where each entry of the rows sent stands among the entries held, counted through; -1 for none."""
+    if not len(own):  # nothing but padding leaves
+        return np.full(sent.slots.size, -1, np.int64)
+    width = own.slots.shape[1]
+    matches = own.slots[where][:, None, :] == sent.slots[:, :, None]
+    index = where[:, None] * width + matches.argmax(axis=2)
+    return np.asarray(np.where(sent.slots < 0, -1, index), np.int64).ravel()
+
+
+def build_layer(layer: Layer, hops: list[Hop], routing: Routing, options: Options) -> Schedule:
+    """The schedule of one layer over `hops`.
+
+    Raises:
+        Unable: with more rows than an int32 counts.
+    """
+    for hop in hops:
+        refuse_too_many_rows(hop.rows)
+    return _Builder(layer, hops, routing, options).build()

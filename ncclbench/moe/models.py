@@ -1,0 +1,93 @@
+"""Model presets: numbers of real networks as data, each file with its sources, beside the patterns that use them."""
+
+import tomllib
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+from ncclbench.errors import UsageError
+from ncclbench.moe.routing import Router
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a model was spread over a number of GPUs; what a source does not say is None."""
+
+    name: str
+    gpus: int
+    hardware: str
+    tp: int = 1
+    pp: int = 1
+    vpp: int = 1
+    cp: int = 1
+    ep: int = 1
+    micro_batch: int | None = None
+    global_batch: int | None = None
+    sequence: int | None = None
+    format: str | None = None
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One network.
+
+    Attributes:
+        title: its name in full.
+        parameters: how large it is, in words.
+        hidden: elements of a token.
+        layers: all of them.
+        sources: where the numbers come from.
+        experts: routed experts; 0 for a dense model.
+        top_k: experts a token.
+        groups: groups of experts, where the router keeps some of them.
+        groups_kept: how many.
+        moe_layers: layers with experts.
+        layout: how it was spread over GPUs.
+    """
+
+    title: str
+    parameters: str
+    hidden: int
+    layers: int
+    sources: list[str]
+    experts: int = 0
+    top_k: int = 0
+    groups: int = 1
+    groups_kept: int = 1
+    moe_layers: int = 0
+    layout: list[Layout] = []
+
+    def router(self) -> Router:
+        """What a token chooses from."""
+        return Router(experts=self.experts, top_k=self.top_k, groups=self.groups, groups_kept=self.groups_kept)
+
+
+def _folder() -> Any:
+    return resources.files("ncclbench_patterns") / "models"
+
+
+def model_names() -> list[str]:
+    """Names of all presets, sorted."""
+    return sorted(f.name.removesuffix(".toml") for f in _folder().iterdir() if f.name.endswith(".toml"))
+
+
+@cache
+def read_model(name: str) -> Model:
+    """The preset called `name`.
+
+    Raises:
+        UsageError: if there is none, naming all there are.
+    """
+    if name not in model_names():
+        raise UsageError(f"no model {name!r}; there are: {', '.join(model_names())}")
+    return msgspec.convert(tomllib.loads((_folder() / f"{name}.toml").read_text()), Model)
+
+
+def model_line(name: str) -> str:
+    """What ``ncclbench list models`` says of it."""
+    model = read_model(name)
+    router = f"{model.experts} experts, top {model.top_k}" if model.experts else "dense"
+    if model.groups > 1:
+        router += f" from {model.groups_kept} of {model.groups} groups"
+    layouts = "; ".join(f"{layout.name}: EP {layout.ep}" for layout in model.layout)
+    return f"{model.title} ({model.parameters}): hidden {model.hidden}, {router}; {layouts}"

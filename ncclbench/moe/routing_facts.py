@@ -1,0 +1,95 @@
+"""What a record says of a routing: how skewed it was, and its rows between every two ranks, in three bases.
+
+- ``selection``: a row a choice, k a token.
+- ``rank_dedup``: a row a token and rank.
+- ``domain_dedup``: a row a token and domain, counted at the member in the sender's place there.
+
+Counted from the table that was drawn, never from its expectation. What a rank keeps for itself is on the diagonal, and
+no "remote" figure counts it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ncclbench.errors import Unable
+from ncclbench.moe.routing import Ints, Routing
+from ncclbench.moe.rows import GroupRows, Hop, Layer
+from ncclbench.schedule.row_formats import RowFormat
+from ncclbench.schedule.row_work import ENTRY_BYTES
+
+# Matrices of larger groups are left out of the record; their sums are in it.
+_LARGEST_MATRIX = 64
+
+
+def bases(group: GroupRows, by_domain: Ints | None) -> dict[str, Ints]:
+    """Rows from each member to each, shape (N, N), by basis; `by_domain` (D, L) where domains are of equal size."""
+    found = {"selection": group.selection_rows, "rank_dedup": group.rank_rows}
+    if by_domain is not None:
+        matrix = np.zeros_like(group.rank_rows)
+        for place in by_domain.T:  # the members in one place, one in each domain
+            matrix[np.ix_(place, place)] = group.domain_rows[place]
+        found["domain_dedup"] = matrix
+    return found
+
+
+def remote(matrix: Ints) -> Ints:
+    """The matrix without what stays where it is."""
+    return np.asarray(matrix - np.diag(np.diag(matrix)))
+
+
+def received_in_all(hops: Sequence[Hop]) -> Ints:
+    """Rows that reach each rank from others, over all hops; shape (W,).
+
+    A rank that passes rows on has received them once before, and what it passes on to itself comes from nobody.
+    """
+    total = np.zeros(hops[0].groups.size, np.int64)
+    for hop in hops:
+        for ranks, rows in zip(hop.groups, hop.rows, strict=True):
+            total[ranks] += remote(rows).sum(axis=0)
+    return total
+
+
+def routing_facts(
+    layer: Layer, hops: Sequence[Hop], routing: Routing, format: RowFormat, hidden: int, capacity: float
+) -> dict[str, Any]:
+    """Plain data of one routing, for the record; `hops` is the way its rows go, without padding."""
+    tokens = routing.tokens
+    try:
+        by_domain: Ints | None = layer.placement.by_domain
+    except Unable:  # domains of unequal size have no such matrix
+        by_domain = None
+    matrices = [bases(g, None if by_domain is None else by_domain[i]) for i, g in enumerate(layer.groups)]
+    received = received_in_all(hops)
+    facts: dict[str, Any] = {
+        "routing_sha256": routing.sha256,
+        "tokens": {"total": int(tokens.sum()), "min": int(tokens.min()), "max": int(tokens.max())},
+        "max_vio": routing.max_vio,
+        "max_over_mean_received": float(received.max() / received.mean()) if received.any() else 1.0,
+        "over_capacity": routing.over_capacity(capacity),
+        "capacity_factor": capacity,
+        "row_bytes": format.row_bytes(hidden),
+        "combine_row_bytes": 2 * hidden,
+        "metadata_bytes_a_row": {"rank_dedup": ENTRY_BYTES * routing.router.top_k, "selection": ENTRY_BYTES},
+        "bases": {name: _totals([m[name] for m in matrices], format.row_bytes(hidden)) for name in matrices[0]},
+    }
+    if routing.reached is not None:
+        facts["zipf_alpha_found"] = routing.reached
+    if layer.placement.assumed:
+        facts["domains_assumed"] = layer.placement.assumed
+    if layer.placement.members <= _LARGEST_MATRIX:
+        facts["rows"] = {name: [m[name].tolist() for m in matrices] for name in matrices[0]}
+    return facts
+
+
+def _totals(matrices: list[Ints], row_bytes: int) -> dict[str, Any]:
+    """Payload bytes of a dispatch: remote, over all ranks, and the busiest rank's."""
+    apart = [remote(matrix) for matrix in matrices]
+    sent, received = (np.concatenate([m.sum(axis=axis) for m in apart]) * row_bytes for axis in (1, 0))
+    return {
+        "self_bytes": int(sum(np.trace(matrix) for matrix in matrices)) * row_bytes,
+        "remote_bytes": int(sent.sum()),
+        "remote_bytes_a_rank": float(sent.mean()),
+        "bottleneck_bytes": int(max(sent.max(), received.max())),
+    }

@@ -1,0 +1,1 @@
+"""Plans and modes: TOML files or command-line options become cases."""

@@ -1,0 +1,435 @@
+"""Plans: TOML in, cases out. Whatever is misspelt is refused here, before any rank starts.
+
+A plan gives defaults and a list of entries; an entry expands to one case for each of its sizes, dtypes, timing
+regimes and listed parameter values.
+"""
+
+import difflib
+import itertools
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ncclbench.buffers.arrays import Cache, Kind
+from ncclbench.config.plugins import load, unknown
+from ncclbench.errors import UsageError
+from ncclbench.plan.start_modes import Mode, ModeEntry, mode_of_case, mode_of_start, read_modes
+from ncclbench.schedule.case import Case, Params, Timing, convert_params, non_default
+from ncclbench.schedule.dtypes import dtype_of
+from ncclbench.units import parse_size
+
+Size = int | str
+_MOST_CASES = 100_000
+_MOST_STARTS = 100
+_MOST_ITERATIONS = 10_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a case is measured.
+
+    Attributes:
+        iterations: a fixed number of iterations; None to go on until `precision` or `max_seconds`. In the pipelined
+            regime it is the number of launches in a block.
+        warmup: iterations before anything is timed, for every size.
+        precision: stop when half the median's 95% interval is narrower than this share of the median.
+        max_seconds: stop after this long.
+        check: validate the data before and after timing.
+        seed: of the fill values.
+        timeout: seconds without progress after which a rank counts as hung; grows with the size of a case.
+        cache: on GPUs, ``cold`` rotates over enough buffers that the L2 cache does not hold them.
+        buffers: on GPUs, where they come from: CuPy's ``pool``, ``nccl`` (ncclMemAlloc) or ``torch``.
+    """
+
+    iterations: int | None = None
+    warmup: int = 5
+    precision: float = 0.02
+    max_seconds: float = 2.0
+    check: bool = True
+    seed: int = 0
+    timeout: float = 60.0
+    cache: Cache = "cold"
+    buffers: Kind = "pool"
+
+
+class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One ``[[case]]`` of a plan, and ``[defaults]``, which may set any of the same keys.
+
+    Sizes are either `bytes`, one or a list, or the sweep `min_bytes` to `max_bytes` by `factor`. `mode` names the
+    ``[[mode]]`` whose process starts measure the case; by default it is the first that fits.
+    """
+
+    pattern: str | None = None
+    mode: str | None = None
+    bytes: Size | list[Size] | None = None
+    min_bytes: Size | None = None
+    max_bytes: Size | None = None
+    factor: float | None = None
+    dtype: str | list[str] | None = None
+    timing: str | list[str] | None = None
+    params: dict[str, Any] = {}
+    iterations: int | None = None
+    warmup: int | None = None
+    precision: float | None = None
+    max_seconds: float | None = None
+    check: bool | None = None
+    timeout: float | None = None
+    cache: Cache | None = None
+    buffers: Kind | None = None
+
+
+class PlanFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A plan as it stands in a file."""
+
+    name: str
+    starts: int = 1
+    seed: int = 0
+    mode: list[ModeEntry] = []
+    defaults: Entry = msgspec.field(default_factory=Entry)
+    case: list[Entry] = []
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """A case, how it is to be measured, and in process starts of which mode (None in a plan without modes)."""
+
+    case: Case
+    settings: Settings
+    mode: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to measure, in order.
+
+    Attributes:
+        name: as in the manifest.
+        cases: of all modes.
+        starts: how often each case is measured, each time by other processes.
+        modes: see `ncclbench.plan.start_modes`.
+    """
+
+    name: str
+    cases: tuple[PlannedCase, ...]
+    starts: int = 1
+    modes: tuple[Mode, ...] = ()
+
+    @property
+    def process_starts(self) -> int:
+        """How many process starts all of it takes."""
+        return self.starts * max(1, len(self.modes))
+
+    def mode_of(self, start: int) -> Mode | None:
+        """The mode of process start `start`, counted from 0."""
+        return mode_of_start(self.modes, start)
+
+    def elsewhere(self, start: int) -> set[str]:
+        """The ids of the cases that process starts of other modes measure."""
+        mode = self.mode_of(start)
+        return {planned.case.id for planned in self.cases if mode and planned.mode != mode.name}
+
+    def as_record(self) -> dict[str, Any]:
+        """Plain data for the manifest; a resumed run must have the same."""
+        return {
+            "name": self.name,
+            "starts": self.starts,
+            **({"modes": [mode.as_record() for mode in self.modes]} if self.modes else {}),
+            "cases": [
+                {
+                    "id": p.case.id,
+                    **msgspec.to_builtins(p.case),
+                    **({"mode": p.mode} if p.mode else {}),
+                    "settings": vars(p.settings),
+                }
+                for p in self.cases
+            ],
+        }
+
+
+def shipped_plans() -> dict[str, str]:
+    """Names of the plans that come with the product, and the first line of each."""
+    folder = resources.files("ncclbench_patterns") / "plans"
+    found = {}
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".toml"):
+            found[file.name.removesuffix(".toml")] = file.read_text().splitlines()[0].lstrip("# ")
+    return found
+
+
+def read_plan(name_or_file: str, overrides: Mapping[str, Any] | None = None, only: Iterable[str] = ()) -> Plan:
+    """The plan in a file, or a shipped one by its name.
+
+    Args:
+        name_or_file: a path that exists or ends in ``.toml``, or a name from `shipped_plans`.
+        overrides: settings from the command line, which win over the plan's.
+        only: keep these patterns' cases alone.
+
+    Raises:
+        UsageError: naming the file, the key or value that is wrong, and what was meant.
+    """
+    path = Path(name_or_file)
+    if path.suffix == ".toml" or _exists(path):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read the plan {path}: {error}") from None
+    elif name_or_file in shipped_plans():
+        text = (resources.files("ncclbench_patterns") / "plans" / f"{name_or_file}.toml").read_text()
+    else:
+        raise UsageError(unknown("plan", name_or_file, shipped_plans()) + "; or give a .toml file")
+    return parse_plan(text, str(name_or_file), overrides, only)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a name, or with a null byte in it
+        return False
+
+
+def parse_plan(text: str, source: str, overrides: Mapping[str, Any] | None = None, only: Iterable[str] = ()) -> Plan:
+    """The plan in `text`; `source` is what errors call it. See `read_plan`."""
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{source}: not a TOML file: {error}") from None
+    _refuse_unknown_keys(raw, source)
+    try:
+        plan = msgspec.convert(raw, PlanFile)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{source}: {error}") from None
+    if not re.fullmatch(r"\w[\w.-]{0,59}", plan.name):
+        raise UsageError(f"{source}: name must be up to 60 letters, digits, '_', '.' or '-', got {plan.name[:80]!r}")
+    if not 1 <= plan.starts <= _MOST_STARTS:
+        raise UsageError(f"{source}: starts must be 1 to {_MOST_STARTS}, got {plan.starts}")
+    wanted = list(only)
+    entries = [entry for entry in plan.case if not wanted or entry.pattern in wanted]
+    missing = [name for name in wanted if name not in {entry.pattern for entry in entries}]
+    if missing:
+        raise UsageError(f"{source} has no case of {', '.join(missing)}")
+    modes = read_modes(plan.mode, source)
+    made = make_plan(plan.name, entries, plan.defaults, source, seed=plan.seed, overrides=overrides, modes=modes)
+    used = {planned.mode for planned in made.cases}
+    idle = [mode.name for mode in modes if mode.name not in used]
+    if idle and not wanted:
+        raise UsageError(
+            f"{source}: mode {idle[0]!r} has no case: name it in one with mode = {idle[0]!r}, or leave it out"
+        )
+    return replace(made, starts=plan.starts, modes=tuple(mode for mode in modes if mode.name in used))
+
+
+def make_plan(
+    name: str,
+    entries: list[Entry],
+    defaults: Entry,
+    source: str,
+    *,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    modes: tuple[Mode, ...] = (),
+) -> Plan:
+    """Expand `entries` into cases.
+
+    Raises:
+        UsageError: naming the entry by its path, such as ``case[1].bytes``.
+    """
+    planned: list[PlannedCase] = []
+    for k, entry in enumerate(entries):
+        expanded = _expand(entry, defaults, f"{source}: case[{k}]", {"seed": seed, **(overrides or {})})
+        asked = _first_or_none(entry.mode, defaults.mode)
+        planned += [_in_mode(item, asked, modes, f"{source}: case[{k}]") for item in expanded]
+        if len(planned) > _MOST_CASES:
+            raise UsageError(f"{source}: more than {_MOST_CASES} cases")
+    if not planned:
+        raise UsageError(f"{source}: a plan needs at least one [[case]]")
+    seen: set[str] = set()
+    for item in planned:
+        if item.case.id in seen:
+            raise UsageError(f"{source}: {item.case.id} stands twice")
+        seen.add(item.case.id)
+    return Plan(name, tuple(planned))
+
+
+def _in_mode(planned: PlannedCase, asked: str | None, modes: tuple[Mode, ...], where: str) -> PlannedCase:
+    """The case, in the mode that measures it."""
+    asks = getattr(load("patterns", planned.case.pattern), "needs", None) if modes else None
+    try:
+        return replace(planned, mode=mode_of_case(planned.case, asks(planned.case) if asks else None, asked, modes))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _refuse_unknown_keys(raw: dict[str, Any], source: str) -> None:
+    """A key that nobody knows is refused with its path and the nearest known one."""
+    _check_keys(raw, PlanFile, source, "")
+    sections = [("defaults", raw.get("defaults"))]
+    cases = raw.get("case", [])
+    if not isinstance(cases, list):
+        raise UsageError(f"{source}: case must be a list: write [[case]], not [case]")
+    sections += [(f"case[{k}]", case) for k, case in enumerate(cases)]
+    for path, section in sections:
+        if isinstance(section, dict):
+            _check_keys(section, Entry, source, f"{path}.")
+    modes = raw.get("mode", [])
+    if not isinstance(modes, list):
+        raise UsageError(f"{source}: mode must be a list: write [[mode]], not [mode]")
+    for k, mode in enumerate(modes):
+        if isinstance(mode, dict):
+            _check_keys(mode, ModeEntry, source, f"mode[{k}].")
+
+
+def _check_keys(section: dict[str, Any], kind: type[msgspec.Struct], source: str, path: str) -> None:
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    for key in section:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise UsageError(f"{source}: unknown key {path}{key}; did you mean {near!r}? known: {', '.join(known)}")
+
+
+def _expand(entry: Entry, defaults: Entry, where: str, overrides: Mapping[str, Any]) -> list[PlannedCase]:
+    if entry.pattern is None:
+        raise UsageError(f"{where}: no pattern")
+    try:
+        kind = _params_of(entry.pattern)
+        params = {**defaults.params, **entry.params}
+        chosen = [non_default(entry.pattern, one, kind) for one in _combinations(params)]
+        shapes = _shapes(entry, defaults, kind, chosen)
+        timings = _timings(_first(entry.timing, defaults.timing, "isolated"))
+        settings = _settings(entry, defaults, overrides)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    return [
+        PlannedCase(Case(pattern=entry.pattern, nbytes=size, dtype=dtype, timing=timing, params=one), settings)
+        for timing, (one, own) in itertools.product(timings, zip(chosen, shapes, strict=True))
+        for dtype, size in own
+    ]
+
+
+def _shapes(
+    entry: Entry, defaults: Entry, kind: type[Params], chosen: list[dict[str, Any]]
+) -> list[list[tuple[str, int]]]:
+    """For each set of parameters, the dtypes and sizes of its cases.
+
+    A pattern whose parameters say how much it moves has a function ``size_and_dtype(params)``; then it is one case.
+    """
+    assert entry.pattern is not None
+    own = getattr(load("patterns", entry.pattern), "size_and_dtype", None)
+    if own is None:
+        sizes = _sizes(entry, defaults)
+        dtypes = [dtype_of(name).name for name in _listed(_first(entry.dtype, defaults.dtype, "float32"))]
+        return [list(itertools.product(dtypes, sizes))] * len(chosen)
+    for name in ("bytes", "min_bytes", "max_bytes", "factor", "dtype"):
+        if getattr(entry, name) is not None:
+            raise UsageError(f"{name} does not go with {entry.pattern}: its parameters say how much is moved")
+    found = [own(convert_params(entry.pattern, one, kind)) for one in chosen]
+    return [[(dtype, size)] for size, dtype in found]
+
+
+def _params_of(pattern: str) -> type[Params]:
+    """The parameters of a pattern.
+
+    Raises:
+        UsageError: if it is none, or if a third party's module lacks what makes a pattern.
+    """
+    module = load("patterns", pattern)
+    for names in (("Params",), ("schedule", "variants")):
+        if not any(hasattr(module, name) for name in names):
+            raise UsageError(f"pattern {pattern!r}: {module.__name__} has no {names[0]}; see CONTRIBUTING.md")
+    kind: type[Params] = module.Params
+    return kind
+
+
+def _combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """One set of parameters for each choice from those that are given as lists."""
+    choices = [[(name, value) for value in _listed(values)] for name, values in params.items()]
+    return [dict(chosen) for chosen in itertools.product(*choices)]
+
+
+def _first_or_none(*levels: Any) -> Any:
+    return next((level for level in levels if level is not None), None)
+
+
+def _first(*levels: Any) -> Any:
+    """The value of the first level that has one."""
+    return next(level for level in levels if level is not None)
+
+
+def _listed(value: Any) -> list[Any]:
+    if value == []:
+        raise UsageError("an empty list means no case at all")
+    return value if isinstance(value, list) else [value]
+
+
+def _timings(names: Any) -> list[Timing]:
+    """The regimes named; ``all`` means every one there is."""
+    chosen: list[Timing] = []
+    for name in _listed(names):
+        if name != "all" and name not in list(Timing):
+            raise UsageError(unknown("timing", name, [*Timing, "all"]))
+        chosen += list(Timing) if name == "all" else [Timing(name)]
+    return list(dict.fromkeys(chosen))
+
+
+def _sizes(entry: Entry, defaults: Entry) -> list[int]:
+    own_sweep = entry.min_bytes is not None or entry.max_bytes is not None
+    if entry.bytes is not None and own_sweep:
+        raise UsageError("bytes and min_bytes/max_bytes exclude each other")
+    listed = entry.bytes if entry.bytes is not None else None if own_sweep else defaults.bytes
+    if listed is not None:
+        return [parse_size(size, "bytes") for size in _listed(listed)]
+    low = entry.min_bytes if entry.min_bytes is not None else defaults.min_bytes
+    high = entry.max_bytes if entry.max_bytes is not None else defaults.max_bytes
+    if low is None or high is None:
+        raise UsageError("no sizes: set bytes, or min_bytes and max_bytes")
+    factor = entry.factor if entry.factor is not None else defaults.factor
+    return sweep(parse_size(low, "min_bytes"), parse_size(high, "max_bytes"), 2 if factor is None else factor)
+
+
+def sweep(low: int, high: int, factor: float) -> list[int]:
+    """Sizes from `low` to `high`, each `factor` times the one before, as nccl-tests' -b -e -f.
+
+    Raises:
+        UsageError: if the range is empty or the factor does not grow.
+    """
+    if low > high:
+        raise UsageError(f"min_bytes {low} is above max_bytes {high}")
+    if not 1 < factor < math.inf:
+        raise UsageError(f"factor must be above 1 and finite, got {factor}")
+    if math.log(high / low) / math.log(factor) > _MOST_CASES:
+        raise UsageError(f"factor {factor} makes more than {_MOST_CASES} sizes from {low} to {high}")
+    sizes: list[int] = []
+    size = float(low)
+    while size < high + 0.5:
+        if not sizes or round(size) != sizes[-1]:
+            sizes.append(round(size))
+        size *= factor
+    return sizes
+
+
+_LEAST = {"iterations": 1, "warmup": 0, "precision": 0.0, "max_seconds": 0.0, "timeout": 0.1}
+# A timeout of 7 days: libraries count in milliseconds of 32 bits.
+_MOST = {"iterations": _MOST_ITERATIONS, "warmup": _MOST_ITERATIONS, "timeout": 7 * 24 * 3600}
+
+
+def _settings(entry: Entry, defaults: Entry, overrides: Mapping[str, Any]) -> Settings:
+    names = ("iterations", "warmup", "precision", "max_seconds", "check", "timeout", "seed", "cache", "buffers")
+    chosen: dict[str, Any] = {}
+    for name in names:
+        for level in (overrides.get(name), getattr(entry, name, None), getattr(defaults, name, None)):
+            if level is not None:
+                chosen[name] = level
+                break
+    for name, most in _MOST.items():
+        if chosen.get(name, 0) > most:
+            raise UsageError(f"{name} must be at most {most}, got {chosen[name]}")
+    for name, least in _LEAST.items():
+        if name in chosen and not least <= chosen[name] < math.inf:
+            raise UsageError(f"{name} must be at least {least:g} and finite, got {chosen[name]}")
+    return Settings(**chosen)

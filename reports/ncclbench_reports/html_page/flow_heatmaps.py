@@ -1,0 +1,273 @@
+"""Heat maps of flows (rail by rail, leaf by leaf, NIC by NIC), and how far each NIC is from the others."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncclbench.store.records import Record
+from ncclbench.store.run_directory import Run
+from ncclbench_reports.common.wording import visible
+from ncclbench_reports.html_page.case_labels import titles
+from ncclbench_reports.html_page.figures import Figure, plot_text, rounded, whole_ticks
+from ncclbench_reports.html_page.rank_places import Places
+
+_MOST_CASES = 6
+# Up to this many rows a heat map of single NICs can still be read.
+_MOST_NICS = 64
+_MOST_LABELS = 16
+_LEAST_SPAN = 0.8
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Flows:
+    """F flows of a case: who sent to whom, and at what rate in GB/s (NaN where a flow never ended)."""
+
+    case: str
+    src_F: Ints
+    dst_F: Ints
+    gb_per_s_F: Floats
+    title: str = ""
+
+
+def flows_of(record: Record, world: int) -> Flows | None:
+    """All flows between different ranks in the record's phases; None if it has none."""
+    parts = []
+    for phase in record.phases:
+        if not phase.flows:
+            continue
+        columns = [phase.flows.get(name) or [] for name in ("src", "dst", "nbytes", "p50_us")]
+        if len({len(column) for column in columns}) == 1:
+            parts.append(np.array(columns, dtype=np.float64))  # None becomes NaN
+    if not parts:
+        return None
+    src_F, dst_F, nbytes_F, us_F = np.concatenate(parts, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate_F = np.where(us_F > 0, nbytes_F / us_F / 1e3, np.nan)  # B/us is MB/s
+    there = (src_F != dst_F) & (src_F >= 0) & (src_F < world) & (dst_F >= 0) & (dst_F < world)
+    if not there.any():
+        return None
+    return Flows(record.case, src_F[there].astype(np.int64), dst_F[there].astype(np.int64), rate_F[there])
+
+
+def flow_figures(run: Run, places: Places, prefix: str) -> list[Figure]:
+    """Heat maps of the largest case of each pattern, timing and parameters that has flows."""
+    chosen: dict[tuple[str, str, str], Record] = {}
+    for record in sorted(run.records, key=lambda record: record.bytes):
+        if any(phase.flows for phase in record.phases):
+            chosen[record.pattern, record.timing, str(record.params)] = record
+    figures = []
+    named = titles(run.records)
+    for place, record in enumerate(list(chosen.values())[:_MOST_CASES]):
+        flows = flows_of(record, len(places.nodes_R))
+        if flows is None:
+            continue
+        flows = replace(flows, title=named[record.case])
+        figures.append(
+            _heat_map(f"{prefix}rails-{place}", "rail", flows, places.rails_R, lambda k: f"rail {k}", places)
+        )
+        if places.leaves_R is not None:
+            name: Callable[[int], str] = lambda k: places.leaf_names[k] if k >= 0 else "no leaf"  # noqa: E731
+            figures.append(_heat_map(f"{prefix}leaves-{place}", "leaf", flows, places.leaves_R, name, places))
+        nic_R, names = _nics(places)
+        if len(names) <= _MOST_NICS:
+            figures.append(_heat_map(f"{prefix}nics-{place}", "NIC", flows, nic_R, names.__getitem__, places))
+    return figures
+
+
+def _nics(places: Places) -> tuple[Ints, list[str]]:
+    """The NIC of each rank, and the names of all NICs."""
+    pairs, first_N, nic_R = np.unique(
+        np.stack([places.nodes_R, places.rails_R]), axis=1, return_index=True, return_inverse=True
+    )
+    del pairs
+    return nic_R.reshape(-1).astype(np.int64), [places.nic(int(rank)) for rank in first_N]
+
+
+def _heat_map(key: str, kind: str, flows: Flows, group_R: Ints, name: Callable[[int], str], places: Places) -> Figure:
+    """Medians of the flows from each group (a row) to each group (a column)."""
+    groups, index_R = np.unique(group_R, return_inverse=True)
+    names = [name(int(group)) for group in groups]
+    size = len(groups)
+    cell_F = index_R.reshape(-1)[flows.src_F] * size + index_R.reshape(-1)[flows.dst_F]
+    order = np.argsort(cell_F, kind="stable")
+    cells, starts = np.unique(cell_F[order], return_index=True)
+    rate_GG = np.full((size, size), np.nan)
+    text_GG = [[f"{plot_text(a)} → {plot_text(b)}<br>no flow" for b in names] for a in names]
+    for cell, members in zip(cells, np.split(order, starts[1:]), strict=True):
+        row, column = divmod(int(cell), size)
+        known = members[~np.isnan(flows.gb_per_s_F[members])]
+        pair = f"<b>{plot_text(names[row])} → {plot_text(names[column])}</b>"
+        if len(known):
+            rate_GG[row, column] = np.median(flows.gb_per_s_F[known])
+            slowest = known[np.argmin(flows.gb_per_s_F[known])]
+            pair += f"<br>median {rate_GG[row, column]:.4g} GB/s over {len(known)} flows"
+            pair += f"<br>slowest {_pair(flows, slowest, places)}: {flows.gb_per_s_F[slowest]:.4g} GB/s"
+        lost = [f for f in members if np.isnan(flows.gb_per_s_F[f])]
+        pair += f"<br>{len(lost)} flows did not end, among them {_pair(flows, lost[0], places)}" if lost else ""
+        text_GG[row][column] = pair
+    return _as_figure(key, kind, flows, names, rate_GG, text_GG)
+
+
+def _pair(flows: Flows, flow: int, places: Places) -> str:
+    return f"{plot_text(places.rank(int(flows.src_F[flow])))} → {plot_text(places.rank(int(flows.dst_F[flow])))}"
+
+
+def _as_figure(
+    key: str, kind: str, flows: Flows, names: list[str], rate_GG: Floats, text_GG: list[list[str]]
+) -> Figure:
+    known = rate_GG[~np.isnan(rate_GG)]
+    alt = f"heat map of {flows.case}, {kind} by {kind}: no flow ended."
+    if len(known):
+        row, column = np.unravel_index(np.nanargmin(rate_GG), rate_GG.shape)
+        alt = (
+            f"heat map of {flows.case}, {len(names)} by {len(names)} {kind}s: median {np.median(known):.4g} GB/s, "
+            f"slowest {names[row]} to {names[column]} with {known.min():.4g} GB/s."
+        )
+    labels = [plot_text(name, 24) for name in names]
+    data: dict[str, Any] = {
+        "type": "heatmap",
+        # Categories by number and their names as tick texts: two names may be cut to the same text.
+        "z": [rounded(row) for row in rate_GG],
+        "text": text_GG,
+        "hovertemplate": "%{text}<extra></extra>",
+        "hoverongaps": True,
+        "colorscale": "Viridis",
+        "colorbar": {"title": {"text": "GB/s"}, "thickness": 14},
+        "xgap": 1,
+        "ygap": 1,
+    }
+    if len(known):  # colours that span less than a fifth would make much of nothing
+        data |= {"zmin": min(float(known.min()), _LEAST_SPAN * float(known.max())), "zmax": float(known.max())}
+    if len(names) <= _MOST_LABELS:
+        data |= (
+            {"texttemplate": "%{z:.3g}"} if len(names) <= 5 else {"texttemplate": "%{z:.2g}", "textfont": {"size": 10}}
+        )
+    ticks = _ticks(labels)
+    layout = {
+        "xaxis": {"title": {"text": f"receiving {kind}"}, "constrain": "domain", **ticks},
+        "yaxis": {"title": {"text": f"sending {kind}"}, "autorange": "reversed", **ticks},
+        "square": True,
+    }
+    title = f"{flows.title}: {kind} by {kind}"
+    caption = (
+        f"{visible(flows.case, 300)}: each cell is the median of the flows from a {kind} (row) to a {kind} (column). "
+        "Point at a cell for the slowest pair."
+    )
+    return Figure(id=key, title=title, alt=visible(alt), caption=caption, data=[data], layout=layout)
+
+
+def _ticks(labels: list[str]) -> dict[str, Any]:
+    step = -(-len(labels) // 32)
+    return {"tickvals": list(range(0, len(labels), step)), "ticktext": labels[::step]}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A NIC: by how much its flows are faster (+) or slower (-) than all, sending and receiving; NaN if unknown."""
+
+    name: str
+    send: float
+    receive: float
+    peers: int
+
+
+def nic_residuals(run: Run, places: Places) -> list[Endpoint]:
+    """For every NIC the median over distinct peers of log(rate / median rate), averaged over cases by their median."""
+    nic_R, names = _nics(places)
+    found: dict[str, list[Floats]] = {"send": [], "receive": []}
+    peers_N = np.zeros(len(names), np.int64)
+    for record in run.records:
+        flows = flows_of(record, len(places.nodes_R)) if record.status == "ok" else None
+        if flows is None or np.isnan(flows.gb_per_s_F).all():
+            continue
+        log_F = np.log(flows.gb_per_s_F / np.nanmedian(flows.gb_per_s_F))
+        for side, own_F, other_F in (
+            ("send", nic_R[flows.src_F], nic_R[flows.dst_F]),
+            ("receive", nic_R[flows.dst_F], nic_R[flows.src_F]),
+        ):
+            value_N, count_N = _by_endpoint(own_F, other_F, log_F, len(names))
+            found[side].append(value_N)
+            peers_N = np.maximum(peers_N, count_N)
+    if not found["send"]:
+        return []
+    send_N, receive_N = (_nan_median(np.stack(found[side])) for side in ("send", "receive"))
+    return [Endpoint(names[k], float(send_N[k]), float(receive_N[k]), int(peers_N[k])) for k in range(len(names))]
+
+
+def _by_endpoint(own_F: Ints, other_F: Ints, log_F: Floats, size: int) -> tuple[Floats, Ints]:
+    """Median over peers of the median over a pair's flows, so that no peer counts twice."""
+    known = ~np.isnan(log_F)
+    pair_F = own_F[known] * size + other_F[known]
+    pairs_P, value_P = _medians(pair_F, log_F[known])
+    owners, value = _medians(pairs_P // size, value_P)
+    value_N, count_N = np.full(size, np.nan), np.zeros(size, np.int64)
+    value_N[owners] = value
+    count_N[owners] = np.bincount(pairs_P // size, minlength=size)[owners]
+    return value_N, count_N
+
+
+def _medians(key_F: Ints, value_F: Floats) -> tuple[Ints, Floats]:
+    """The distinct keys, and the median of each one's values."""
+    order = np.lexsort((value_F, key_F))
+    keys, starts, counts = np.unique(key_F[order], return_index=True, return_counts=True)
+    sorted_F = value_F[order]
+    return keys, (sorted_F[starts + (counts - 1) // 2] + sorted_F[starts + counts // 2]) / 2
+
+
+def _nan_median(values_CN: Floats) -> Floats:
+    known_N = ~np.isnan(values_CN).all(axis=0)
+    result = np.full(values_CN.shape[1], np.nan)
+    result[known_N] = np.nanmedian(values_CN[:, known_N], axis=0)
+    return result
+
+
+def percent(log: float) -> float:
+    """The logarithm of a ratio as a deviation in percent: -50 is half."""
+    return 100 * math.expm1(log)
+
+
+def residual_figure(
+    key: str, title: str, series: Mapping[str, tuple[Sequence[str], Sequence[float]]], caption: str
+) -> Figure:
+    """Each series (logarithms of ratios, shown in percent) sorted, with the name of each point on hover."""
+    data, extremes = [], []
+    for place, (name, (labels, logs)) in enumerate(series.items()):
+        values = [percent(log) for log in logs]
+        order = [k for k in np.argsort(values, kind="stable").tolist() if not np.isnan(values[k])]
+        if not order:
+            continue
+        colour = ("#0b7abf", "#d55e00")[place % 2]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers" if len(order) <= 512 else "lines",
+                "name": name,
+                "x": list(range(1, len(order) + 1)),
+                "y": rounded([values[k] for k in order]),
+                "text": [plot_text(labels[k], 64) for k in order],
+                "hovertemplate": "%{text}<br>%{y:+.3g}%<extra>" + name + "</extra>",
+                "marker": {"color": colour, "symbol": ("circle", "diamond-open")[place % 2], "size": 7},
+                "line": {"color": colour, "width": 2},
+            }
+        )
+        extremes.append(
+            f"{name} from {labels[order[0]]} ({values[order[0]]:+.3g}%) "
+            f"to {labels[order[-1]]} ({values[order[-1]]:+.3g}%)"
+        )
+    alt = f"sorted residuals: {'; '.join(extremes)}."
+    layout = {
+        "xaxis": {
+            "title": {"text": "place in the sorted order"},
+            **whole_ticks(max((len(s[0]) for s in series.values()), default=0)),
+        },
+        "yaxis": {"title": {"text": "from the median of all (%)"}, "zeroline": True},
+        "hovermode": "closest",
+    }
+    return Figure(id=key, title=title, alt=visible(alt), caption=caption, data=data, layout=layout)

@@ -1,0 +1,253 @@
+"""What flows say, on records made by hand in which one thing is wrong and known."""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ncclbench.analysis.flows import (
+    contrast,
+    contrast_by_leaf,
+    describe_flows,
+    endpoint_medians,
+    flows_of,
+    heat,
+    incast_fairness,
+    interference,
+    jain,
+    largest_load,
+    rail_matrix,
+    spreading,
+)
+from ncclbench.measure.case import build_variants, run_case
+from ncclbench.plan.plan import Settings
+from ncclbench.schedule import Case, Exchange
+from ncclbench.store.records import PhaseResult, Record
+from ncclbench.topology import Topology, Wiring
+from ncclbench.transports.threads import play
+
+NODES, RAILS, NBYTES = 8, 4, 1_000_000
+
+
+def topology(per_leaf: int = NODES) -> Topology:
+    ranks = np.arange(NODES * RAILS)
+    leaves = ranks // RAILS // per_leaf * RAILS + ranks % RAILS
+    wiring = Wiring(
+        devices=("",) * len(ranks),
+        nic_gbit_per_s=np.full(len(ranks), 8.0),
+        leaves=leaves,
+        leaf_names=tuple(f"leaf{k}" for k in range(leaves.max() + 1)),
+        uplinks=np.full(leaves.max() + 1, 2),
+        uplink_gbit_per_s=np.full(leaves.max() + 1, 8.0),
+        domain_gbit_per_s=np.full(len(ranks), np.nan),
+    )
+    return Topology(
+        nodes=ranks // RAILS,
+        domains=ranks // RAILS,
+        rails=ranks % RAILS,
+        sites=0 * ranks,
+        node_names=tuple(f"n{k}" for k in range(NODES)),
+        wiring=wiring,
+    )
+
+
+def record(phases: list[PhaseResult]) -> Record:
+    return Record(
+        case="x",
+        pattern="x",
+        transport="threads",
+        timing="isolated",
+        dtype="float32",
+        bytes=NBYTES,
+        world_size=NODES * RAILS,
+        status="ok",
+        started="",
+        phases=phases,
+    )
+
+
+def flows(label: str, src: Any, dst: Any, gb_per_s: Any) -> PhaseResult:
+    p50 = (NBYTES / np.asarray(gb_per_s, float) / 1e3).tolist()
+    data = {"src": list(src), "dst": list(dst), "nbytes": [NBYTES] * len(p50), "p50_us": p50}
+    return PhaseResult(label=label, ledger={}, flows={**data, "send_p50_us": p50, "recv_p50_us": p50})
+
+
+def measured(pattern: str, rate: Any, where: Topology, **params: Any) -> Record:
+    """The record of a pattern whose flows have the rates that ``rate(src, dst)`` gives, with 1% of noise."""
+    noise = np.random.default_rng(0)
+    phases = []
+    for one in build_variants(Case(pattern=pattern, nbytes=NBYTES, params=params), where):
+        (phase,) = one.phases
+        assert isinstance(phase, Exchange)
+        exact = np.array([rate(a, b) for a, b in zip(phase.src.tolist(), phase.dst.tolist(), strict=True)])
+        noisy = exact * noise.normal(1, 0.01, len(exact))
+        phases.append(flows(phase.label, phase.src.tolist(), phase.dst.tolist(), noisy))
+    return record(phases)
+
+
+def test_a_rate_is_bytes_over_the_median() -> None:
+    table = flows_of(record([flows("offset=1", [0, 1], [2, 3], [0.5, 2.0])]))
+    assert table.gb_per_s.tolist() == pytest.approx([0.5, 2.0])
+    assert table.rounds == ("offset=1", "offset=1")
+    assert len(flows_of(record([])).src) == 0
+
+
+@pytest.mark.parametrize("culprit", [0, 5, 31])
+@pytest.mark.parametrize("side", ["send", "receive"])
+def test_a_slow_nic_shows_in_its_own_median_and_in_no_other(culprit: int, side: str) -> None:
+    def rate(src: int, dst: int) -> float:
+        return 0.9 if (src if side == "send" else dst) == culprit else 1.0
+
+    ends = endpoint_medians(flows_of(measured("same_rail", rate, topology())), NODES * RAILS)
+    slow, other = (ends.send, ends.receive) if side == "send" else (ends.receive, ends.send)
+    assert np.flatnonzero(slow < 0.95).tolist() == [culprit]
+    assert slow[culprit] == pytest.approx(0.9, rel=0.02)
+    assert not np.any(other < 0.95)
+    assert set(ends.send_peers) == set(ends.receive_peers) == {7}
+
+
+def test_two_rounds_with_one_peer_count_as_one() -> None:
+    """Of three rounds two are with a bad peer: a median over rounds would blame the sender."""
+    table = flows_of(record([flows("a", [0, 0, 0, 0], [1, 1, 2, 3], [0.1, 0.1, 1.0, 1.0])]))
+    ends = endpoint_medians(table, 4)
+    assert ends.send[0] == pytest.approx(1.0)
+    assert ends.send_peers.tolist() == [3, 0, 0, 0]
+    assert np.isnan(ends.send[1])
+
+
+def test_the_rail_matrix_shows_a_slow_row_column_and_cell() -> None:
+    def rate(src: int, dst: int) -> float:
+        a, b = src % RAILS, dst % RAILS
+        return 0.5 if a == 1 else 0.25 if b == 2 else 0.1 if (a, b) == (3, 0) else 1.0
+
+    matrix = rail_matrix(flows_of(measured("cross_rail", rate, topology())), topology().rails.tolist())
+    expected = np.ones((4, 4))
+    expected[:, 2], expected[3, 0] = 0.25, 0.1
+    expected[1] = 0.5
+    assert np.isnan(np.diag(matrix)).all()
+    off = ~np.eye(4, dtype=bool)
+    np.testing.assert_allclose(matrix[off], expected[off], rtol=0.02)
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=20))
+def test_jain_is_between_one_over_n_and_one_and_knows_no_unit(rates: list[float]) -> None:
+    index = jain(rates)
+    assert 1 / len(rates) - 1e-9 <= index <= 1 + 1e-9
+    assert jain(np.array(rates) * 7) == pytest.approx(index)
+
+
+def test_jain_of_known_shares() -> None:
+    assert jain([2, 2, 2, 2]) == 1
+    assert jain([1, 0, 0, 0]) == 0.25
+    assert jain([3, 1]) == 0.8
+    for nothing in ([], [0.0, 0.0]):
+        with pytest.raises(ValueError, match="above zero"):
+            jain(nothing)
+
+
+@pytest.mark.parametrize(
+    ("links", "per_link", "load"),
+    [(16, 1, 3.1), (16, 8, 1.67), (16, 32, 1.33), (64, 1, 4.0), (64, 8, 1.91), (64, 32, 1.44)],
+)
+def test_the_null_model_gives_the_known_loads(links: int, per_link: int, load: float) -> None:
+    """Against the table in the reference on fabrics, made elsewhere."""
+    assert largest_load(links, per_link) == pytest.approx(load, abs=0.05)
+
+
+def test_spreading_is_judged_between_perfect_and_chance() -> None:
+    even = flows_of(record([flows(f"permutation={k}", range(16), range(16, 32), [1.0] * 16) for k in range(5)]))
+    assert spreading(even, 16, 1).score == 1
+    rng = np.random.default_rng(1)
+    hashed = []
+    for k in range(200):
+        links = rng.integers(0, 16, 16)
+        loads = np.bincount(links, minlength=16)[links]
+        hashed.append(flows(f"permutation={k}", range(16), range(16, 32), 1 / loads))
+    found = spreading(flows_of(record(hashed)), 16, 1)
+    assert abs(found.score) < 0.1
+    assert found.null_load == pytest.approx(3.1, abs=0.05)
+    with pytest.raises(ValueError, match="at least 2 links"):
+        spreading(even, 1, 1)
+
+
+def test_interference_of_rails_is_time_together_over_time_alone() -> None:
+    def groups(*times: tuple[list[int], float]) -> list[dict[str, Any]]:
+        return [{"ranks": ranks, "p50_us": p50} for ranks, p50 in times]
+
+    phases = [
+        PhaseResult(label="rail=0", ledger={}, groups=groups(([0, 2], 10.0))),
+        PhaseResult(label="rail=1", ledger={}, groups=groups(([1, 3], 10.0))),
+        PhaseResult(label="all", ledger={}, groups=groups(([0, 2], 10.0), ([1, 3], 25.0))),
+    ]
+    assert interference(record(phases)) == {"rail=0": 1.0, "rail=1": 2.5}
+    assert interference(record(phases[:2])) == {}
+
+
+def test_the_victim_of_an_incast_and_the_fairness_among_its_senders() -> None:
+    phases = [
+        flows("senders=2", [4, 8, 12], [0, 0, 16], [0.6, 0.2, 0.25]),
+        flows("victim=2", [12], [16], [1.0]),
+    ]
+    assert interference(record(phases)) == {"victim=2": pytest.approx(4.0)}
+    assert incast_fairness(record(phases)) == {"senders=2": pytest.approx(0.8)}  # the victim is no sender
+
+
+def test_far_over_near_and_the_leaf_that_lost_an_uplink() -> None:
+    where = topology(per_leaf=4)
+    assert where.wiring is not None
+    leaves = where.wiring.leaves
+
+    def rate(src: int, dst: int) -> float:
+        if leaves[src] == leaves[dst]:
+            return 1.0
+        return 0.25 if leaves[src] == 2 else 0.5
+
+    found = measured("leaf_contrast", rate, where)
+    assert contrast(found) == pytest.approx(0.5, rel=0.02)
+    by_leaf = contrast_by_leaf(found, leaves.tolist())
+    assert by_leaf == {leaf: pytest.approx(0.25 if leaf == 2 else 0.5, rel=0.02) for leaf in range(8)}
+    assert contrast(measured("same_rail", rate, where)) is None
+    assert contrast_by_leaf(found, [None] * len(leaves)) == {}
+
+
+def test_all_of_it_as_plain_data() -> None:
+    where = topology(per_leaf=4)
+    told = describe_flows(measured("leaf_contrast", lambda _src, _dst: 1.0, where), where.as_record())
+    assert set(told) == {
+        "rail_matrix_gb_per_s",
+        "send_gb_per_s",
+        "receive_gb_per_s",
+        "far_over_near",
+        "far_over_near_by_leaf",
+    }
+    assert told["rail_matrix_gb_per_s"][0][1] is None
+    assert list(told["far_over_near_by_leaf"]) == [f"leaf{k}" for k in range(8)]
+    assert describe_flows(record([]), where.as_record()) == {}
+
+
+def test_the_spreading_of_a_permutation_needs_the_uplinks_of_the_file() -> None:
+    where = topology()
+    found = msgspec.structs.replace(measured("permutation", lambda _src, _dst: 1.0, where), pattern="permutation")
+    told = describe_flows(found, where.as_record())
+    assert told["spreading"]["null_load"] == pytest.approx(largest_load(2, 4))
+    assert told["spreading"]["score"] > 0.8
+    assert "spreading" not in describe_flows(found, {**where.as_record(), "wiring": {}})
+
+
+def test_a_hot_rail_is_uneven_in_bytes_by_hand_and_in_time_by_the_clock() -> None:
+    """8 nodes of 4 rails: with factor 4 a hot rank is sent 4 shares by each of the 31 others, which send 55 each."""
+    where = topology()
+    case = Case(pattern="rail_hot", nbytes=1 << 16)
+    measured_ = play(NODES * RAILS, lambda t: run_case(case, t, where, Settings(iterations=6, check=False)))[0]
+    assert measured_ is not None
+    found = heat(measured_.record)
+    hot, mean = 4 * 31, (24 * 31 + 8 * 31 * 4) / 32
+    assert found["factor=4"]["bytes"] == pytest.approx(hot / mean)
+    assert found["factor=1"] == {"bytes": 1.0, "time": 1.0}
+    p50 = {phase.label: phase.time_us.p50 for phase in measured_.record.phases if phase.time_us}
+    assert found["factor=2"]["time"] == pytest.approx(p50["factor=2"] / p50["factor=1"])
+    assert describe_flows(measured_.record, where.as_record())["heat"] == found
+    assert heat(record([])) == {}

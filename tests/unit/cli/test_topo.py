@@ -1,0 +1,418 @@
+"""What a host shows of its place, other people's topology files, and ``ncclbench topo``."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ncclbench.cli.topo import command
+from ncclbench.errors import EnvironmentFault, UsageError
+from ncclbench.launch.rank_session import _surroundings
+from ncclbench.measure.case import run_case
+from ncclbench.plan.plan import Settings
+from ncclbench.schedule import Case
+from ncclbench.topology import Topology
+from ncclbench.topology import host_detection as detect
+from ncclbench.topology.foreign_formats import nccl_xml, slurm_conf, slurm_yaml
+from ncclbench.topology.host_detection import Domain, detect_host, natural, nearest
+from ncclbench.topology.placement import Found, place, place_detected, straddling
+from ncclbench.topology.render import host_dot, host_lines
+from ncclbench.topology.topology_file import read_topology
+from ncclbench.transports.threads import play
+
+GPUS = ("0000:0b:00.0", "0000:9b:00.0")
+
+
+def write(file: Path, text: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{text}\n")
+
+
+def device(sys: Path, root: str, bridge: str, address: str) -> Path:
+    """A PCI device below a bridge of a root complex; returns its folder."""
+    real = sys / f"devices/pci{root}/{bridge}/{address}"
+    real.mkdir(parents=True)
+    link = sys / "bus/pci/devices" / address
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(real)
+    return real
+
+
+@pytest.fixture
+def sys(tmp_path: Path) -> Path:
+    """A host of two GPUs, each with an RDMA port behind its own bridge, and one RDMA port of storage that is down."""
+    for root, bridge, gpu, nic, name, layer in (
+        ("0000:0a", "0000:0a:01.0", GPUS[0], "0000:0c:00.0", "mlx5_10", "InfiniBand"),
+        ("0000:9a", "0000:9a:01.0", GPUS[1], "0000:9c:00.0", "mlx5_9", "Ethernet"),
+    ):
+        real = device(tmp_path, root, bridge, gpu)
+        write(real / "vendor", "0x10de")
+        write(real / "class", "0x030200")
+        infiniband(tmp_path, device(tmp_path, root, bridge, nic), name, layer, "4: ACTIVE")
+    infiniband(tmp_path, device(tmp_path, "0000:0a", "0000:0a:02.0", "0000:0d:00.0"), "mlx5_0", "InfiniBand", "1: DOWN")
+    write(tmp_path / "class/net/eth0/speed", 25000)
+    (tmp_path / "class/net/eth0/device").symlink_to(device(tmp_path, "0000:9a", "0000:9a:02.0", "0000:9d:00.0"))
+    write(tmp_path / "class/net/eth0/operstate", "up")
+    write(tmp_path / "class/net/eth0/address", "02:00:00:00:00:01")
+    write(tmp_path / "class/net/lo/operstate", "unknown")
+    return tmp_path
+
+
+def infiniband(sys: Path, real: Path, name: str, layer: str, state: str) -> None:
+    folder = sys / "class/infiniband" / name
+    write(folder / "ports/1/link_layer", layer)
+    write(folder / "ports/1/rate", "400 Gb/sec (4X NDR)")
+    write(folder / "ports/1/state", state)
+    write(folder / "node_guid", f"guid of {name}")
+    (folder / "device").symlink_to(real)
+
+
+def test_ports_with_their_kind_rate_state_and_guid(sys: Path) -> None:
+    host = detect_host(sys, "n0")
+    shown = [(port.device, port.kind, port.gbit_per_s, port.up, port.guid, port.pci) for port in host.ports]
+    assert shown == [
+        ("mlx5_0", "InfiniBand", 400.0, False, "guid of mlx5_0", "0000:0d:00.0"),
+        ("mlx5_9", "RoCE", 400.0, True, "guid of mlx5_9", "0000:9c:00.0"),
+        ("mlx5_10", "InfiniBand", 400.0, True, "guid of mlx5_10", "0000:0c:00.0"),
+        ("eth0", "Ethernet", 25.0, True, "02:00:00:00:00:01", "0000:9d:00.0"),
+    ]
+    assert host.gpus == list(GPUS)
+
+
+def test_the_nearest_port_that_is_up_is_a_gpu_s_own(sys: Path) -> None:
+    host = detect_host(sys)
+    hops = {port.device: port.hops for port in host.ports}
+    assert hops["mlx5_10"][0] < hops["mlx5_0"][0] < hops["mlx5_9"][0]
+    assert nearest(host) == ["mlx5_10", "mlx5_9"]
+    write(sys / "class/infiniband/mlx5_10/ports/1/state", "1: DOWN")
+    write(sys / "class/infiniband/mlx5_9/ports/1/state", "1: DOWN")
+    assert nearest(detect_host(sys)) == ["", ""]
+
+
+def test_a_host_without_anything_says_so(tmp_path: Path) -> None:
+    host = detect_host(tmp_path, "bare")
+    assert (host.gpus, host.ports) == ([], [])
+    assert "no GPU here" in "\n".join(host_lines(host))
+
+
+def test_the_speed_of_a_virtual_interface_means_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "class/net/veth0/speed", 10000)
+    assert [port.gbit_per_s for port in detect_host(tmp_path).ports] == [None]
+
+
+def test_numbers_in_names_are_numbers() -> None:
+    assert sorted(["mlx5_10", "mlx5_9", "eth0", "mlx5_1", "0"], key=natural) == [
+        "0",
+        "eth0",
+        "mlx5_1",
+        "mlx5_9",
+        "mlx5_10",
+    ]
+
+
+def test_nvml_s_domain_counts_only_when_it_is_ready() -> None:
+    uuid = bytes(range(16))
+    assert detect._told(SimpleNamespace(clusterUuid=uuid, state=3, cliqueId=7)) == Domain(cluster=uuid.hex(), clique=7)
+    assert detect._told(SimpleNamespace(clusterUuid=uuid, state=2, cliqueId=7)) is None
+    assert detect._told(SimpleNamespace(clusterUuid=bytes(16), state=3, cliqueId=0)) is None
+
+
+def test_ranks_that_all_found_a_nic_are_on_its_rail() -> None:
+    hosts = ["a", "a", "b", "b"]
+    found = [Found(nic=nic, gbit_per_s=400) for nic in ("mlx5_10", "mlx5_9", "mlx5_9", "mlx5_10")]
+    topology = place_detected(hosts, found)
+    assert topology.rails.tolist() == [1, 0, 0, 1]
+    assert topology.sources["rail"].startswith("each rank's own NIC (nearest to its GPU")
+    assert topology.wiring is not None
+    assert topology.wiring.devices == ("mlx5_10", "mlx5_9", "mlx5_9", "mlx5_10")
+    assert set(topology.wiring.nic_gbit_per_s) == {400.0}
+    assert topology.as_record()["wiring"]["leaves"] == [None] * 4
+
+
+@pytest.mark.parametrize("nics", [("mlx5_0", ""), ("mlx5_0", "mlx5_0")])
+def test_rails_stay_an_assumption_unless_every_rank_found_a_nic_of_its_own(nics: tuple[str, str]) -> None:
+    topology = place_detected(["a", "a"], [Found(nic=nic) for nic in nics])
+    assert topology.sources["rail"] == "assumed from the place of a rank on its node"
+    assert topology.wiring is None
+
+
+def test_hosts_of_one_clique_are_one_domain() -> None:
+    found = [Found(domain="c/1"), Found(domain="c/1"), Found(domain="c/2"), Found()]
+    topology = place_detected(["a", "b", "c", "d"], found)
+    assert topology.domains.tolist() == [0, 0, 1, 2]
+    assert topology.sources["domain"].startswith("NVML")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "size", "words"),
+    [
+        ("aabb", 2, ""),
+        (
+            "abab",
+            2,
+            "2 of 2 expert-parallel groups of 2 straddle NVLink domains (ranks 0 to 1 sit in 2 NVLink domains)",
+        ),
+        ("abab", 2, "place consecutive ranks in one domain"),
+        ("aabb", 4, "none here holds more than 2 ranks"),
+        ("aabb", 3, ""),
+        ("aabb", 8, ""),
+        ("abab", 1, ""),
+    ],
+)
+def test_groups_across_domains_are_pointed_out(hosts: str, size: int, words: str) -> None:
+    warning = straddling(Topology.from_hosts(hosts), size)
+    assert words in warning
+    assert bool(words) == bool(warning)
+
+
+def test_the_record_of_a_case_points_them_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ncclbench_patterns import all_to_all
+
+    class Params(all_to_all.Params, frozen=True):
+        ep: int = 0
+
+    monkeypatch.setattr(all_to_all, "Params", Params)
+    topology, case = Topology.from_hosts("abab"), Case(pattern="all_to_all", nbytes=64, params={"ep": 2})
+    measured = play(4, lambda t: run_case(case, t, topology, Settings(iterations=6)))[0]
+    assert measured is not None
+    assert any("expert-parallel groups of 2 straddle" in note for note in measured.record.notes)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "told", "found"),
+    [
+        (GPUS[0].upper(), "eth0", Found(nic="mlx5_10", gbit_per_s=400.0)),
+        ("0000:ff:00.0", "eth0", Found()),
+        (None, "eth0", Found(nic="eth0", gbit_per_s=25.0)),
+        (None, "lo", Found()),
+        (None, "", Found()),
+    ],
+)
+def test_a_rank_finds_its_own_nic(
+    gpu: str | None, told: str, found: Found, sys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "SYS", sys)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", told)
+    assert _surroundings(gpu) == found
+
+
+# Other people's files
+
+CONF = """
+# two leaves under one spine
+SwitchName=s0 Nodes=n[0-1] LinkSpeed=400
+SwitchName=s1 Nodes=n[2-3]
+SwitchName=root Switches=s[0-1]
+BlockName=b0 Nodes=n[0-3]
+BlockSizes=4
+"""
+YAML = """
+- topology: other
+  tree:
+    switches: [{switch: x, nodes: "m[0-9]"}]
+- topology: main
+  cluster_default: true
+  tree:
+    switches:
+      - {switch: root, children: "s[0-1]"}
+      - {switch: s0, nodes: "n[0-1]"}
+      - {switch: s1, nodes: "n[2-3]"}
+- topology: racks
+  block:
+    block_sizes: [4]
+    blocks: [{block: b0, nodes: "n[0-3]"}]
+"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("topology.conf", CONF), ("topology.yaml", YAML)])
+def test_slurm_s_switches_and_blocks(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    topology = place(read_topology(tmp_path / name), [f"n{k // 2}" for k in range(8)])
+    assert topology.nodes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert topology.rails.tolist() == [0, 1] * 4
+    assert topology.domains.tolist() == [0] * 8
+    assert topology.wiring is not None
+    assert [topology.wiring.leaf_names[leaf] for leaf in topology.wiring.leaves] == ["s0"] * 4 + ["s1"] * 4
+    assert topology.wiring.uplinks.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("SwitchName=a Nodse=n1", "line 1: unknown key nodse; known: switchname, nodes"),
+        ("Speed=3", "line 1: neither SwitchName="),
+        ("SwitchName=a Nodes=n[0-", "line 1: nodes: not a list of nodes"),
+        ("SwitchName=a Nodes=n[0-99999999999]", "names in one pair of brackets"),
+        ("SwitchName=a Nodes=n0\nSwitchName=b Nodes=n0", "n0 is on a and on b"),
+        ("SwitchName=a Switches=b", "a has a switch 'b', which is not in the file"),
+        (
+            "SwitchName=l Nodes=n0\nSwitchName=a Switches=b,l\nSwitchName=b Switches=a",
+            "a cycle of switches: a -> b -> a",
+        ),
+        ("", "it needs SwitchName= or BlockName= with Nodes="),
+        ("SwitchName=a Switches=b\nSwitchName=b Switches=a", "no switch and no block has nodes"),
+    ],
+)
+def test_a_topology_conf_that_makes_no_sense(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "topology.conf").write_text(text)
+    with pytest.raises(UsageError, match=r"topology\.conf: ") as caught:
+        read_topology(tmp_path / "topology.conf")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "not a YAML file"),
+        ("a: 1", "a list of topologies"),
+        ("- tree: {switches: [1]}", "must be a list of entries with a key 'switch'"),
+        ("- tree: {switches: {switch: a}}", "must be a list of entries with a key 'switch'"),
+        ("!!python/object/apply:os.system [ls]", "not a YAML file"),
+    ],
+)
+def test_a_topology_yaml_that_makes_no_sense(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=r"^t\.yaml: ") as caught:
+        slurm_yaml(text, "t.yaml")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_pyyaml_a_topology_yaml_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "yaml", None)
+    with pytest.raises(EnvironmentFault, match="pip install pyyaml"):
+        slurm_yaml(YAML, "t.yaml")
+
+
+XML = """<system version="1">
+ <cpu numaid="0">
+  <pci busid="0000:0a:00.0">
+   <pci busid="0000:0b:00.0"><gpu dev="1" sm="90" rank="1"/></pci>
+   <pci busid="0000:0c:00.0"><nic><net name="mlx5_1" dev="1" speed="400000" port="1"/></nic></pci>
+  </pci>
+  <pci busid="0000:1a:00.0">
+   <pci busid="0000:1b:00.0"><gpu dev="0" sm="90" rank="0"/></pci>
+   <pci busid="0000:1c:00.0"><nic><net name="mlx5_7" dev="0" speed="200000" port="2"/></nic></pci>
+  </pci>
+  <nic><net name="eth0" dev="2" speed="0" port="0"/></nic>
+ </cpu>
+</system>
+"""
+
+
+def test_nccl_s_host_stands_for_every_host(tmp_path: Path) -> None:
+    (tmp_path / "nccl.xml").write_text(XML)
+    topology = place(read_topology(tmp_path / "nccl.xml"), ["a", "a", "b", "b"])
+    assert topology.node_names == ("a", "b")
+    assert topology.rails.tolist() == [0, 1, 0, 1]
+    assert topology.wiring is not None
+    assert topology.wiring.devices == ("mlx5_7:2", "mlx5_1", "mlx5_7:2", "mlx5_1")
+    assert topology.wiring.nic_gbit_per_s.tolist() == [200.0, 400.0] * 2
+
+
+def test_a_host_of_nics_alone_has_a_rail_for_each() -> None:
+    (node,) = nccl_xml(XML.replace("<gpu", "<was"), "t.xml").node
+    assert [(nic.rail, nic.device, nic.gbit_per_s) for nic in node.nic] == [
+        (0, "mlx5_1", 400.0),
+        (1, "mlx5_7:2", 200.0),
+        (2, "eth0", None),
+    ]
+
+
+BOMB = '<!DOCTYPE s [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><system><net name="&b;"/></system>'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "a document type"),
+        ('<!DOCTYPE s SYSTEM "file:///etc/passwd"><s/>', "a document type"),
+        ("<system><cpu></system>", "not an XML file: mismatched tag"),
+        ("", "not an XML file"),
+        ("<system/>", "no <net> element"),
+        ('<net speed="1"/>', "a <net> without a usable name"),
+        ('<net name="a b" speed="1"/>', "a <net> without a usable name: 'a b'"),
+        ('<net name="a" speed="fast"/>', "speed of a is no number: 'fast'"),
+        ("<s>" * 200_000, "not an XML file"),
+    ],
+)
+def test_an_xml_that_makes_no_sense_or_means_harm(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=r"^t\.xml: ") as caught:
+        nccl_xml(text, "t.xml")
+    assert words in str(caught.value)
+
+
+def test_a_conf_without_blocks_has_a_domain_a_node() -> None:
+    assert slurm_conf("SwitchName=a Nodes=n[0-1]", "t.conf").domain == ()
+
+
+# The command
+
+
+def topo(*arguments: object) -> str:
+    result = CliRunner().invoke(command, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    file = tmp_path / "topology.conf"
+    file.write_text(CONF.replace("BlockName=b0 Nodes=n[0-3]", "BlockName=b0 Nodes=n[0-1]\nBlockName=b1 Nodes=n[2-3]"))
+    return file
+
+
+def test_topo_shows_this_host_and_how_it_knows(sys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "SYS", sys)
+    text = topo()
+    assert "InfiniBand mlx5_10: 400 Gbit/s, up, guid of mlx5_10, PCI 0000:0c:00.0, 2/6 steps from the GPUs" in text
+    assert f"GPU {GPUS[1]}: NIC mlx5_9, NVLink domain: this host" in text
+    assert f"nics: {sys}/class/infiniband: 3 ports; {sys}/class/net: 1 interfaces" in text
+    assert json.loads(topo("--json"))["ports"][0]["device"] == "mlx5_0"
+    dot = topo("--dot").splitlines()
+    assert (dot[0], dot[-1]) == ("graph host {", "}")
+    assert dot == host_dot(detect_host(sys))
+
+
+def test_topo_shows_a_file_its_sources_and_groups_across_domains(conf: Path) -> None:
+    text = topo("--topology", conf, "--ep", 4)
+    assert text.startswith("Slurm: 4 nodes, 2 NVLink domains, 1 rail, 2 leaves, 1 spine, 1 site\n")
+    assert "  rank 2: n2, rail 0, domain 1, leaf s1" in text
+    assert "  domain: topology file" in text
+    assert "! 1 of 1 expert-parallel groups of 4 straddle NVLink domains" in text
+    assert "!" not in topo("--topology", conf, "--ep", 2)
+    record = json.loads(topo("--topology", conf, "--json", "--ep", 4))
+    assert record["domains"] == [0, 0, 1, 1]
+    assert len(record["warnings"]) == 1
+    assert '  "s0" -- "root";' in topo("--topology", conf, "--dot").splitlines()
+
+
+def test_an_nccl_file_lays_out_the_ranks_of_one_host(tmp_path: Path) -> None:
+    (tmp_path / "t.xml").write_text(XML)
+    assert "rank 1: any-host, rail 1, domain 0, NIC mlx5_1" in topo("--topology", tmp_path / "t.xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--json", "--dot"], "exclude each other"),
+        (["--ep", "2"], "go with --topology"),
+        (["--topology", "none.toml"], "cannot read the topology none.toml"),
+        (["--topology", "CONF", "--ep", "3"], "--ep 3 does not divide 4 ranks"),
+        (["--topology", "CONF", "--ranks", "9"], "fewer than 9 ranks"),
+        (["--topology", "CONF", "--ranks", str(10**20)], "more than the 1048576 that can be laid out"),
+    ],
+)
+def test_topo_refuses(arguments: list[str], words: str, conf: Path) -> None:
+    result = CliRunner().invoke(command, [str(conf) if one == "CONF" else one for one in arguments])
+    assert isinstance(result.exception, UsageError)
+    assert words in str(result.exception)
+
+
+def test_a_large_file_is_cut_in_text_and_whole_as_json(tmp_path: Path) -> None:
+    (tmp_path / "topology.conf").write_text("SwitchName=a Nodes=n[000-199]")
+    assert "  and 136 more ranks; --json has them all" in topo("--topology", tmp_path / "topology.conf")
+    assert np.unique(json.loads(topo("--topology", tmp_path / "topology.conf", "--json"))["nodes"]).size == 200

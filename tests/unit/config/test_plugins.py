@@ -1,0 +1,171 @@
+"""Look-ups: built in by file name, third-party by entry point, and failures that name the choices."""
+
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from ncclbench.config import plugins as registry
+from ncclbench.errors import UsageError
+from ncclbench.measure.case import run_case
+from ncclbench.plan.plan import Settings, parse_plan
+from ncclbench.schedule import Case
+from ncclbench.topology import Topology
+from ncclbench.transports.threads import play
+
+RELAY = '''
+"""Rank 0's buffer, in two hops."""
+from ncclbench.schedule import Case, GroupParams, Op, Schedule, collective
+from ncclbench.topology import Topology
+
+
+class Params(GroupParams, frozen=True):
+    """Parameters of relay."""
+
+
+def schedule(case: Case, topology: Topology) -> Schedule:
+    """A broadcast under another name."""
+    return collective(case, topology, Op.BROADCAST, group=case.read(Params).group, root=0)
+'''
+BUILT_IN = [
+    "all_gather",
+    "all_reduce",
+    "all_to_all",
+    "broadcast",
+    "gather",
+    "hypercube",
+    "reduce",
+    "reduce_scatter",
+    "scatter",
+    "send_recv",
+]
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on sys.path, as an installer would fill one."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield folder
+    registry._third_party.cache_clear()
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and str(folder) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+def install(site: Path, entry_points: str, **modules: str) -> None:
+    """What pip leaves behind: modules, and a dist-info with the entry points."""
+    info = site / "outsider-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    for name, text in modules.items():
+        (site / f"{name}.py").write_text(text)
+    registry._third_party.cache_clear()
+
+
+def test_built_in_patterns_are_found_by_file_name() -> None:
+    assert set(registry.names("patterns")) >= set(BUILT_IN)
+    assert registry.names("patterns") == sorted(registry.names("patterns"))
+
+
+def test_one_file_serves_two_transports_and_helpers_are_none() -> None:
+    found = registry.names("transports")
+    assert {"gloo", "nccl", "threads"} <= set(found)
+    assert not {"base", "torch_dist", "_local"} & set(found)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_pattern_loads_and_has_a_docstring(name: str) -> None:
+    module = registry.load("patterns", name)
+    assert callable(module.schedule)
+    assert module.__doc__
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_and_all() -> None:
+    with pytest.raises(UsageError) as caught:
+        registry.load("patterns", "all_redcue")
+    assert "no pattern 'all_redcue'; did you mean 'all_reduce'? there are: " in str(caught.value)
+    assert all(name in str(caught.value) for name in BUILT_IN)
+
+
+def test_nothing_near_means_no_guess() -> None:
+    message = registry.unknown("plan", "zzzz", ["quick"])
+    assert message == "no plan 'zzzz'; there are: quick"
+    assert registry.unknown("plan", "zzzz", []) == "no plan 'zzzz'; there are: none"
+
+
+def test_a_third_partys_pattern_is_listed_planned_and_run(site: Path) -> None:
+    install(site, "[ncclbench.patterns]\nrelay = outsider_relay\n", outsider_relay=RELAY)
+    assert "relay" in registry.names("patterns")
+    assert registry.exists("patterns", "relay")
+    plan = parse_plan('name = "p"\n[[case]]\npattern = "relay"\nbytes = 64\n', "plan.toml")
+    assert plan.cases[0].case.id == "relay/float32/64/isolated"
+    topology, settings = Topology.single_node(3), Settings(iterations=6, warmup=1)
+    measured = play(3, lambda transport: run_case(Case(pattern="relay", nbytes=64), transport, topology, settings))
+    assert measured[0] is not None
+    assert measured[0].record.status == "ok"
+
+
+def test_a_third_party_cannot_hide_what_is_built_in(site: Path) -> None:
+    install(site, "[ncclbench.patterns]\nall_reduce = outsider_fake\n", outsider_fake="raise SystemError\n")
+    assert registry.load("patterns", "all_reduce").__name__ == "ncclbench_patterns.all_reduce"
+    assert registry.names("patterns").count("all_reduce") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "modules", "words"),
+    [
+        (
+            "outsider_broken",
+            {"outsider_broken": "raise RuntimeError('out of cheese')\n"},
+            "does not load: out of cheese",
+        ),
+        ("outsider_broken", {"outsider_broken": "import nothing_of_this_name\n"}, "nothing_of_this_name"),
+        ("outsider_broken", {"outsider_broken": "def f(:\n"}, "does not load"),
+        ("outsider_absent", {}, "does not load: No module named 'outsider_absent'"),
+        ("outsider_module:absent", {"outsider_module": ""}, "does not load"),
+        ("outsider_module:number", {"outsider_module": "number = 3\n"}, "must name a module"),
+        ("not a module", {}, "does not load"),
+    ],
+)
+def test_a_third_partys_broken_module_is_one_clear_line(
+    site: Path, value: str, modules: dict[str, str], words: str
+) -> None:
+    install(site, f"[ncclbench.patterns]\nrelay = {value}\n", **modules)
+    assert "relay" in registry.names("patterns")  # to list is not to import
+    with pytest.raises(UsageError) as caught:
+        registry.load("patterns", "relay")
+    assert "pattern 'relay'" in str(caught.value)
+    assert value in str(caught.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_third_partys_module_without_a_schedule_is_refused_in_a_plan(site: Path) -> None:
+    install(site, "[ncclbench.patterns]\nrelay = outsider_empty\n", outsider_empty='"""Nothing."""\n')
+    with pytest.raises(UsageError, match="relay"):
+        parse_plan('name = "p"\n[[case]]\npattern = "relay"\nbytes = 64\n', "plan.toml")
+
+
+def test_a_third_partys_report_and_transport_are_found_too(site: Path) -> None:
+    install(
+        site,
+        "[ncclbench.reports]\nshout = outsider_shout\n[ncclbench.transports]\npigeon = outsider_pigeon\n",
+        outsider_shout="def render(runs):\n    return 'LOUD'\n",
+        outsider_pigeon="",
+    )
+    assert registry.load("reports", "shout").render([]) == "LOUD"
+    assert "pigeon" in registry.names("transports")
+    assert "pigeon" not in registry.names("patterns")
+
+
+def test_this_distribution_is_its_own_only_source() -> None:
+    # Nothing in the environment that the tests run in stands in for a built-in.
+    for kind in ("patterns", "reports", "transports"):
+        for point in metadata.entry_points(group=f"ncclbench.{kind}"):
+            assert point.name not in registry._builtin(kind)

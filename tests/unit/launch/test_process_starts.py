@@ -1,0 +1,97 @@
+"""Several process starts: which are made, which are missing, and when no further one is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ncclbench.cli import run as run_command
+from ncclbench.errors import EnvironmentFault, Exit, UsageError
+from ncclbench.launch import process_starts as starts
+from ncclbench.launch.process_starts import Refused, make_starts
+from ncclbench.launch.rank_session import _refuse_disagreement
+from ncclbench.launch.recorder import Book, Job
+from ncclbench.launch.signals import passed_on
+from ncclbench.store.run_directory import RunWriter, read_run
+from ncclbench.transports.threads import ThreadTransport, play
+from tests.unit.launch.test_recorder import MANIFEST, PLAN, Ear
+
+
+def made(path: Path, outcomes: list[Exit | Refused], on_start: Callable[[], object] = lambda: None) -> tuple[Any, Any]:
+    """What `make_starts` ends in, and which starts it has asked for."""
+    asked = []
+
+    def one(start: int) -> Exit:
+        asked.append(start)
+        outcome = outcomes[asked[-1]]
+        on_start()
+        if isinstance(outcome, Refused):
+            raise outcome
+        if not (path / "manifest.json").exists():
+            RunWriter.create(path, MANIFEST)
+        return outcome
+
+    return make_starts(path, 0, len(outcomes), one, lambda _text: None), asked
+
+
+def test_a_start_that_is_refused_is_missing_and_the_next_is_made(tmp_path: Path) -> None:
+    refused = Refused("no node left")
+    assert made(tmp_path / "a", [refused, Exit.GOOD, refused]) == (Exit.ENVIRONMENT, [0, 1, 2])
+    with pytest.raises(Refused, match="no node left, in all 2 process starts"):
+        made(tmp_path / "b", [refused, refused])
+
+
+def test_nothing_follows_a_usage_error_or_a_signal(tmp_path: Path) -> None:
+    assert made(tmp_path / "a", [Exit.USAGE, Exit.GOOD]) == (Exit.USAGE, [0])
+    try:
+        assert made(tmp_path / "b", [Exit.GOOD, Exit.GOOD], lambda: passed_on.append(15)) == (Exit.GOOD, [0])
+    finally:
+        passed_on.clear()
+
+
+def test_a_run_that_does_not_fit_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunWriter.create(tmp_path / "run", MANIFEST)
+    monkeypatch.setattr(starts, "in_own_process", lambda _arguments: Exit.USAGE)
+    options = {"launcher": None, "resume": True, "process_start": None, "as_json": True}
+    plan = replace(PLAN, starts=2)
+    assert run_command._make_starts(plan, "threads", tmp_path / "run", options, 2) is Exit.USAGE
+    assert capsys.readouterr().out == "", "the last line is the error of the start that refused"
+
+
+@pytest.mark.parametrize("one_of_several", [True, False])
+def test_a_later_start_begins_a_run_only_where_those_before_it_were_refused(
+    one_of_several: bool, tmp_path: Path
+) -> None:
+    path, plan = tmp_path / "run", replace(PLAN, starts=2)
+    job = Job(plan=plan, transport="gloo", out=path, resume=False, command=[], listener=Ear(), start=1)
+    book = Book(replace(job, one_of_several=one_of_several))
+    if not one_of_several:
+        with pytest.raises(UsageError, match="make process start 1 first"):
+            book.open(MANIFEST)
+        return
+    book.open({**MANIFEST, "plan": plan.as_record()})
+    assert read_run(path).open_start == 0
+
+
+def test_ranks_of_different_starts_are_refused(tmp_path: Path) -> None:
+    job = Job(plan=replace(PLAN, starts=2), transport="threads", out=tmp_path, resume=False, command=[], listener=Ear())
+
+    def main(transport: ThreadTransport) -> str:
+        with pytest.raises(EnvironmentFault) as refused:
+            _refuse_disagreement(replace(job, start=transport.rank or None), transport)
+        return str(refused.value)
+
+    said = play(2, main, 20.0)
+    assert set(said) == {"rank 1 has process start 2, rank 0 has the next that is missing: start all alike"}
+
+
+def test_mpirun_is_shown_as_it_was_typed() -> None:
+    assert starts._as_typed(["/opt/bin/prterun", "-n", "2"]) == ["/opt/bin/mpirun", "-n", "2"]
+    assert starts._as_typed(["prterun", "-n", "2"]) == ["mpirun", "-n", "2"]
+    assert starts._as_typed(["srun", "-N2", "prterun"]) == ["srun", "-N2", "prterun"]

@@ -1,0 +1,136 @@
+import socket
+from dataclasses import replace
+
+import pytest
+
+from ncclbench.errors import EnvironmentFault
+from ncclbench.launch.rendezvous import with_store
+from ncclbench.topology import network_addresses as _address
+from ncclbench.topology.network_addresses import LOOPBACK, connect_first, interface_addresses, own_hosts
+from ncclbench.topology.slurm_hostlist import expand_nodes
+from ncclbench.transports.base import Seat
+
+# As srun sets them for `srun -N 2 --ntasks-per-node 2`, on rank 3.
+SLURM = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+}
+SEAT = Seat(rank=3, world_size=4, local_rank=1, local_size=2, launcher="slurm")
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("node1", ["node1"]),
+        ("a,b", ["a", "b"]),
+        ("node[01-04,7],other", ["node01", "node02", "node03", "node04", "node7", "other"]),
+        ("n[9-11]", ["n9", "n10", "n11"]),
+        ("rack[1-2]n[01-02]", ["rack1n01", "rack1n02", "rack2n01", "rack2n02"]),
+        ("n[1,3]-ib,login", ["n1-ib", "n3-ib", "login"]),
+    ],
+)
+def test_nodes_are_expanded(text: str, nodes: list[str]) -> None:
+    assert expand_nodes(text) == nodes
+
+
+@pytest.mark.parametrize("text", ["", "n[1-3", "n[x-3]"])
+def test_a_broken_list_of_nodes_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"list of nodes|invalid literal"):
+        expand_nodes(text)
+
+
+def test_slurm_says_the_first_node_and_a_port_of_the_job() -> None:
+    met = with_store(SEAT, dict(SLURM))
+    assert met.address == ("gpu07", 15000 + (64 * 4711) % 15000)
+    assert met.listen_fd is None
+
+
+def test_two_steps_of_one_job_do_not_meet() -> None:
+    one, other = (with_store(SEAT, {**SLURM, "SLURM_STEP_ID": step}).address for step in ("0", "1"))
+    assert one != other
+
+
+def test_slurm_without_its_node_list_asks_for_an_address() -> None:
+    with pytest.raises(EnvironmentFault, match="MASTER_ADDR"):
+        with_store(SEAT, {"SLURM_JOB_ID": "1"})
+
+
+def test_an_address_that_somebody_set_comes_first() -> None:
+    met = with_store(SEAT, {**SLURM, "MASTER_ADDR": "head", "MASTER_PORT": "2345"})
+    assert met.address == ("head", 2345)
+
+
+@pytest.mark.parametrize("port", ["http", "0", "70000", "-1"])
+def test_a_port_that_is_none_is_refused(port: str) -> None:
+    with pytest.raises(EnvironmentFault, match="MASTER_PORT must be a port"):
+        with_store(SEAT, {"MASTER_ADDR": "head", "MASTER_PORT": port})
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EnvironmentFault, match=f"port {port} .*MASTER_PORT.* in use"):
+            with_store(replace(SEAT, rank=0), {"MASTER_ADDR": "head", "MASTER_PORT": str(port)})
+
+
+def test_rank_0_listens_before_anybody_connects() -> None:
+    with socket.create_server(("", 0)) as probe:
+        port = probe.getsockname()[1]
+    met = with_store(replace(SEAT, rank=0), {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    assert met.listen_fd is not None
+    with socket.socket(fileno=met.listen_fd), socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+
+
+def test_a_launcher_that_names_no_place_is_refused() -> None:
+    with pytest.raises(EnvironmentFault, match="flux names no meeting place"):
+        with_store(replace(SEAT, launcher="flux"), {})
+
+
+@pytest.mark.parametrize("seat", [replace(SEAT, launcher="torchrun"), replace(SEAT, address=("here", 1))])
+def test_a_place_that_is_known_is_kept(seat: Seat) -> None:
+    assert with_store(seat, {}) == seat
+
+
+def test_ranks_of_one_node_stay_on_it() -> None:
+    environ = dict(SLURM)
+    met = with_store(replace(SEAT, local_size=4), environ)
+    assert met.address is not None
+    assert met.address[0] == "127.0.0.1"
+    assert environ.get("GLOO_SOCKET_IFNAME") == "lo"
+
+
+def test_the_first_host_that_answers_is_taken() -> None:
+    assert own_hosts()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with connect_first(["no-such-host.invalid", "127.0.0.1"], port, 5) as link:
+            assert link.getpeername() == ("127.0.0.1", port)
+    with pytest.raises(OSError, match=r"refused|reach|resolve|known|Name"):
+        connect_first(["127.0.0.1"], port, 5)
+
+
+def test_a_node_without_a_name_or_a_way_out_is_known_by_its_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster's network that leads nowhere else: loopback would be another node's own."""
+
+    def nobody(*_: object) -> None:
+        raise OSError("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    monkeypatch.setattr(_address, "_ELSEWHERE", ("not an address", 9))
+    monkeypatch.setattr(_address, "interface_addresses", lambda: ["10.0.0.7", "10.1.0.7"])
+    assert own_hosts() == ["10.0.0.7", "10.1.0.7"]
+    monkeypatch.setattr(_address, "interface_addresses", list)
+    assert own_hosts() == [LOOPBACK]
+
+
+def test_addresses_of_interfaces_are_addresses_and_none_is_loopback() -> None:
+    for address in interface_addresses():
+        assert socket.inet_ntoa(socket.inet_aton(address)) == address
+        assert not address.startswith("127.")

@@ -1,0 +1,153 @@
+"""Room on GPUs: how many sets of buffers a case rotates over, what cases keep from one another, what is refused."""
+
+from collections.abc import Sequence
+from math import gcd
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ncclbench.buffers.arrays import ON_GPU, WARM, Cache, Kind, Rotation, rotation
+from ncclbench.buffers.nccl_mem_alloc import Blocks
+from ncclbench.errors import UsageError
+from ncclbench.launch import rank_session as session
+from ncclbench.launch.rank_session import _refuse_too_large
+from ncclbench.measure import buffer_plan as room_module
+from ncclbench.measure import case as case_room
+from ncclbench.measure.buffer_plan import Demand, Held, agreed_room, rotations
+from ncclbench.plan.plan import Settings
+from ncclbench.schedule import Case
+from ncclbench.topology import Topology
+from ncclbench.transports.base import Seat
+from ncclbench.transports.threads import ThreadTransport, play
+
+MIB, GIB = 1 << 20, 1 << 30
+L2 = 50 * MIB
+
+
+def asked(*mib: int, kind: Kind = "pool", cache: Cache = "cold", variants: int = 1) -> Demand:
+    return Demand(tuple(size * MIB for size in mib), variants, kind, cache)
+
+
+@pytest.mark.parametrize(
+    ("mib", "variants", "expected"),
+    [
+        (400, 1, Rotation(1, True)),
+        (200, 3, Rotation(1, True)),  # four times L2: of what an iteration began with nothing is left
+        (199, 1, Rotation(2, True)),
+        (199, 2, Rotation(3, True)),  # with two of each a variant would always meet the same set
+        (100, 1, Rotation(2, True)),
+        (99, 1, Rotation(3, True)),  # between two uses of a set 198 MiB are touched, of one other it were 99
+        (10, 1, Rotation(11, True)),
+        (1, 1, WARM),  # 101 sets
+    ],
+)
+def test_sets_are_as_many_as_leave_l2(mib: int, variants: int, expected: Rotation) -> None:
+    assert rotation(mib * MIB, L2, "cold", variants) == expected
+    assert rotation(mib * MIB, L2, "warm", variants) == WARM
+
+
+@pytest.mark.parametrize("variants", [1, 2, 3, 6])
+def test_a_set_is_used_again_only_when_twice_l2_was_touched(variants: int) -> None:
+    for nbytes in range(MIB, 200 * MIB, 3 * MIB):
+        copies, cold = rotation(nbytes, L2, "cold", variants)
+        assert not cold or (copies - 1) * nbytes >= 2 * L2
+        assert gcd(copies, variants) == 1
+
+
+def test_sets_must_fit_to_the_byte() -> None:
+    case = asked(50, 50)
+    assert rotations([case], 200 * MIB, L2) == ([Rotation(2, True)], Held(other=200 * MIB))
+    assert rotations([case], 200 * MIB - 1, L2) == ([WARM], Held(other=100 * MIB))
+
+
+def test_one_set_that_is_cold_by_itself_is_so_however_small_the_room() -> None:
+    assert rotations([asked(400)], 400 * MIB, L2)[0] == [Rotation(1, True)]
+
+
+def test_what_nccl_cases_keep_leaves_less_for_every_other() -> None:
+    cases = [asked(100), asked(60, 40, kind="nccl"), asked(30, 30, 40, kind="nccl", cache="warm"), asked(1)]
+    one_set = (60 * MIB, 40 * MIB, 30 * MIB)
+    two_sets = (60 * MIB, 60 * MIB, 40 * MIB, 40 * MIB)  # of the second, which serve the third too
+    cold = Rotation(2, True)
+    assert rotations(cases, 400 * MIB, L2) == ([cold, cold, WARM, WARM], Held(two_sets, 200 * MIB))
+    assert rotations(cases, 400 * MIB - 1, L2) == ([cold, WARM, WARM, WARM], Held(one_set, 200 * MIB))
+    assert rotations(cases, 330 * MIB - 1, L2) == ([WARM, cold, WARM, WARM], Held(two_sets, 100 * MIB))
+    assert rotations(cases, 300 * MIB - 1, L2) == ([WARM] * 4, Held(one_set, 100 * MIB))
+
+
+def test_the_smallest_room_and_the_largest_cache_count_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = [L2, 2 * L2, L2]
+    monkeypatch.setattr(room_module, "l2_bytes", lambda: caches.pop())
+
+    def main(transport: ThreadTransport) -> tuple[int, int]:
+        return agreed_room(transport, (7 - transport.rank) * GIB)
+
+    assert play(3, main, 20.0) == [(5 * GIB, 2 * L2)] * 3
+
+
+def test_without_a_plan_what_is_free_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_module, "l2_bytes", lambda: L2)
+    monkeypatch.setattr("ncclbench.buffers.arrays.free_device_memory", lambda: GIB)
+    assert play(1, agreed_room, 20.0) == [(GIB - (256 << 20), L2)]
+
+
+def test_a_plan_says_of_each_case_that_can_run_over_how_many_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_module, "l2_bytes", lambda: L2)
+    monkeypatch.setattr("ncclbench.buffers.arrays.free_device_memory", lambda: GIB)
+    blocks = Blocks()
+    monkeypatch.setattr(session, "BLOCKS", blocks)
+    settings = Settings(buffers="nccl")
+    cases = [Case(pattern=name, nbytes=100 * MIB) for name in ("all_reduce", "cross_rail", "all_reduce")]
+    planned = [SimpleNamespace(case=case, settings=settings) for case in cases]
+    job: Any = SimpleNamespace(plan=SimpleNamespace(cases=planned))
+
+    def main(transport: ThreadTransport) -> dict[int, Rotation]:
+        transport.device = "cuda"
+        seat = Seat(rank=transport.rank, world_size=2, local_rank=transport.rank, local_size=2, launcher="threads")
+        return session._plan_memory(job, seat, Topology.single_node(2), transport)
+
+    assert play(2, main, 20.0) == [{0: Rotation(2, True), 2: Rotation(2, True)}] * 2  # there is one node
+    assert blocks._planned == [100 * MIB] * 2  # which serve both
+
+
+@pytest.mark.parametrize(("left", "expected"), [(3, Rotation(2, True)), (4, WARM)])
+def test_where_variants_were_left_out_and_the_sets_no_longer_meet_all_one_is_used(
+    left: int, expected: Rotation
+) -> None:
+    transport: Any = SimpleNamespace(device="cuda")
+    variants: Any = tuple(range(left))
+    assert case_room._rotation(Rotation(2, True), variants, transport, Settings()) == expected
+
+
+def refusal(demands: Sequence[Demand], *rooms: tuple[int, int, str]) -> str:
+    """What is said of the cases a, b, ...; "" if nothing is."""
+    job: Any = SimpleNamespace(
+        plan=SimpleNamespace(cases=[SimpleNamespace(case=SimpleNamespace(id=c)) for c in "abcd"])
+    )
+    try:
+        _refuse_too_large(job, dict(enumerate(demands)), rooms)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def test_a_case_that_does_not_fit_with_what_others_keep_is_refused_saying_so() -> None:
+    cases = [asked(256, kind="nccl"), asked(512), asked(512, kind="nccl")]
+    assert refusal(cases, (1, 1280 * MIB, ON_GPU)) == ""
+    assert refusal(cases, (1, 1280 * MIB - 1, ON_GPU)) == (
+        "c, with what earlier cases keep, needs 1.0 GiB on a GPU (1 ranks x 1.0 GiB), and of the 1.2 GiB that is free "
+        "256.0 MiB a rank is kept for libraries: lower --max-bytes or --nproc"
+    )
+
+
+def test_a_case_that_is_too_large_by_itself_is_refused_with_what_it_needs_alone() -> None:
+    for kind in ("pool", "nccl"):
+        words = refusal([asked(256, kind=kind), asked(1024, kind=kind)], (1, GIB, ON_GPU))
+        assert words.startswith("b needs 1.0 GiB on a GPU (1 ranks x 1.0 GiB), and of the 1.0 GiB")
+
+
+def test_on_the_host_cases_keep_nothing_from_one_another() -> None:
+    cases = [asked(256, kind="nccl"), asked(512), asked(512, kind="nccl")]
+    assert refusal(cases, (2, 1536 * MIB, "this node")) == ""
+    assert refusal(cases, (2, 1536 * MIB - 1, "this node")).startswith("b needs 1.0 GiB on this node (2 ranks x 512.0 ")

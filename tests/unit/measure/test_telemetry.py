@@ -1,0 +1,54 @@
+"""GPUs are asked before and after a case, and not twice within a moment between two."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ncclbench.measure.telemetry import Witness
+from ncclbench.transports.threads import ThreadTransport, play
+
+
+class Counting:
+    """A transport with a device: each answer has the number of answers before it."""
+
+    stream = object()
+
+    def __init__(self, real: ThreadTransport) -> None:
+        self.control, self.rank, self.asked = real.control, real.rank, 0
+
+    def evidence(self) -> Mapping[str, Any]:
+        self.asked += 1
+        return {"gpu": {"rank": self.rank, "errors": self.asked}}
+
+
+def told(evidence: list[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    return [(one["gpu"]["rank"], one["gpu"]["errors"]) for one in evidence]
+
+
+def test_what_was_said_after_a_case_serves_the_next_for_a_moment() -> None:
+    def main(real: ThreadTransport) -> list[list[tuple[int, int]]]:
+        now = [100.0]
+        witness = Witness(Counting(real), clock=lambda: now[0])  # type: ignore[arg-type]
+        seen = [told(witness.before()), told(witness.after())]  # however short a case, it is asked after it
+        now[0] += 0.01
+        seen += [told(witness.before())]
+        now[0] += 0.01
+        seen += [told(witness.after())]
+        now[0] += 0.3 if real.rank else 0.1  # one rank is slower: each goes by its own clock, and none waits
+        return [*seen, told(witness.before())]
+
+    for seen in play(2, main, 20.0):
+        assert seen == [
+            [(0, 1), (1, 1)],
+            [(0, 2), (1, 2)],
+            [(0, 2), (1, 2)],
+            [(0, 3), (1, 3)],
+            [(0, 3), (1, 4)],
+        ]
+
+
+def test_on_the_host_there_is_nothing_to_ask() -> None:
+    def main(real: ThreadTransport) -> list[Any]:
+        witness = Witness(real)
+        return [witness.before(), witness.after()]
+
+    assert play(2, main, 20.0) == [[[], []], [[], []]]

@@ -1,0 +1,315 @@
+"""The device's timing loops on a made-up stream whose clock moves only as the test says."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from ncclbench.measure.case import build_variants
+from ncclbench.measure.timing_device import (
+    GATE_LIMIT_SECONDS,
+    LAUNCH_BUDGET,
+    captured,
+    gated,
+    graph_launches,
+    lines_up_by_itself,
+)
+from ncclbench.measure.timing_host import Loop, Progress
+from ncclbench.schedule import Case
+from ncclbench.schedule.phases import Collective, Concurrent, Exchange, Kernel, Local, Op
+from ncclbench.topology import Topology
+from ncclbench.transports._local import (
+    COLLECTIVE_LAUNCHES,
+    EXCHANGE_LAUNCHES,
+    branches_launches,
+    launches_of,
+    steps_of,
+)
+from ncclbench.transports.base import Call, Program, Step, nothing
+
+
+@dataclass
+class FakeStream:
+    """Runs what is launched when it is launched, on a clock of its own; refuses to run past a closed gate."""
+
+    now: float = 0.0
+    held: bool = False
+    gives_up: bool = False
+    opened_by_itself: bool = False
+    log: list[str] = field(default_factory=list)
+    enqueued: int = 0
+    most_enqueued: int = 0
+    limits: list[float] = field(default_factory=list)
+
+    def launch(self, seconds: float, name: str) -> Callable[[], None]:
+        def run() -> None:
+            self.now += seconds
+            self.enqueued += 1
+            self.most_enqueued = max(self.most_enqueued, self.enqueued)
+            self.log.append(name)
+
+        return run
+
+    def line_up(self) -> None:
+        self.launch(7e-6, "line up")()
+        self.enqueued += 3  # NCCL brings events of its own
+
+    def mark(self) -> float:
+        self.enqueued += 1
+        self.most_enqueued = max(self.most_enqueued, self.enqueued)
+        return self.now
+
+    def seconds_between(self, start: float, end: float) -> float:
+        return end - start
+
+    def hold(self, limit_seconds: float) -> None:
+        assert not self.held
+        self.held = True
+        self.limits.append(limit_seconds)
+        self.log.append("hold")
+
+    def release(self) -> None:
+        self.held, self.opened_by_itself = False, self.gives_up
+        self.log.append("release")
+
+    def synchronize(self) -> None:
+        assert not self.held, "waiting behind a closed gate is a deadlock"
+        self.enqueued = 0
+        self.log.append("synchronize")
+
+    def capture(self, launches: Sequence[Call]) -> Call:
+        calls = list(launches)
+        self.log.append(f"capture {len(calls)}")
+
+        def replay() -> None:
+            for call in calls:
+                call()
+
+        return replay
+
+
+def loop_on(stream: FakeStream, *programs: list[tuple[str, float]]) -> tuple[Loop, list[int]]:
+    """A loop over programs of labelled phases, and a list that grows with each refill."""
+    refills: list[int] = []
+    made = tuple(Program(tuple(Step(label, stream.launch(s, label)) for label, s in steps)) for steps in programs)
+    loop = Loop(
+        programs=made,
+        barrier=lambda: stream.log.append("barrier"),
+        clock=lambda: 0.0,
+        refill=lambda: refills.append(len(stream.log)),
+        refill_every=1,
+        progress=Progress(),
+        stream=stream,
+    )
+    return loop, refills
+
+
+def test_a_gated_iteration_is_the_devices_time_between_its_events() -> None:
+    loop, _ = loop_on(FakeStream(), [("all_reduce", 3e-6)])
+    np.testing.assert_allclose(gated(loop, 7), np.full((7, 1), 3e-6))
+
+
+def test_phases_are_timed_each_and_add_up() -> None:
+    loop, _ = loop_on(FakeStream(), [("pack", 1e-6), ("send", 5e-6)])
+    seconds = gated(loop, 3)
+    np.testing.assert_allclose(seconds, np.tile([6e-6, 1e-6, 5e-6], (3, 1)))
+
+
+def test_buffers_take_turns() -> None:
+    loop, _ = loop_on(FakeStream(), [("one", 1e-6)], [("two", 2e-6)])
+    np.testing.assert_allclose(gated(loop, 4)[:, 0], [1e-6, 2e-6, 1e-6, 2e-6])
+
+
+def test_the_gate_opens_when_every_rank_has_enqueued_and_nothing_runs_past_it_unheld() -> None:
+    stream = FakeStream()
+    gated(loop_on(stream, [("x", 1e-6)])[0], 2)
+    assert stream.log == ["synchronize", "barrier", "hold", "x", "x", "barrier", "release", "synchronize"]
+    assert stream.limits == [GATE_LIMIT_SECONDS]
+
+
+def test_a_step_of_many_kernels_takes_as_much_of_the_queue() -> None:
+    stream = FakeStream()
+    kernel, loop = stream.launch(1e-6, "kernel"), loop_on(stream, [("x", 0.0)])[0]
+    step = Step("x", lambda: [kernel() for _ in range(90)] and None, launches=90)
+    gated(dataclasses.replace(loop, programs=(Program((step,)),)), 20)
+    assert 90 < stream.most_enqueued <= LAUNCH_BUDGET
+
+
+def test_ranks_are_lined_up_before_every_iteration_and_outside_of_its_events() -> None:
+    stream = FakeStream()
+    loop = dataclasses.replace(loop_on(stream, [("x", 1e-6)])[0], line_up=True)
+    np.testing.assert_allclose(gated(loop, 2), np.full((2, 1), 1e-6))
+    assert stream.log[:4] == ["line up", "synchronize", "barrier", "hold"]
+    assert stream.log[4:] == ["line up", "x", "line up", "x", "barrier", "release", "synchronize"]
+    gated(loop, 600)
+    assert stream.most_enqueued <= LAUNCH_BUDGET
+
+
+@dataclass
+class Pairs(FakeStream):
+    """Streams of several ranks that meet by pairs, each round others; rank 0 sends at half the speed."""
+
+    rank: int = 0
+    clocks: dict[tuple[int, int], float] = field(default_factory=dict)
+    meetings: dict[tuple[int, int, int], threading.Barrier] = field(default_factory=dict)
+    everyone: threading.Barrier = field(default_factory=lambda: threading.Barrier(4))
+    launched: int = 0
+    lined_up: int = 0
+
+    def meet(self, distance: int) -> None:
+        """With the rank that differs in the bits of `distance`."""
+        partner, turn = self.rank ^ distance, self.launched
+        self.launched += 1
+        self.clocks[turn, self.rank] = self.now
+        low, high = sorted((self.rank, partner))
+        self.meetings.setdefault((turn, low, high), threading.Barrier(2)).wait(10)
+        self.now = max(self.now, self.clocks[turn, partner]) + (2.0 if low == 0 else 1.0)
+
+    def line_up(self) -> None:
+        turn = -1 - self.lined_up
+        self.lined_up += 1
+        self.clocks[turn, self.rank] = self.now
+        self.everyone.wait(10)
+        self.now = max(self.clocks[turn, rank] for rank in range(4))
+
+
+@pytest.mark.parametrize("line_up", [True, False])
+def test_a_slow_rank_slows_only_the_rounds_that_it_is_in(line_up: bool) -> None:
+    shared = Pairs()
+    ranks = [Pairs(rank=r, clocks=shared.clocks, meetings=shared.meetings, everyone=shared.everyone) for r in range(4)]
+    found: dict[int, list[float]] = {}
+
+    def run(stream: Pairs) -> None:
+        loop = loop_on(stream, [])[0]
+        rounds = tuple(Program((Step("x", lambda distance=d: stream.meet(distance)),)) for d in (1, 2, 3))  # type: ignore[misc]
+        found[stream.rank] = gated(dataclasses.replace(loop, programs=rounds, line_up=line_up), 6)[:, 0].tolist()
+
+    threads = [threading.Thread(target=run, args=(stream,)) for stream in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    apart = {rank: [2.0 if rank ^ d == 0 or rank == 0 else 1.0 for d in (1, 2, 3, 1, 2, 3)] for rank in range(4)}
+    assert (found == apart) is line_up, "back to back, waiting for the slow one is in the figures of all"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "by_itself"),
+    [
+        *(("all_reduce", True), ("all_gather", True), ("reduce_scatter", True), ("all_to_all", True)),
+        *(("broadcast", False), ("reduce", False), ("gather", False), ("scatter", False), ("send_recv", False)),
+        *(("same_rail", False), ("rail_groups", False), ("hypercube", False)),
+    ],
+)
+def test_which_patterns_line_their_ranks_up(pattern: str, by_itself: bool) -> None:
+    topology = Topology.from_hosts(["n0", "n0", "n1", "n1"])
+    variants = build_variants(Case(pattern=pattern, nbytes=4096), topology)
+    assert lines_up_by_itself(variants) is by_itself
+
+
+@pytest.mark.parametrize(
+    ("op", "members", "launches"),
+    [
+        (Op.ALL_TO_ALL, 64, COLLECTIVE_LAUNCHES),
+        (Op.ALL_TO_ALL, 65, 5),
+        (Op.GATHER, 256, 16),
+        (Op.SCATTER, 256, 16),
+        (Op.ALL_REDUCE, 256, COLLECTIVE_LAUNCHES),
+    ],
+)
+def test_groups_of_sends_take_as_much_of_the_queue_as_they_have_peers(op: Op, members: int, launches: int) -> None:
+    """Behind a gate NCCL would wait for ever for room in its ring of work."""
+    phase = Collective("x", op, np.arange(members)[None], 1)
+    (step,) = steps_of([phase], lambda *_: nothing)
+    assert step.launches == launches
+    other = dataclasses.replace(phase, read="send2", write="recv2")
+    assert branches_launches(Concurrent("both", ((phase,), (other,)))) == 1 + 2 * (launches + 3)
+
+
+@pytest.mark.parametrize(("flows", "launches"), [(1, EXCHANGE_LAUNCHES), (96, 6), (97, 7), (480, 30)])
+def test_flows_take_as_much_of_the_queue_as_the_busiest_rank_has(flows: int, launches: int) -> None:
+    incast = Exchange(
+        "x", np.arange(1, flows + 1), np.zeros(flows, np.int64), np.full(flows, 8), recv_offset=8 * np.arange(flows)
+    )
+    assert launches_of(incast) == launches
+    local = Local("copy", Kernel.COPY, 1, read="a", write="b")
+    assert launches_of(local) == 1
+
+
+def test_what_nccl_brings_along_is_within_the_budget() -> None:
+    """One launch of NCCL by torch is two events waited for or recorded, a kernel and another event."""
+    stream = FakeStream()
+    entries = [stream.launch(0.0, "event"), stream.launch(1e-6, "kernel"), stream.launch(0.0, "event")] * 2
+    phase = Collective("x", Op.ALL_REDUCE, np.arange(2)[None], 1)
+    (step,) = steps_of([phase], lambda *_: lambda: [call() for call in entries[:4]] and None)
+    loop = dataclasses.replace(loop_on(stream, [])[0], programs=(Program((step,)),))
+    gated(loop, 600)
+    assert LAUNCH_BUDGET // 2 < stream.most_enqueued <= LAUNCH_BUDGET
+
+
+@pytest.mark.parametrize("phases", [1, 3, 40])
+def test_the_queue_never_holds_more_than_the_budget(phases: int) -> None:
+    stream = FakeStream()
+    loop, refills = loop_on(stream, [(f"p{k}", 1e-6) for k in range(phases)])
+    assert gated(loop, 600).shape[0] == 600
+    assert stream.most_enqueued <= LAUNCH_BUDGET
+    assert len(refills) == stream.log.count("hold")
+
+
+def test_a_gate_that_gave_up_is_said() -> None:
+    stream = FakeStream(gives_up=True)
+    loop, _ = loop_on(stream, [("x", 1e-6)])
+    gated(loop, 1)
+    assert any("opened by itself" in remark for remark in loop.remarks)
+
+
+def test_a_graph_is_captured_once_and_its_replays_are_divided_by_its_launches() -> None:
+    stream = FakeStream()
+    loop, _ = loop_on(stream, [("one", 1e-6)], [("two", 3e-6)])
+    measure = captured(loop, 10)
+    np.testing.assert_allclose(measure(45), np.full((45, 1), 2e-6))
+    np.testing.assert_allclose(measure(1), [[2e-6]])
+    assert [line for line in stream.log if line.startswith("capture")] == ["capture 10"]
+    after = stream.log[stream.log.index("capture 10") + 1]
+    assert after == "barrier", "all ranks have instantiated before the first replay"
+
+
+def test_short_launches_share_a_graph_with_many() -> None:
+    launches = [graph_launches(nbytes) for nbytes in (8, 1 << 20, 2 << 20, 16 << 20, 1 << 30)]
+    assert launches == [50, 50, 20, 20, 4]
+
+
+def test_the_garbage_collector_is_back_after_an_error() -> None:
+    import gc
+
+    stream = FakeStream()
+    loop, _ = loop_on(stream, [("x", 1e-6)])
+    loop.programs[0].steps[0].__dict__["launch"] = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        gated(loop, 1)
+    assert gc.isenabled()
+
+
+def test_branches_of_every_launch_are_asked_for_when_all_have_run() -> None:
+    stream, launched = FakeStream(), list[int]()
+
+    def ask() -> Callable[[], list[float]]:
+        number = len(launched)
+
+        def tell() -> list[float]:
+            assert not stream.held
+            return [number * 1e-6, number * 2e-6]
+
+        return tell
+
+    alone = Program((Step("one", stream.launch(5e-6, "one")),))
+    both = Program((Step("both", lambda: launched.append(1), ("one", "two"), ask),))
+    loop = dataclasses.replace(loop_on(stream, [])[0], programs=(alone, both))
+    assert loop.columns == ["total", "one", "both", "both.one", "both.two"]
+    seconds = gated(loop, 4)
+    nan = np.nan
+    expected = [[nan, nan], [1e-6, 2e-6], [nan, nan], [2e-6, 4e-6]]
+    np.testing.assert_allclose(seconds[:, 3:], expected)

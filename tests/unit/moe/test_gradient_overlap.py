@@ -1,0 +1,241 @@
+"""Expert all-to-alls beside reduced gradients: right alone and together, each branch with a time of its own."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pytest
+
+from ncclbench.buffers.arrays import Buffers
+from ncclbench.errors import Unable, UsageError
+from ncclbench.measure.case import Measurement, build_variants, run_case
+from ncclbench.plan.plan import Settings
+from ncclbench.schedule import AllToAllV, Case, Collective, Concurrent, Op, Schedule
+from ncclbench.schedule.phases import SimplePhase
+from ncclbench.topology import Topology
+from ncclbench.transports._local import branches_step, steps_of
+from ncclbench.transports.base import Call, Program, Step
+from ncclbench.transports.threads import ThreadTransport, play
+
+SMALL: dict[str, Any] = {"hidden": 32, "tokens": "12", "experts": 16, "top_k": 4, "routings": 1}
+QUICK = Settings(iterations=6, warmup=1)
+
+
+def case_of(**params: Any) -> Case:
+    return Case(pattern="moe_overlap", nbytes=64, dtype="bfloat16", params={**SMALL, "gradient_bytes": 5000, **params})
+
+
+def run(case: Case, ranks: int, kind: type[ThreadTransport] = ThreadTransport) -> Measurement:
+    def main(real: ThreadTransport) -> Measurement | None:
+        return run_case(case, kind(real.world, real.rank), Topology.single_node(ranks), QUICK)
+
+    measured = play(ranks, main)[0]
+    assert measured is not None
+    return measured
+
+
+@pytest.mark.parametrize(("ranks", "gradient_bytes"), [(1, 64), (2, 64), (5, 5000), (8, 5000), (2, 6_000_000)])
+def test_both_are_right_to_the_bit(ranks: int, gradient_bytes: int) -> None:
+    """The largest is beyond the period of the values, and beyond what is compared at once."""
+    record = run(case_of(gradient_bytes=gradient_bytes), ranks).record
+    assert (record.status, record.wrong, record.tolerance, record.variants) == ("ok", 0, 0.0, 3)
+
+
+def test_gradients_are_reduced_in_the_groups_asked_for() -> None:
+    for group in ("2", "node"):
+        assert run(case_of(group=group, ep=2), 4).record.status == "ok"
+
+
+def test_each_branch_has_a_time_of_its_own_and_slowdowns_are_reported() -> None:
+    measured = run(case_of(), 4)
+    record, samples = measured.record, measured.samples
+    assert samples is not None
+    labels = ["total", "experts", "data_parallel", "both", "both.experts", "both.data_parallel"]
+    assert samples.labels == labels
+    there = ~np.isnan(samples.seconds_RNK[0])
+    assert there.astype(int).tolist() == [[1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0], [1, 0, 0, 1, 1, 1]] * 2
+    both = samples.seconds_RNK[:, 2::3]
+    assert np.all(both[:, :, 4:] > 0)
+    assert np.all(both[:, :, 4:].max(axis=2) <= both[:, :, 3])
+    median = {phase.label: phase.time_us.p50 for phase in record.phases if phase.time_us}
+    assert set(record.ratios) == {"slowdown_experts", "slowdown_data_parallel"}
+    for name in ("experts", "data_parallel"):
+        together = record.subtotals[f"both.{name}"].time_us.p50
+        assert record.ratios[f"slowdown_{name}"] == pytest.approx(together / median[name])
+    ledgers = {phase.label: phase.ledger["sent_bytes"]["node"] for phase in record.phases}
+    assert ledgers["both"] == ledgers["experts"] + ledgers["data_parallel"]
+
+
+class Spoiled(ThreadTransport):
+    """One bit of one buffer is wrong on rank 1 after the phase `where`."""
+
+    where, buffer = "both", "gathered"
+
+    def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
+        program = super().compile(schedule, buffers)
+        (step,) = program.steps
+        if self.rank != 1 or step.label != self.where:
+            return program
+
+        def launch() -> None:
+            step.launch()
+            buffers[self.buffer].view(np.uint8)[1] ^= 1
+
+        return replace(program, steps=(replace(step, launch=launch),))
+
+
+@pytest.mark.parametrize(
+    ("where", "buffer"),
+    [
+        *((where, buffer) for where in ("both", "data_parallel") for buffer in ("shard", "gathered", "grads")),
+        *((where, buffer) for where in ("both", "experts") for buffer in ("received", "returned", "packed")),
+        ("experts", "gathered"),
+        ("data_parallel", "received"),
+    ],
+)
+def test_one_wrong_bit_is_found(where: str, buffer: str) -> None:
+    """Also in buffers that the schedule of this turn must leave alone."""
+    kind = type("Here", (Spoiled,), {"where": where, "buffer": buffer})
+    record = run(case_of(), 4, kind).record
+    assert (record.status, record.wrong, record.wrong_ranks) == ("wrong", 2, [1])
+
+
+# The order of issue. On GPUs branches have communicators of their own, and NCCL needs those that run at the same time
+# to be issued in the same order on all ranks. CUDA is played: a stream knows that it is in use, and what it waits for.
+
+
+class Stream:
+    """A stream of the played CuPy or torch."""
+
+    log: ClassVar[list[tuple[str, Any]]] = []
+    current: ClassVar[Any] = None
+
+    def __init__(self, cuda_stream: Any = None, **_kind: bool) -> None:
+        self.cuda_stream = cuda_stream or object()  # CuPy has a view of torch's
+
+    def use(self) -> None:
+        Stream.current = self
+
+    def wait_event(self, event: Any) -> None:
+        Stream.log.append(("wait", (self.cuda_stream, event)))
+
+
+class Event:
+    """An event, which knows on which stream it was recorded."""
+
+    def record(self, stream: Stream) -> None:
+        self.stream = stream.cuda_stream
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CuPy, as far as branches need it."""
+    cupy: Any = ModuleType("cupy")
+    cupy.__version__ = "14.0"
+    cupy.RawKernel = SimpleNamespace
+    cupy.cuda = ModuleType("cupy.cuda")
+    cupy.cuda.Stream = cupy.cuda.ExternalStream = Stream
+    cupy.cuda.Event, cupy.cuda.nccl = Event, SimpleNamespace()
+    cupy.cuda.get_current_stream = lambda: Stream.current
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
+    rooms = ("ncclbench.transports.cuda.stream", "ncclbench.transports.cupy_nccl")
+    for name in rooms:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield
+    for name in rooms:
+        sys.modules.pop(name, None)
+
+
+Branching = Callable[[Concurrent, Sequence[Sequence[Call]]], Step]
+
+
+def of_cupy(_patch: pytest.MonkeyPatch) -> Branching:
+    from ncclbench.transports.cupy_nccl import CupyNcclTransport
+
+    transport: Any = object.__new__(CupyNcclTransport)
+    transport._cupy_stream, transport._branch_streams = Stream.current, {}
+    return cast("Branching", transport._branches_step)
+
+
+def of_torch(patch: pytest.MonkeyPatch) -> Branching:
+    from ncclbench.transports import torch_dist
+
+    cuda = SimpleNamespace(Stream=Stream, stream=lambda _stream: nullcontext())
+    patch.setattr(torch_dist, "torch", SimpleNamespace(cuda=cuda))
+    return torch_dist._device_branches
+
+
+def of_host(_patch: pytest.MonkeyPatch) -> Branching:
+    return branches_step
+
+
+def issued(branching: Branching, rank: int) -> list[Any]:
+    """What rank `rank` issues in the phase of both: label and branch, and the thread and stream that it comes from."""
+    found = []
+
+    def call(phase: SimplePhase, branch: tuple[int, ...]) -> Call:
+        if isinstance(phase, AllToAllV | Collective):
+            assert rank in phase.groups  # or it would not be issued here
+        return lambda: found.append((phase.label, branch, threading.get_ident(), Stream.current))
+
+    schedule = build_variants(case_of(), Topology.single_node(4))[-1]
+    (step,) = steps_of(schedule.phases, call, branching)
+    assert step.label == "both"
+    step.launch()
+    return found
+
+
+IN_ORDER = [("dispatch", (0,)), ("combine", (0,)), ("reduce_scatter", (1,)), ("all_gather", (1,))]
+
+
+@pytest.mark.usefixtures("played")
+@pytest.mark.parametrize("kind", [of_cupy, of_torch])
+def test_all_ranks_issue_branches_in_the_same_order(
+    kind: Callable[[pytest.MonkeyPatch], Branching], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in range(4):
+        Stream.log.clear()
+        main = Stream.current = Stream()
+        calls = issued(kind(monkeypatch), rank)
+        assert [(label, branch) for label, branch, _, _ in calls] == IN_ORDER
+        assert {thread for _, _, thread, _ in calls} == {threading.get_ident()}  # another one would keep no order
+        streams = [stream for _, _, _, stream in calls]
+        assert streams[0] is streams[1]
+        assert streams[2] is streams[3]
+        assert len({id(stream) for stream in (main, streams[0], streams[2])}) == 3
+        assert Stream.current is main
+        waits = [(waiting, event.stream) for _, (waiting, event) in Stream.log]
+        branches = [streams[0].cuda_stream, streams[2].cuda_stream]
+        assert waits == [(one, main.cuda_stream) for one in branches] + [(main.cuda_stream, one) for one in branches]
+
+
+def test_branches_of_the_host_have_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the test above sees a transport that leaves the order to chance."""
+    calls = issued(of_host(monkeypatch), 0)
+    assert sorted((label, branch) for label, branch, _, _ in calls) == sorted(IN_ORDER)
+    assert threading.get_ident() not in {thread for _, _, thread, _ in calls}
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for params in ({"format": "fp8"}, {"variant": "cached"}, {"quad": True}, {"weights": "float"}):
+        with pytest.raises(UsageError, match="only bare all-to-alls of bf16 rows run here"):
+            build_variants(case_of(**params), Topology.single_node(2))
+    with pytest.raises(Unable, match="less than one float32 for each of 4"):
+        build_variants(case_of(gradient_bytes=15), Topology.single_node(4))
+
+
+def test_branches_need_names_of_their_own() -> None:
+    phase = Collective("a", Op.BARRIER, np.array([[0, 1]]), 0)
+    for names in (("x",), ("x", "x")):
+        with pytest.raises(ValueError, match="every branch needs a name of its own"):
+            Concurrent("both", ((phase,), (phase,)), names=names)
+
+
+def test_a_step_without_parts_has_no_further_columns() -> None:
+    assert Step("a", print).parts == ()

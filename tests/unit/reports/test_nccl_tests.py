@@ -1,0 +1,173 @@
+"""`report --format nccl-tests`: our own runs and other tools' in a text that parsers of nccl-tests read."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ncclbench import __version__
+from ncclbench.config.plugins import load
+from ncclbench.importers.common.import_logs import import_logs, read_log
+from ncclbench.importers.common.imported_cases import Stated
+from ncclbench.importers.common.log_file import Log
+from ncclbench.store.records import Record, Summary
+from ncclbench.store.run_directory import RunWriter, read_run
+from ncclbench_reports.nccl_tests import _figure
+
+MANIFEST: dict[str, Any] = {"schema": 1, "plan": {"name": "p", "cases": []}, "transport": "nccl", "world_size": 4}
+
+# What people's scripts look for: thirteen cells, the fields by their place.
+ROW = re.compile(r"^\s*(\d+)\s+(\d+)\s+(\w+)\s+(\w+)\s+(-?\d+)((?:\s+(?:[\d.e+-]+|N/A)){8})\s*$", re.MULTILINE)
+
+
+def record(pattern: str = "all_reduce", nbytes: int = 1024, **fields: Any) -> Record:
+    chosen: dict[str, Any] = {
+        "case": f"{pattern}/float32/{nbytes}/isolated",
+        "pattern": pattern,
+        "transport": "nccl",
+        "timing": "isolated",
+        "dtype": "float32",
+        "bytes": nbytes,
+        "world_size": 4,
+        "status": "ok",
+        "started": "2026-01-01T00:00:00Z",
+    }
+    return Record(**{**chosen, **fields})
+
+
+def timed(pattern: str = "all_reduce", nbytes: int = 1024, p50: float = 12.345678, **fields: Any) -> Record:
+    time_us = Summary(n=9, min=1.0, p50=p50, p50_lo=None, p50_hi=None, p95=None, p99=None, max=1e9, mean=13.0, cv=0.5)
+    chosen: dict[str, Any] = {
+        "wrong": 0,
+        "count": nbytes // 4,
+        "size_bytes": nbytes,
+        "time_us": time_us,
+        "alg_gb_per_s": 0.0829,
+        "bus_gb_per_s": 0.1244,
+    }
+    return record(pattern, nbytes, **{**chosen, **fields})
+
+
+def exported(path: Path, *records: Record, **manifest: Any) -> str:
+    writer = RunWriter.create(path, {**MANIFEST, **manifest})
+    for one in records:
+        writer.append(one)
+    text = load("reports", "nccl-tests").render([read_run(path)])
+    assert isinstance(text, str)
+    return text.replace(str(path), "RUN")
+
+
+GOLDEN = f"""\
+# written by ncclbench {__version__} in nccl-tests' format: RUN
+# Collective test starting: all_reduce_perf
+# 4 ranks over nccl, timing isolated
+# time is the median over iterations of the slowest rank
+# all_reduce/float32/64/isolated: skipped: needs 2 nodes
+# all_reduce/float32/1048576/isolated: wrong: x
+#
+#                                                              out-of-place                       in-place          
+#       size         count      type   redop    root     time   algbw   busbw  #wrong     time   algbw   busbw  #wrong 
+#        (B)    (elements)                               (us)  (GB/s)  (GB/s)             (us)  (GB/s)  (GB/s)         
+        1024           256     float     sum      -1      N/A     N/A     N/A    N/A    12.35    0.08    0.12       0
+     1048576        262144     float     sum      -1      N/A     N/A     N/A    N/A  1234568  300.50  450.75       7
+# Out of bounds values : 7 FAILED
+# Avg bus bandwidth    : 225.437 
+#
+# Collective test concluded: all_reduce_perf
+#
+
+# written by ncclbench {__version__} in nccl-tests' format: RUN
+# Collective test starting: alltoall_perf
+# 4 ranks over nccl, timing isolated group=2
+# time is the median over iterations of the slowest rank
+#
+#                                                              out-of-place                       in-place          
+#       size         count      type   redop    root     time   algbw   busbw  #wrong     time   algbw   busbw  #wrong 
+#        (B)    (elements)                               (us)  (GB/s)  (GB/s)             (us)  (GB/s)  (GB/s)         
+        1024           256     float    none      -1    12.35    0.08    0.12    N/A      N/A     N/A     N/A    N/A
+# Avg bus bandwidth    : 0.1244 
+#
+# Collective test concluded: alltoall_perf
+#
+"""  # noqa: W291  nccl-tests ends these lines with a blank
+
+
+def test_our_own_runs_letter_by_letter(tmp_path: Path) -> None:
+    large = timed(
+        nbytes=1 << 20, redop="sum", wrong=7, status="wrong", reason="x", alg_gb_per_s=300.5, bus_gb_per_s=450.75,
+        p50=1234567.8,
+    )  # fmt: skip
+    text = exported(
+        tmp_path / "run",
+        record(nbytes=64, status="skipped", reason="needs\n2 nodes"),
+        timed(redop="sum"),
+        large,
+        timed("all_to_all", params={"group": "2"}, case="all_to_all/float32/1024/isolated/group=2", wrong=None),
+    )
+    assert text == GOLDEN
+
+
+def test_every_row_has_as_many_cells_as_parsers_expect(tmp_path: Path) -> None:
+    nothing: dict[str, Any] = {"count": None, "alg_gb_per_s": None, "bus_gb_per_s": None, "wrong": None}
+    text = exported(
+        tmp_path / "run", timed(redop="sum"), timed(nbytes=64, dtype="bfloat16", root=3, **{**nothing, "count": 1})
+    )
+    assert [found[:5] for found in ROW.findall(text)] == [
+        ("1024", "256", "float", "sum", "-1"),
+        ("64", "1", "bfloat16", "none", "3"),
+    ]
+
+
+def test_what_we_write_can_be_imported_again(tmp_path: Path) -> None:
+    text = exported(tmp_path / "run", timed(redop="sum"), timed(nbytes=4096, redop="sum"))
+    ((_, reading),) = read_log(Log.of("x", text.encode()), Stated())
+    back = [one.record for one in reading.found if one.record.status == "ok"]
+    assert [(one.case, one.wrong, one.time_us and one.time_us.p50) for one in back] == [
+        ("all_reduce/float32/1024/pipelined", 0, 12.35),
+        ("all_reduce/float32/4096/pipelined", 0, 12.35),
+    ]
+
+
+def test_a_name_cannot_break_a_line(tmp_path: Path) -> None:
+    """A row of someone's choice in a host's name or a reason would be a figure to a parser."""
+    row = "\n   8   2   float   sum   -1   1.00   9.00   9.00   0   1.00   9.00   9.00   0\n"
+    assert not ROW.search(exported(tmp_path / "a", record(status="failed", reason=row)))
+    fixture = Path(__file__).parents[2] / "fixtures" / "nccl-tests" / "all_reduce_per_iteration.json"
+    hostile = fixture.read_text().replace('"node0"', '"node0' + row.replace("\n", "\\n") + '"')
+    import_logs([Log.of("x", hostile.encode())], tmp_path / "b", Stated(), None, [])
+    text = load("reports", "nccl-tests").render([read_run(tmp_path / "b")])
+    assert "9.00 9.00" in text
+    rows = [line for line in text.splitlines() if line[:1] == " "]
+    assert len(rows) == 9
+
+
+@pytest.mark.parametrize(
+    ("value", "width", "text"),
+    [
+        (0.0, 7, "0.00"),
+        (11.684, 7, "11.68"),
+        (9999.994, 7, "9999.99"),
+        (12345.67, 7, "12345.7"),
+        (123456.7, 7, "123457"),
+        (1234567.8, 7, "1234568"),
+        (12345678.0, 7, "1.2e+07"),
+        (340.99, 6, "340.99"),
+        (1234.56, 6, "1234.6"),
+        (12345.6, 6, "12346"),
+        (123456.0, 6, "123456"),
+        (1234567.0, 6, "1e+06"),
+        (None, 6, "N/A"),
+    ],
+)
+def test_figures_are_written_as_nccl_tests_writes_them(value: float | None, width: int, text: str) -> None:
+    assert _figure(value, width) == text
+
+
+@given(value=st.floats(0, 1e12), width=st.sampled_from([6, 7]))
+def test_a_figure_that_was_read_is_written_as_it_was(value: float, width: int) -> None:
+    """So import and export lose nothing, at any size of the figure."""
+    once = _figure(value, width)
+    assert _figure(float(once), width) == once

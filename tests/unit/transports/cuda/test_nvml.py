@@ -1,0 +1,74 @@
+"""What NVML is asked for, and what it is not asked again."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from ncclbench.transports.cuda import nvml as _nvml
+from ncclbench.transports.cuda.nvml import gpu_state
+
+
+class NvmlError(Exception):
+    """As pynvml's: the code is in `value`."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__(f"NVML error {value}")
+        self.value = value
+
+
+class FakeNvml:
+    """Tells error counters; for some links of the first GPU it answers with an error's code instead."""
+
+    def __init__(self, answers: dict[int, int]) -> None:
+        self.answers = answers
+        self.asked: Counter[tuple[bytes, int]] = Counter()
+
+    def nvmlDeviceGetHandleByPciBusId(self, address: bytes) -> bytes:
+        return address
+
+    def nvmlDeviceGetTotalEccErrors(self, _handle: bytes, kind: int, _counter: int) -> int:
+        if kind == 1:
+            raise NvmlError(3)
+        return 5
+
+    def nvmlDeviceGetNvLinkErrorCounter(self, handle: bytes, link: int, _kind: int) -> int:
+        self.asked[handle, link] += 1
+        if handle == b"0000:01:00.0" and link in self.answers:
+            raise NvmlError(self.answers[link])
+        return link
+
+    def __getattr__(self, name: str) -> Any:
+        raise NvmlError(3)
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    fake = FakeNvml({1: 3, 2: 2, 3: 15})  # not supported, invalid argument, and a GPU that is lost for a while
+    monkeypatch.setattr(_nvml, "_library", lambda: fake)
+    monkeypatch.setattr(_nvml, "_never_told", {})
+    return fake
+
+
+def test_counters_that_a_gpu_has_not_are_asked_for_once(nvml: FakeNvml) -> None:
+    first, second = (gpu_state("0000:01:00.0")["errors"] for _ in range(2))
+    assert first == second
+    assert first["ECC corrected errors"] == 5
+    assert "ECC uncorrected errors" not in first
+    assert {link for link in range(18) if f"NVLink {link} replay errors" in first} == set(range(18)) - {1, 2, 3}
+    here = b"0000:01:00.0"
+    assert [nvml.asked[here, link] for link in (0, 1, 2, 3)] == [8, 4, 4, 8]  # of four counters
+
+
+@pytest.mark.usefixtures("nvml")
+def test_another_gpu_is_asked_for_all_of_them() -> None:
+    gpu_state("0000:01:00.0")
+    assert gpu_state("0000:02:00.0")["errors"]["NVLink 1 replay errors"] == 1
+
+
+def test_an_error_that_may_pass_is_asked_past(nvml: FakeNvml) -> None:
+    assert "NVLink 3 replay errors" not in gpu_state("0000:01:00.0")["errors"]
+    nvml.answers.clear()
+    told = gpu_state("0000:01:00.0")["errors"]
+    assert told["NVLink 3 replay errors"] == 3
+    assert "NVLink 1 replay errors" not in told
