@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Make the stored runs of tests/golden/runs, with the code that is checked out.
+"""Make the stored runs of tests/golden/runs, with the code of an earlier commit.
 
 The runs in the repository were made by the code of commit 811056b, before its packages were redesigned, and stay as
 they are: they show that later code reads what earlier code has written. Do not make them again with later code. To add
-one, run this script in a checkout of that commit (``git worktree add ../before 811056b``) and copy the new directory.
+one, let this script use a checkout of that commit, and copy the new directory:
 
-    python scripts/make_golden.py [OUT]     # needs Linux, root (for a neutral host name), torch, mpi4py and an MPI
+    git worktree add ../before 811056b
+    python scripts/make_golden.py OUT ../before     # Linux, root (for a neutral host name), torch, mpi4py and an MPI
 
-What today's commands say of them is in tests/golden/expected; ``NCCLBENCH_UPDATE_GOLDEN=1 pytest
+What that commit's commands say of them is in tests/golden/expected; ``NCCLBENCH_UPDATE_GOLDEN=1 pytest
 tests/unit/test_golden.py`` writes that again.
 """
 
@@ -24,22 +25,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "patterns"), str(ROOT / "reports")]
+if len(sys.argv) != 3:
+    sys.exit("usage: make_golden.py OUT CHECKOUT")
+CODE = Path(sys.argv[2]).resolve()
+PATHS = [str(CODE), str(CODE / "patterns"), str(CODE / "reports")]
+sys.path[:0] = PATHS
 
-GOLDEN = ROOT / "tests" / "golden"
-PLANS = GOLDEN / "plans"
-FIXTURES = ROOT / "tests" / "fixtures"
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+PLANS = TESTS / "golden" / "plans"
+FIXTURES = TESTS / "fixtures"
 HOST = "golden"
 SHORT = ["-n", "12", "-w", "1"]
 
 
 def main() -> None:
     """Make all runs in OUT, which must not exist."""
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else GOLDEN / "runs").absolute()
+    out = Path(sys.argv[1]).absolute()
     if socket.gethostname() != HOST:
-        inside = f'hostname {HOST} && exec "$@"'
-        os.execvp("unshare", ["unshare", "--uts", "sh", "-c", inside, "sh", sys.executable, __file__, str(out)])
+        renamed = ["unshare", "--uts", "sh", "-c", f'hostname {HOST} && exec "$@"', "sh"]
+        os.execvp("unshare", [*renamed, sys.executable, __file__, str(out), str(CODE)])
     out.mkdir(parents=True)
     os.chdir(out)
     # The plans and logs are copied for the time being, so that no path of this machine gets into a manifest.
@@ -54,9 +58,8 @@ def main() -> None:
 
 
 def ncclbench(*arguments: str, ends: tuple[int, ...] = (0,), **variables: str) -> None:
-    """Run the command line of this checkout."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "patterns"), str(ROOT / "reports")])
-    environ = {**os.environ, "PYTHONPATH": paths, **variables}
+    """Run the command line of that checkout."""
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS), **variables}
     done = subprocess.run([sys.executable, "-m", "ncclbench", *arguments], env=environ, stdout=subprocess.DEVNULL)
     if done.returncode not in ends:
         sys.exit(f"ncclbench {' '.join(arguments)} ended in {done.returncode}")
@@ -83,10 +86,9 @@ def measured() -> None:
 
 def lost() -> None:
     """A run one of whose two ranks is killed in the second case."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "patterns"), str(ROOT / "reports")])
     command = [sys.executable, "-m", "ncclbench", "run", "--plan", "plans/lost.toml"]
     command += ["--transport", "gloo", "--nproc", "2", "-o", "lost"]
-    job = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.DEVNULL)
+    job = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)}, stdout=subprocess.DEVNULL)
     events = Path("lost/events.jsonl")
     while not events.exists() or events.read_text().count('"kind":"case"') < 2:
         time.sleep(0.05)
