@@ -1,33 +1,38 @@
-"""When a watchdog speaks, and whether it was awake to listen."""
+"""When a watchdog sends heartbeats, and whether its own process was suspended."""
 
 import time
 
-# A watchdog that comes round so much later than it should has been stopped, or was not given a core.
-_STOPPED_SECONDS = 2.0
+# A thread that wakes this much later than planned was suspended, or had no core.
+_SUSPENDED_SECONDS = 2.0
 
 
-class Beat:
+class Heartbeat:
     """When the next heartbeat is due.
 
-    What is heard in between is no reason for one, or rank 0 and the others would answer each other without end, beside
-    the measurement and at the speed of the network.
+    Incoming messages do not trigger one. Otherwise rank 0 and the other ranks would answer each other without end, at
+    the speed of the network and beside the measurement.
     """
 
     def __init__(self, interval: float, gap: float = 0.0) -> None:
-        """The first is due at once, the others `interval` seconds after the one before, or `soon`: `gap` after it."""
+        """The first is due at once, each later one `interval` seconds after the last, or after `soon`.
+
+        Args:
+            interval: seconds between heartbeats.
+            gap: the fewest seconds between two heartbeats, which `soon` keeps too.
+        """
         self._interval, self._gap, self._last = interval, gap, 0.0
         self._due = time.monotonic()
 
     def soon(self) -> None:
-        """There is something new to say."""
+        """Make the next heartbeat due as early as `gap` allows: there is news."""
         self._due = min(self._due, self._last + self._gap)
 
     def wait(self, until: float | None = None) -> float:
-        """Seconds until it is due, or until the time `until` if that comes first."""
+        """Seconds until the next heartbeat is due, or until the time `until` if that comes first."""
         return max(0.0, min(self._due, self._due if until is None else until) - time.monotonic())
 
     def is_due(self) -> bool:
-        """Whether it is; then the next one is later."""
+        """Whether a heartbeat is due now; if so, the next one is scheduled."""
         now = time.monotonic()
         if now < self._due:
             return False
@@ -35,17 +40,17 @@ class Beat:
         return True
 
 
-class Awake:
-    """Whether this process was stopped itself, as when a job is suspended.
+class SuspendDetector:
+    """Whether this process was suspended, as all ranks of a suspended job are.
 
-    What it has not heard meanwhile says nothing of the others, who may have been stopped with it.
+    Heartbeats that it missed meanwhile say nothing of the other ranks, which may have been suspended with it.
     """
 
     def __init__(self, interval: float) -> None:
-        """Its thread comes round every `interval` seconds at least."""
-        self._most, self._last = interval + _STOPPED_SECONDS, time.monotonic()
+        """The caller's loop comes round at least every `interval` seconds."""
+        self._most, self._last = interval + _SUSPENDED_SECONDS, time.monotonic()
 
     def missed(self, now: float) -> float:
-        """Seconds since it last came round, if they are too many; else 0."""
+        """Seconds since the last call if this process was suspended in between; else 0."""
         gap, self._last = now - self._last, now
         return gap if gap > self._most else 0.0

@@ -1,4 +1,4 @@
-"""Watchdogs of a job at work, as threads of one process: when they speak, and how soon bad news is heard."""
+"""Watchdogs of one job as threads of one process: when they send, and how soon a fault arrives."""
 
 import errno
 import gc
@@ -15,33 +15,33 @@ from typing import Any
 import pytest
 
 from ncclbench.errors import Exit
-from ncclbench.launch.watchdog import heartbeat as pulse
-from ncclbench.launch.watchdog import watchdog
+from ncclbench.launch.watchdog import heartbeat, protocol, watchdog
 from ncclbench.launch.watchdog.attribution import Fault
 from ncclbench.measure.timing_host import Progress
 from ncclbench.topology.network_addresses import connect_first
 
 
 class Watch:
-    """Watchdogs of one job in this process: what they said, when, and which fault they found."""
+    """Watchdogs of one job in this process: the messages they sent, and the faults they found."""
 
     def __init__(self, ranks: int, interval: float, patch: pytest.MonkeyPatch, of: int = 0) -> None:
         self.links: list[socket.socket] = []
         self.said: list[tuple[int, int]] = []
         self.words: list[str] = []
         self.faults: list[Fault] = []
-        patch.setattr(watchdog, "_encode", self._encode)
+        patch.setattr(watchdog, "encode", self._encode)
         patch.setattr(watchdog, "end_process", self._end)
         patch.setattr(watchdog, "connect_first", self._connect)
         patch.setattr(signal, "signal", lambda *_: None)
         patch.setattr(signal, "set_wakeup_fd", lambda *_, **__: -1)
         self.dogs = [watchdog.Watchdog(rank, ranks, Progress(), self._found) for rank in range(ranks)]
         where = self.dogs[0].open("127.0.0.1")
+        self.address = ("127.0.0.1", int(where.split("|")[1]))
         for dog in self.dogs:
-            dog._interval, dog.world_size = interval, of or ranks
+            dog.interval, dog.world_size = interval, of or ranks
             dog.join(where)
 
-    def _encode(self, kind: int, rank: int, *rest: Any, honest: Any = watchdog._encode) -> bytes:
+    def _encode(self, kind: int, rank: int, *rest: Any, honest: Any = protocol.encode) -> bytes:
         self.said.append((kind, rank))
         self.words.append(rest[-1])
         return bytes(honest(kind, rank, *rest))
@@ -62,10 +62,10 @@ class Watch:
             dog.close()
 
     def beats(self) -> Counter[int]:
-        return Counter(rank for kind, rank in self.said if kind == watchdog._BEAT)
+        return Counter(rank for kind, rank in self.said if kind == protocol.Kind.HEARTBEAT)
 
 
-# What ends a process ends a thread here, by an exception that holds on to its sockets for a while.
+# Ending a process is ending a thread here, by an exception that keeps its sockets for a while.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -103,8 +103,8 @@ def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watching]:
             one.close()
 
 
-def test_ranks_beat_by_the_clock_and_do_not_answer_each_other(watching: Watching) -> None:
-    """They did: thousands of messages a second in every job, on the cores that were measured."""
+def test_heartbeats_follow_the_clock_and_are_not_answered(watching: Watching) -> None:
+    """Regression: ranks answered each other, thousands of messages per second beside the measurement."""
     begun = time.monotonic()
     watch = watching(4, 0.1)
     time.sleep(1.5)
@@ -114,12 +114,12 @@ def test_ranks_beat_by_the_clock_and_do_not_answer_each_other(watching: Watching
     assert set(beats) == {0, 1, 2, 3}
     assert max(beats.values()) <= due
     assert min(beats.values()) >= 3  # of 15, however busy the machine
-    assert Counter(rank for kind, rank in watch.said if kind == watchdog._BYE) == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert Counter(rank for kind, rank in watch.said if kind == protocol.Kind.GOODBYE) == {0: 1, 1: 1, 2: 1, 3: 1}
     assert not watch.faults
 
 
 @pytest.mark.parametrize("how", ["fails", "dies"])
-def test_bad_news_does_not_wait_for_a_heartbeat(how: str, watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_does_not_wait_for_a_heartbeat(how: str, watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "_SETTLE_SECONDS", 0.0)
     watch = watching(3, 3600.0)
     if how == "fails":
@@ -132,8 +132,8 @@ def test_bad_news_does_not_wait_for_a_heartbeat(how: str, watching: Watching, mo
 
 
 @pytest.mark.parametrize(("ranks", "gap"), [(2, 0.0), (400, 0.2)])
-def test_a_new_stage_is_told_before_the_next_heartbeat(ranks: int, gap: float, watching: Watching) -> None:
-    """Of many ranks each holds back a little, and what it holds back it says all the same."""
+def test_a_new_stage_is_sent_before_the_next_heartbeat(ranks: int, gap: float, watching: Watching) -> None:
+    """In large jobs the news is delayed a little, and still sent."""
     watch = watching(2, 3600.0, of=ranks)
     assert eventually(lambda: watch.beats()[1] == 1)
     time.sleep(2 * gap)
@@ -147,9 +147,9 @@ def test_a_new_stage_is_told_before_the_next_heartbeat(ranks: int, gap: float, w
     assert not gap or watch.beats()[1] <= 3 + took / gap
 
 
-def test_a_job_that_was_suspended_is_not_at_fault(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ranks stop for longer than the limit, and go on: rank 1 blamed rank 0 for its silence."""
-    monkeypatch.setattr(pulse, "_STOPPED_SECONDS", 0.2)
+def test_a_suspended_job_has_no_fault(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ranks stop for longer than the limit and continue. Regression: rank 1 named rank 0."""
+    monkeypatch.setattr(heartbeat, "_SUSPENDED_SECONDS", 0.2)
     stopping, stopped = threading.Event(), set()
 
     def select(self: Any, wait: float | None = None, honest: Any = selectors.DefaultSelector.select) -> Any:
@@ -171,17 +171,22 @@ def test_a_job_that_was_suspended_is_not_at_fault(watching: Watching, monkeypatc
     assert not watch.faults
 
 
-def test_once_all_are_here_nobody_is_let_in(watching: Watching) -> None:
-    listener = watching(3, 0.1).dogs[0]._listener
-    assert listener is not None
-    assert eventually(lambda: listener.fileno() < 0)
+def accepts(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
-def test_a_connection_that_cannot_be_taken_in_ends_nothing(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when somebody holds all the descriptors that rank 0 may have."""
+def test_the_port_is_closed_once_all_ranks_have_joined(watching: Watching) -> None:
+    address = watching(3, 0.1).address
+    assert eventually(lambda: not accepts(address))
+
+
+def test_a_connection_that_cannot_be_accepted_is_ignored(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another connection holds all descriptors of rank 0."""
     watch = watching(2, 0.1, of=3)
-    listener = watch.dogs[0]._listener
-    assert listener is not None
     assert eventually(lambda: watch.beats()[1] > 1)
     refused: list[int] = []
 
@@ -191,7 +196,7 @@ def test_a_connection_that_cannot_be_taken_in_ends_nothing(watching: Watching, m
 
     with monkeypatch.context() as patch:
         patch.setattr(socket.socket, "accept", accept)
-        stranger = socket.create_connection(listener.getsockname())
+        stranger = socket.create_connection(watch.address)
         assert eventually(lambda: len(refused) > 2)
         beats = watch.beats()
         assert eventually(lambda: watch.beats()[0] > beats[0] + 2 and watch.beats()[1] > beats[1] + 2)
@@ -199,14 +204,12 @@ def test_a_connection_that_cannot_be_taken_in_ends_nothing(watching: Watching, m
     assert not watch.faults
 
 
-def test_what_a_stranger_says_before_all_are_here_ends_nothing(watching: Watching) -> None:
-    """What was no ASCII ended the watch of rank 0, and with it the run."""
-    watch = watching(2, 0.1, of=3)  # one is missing still
-    listener = watch.dogs[0]._listener
-    assert listener is not None
-    header = watchdog._HEADER.pack(watchdog._MAGIC, watchdog._HELLO, 2, 0, 0, 0, 32)
+def test_bytes_from_a_foreign_connection_are_ignored(watching: Watching) -> None:
+    """Regression: bytes that are not ASCII ended the watchdog of rank 0, and with it the run."""
+    watch = watching(2, 0.1, of=3)  # one rank has not joined yet
+    header = protocol.HEADER.pack(protocol.MAGIC, protocol.Kind.HELLO, 2, 0, 0, 0, 32)
     for said in (header + b"\xff\xfe" + b"0" * 30, header + b"0" * 32, b"GET / HTTP/1.1\r\n\r\n", header[:9], b""):
-        with socket.create_connection(listener.getsockname()) as stranger:
+        with socket.create_connection(watch.address) as stranger:
             stranger.sendall(said)
     beats = watch.beats()
     assert eventually(lambda: watch.beats()[0] > beats[0] + 2 and watch.beats()[1] > beats[1] + 2)

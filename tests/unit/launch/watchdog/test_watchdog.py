@@ -1,4 +1,4 @@
-"""Who is to blame: what the watchdog makes of every kind of sighting, and how its messages survive the network."""
+"""Fault attribution for every kind of rank status, and messages that arrive in pieces or damaged."""
 
 import itertools
 import os
@@ -13,79 +13,80 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncclbench.launch.watchdog import watchdog
-from ncclbench.launch.watchdog.attribution import Ending, Fault, Sighting, judge
+from ncclbench.launch.watchdog import protocol, watchdog
+from ncclbench.launch.watchdog.attribution import Ending, Fault, RankStatus, attribute_fault
+from ncclbench.launch.watchdog.protocol import Kind, Message
 from ncclbench.measure.timing_host import Progress
 
 LIMIT = 30.0
 NOW = 1000.0
 
 
-def well(case: int = 3, ticks: int = 100, stage: str = "timed", iteration: int = 40) -> Sighting:
-    """A rank that was heard just now and moves on."""
-    return Sighting(case=case, stage=stage, iteration=iteration, ticks=ticks, moved=NOW - 1, heard=NOW - 0.4)
+def well(case: int = 3, ticks: int = 100, stage: str = "timed", iteration: int = 40) -> RankStatus:
+    """A rank that was heard just now and makes progress."""
+    return RankStatus(case=case, stage=stage, iteration=iteration, ticks=ticks, moved=NOW - 1, heard=NOW - 0.4)
 
 
-def dead() -> Sighting:
-    sighting = well()
-    sighting.lost = True
-    return sighting
+def dead() -> RankStatus:
+    status = well()
+    status.lost = True
+    return status
 
 
-def said(how: Ending, message: str) -> Sighting:
-    sighting = well()
-    sighting.failure = (how, message)
-    return sighting
+def said(how: Ending, message: str) -> RankStatus:
+    status = well()
+    status.failure = (how, message)
+    return status
 
 
-def silent(seconds: float = LIMIT + 2) -> Sighting:
-    sighting = well()
-    sighting.heard = sighting.moved = NOW - seconds
-    return sighting
+def silent(seconds: float = LIMIT + 2) -> RankStatus:
+    status = well()
+    status.heard = status.moved = NOW - seconds
+    return status
 
 
-def stuck(ticks: int = 100, seconds: float = LIMIT + 2, heard: float = 0.3) -> Sighting:
-    """It is heard, but does not get on."""
-    sighting = well(ticks=ticks)
-    sighting.moved, sighting.heard = NOW - seconds, NOW - heard
-    return sighting
+def stuck(ticks: int = 100, seconds: float = LIMIT + 2, heard: float = 0.3) -> RankStatus:
+    """A rank that sends heartbeats and makes no progress."""
+    status = well(ticks=ticks)
+    status.moved, status.heard = NOW - seconds, NOW - heard
+    return status
 
 
-def verdict(**sightings: Sighting) -> Fault:
-    fault = judge({int(name[1:]): sighting for name, sighting in sightings.items()}, NOW, LIMIT)
+def verdict(**statuses: RankStatus) -> Fault:
+    fault = attribute_fault({int(name[1:]): status for name, status in statuses.items()}, NOW, LIMIT)
     assert fault is not None
     assert fault.case == 3
     assert "\n" not in fault.reason
     return fault
 
 
-def test_all_is_well() -> None:
-    assert judge({r: well() for r in range(4)}, NOW, LIMIT) is None
-    assert judge({}, NOW, LIMIT) is None
+def test_no_fault_while_all_ranks_are_well() -> None:
+    assert attribute_fault({r: well() for r in range(4)}, NOW, LIMIT) is None
+    assert attribute_fault({}, NOW, LIMIT) is None
 
 
-def test_nobody_is_hung_before_the_first_case() -> None:
-    waiting = Sighting(moved=0.0, heard=0.0)
-    assert judge({0: waiting, 1: waiting}, NOW, LIMIT) is None
+def test_no_rank_hangs_before_the_first_case() -> None:
+    waiting = RankStatus(moved=0.0, heard=0.0)
+    assert attribute_fault({0: waiting, 1: waiting}, NOW, LIMIT) is None
 
 
 def test_a_rank_that_has_not_begun_when_others_have_is_behind() -> None:
-    """It was left out, and those that waited for it were named."""
-    absent = Sighting(moved=NOW - LIMIT - 3, heard=NOW - LIMIT - 3)
+    """Regression: the waiting ranks were named instead."""
+    absent = RankStatus(moved=NOW - LIMIT - 3, heard=NOW - LIMIT - 3)
     fault = verdict(r0=stuck(), r1=stuck(), r2=absent)
     assert (fault.status, fault.ranks) == ("timeout", (2,))
-    absent.heard = NOW - 0.3  # it is heard, and does not come
+    absent.heard = NOW - 0.3  # it sends heartbeats, but has not begun
     assert verdict(r0=stuck(), r1=stuck(), r2=absent).ranks == (2,)
 
 
-def test_a_rank_that_said_goodbye_may_be_silent() -> None:
+def test_a_rank_may_be_silent_after_its_goodbye() -> None:
     gone = silent()
     gone.left = True
-    assert judge({0: well(), 1: gone}, NOW, LIMIT) is None
+    assert attribute_fault({0: well(), 1: gone}, NOW, LIMIT) is None
 
 
 def test_nothing_is_late_before_the_limit() -> None:
-    assert judge({0: well(), 1: stuck(seconds=LIMIT - 1), 2: silent(LIMIT - 1)}, NOW, LIMIT) is None
+    assert attribute_fault({0: well(), 1: stuck(seconds=LIMIT - 1), 2: silent(LIMIT - 1)}, NOW, LIMIT) is None
 
 
 def test_a_rank_that_died() -> None:
@@ -106,7 +107,7 @@ def test_a_rank_that_raised() -> None:
     assert (fault.status, fault.ranks, fault.reason) == ("failed", (1,), "rank 1: ValueError: no")
 
 
-def test_an_interruption_is_nobodys_fault() -> None:
+def test_an_interruption_names_no_rank() -> None:
     fault = verdict(r0=said("signal", "interrupted by SIGTERM"), r1=said("signal", "interrupted by SIGTERM"))
     assert (fault.status, fault.ranks, fault.reason) == ("failed", (), "interrupted by SIGTERM")
 
@@ -118,14 +119,14 @@ def test_a_rank_that_went_silent() -> None:
     assert "rank 1 (timed, iteration 40, silent for 45 s)" in fault.reason
 
 
-def test_a_rank_that_stands_still_keeps_the_others_waiting() -> None:
+def test_the_rank_without_progress_is_named() -> None:
     fault = verdict(r0=stuck(ticks=101), r1=stuck(ticks=100), r2=stuck(ticks=101))
     assert (fault.status, fault.ranks) == ("timeout", (1,))
     assert "rank 1 (timed, iteration 40)" in fault.reason
     assert "silent" not in fault.reason
 
 
-def test_a_rank_in_an_earlier_case_is_the_one_behind_whatever_its_ticks() -> None:
+def test_a_rank_in_an_earlier_case_is_behind() -> None:
     late = stuck(ticks=500)
     late.case = 2
     fault = verdict(r0=stuck(ticks=100), r1=late)
@@ -137,31 +138,31 @@ def test_ranks_equally_far_are_all_named() -> None:
     assert fault.ranks == (0, 1)
 
 
-def test_where_all_stand_still_the_one_that_is_also_quiet_is_to_blame() -> None:
+def test_the_quiet_rank_is_named_when_none_makes_progress() -> None:
     fault = verdict(r0=stuck(), r1=stuck(heard=8.0), r2=stuck())
     assert fault.ranks == (1,)
     assert "silent for 8 s" in fault.reason
 
 
-def test_of_many_hung_ranks_eight_are_shown_and_all_are_named() -> None:
-    fault = judge({r: stuck() for r in range(12)}, NOW, LIMIT)
+def test_eight_of_many_hung_ranks_are_shown() -> None:
+    fault = attribute_fault({r: stuck() for r in range(12)}, NOW, LIMIT)
     assert fault is not None
     assert fault.ranks == tuple(range(12))
     assert fault.reason.endswith("and 4 more")
 
 
-def test_a_librarys_error_alone_names_the_ranks_that_saw_it() -> None:
+def test_a_library_error_names_the_ranks_that_reported_it() -> None:
     fault = verdict(r0=well(), r1=said("transport", "connection reset"), r2=said("transport", "connection reset"))
     assert (fault.status, fault.ranks) == ("failed", (1, 2))
     assert fault.reason == "connection reset"  # once
 
 
-def test_different_errors_of_a_library_are_all_told() -> None:
+def test_different_library_errors_are_all_in_the_reason() -> None:
     fault = verdict(r0=said("transport", "reset"), r1=said("transport", "timed out"))
     assert fault.reason == "reset; timed out"
 
 
-# From the surest sign to the least: each beats all that come after it.
+# From the surest sign to the weakest: each decides over all that follow.
 SIGNS = {
     "died": dead(),
     "raised": said("raised", "boom"),
@@ -187,23 +188,23 @@ def stronger_and_weaker() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("strong", "weak"), list(stronger_and_weaker()))
 @pytest.mark.parametrize("swapped", [False, True])
-def test_the_surer_sign_wins(strong: str, weak: str, swapped: bool) -> None:
-    sightings = {1: SIGNS[strong], 2: SIGNS[weak]}
-    if swapped:  # the order in which they were seen does not matter
-        sightings = dict(reversed(sightings.items()))
-    fault = judge({0: well(), **sightings}, NOW, LIMIT)
+def test_the_surer_sign_decides(strong: str, weak: str, swapped: bool) -> None:
+    statuses = {1: SIGNS[strong], 2: SIGNS[weak]}
+    if swapped:  # the order does not matter
+        statuses = dict(reversed(statuses.items()))
+    fault = attribute_fault({0: well(), **statuses}, NOW, LIMIT)
     assert fault is not None
     assert (fault.status, fault.ranks) == EXPECTED[strong]
 
 
-def test_progress_is_what_moves_a_rank_not_its_voice() -> None:
-    sighting = Sighting(case=0, ticks=5, moved=10.0, heard=10.0)
-    sighting.update(0, "timed", 1, 5, 20.0)
-    assert (sighting.moved, sighting.heard) == (10.0, 20.0)
-    sighting.update(0, "timed", 1, 6, 30.0)
-    assert (sighting.moved, sighting.heard) == (30.0, 30.0)
-    sighting.update(1, "compile", -1, 6, 40.0)
-    assert (sighting.moved, sighting.where()) == (40.0, "compile")
+def test_a_heartbeat_without_new_ticks_is_no_progress() -> None:
+    status = RankStatus(case=0, ticks=5, moved=10.0, heard=10.0)
+    status.update(0, "timed", 1, 5, 20.0)
+    assert (status.moved, status.heard) == (10.0, 20.0)
+    status.update(0, "timed", 1, 6, 30.0)
+    assert (status.moved, status.heard) == (30.0, 30.0)
+    status.update(1, "compile", -1, 6, 40.0)
+    assert (status.moved, status.where()) == (40.0, "compile")
 
 
 def progress(case: int, iteration: int, ticks: int) -> Progress:
@@ -213,14 +214,14 @@ def progress(case: int, iteration: int, ticks: int) -> Progress:
 
 
 WHOLE = (
-    watchdog._encode(watchdog._HELLO, 3, progress(-1, -1, 0), "token")
-    + watchdog._encode(watchdog._BEAT, 3, progress(7, 12, 1 << 40), "timed")
-    + watchdog._encode(watchdog._FAIL, 3, progress(7, 12, 99), "raised|größer")
+    protocol.encode(Kind.HELLO, 3, progress(-1, -1, 0), "token")
+    + protocol.encode(Kind.HEARTBEAT, 3, progress(7, 12, 1 << 40), "timed")
+    + protocol.encode(Kind.FAILURE, 3, progress(7, 12, 99), "raised|größer")
 )
 MESSAGES = [
-    (watchdog._HELLO, 3, -1, -1, 0, "token"),
-    (watchdog._BEAT, 3, 7, 12, 1 << 40, "timed"),
-    (watchdog._FAIL, 3, 7, 12, 99, "raised|größer"),
+    (Kind.HELLO, 3, -1, -1, 0, "token"),
+    (Kind.HEARTBEAT, 3, 7, 12, 1 << 40, "timed"),
+    (Kind.FAILURE, 3, 7, 12, 99, "raised|größer"),
 ]
 
 
@@ -230,107 +231,107 @@ def test_messages_arrive_however_they_are_cut(cuts: list[int]) -> None:
     received, found = bytearray(), []
     for start, end in itertools.pairwise(edges):
         received += WHOLE[start:end]
-        found += watchdog._messages(received)
+        found += protocol.take_messages(received)
     assert found == MESSAGES
     assert not received
 
 
 @given(st.binary(min_size=1, max_size=200).filter(lambda raw: not raw.startswith(b"n")))
-def test_garbage_is_thrown_away_and_breaks_nothing(garbage: bytes) -> None:
+def test_bytes_that_are_no_message_are_dropped(garbage: bytes) -> None:
     received = bytearray(garbage)
-    assert watchdog._messages(received) == []
-    # Either it is gone, or it is still too short to be known for what it is.
-    assert len(received) < watchdog._HEADER.size
+    assert protocol.take_messages(received) == []
+    # Either the bytes are gone, or there are too few of them to be checked.
+    assert len(received) < protocol.HEADER.size
 
 
-def test_garbage_after_a_message_does_not_take_the_message_with_it() -> None:
+def test_a_message_before_invalid_bytes_is_kept() -> None:
     received = bytearray(WHOLE + b"GET / HTTP/1.1\r\nHost: somewhere-else\r\n\r\n")
-    assert watchdog._messages(received) == MESSAGES
+    assert protocol.take_messages(received) == MESSAGES
     assert not received
 
 
-def test_a_length_that_is_a_lie_is_garbage() -> None:
-    lie = bytearray(watchdog._HEADER.pack(b"ncb1", watchdog._BEAT, 0, 0, 0, 0, 1 << 31) + b"x" * 10)
-    assert watchdog._messages(lie) == []
+def test_a_too_large_length_is_invalid() -> None:
+    lie = bytearray(protocol.HEADER.pack(b"ncb1", Kind.HEARTBEAT, 0, 0, 0, 0, 1 << 31) + b"x" * 10)
+    assert protocol.take_messages(lie) == []
     assert not lie
 
 
 def test_text_that_is_no_utf8_is_kept_readable() -> None:
-    raw = watchdog._HEADER.pack(b"ncb1", watchdog._FAIL, 1, 0, 0, 0, 2) + b"\xff\xfe"
-    ((*_, text),) = watchdog._messages(bytearray(raw))
+    raw = protocol.HEADER.pack(b"ncb1", Kind.FAILURE, 1, 0, 0, 0, 2) + b"\xff\xfe"
+    ((*_, text),) = protocol.take_messages(bytearray(raw))
     assert text == "��"
 
 
 def test_a_long_message_is_cut_not_refused_by_the_reader() -> None:
-    ((*_, text),) = watchdog._messages(bytearray(watchdog._encode(watchdog._FAIL, 0, Progress(), "ü" * 5000)))
+    ((*_, text),) = protocol.take_messages(bytearray(protocol.encode(Kind.FAILURE, 0, Progress(), "ü" * 5000)))
     assert text.startswith("ü" * 2000)
     assert len(text.encode()) <= 4099
 
 
 def test_an_arriving_failure_is_noted() -> None:
-    sighting = well()
-    watchdog._note(sighting, watchdog._FAIL, 3, 41, 101, "transport|peer | gone")
-    assert sighting.failure == ("transport", "peer | gone")
-    assert sighting.stage == "timed"
+    status = well()
+    protocol.apply_message(status, Message(Kind.FAILURE, 1, 3, 41, 101, "transport|peer | gone"), NOW)
+    assert status.failure == ("transport", "peer | gone")
+    assert status.stage == "timed"
 
 
 def test_a_goodbye_is_noted() -> None:
-    sighting = well()
-    watchdog._note(sighting, watchdog._BYE, 3, -1, 101, "")
-    assert sighting.left
+    status = well()
+    protocol.apply_message(status, Message(Kind.GOODBYE, 1, 3, -1, 101, ""), NOW)
+    assert status.left
 
 
 def test_a_closed_connection_is_not_an_empty_one() -> None:
     here, there = socket.socketpair()
     with here, there:
         here.setblocking(False)
-        assert watchdog._receive(here) is None
+        assert protocol.receive(here) is None
         there.sendall(b"x")
-        assert watchdog._receive(here) == b"x"
+        assert protocol.receive(here) == b"x"
         there.close()
-        assert watchdog._receive(here) == b""
+        assert protocol.receive(here) == b""
 
 
-def test_a_process_lives_until_it_has_ended_reaped_or_not() -> None:
-    assert watchdog._lives(os.getpid())
+def test_a_zombie_process_is_not_alive() -> None:
+    assert watchdog.is_alive(os.getpid())
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert watchdog._lives(child.pid)
+    assert watchdog.is_alive(child.pid)
     assert child.stdin is not None
     child.stdin.close()
-    while watchdog._lives(child.pid):  # it is a zombie now, since nobody has waited for it
+    while watchdog.is_alive(child.pid):  # a zombie now, since its parent has not waited for it
         time.sleep(0.01)
     assert child.poll() is not None
-    assert not watchdog._lives(child.pid)
+    assert not watchdog.is_alive(child.pid)
 
 
-def test_what_happens_during_a_heartbeat_is_told_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It came between composing one message and noting what had been said, and was never told: once in 30 runs."""
-    dog = watchdog.Watchdog(2, 3, Progress(), lambda _fault: pytest.fail("not this rank's affair"))
+def test_a_failure_during_a_heartbeat_is_sent_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: a failure between two reads of the same flag was never sent, once in 30 runs."""
+    dog = watchdog.Watchdog(2, 3, Progress(), lambda _fault: pytest.fail("only ranks 0 and 1 store faults"))
     here, there = socket.socketpair()
     told = []
 
-    def encode(kind: int, rank: int, progress: Progress, text: str, honest: Any = watchdog._encode) -> bytes:
+    def encode(kind: int, rank: int, progress: Progress, text: str, honest: Any = protocol.encode) -> bytes:
         told.append(kind)
-        if len(told) == 1:  # the main thread fails while the first heartbeat is on its way
+        if len(told) == 1:  # the main thread fails while the first heartbeat is being sent
             dog._failure = ("transport", "connection reset")
-        if len(told) == 2:  # and the run ends while that is told
+        if len(told) == 2:  # and the run ends while the failure is being sent
             dog._ending.set()
         return bytes(honest(kind, rank, progress, text))
 
-    monkeypatch.setattr(watchdog, "_encode", encode)
-    dog._interval = 0.001
+    monkeypatch.setattr(watchdog, "encode", encode)
+    dog.interval = 0.001
     with here, there, dog._wake_read, dog._wake_write:
         dog._follow(here)
-    assert told == [watchdog._BEAT, watchdog._FAIL, watchdog._BYE]
+    assert told == [Kind.HEARTBEAT, Kind.FAILURE, Kind.GOODBYE]
 
 
 @pytest.mark.parametrize("beat", [0.5, 16.0])
-def test_what_a_heartbeat_is_late_by_is_nobodys_fault(beat: float) -> None:
-    """Of thousands of ranks each is heard rarely, which must not look like silence, whatever the limit."""
+def test_the_heartbeat_interval_is_added_to_the_limit(beat: float) -> None:
+    """In large jobs heartbeats are rare, which must not look like silence."""
     late = well()
     late.heard = late.moved = NOW - 5.0 - 0.9 * beat
-    assert judge({0: well(), 1: late}, NOW, 5.0, beat) is None
+    assert attribute_fault({0: well(), 1: late}, NOW, 5.0, beat) is None
     late.heard = late.moved = NOW - 5.0 - 1.1 * beat
-    fault = judge({0: well(), 1: late}, NOW, 5.0, beat)
+    fault = attribute_fault({0: well(), 1: late}, NOW, 5.0, beat)
     assert fault is not None
     assert fault.ranks == (1,)
