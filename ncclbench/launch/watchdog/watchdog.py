@@ -404,7 +404,7 @@ def _shift(statuses: Mapping[int, RankStatus], seconds: float) -> None:
         status.heard += seconds
 
 
-def _send_to_all(peers: dict[int, _Peer], kind: int) -> None:
+def _send_to_all(peers: dict[int, _Peer], kind: Kind) -> None:
     """Send a message without text from rank 0 to all; a rank that does not read is found by its silence."""
     message = encode(kind, 0, Progress(), "")
     for peer in peers.values():
