@@ -12,15 +12,14 @@
 A table with several keys means all of them. Where the value is a list, every item must pass.
 """
 
-import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 
+from ncclbench.config.toml_files import convert, refuse_unknown_keys
 from ncclbench.errors import UsageError
 from ncclbench.units import format_size, parse_size
 
@@ -104,10 +103,7 @@ def read_test(raw: Any, where: str) -> Test:
 
 def _read_table(raw: dict[str, Any], where: str) -> Test:
     refuse_unknown_keys(raw, Table, where)
-    try:
-        table = msgspec.convert(raw, Table)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: {error}") from None
+    table = convert(raw, Table, where)
     if not raw:
         raise UsageError(f"{where}: an empty table tests nothing")
     low, high = (_number(getattr(table, end), f"{where}.{end}") for end in ("min", "max"))
@@ -176,21 +172,3 @@ def _compare(sign: str, value: tuple[int, ...], wanted: tuple[int, ...]) -> bool
     a, b = (v + (0,) * (length - len(v)) for v in (value, wanted))
     outcome = {">=": a >= b, "<=": a <= b, "==": a == b, "!=": a != b, ">": a > b, "<": a < b}
     return bool(value) and outcome[sign]
-
-
-def refuse_unknown_keys(raw: Mapping[str, Any], kind: type[msgspec.Struct], where: str) -> None:
-    """A key that nobody knows is refused, and the nearest known one named.
-
-    Raises:
-        UsageError: see above.
-    """
-    refuse_unknown(raw, [field.encode_name for field in msgspec.structs.fields(kind)], where)
-
-
-def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
-    """See `refuse_unknown_keys`."""
-    choices = list(known)
-    for name in names:
-        if name not in choices:
-            near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.0)[0]
-            raise UsageError(f"{where}: unknown key {name!r}; did you mean {near!r}? known: {', '.join(choices)}")

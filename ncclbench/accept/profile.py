@@ -6,17 +6,17 @@ Schema history:
 
 import hashlib
 import math
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from ncclbench.accept.conditions import Test, read_test, refuse_unknown, refuse_unknown_keys
+from ncclbench.accept.conditions import Test, read_test
 from ncclbench.accept.verdict import Action, Verdict
-from ncclbench.config.plugins import unknown
+from ncclbench.config.refusals import refuse_unknown, unknown
+from ncclbench.config.shipped_files import PROFILES
+from ncclbench.config.toml_files import decode_toml
 from ncclbench.errors import UsageError
 from ncclbench.units import parse_size
 
@@ -175,6 +175,12 @@ class Health(_Part, frozen=True, kw_only=True):
     action: Action
 
 
+class HealthFile(_Part, frozen=True, kw_only=True):
+    """The rules of ``health.toml``."""
+
+    health: list[Health]
+
+
 class Profile(_Part, frozen=True, kw_only=True):
     """A profile as it stands in a file."""
 
@@ -226,31 +232,13 @@ class Rules:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def shipped_profiles() -> dict[str, str]:
-    """Names of the profiles that come with the product, and the title of each."""
-    found = {}
-    for file in sorted((resources.files("ncclbench.accept") / "profiles").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".toml"):
-            found[file.name.removesuffix(".toml")] = file.read_text().splitlines()[0].lstrip("# ")
-    return found
-
-
 def load_profile(name_or_file: str) -> Rules:
     """The profile in a file, or a shipped one by its name.
 
     Raises:
         UsageError: naming the file and what is wrong in it.
     """
-    path = Path(name_or_file)
-    if path.suffix == ".toml":
-        try:
-            return parse_profile(path.read_text(encoding="utf-8-sig"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the profile {path}: {error}") from None
-    if name_or_file not in shipped_profiles():
-        raise UsageError(unknown("profile", name_or_file, shipped_profiles()) + "; or give a .toml file")
-    text = (resources.files("ncclbench.accept") / "profiles" / f"{name_or_file}.toml").read_text()
-    return parse_profile(text, name_or_file)
+    return parse_profile(PROFILES.read_file_or_name(name_or_file), name_or_file)
 
 
 def parse_profile(text: str, source: str) -> Rules:
@@ -259,17 +247,7 @@ def parse_profile(text: str, source: str) -> Rules:
     Raises:
         UsageError: see `load_profile`.
     """
-    try:
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{source}: not a TOML file: {error}") from None
-    _refuse_unknown_keys(raw, source)
-    try:
-        profile = msgspec.convert(raw, Profile)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{source}: {error}") from None
-    if profile.schema > SCHEMA:
-        raise UsageError(f"{source} has schema {profile.schema}; this ncclbench reads up to {SCHEMA}: use a newer one")
+    profile = decode_toml(text, Profile, source, newest=SCHEMA)
     _refuse_contradictions(profile, source)
     bounds = {bound.name: bound for bound in profile.bound}
     return Rules(
@@ -289,26 +267,8 @@ def parse_profile(text: str, source: str) -> Rules:
 
 def default_health() -> list[Health]:
     """What warnings mean where a profile does not say otherwise."""
-    text = (resources.files("ncclbench.accept") / "health.toml").read_text()
-    return msgspec.convert(tomllib.loads(text)["health"], list[Health])
-
-
-_TABLES: dict[str, type[msgspec.Struct]] = {"fabric": Fabric, "path": PathRules, "wanted": Wanted, "limits": Limits}
-_LISTS: dict[str, type[msgspec.Struct]] = {"bound": Bound, "floor": Floor, "exempt": Exempt, "health": Health}
-
-
-def _refuse_unknown_keys(raw: dict[str, Any], source: str) -> None:
-    refuse_unknown_keys(raw, Profile, source)
-    for name, table in _TABLES.items():
-        if isinstance(raw.get(name), dict):
-            refuse_unknown_keys(raw[name], table, f"{source}: {name}")
-    for name, kind in _LISTS.items():
-        entries = raw.get(name, [])
-        if not isinstance(entries, list):
-            raise UsageError(f"{source}: {name} must be a list: write [[{name}]], not [{name}]")
-        for k, entry in enumerate(entries):
-            if isinstance(entry, dict):
-                refuse_unknown_keys(entry, kind, f"{source}: {name}[{k}]")
+    text = (resources.files("ncclbench.accept") / "health.toml").read_text(encoding="utf-8")
+    return decode_toml(text, HealthFile, "health.toml").health
 
 
 def _refuse_contradictions(profile: Profile, source: str) -> None:

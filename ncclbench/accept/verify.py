@@ -16,6 +16,7 @@ from ncclbench.accept.check_context import Subject
 from ncclbench.accept.judge import judge
 from ncclbench.accept.profile import parse_profile
 from ncclbench.accept.verdict import SCHEMA, Document
+from ncclbench.config.refusals import refuse_newer
 from ncclbench.errors import UsageError
 from ncclbench.store import events
 from ncclbench.store.regular_files import content_of, unreadable
@@ -158,9 +159,7 @@ def read_document(path: Path) -> Document:
     if raw is None:
         raise UsageError(f"there is no {VERDICT}: judge the run with `ncclbench accept {path} --profile NAME`")
     try:
-        schema = msgspec.json.decode(raw, type=dict[str, Any]).get("schema")
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise UsageError(f"{VERDICT} has schema {schema}; this ncclbench reads up to {SCHEMA}: use a newer one")
+        refuse_newer(msgspec.json.decode(raw, type=dict[str, Any]).get("schema"), SCHEMA, VERDICT)
         return msgspec.json.decode(raw, type=Document)
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"{VERDICT} does not follow its schema: {error}") from None

@@ -66,7 +66,7 @@ class _LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """An unknown command names the nearest one."""
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            from ncclbench.config.plugins import unknown
+            from ncclbench.config.refusals import unknown
 
             raise click.UsageError(unknown("command", args[0], _COMMANDS))
         return super().resolve_command(ctx, args)

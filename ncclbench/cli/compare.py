@@ -37,7 +37,7 @@ def command(base: Path, new: Path, fmt: str | None, out: Path | None, margin: fl
     from ncclbench.analysis.comparison import compare
     from ncclbench.analysis.run_sets import read_side
     from ncclbench.cli.document_output import emit, refuse_terminal
-    from ncclbench.config.plugins import unknown
+    from ncclbench.config.refusals import unknown
     from ncclbench_reports.common.comparison import RENDERERS
 
     fmt = fmt or _SUFFIXES.get(out.suffix if out else "", "table")

@@ -19,15 +19,12 @@ def complete(kind: str) -> Completer:
 
 def _known(kind: str) -> list[str]:
     from ncclbench.config import plugins as registry
+    from ncclbench.config.shipped_files import PLANS, PROFILES
 
     if kind == "plans":
-        from ncclbench.plan.plan import shipped_plans
-
-        return list(shipped_plans())
+        return PLANS.names()
     if kind == "profiles":
-        from ncclbench.accept.profile import shipped_profiles
-
-        return list(shipped_profiles())
+        return PROFILES.names()
     if kind == "dtypes":
         from ncclbench.schedule.dtypes import DTYPES
 

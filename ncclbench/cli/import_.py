@@ -49,7 +49,8 @@ def command(
       ncclbench import slurm-1234.out all_reduce.json -o runs/old
       ncclbench import osu_alltoall.txt --world-size 16 -o runs/osu
     """
-    from ncclbench.config.plugins import names, unknown
+    from ncclbench.config.plugins import names
+    from ncclbench.config.refusals import unknown
     from ncclbench.importers.common.import_logs import import_logs
     from ncclbench.importers.common.imported_cases import Stated
     from ncclbench.importers.common.log_file import Log

@@ -20,18 +20,16 @@ def command(kind: str) -> None:
       ncclbench list plans
     """
     from ncclbench.config.plugins import load, names
-    from ncclbench.plan.plan import shipped_plans
+    from ncclbench.config.shipped_files import MODELS, PLANS, PROFILES
 
     if kind == "plans":
-        rows = list(shipped_plans().items())
+        rows = list(PLANS.titles().items())
     elif kind == "models":
-        from ncclbench.moe.models import model_line, model_names
+        from ncclbench.moe.models import model_line
 
-        rows = [(name, model_line(name)) for name in model_names()]
+        rows = [(name, model_line(name)) for name in MODELS.names()]
     elif kind == "profiles":
-        from ncclbench.accept.profile import shipped_profiles
-
-        rows = list(shipped_profiles().items())
+        rows = list(PROFILES.titles().items())
     else:
         rows = []
         for name in names(kind):

@@ -62,7 +62,8 @@ def choose_transport(name: str, launcher: str | None, elsewhere: str | None = No
     """
     from importlib.util import find_spec
 
-    from ncclbench.config.plugins import exists, names, unknown
+    from ncclbench.config.plugins import exists, names
+    from ncclbench.config.refusals import unknown
     from ncclbench.topology.visible_gpus import gpus_are_meant
 
     if elsewhere is not None and name in ("auto", *names("transports")):

@@ -7,14 +7,13 @@ value is a module (a transport's has `open_transport`, a check's has `check`).
 Nothing is imported to list the names.
 """
 
-import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
+from ncclbench.config.refusals import unknown
 from ncclbench.errors import UsageError
 
 # kind -> the package whose modules are the built-in ones.
@@ -82,11 +81,3 @@ def load(kind: str, name: str) -> ModuleType:
     if not isinstance(module, ModuleType):
         raise UsageError(f"{kind.removesuffix('s')} {name!r} ({point.value}) must name a module")
     return module
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a failed look-up: the nearest name first, then all of them."""
-    choices = [str(choice) for choice in known]
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"no {what} {name!r}; {hint}there are: {', '.join(choices) or 'none'}"

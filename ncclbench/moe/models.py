@@ -1,13 +1,11 @@
 """Model presets: numbers of real networks as data, each file with its sources, beside the patterns that use them."""
 
-import tomllib
 from functools import cache
-from importlib import resources
-from typing import Any
 
 import msgspec
 
-from ncclbench.errors import UsageError
+from ncclbench.config.shipped_files import MODELS
+from ncclbench.config.toml_files import decode_toml
 from ncclbench.moe.routing import Router
 
 
@@ -62,25 +60,14 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return Router(experts=self.experts, top_k=self.top_k, groups=self.groups, groups_kept=self.groups_kept)
 
 
-def _folder() -> Any:
-    return resources.files("ncclbench_patterns") / "models"
-
-
-def model_names() -> list[str]:
-    """Names of all presets, sorted."""
-    return sorted(f.name.removesuffix(".toml") for f in _folder().iterdir() if f.name.endswith(".toml"))
-
-
 @cache
 def read_model(name: str) -> Model:
     """The preset called `name`.
 
     Raises:
-        UsageError: if there is none, naming all there are.
+        UsageError: if there is none, with the nearest name and all names.
     """
-    if name not in model_names():
-        raise UsageError(f"no model {name!r}; there are: {', '.join(model_names())}")
-    return msgspec.convert(tomllib.loads((_folder() / f"{name}.toml").read_text()), Model)
+    return decode_toml(MODELS.read(name), Model, f"{name}.toml")
 
 
 def model_line(name: str) -> str:

@@ -4,21 +4,20 @@ A plan gives defaults and a list of entries; an entry expands to one case for ea
 regimes and listed parameter values.
 """
 
-import difflib
 import itertools
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ncclbench.buffers.arrays import Cache, Kind
-from ncclbench.config.plugins import load, unknown
+from ncclbench.config.plugins import load
+from ncclbench.config.refusals import unknown
+from ncclbench.config.shipped_files import PLANS
+from ncclbench.config.toml_files import decode_toml
 from ncclbench.errors import UsageError
 from ncclbench.plan.start_modes import Mode, ModeEntry, mode_of_case, mode_of_start, read_modes
 from ncclbench.schedule.case import Case, Params, Timing, convert_params, non_default
@@ -153,58 +152,23 @@ class Plan:
         }
 
 
-def shipped_plans() -> dict[str, str]:
-    """Names of the plans that come with the product, and the first line of each."""
-    folder = resources.files("ncclbench_patterns") / "plans"
-    found = {}
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".toml"):
-            found[file.name.removesuffix(".toml")] = file.read_text().splitlines()[0].lstrip("# ")
-    return found
-
-
 def read_plan(name_or_file: str, overrides: Mapping[str, Any] | None = None, only: Iterable[str] = ()) -> Plan:
     """The plan in a file, or a shipped one by its name.
 
     Args:
-        name_or_file: a path that exists or ends in ``.toml``, or a name from `shipped_plans`.
+        name_or_file: a path that exists or ends in ``.toml``, or the name of a shipped plan.
         overrides: settings from the command line, which win over the plan's.
         only: keep these patterns' cases alone.
 
     Raises:
         UsageError: naming the file, the key or value that is wrong, and what was meant.
     """
-    path = Path(name_or_file)
-    if path.suffix == ".toml" or _exists(path):
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the plan {path}: {error}") from None
-    elif name_or_file in shipped_plans():
-        text = (resources.files("ncclbench_patterns") / "plans" / f"{name_or_file}.toml").read_text()
-    else:
-        raise UsageError(unknown("plan", name_or_file, shipped_plans()) + "; or give a .toml file")
-    return parse_plan(text, str(name_or_file), overrides, only)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long for a name, or with a null byte in it
-        return False
+    return parse_plan(PLANS.read_file_or_name(name_or_file), name_or_file, overrides, only)
 
 
 def parse_plan(text: str, source: str, overrides: Mapping[str, Any] | None = None, only: Iterable[str] = ()) -> Plan:
     """The plan in `text`; `source` is what errors call it. See `read_plan`."""
-    try:
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{source}: not a TOML file: {error}") from None
-    _refuse_unknown_keys(raw, source)
-    try:
-        plan = msgspec.convert(raw, PlanFile)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{source}: {error}") from None
+    plan = decode_toml(text, PlanFile, source)
     if not re.fullmatch(r"\w[\w.-]{0,59}", plan.name):
         raise UsageError(f"{source}: name must be up to 60 letters, digits, '_', '.' or '-', got {plan.name[:80]!r}")
     if not 1 <= plan.starts <= _MOST_STARTS:
@@ -264,33 +228,6 @@ def _in_mode(planned: PlannedCase, asked: str | None, modes: tuple[Mode, ...], w
         return replace(planned, mode=mode_of_case(planned.case, asks(planned.case) if asks else None, asked, modes))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-
-
-def _refuse_unknown_keys(raw: dict[str, Any], source: str) -> None:
-    """A key that nobody knows is refused with its path and the nearest known one."""
-    _check_keys(raw, PlanFile, source, "")
-    sections = [("defaults", raw.get("defaults"))]
-    cases = raw.get("case", [])
-    if not isinstance(cases, list):
-        raise UsageError(f"{source}: case must be a list: write [[case]], not [case]")
-    sections += [(f"case[{k}]", case) for k, case in enumerate(cases)]
-    for path, section in sections:
-        if isinstance(section, dict):
-            _check_keys(section, Entry, source, f"{path}.")
-    modes = raw.get("mode", [])
-    if not isinstance(modes, list):
-        raise UsageError(f"{source}: mode must be a list: write [[mode]], not [mode]")
-    for k, mode in enumerate(modes):
-        if isinstance(mode, dict):
-            _check_keys(mode, ModeEntry, source, f"mode[{k}].")
-
-
-def _check_keys(section: dict[str, Any], kind: type[msgspec.Struct], source: str, path: str) -> None:
-    known = [field.name for field in msgspec.structs.fields(kind)]
-    for key in section:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise UsageError(f"{source}: unknown key {path}{key}; did you mean {near!r}? known: {', '.join(known)}")
 
 
 def _expand(entry: Entry, defaults: Entry, where: str, overrides: Mapping[str, Any]) -> list[PlannedCase]:

@@ -1,11 +1,11 @@
 """A case: pattern + parameters + bytes + dtype + timing regime."""
 
-from difflib import get_close_matches
 from enum import Enum, StrEnum
 from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
+from ncclbench.config.refusals import unknown
 from ncclbench.errors import UsageError
 from ncclbench.schedule.dtypes import Dtype, dtype_of
 
@@ -105,9 +105,7 @@ def convert_params(pattern: str, params: dict[str, Any], kind: type[P]) -> P:
     known = [field.name for field in msgspec.structs.fields(kind)]
     for name in params:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UsageError(f"{pattern} has no parameter {name!r}; {hint}there are: {', '.join(known) or 'none'}")
+            raise UsageError(f"{pattern} has {unknown('parameter', name, known)}")
     # A plan may say group = 4 where the type is text: TOML's numbers are as good as the command line's text here.
     texts = {name: str(value) if type(value) in (int, float) else value for name, value in params.items()}
     try:

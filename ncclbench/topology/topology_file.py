@@ -20,23 +20,24 @@
 `docs/formats.md` has every key. Whatever is misspelt or contradicts itself is refused with the name of the thing.
 """
 
-import difflib
 import hashlib
 import math
-import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
+from ncclbench.config.refusals import unresolved
+from ncclbench.config.toml_files import decode_toml
 from ncclbench.errors import UsageError
 
 T = TypeVar("T")
 
 # More than any job has ever had; a larger number is a slip.
 MOST_RANKS = 1 << 20
+SCHEMA = 1
 Place = Annotated[int, msgspec.Meta(lt=MOST_RANKS)]
 
 
@@ -107,22 +108,13 @@ class TopologyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     node: tuple[Node, ...]
     name: str = ""
-    schema: int = 1
+    schema: Annotated[int, msgspec.Meta(ge=1)] = SCHEMA
     leaf: tuple[Switch, ...] = ()
     spine: tuple[Switch, ...] = ()
     domain: tuple[Domain, ...] = ()
     rank: tuple[Seat, ...] = ()
     source: str = ""
     sha256: str = ""
-
-
-_SECTIONS: Mapping[str, type[msgspec.Struct]] = {
-    "node": Node,
-    "leaf": Switch,
-    "spine": Switch,
-    "domain": Domain,
-    "rank": Seat,
-}
 
 
 def read_topology(path: Path | str) -> TopologyFile:
@@ -147,43 +139,10 @@ def read_topology(path: Path | str) -> TopologyFile:
 
 def parse_topology(text: str, source: str) -> TopologyFile:
     """The topology in TOML text; `source` is what errors call it. See `read_topology`."""
-    try:
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{source}: not a TOML file: {error}") from None
-    _check_schema(raw.get("schema", 1), source)  # the keys of another are not known here
-    _refuse_unknown_keys(raw, source)
-    try:
-        found = msgspec.convert({**raw, "source": source}, TopologyFile)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{source}: {error}") from None
+    found = decode_toml(text, TopologyFile, source, newest=SCHEMA, hidden=("source", "sha256"))
+    found = msgspec.structs.replace(found, source=source)
     check_topology(found)
     return found
-
-
-def _refuse_unknown_keys(raw: Mapping[str, Any], source: str) -> None:
-    _check_keys(raw, TopologyFile, source, "", hidden=("source", "sha256"))
-    for name, kind in _SECTIONS.items():
-        entries = raw.get(name, [])
-        if not isinstance(entries, list):
-            raise UsageError(f"{source}: {name} must be a list: write [[{name}]], not [{name}]")
-        for k, entry in enumerate(entries):
-            if isinstance(entry, dict):
-                _check_keys(entry, kind, source, f"{name}[{k}].")
-                nics = entry.get("nic", [])
-                for n, nic in enumerate(nics if isinstance(nics, list) else []):
-                    if isinstance(nic, dict):
-                        _check_keys(nic, Nic, source, f"{name}[{k}].nic[{n}].")
-
-
-def _check_keys(
-    section: Mapping[str, Any], kind: type[msgspec.Struct], source: str, path: str, hidden: Iterable[str] = ()
-) -> None:
-    known = [field.name for field in msgspec.structs.fields(kind) if field.name not in hidden]
-    for key in section:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise UsageError(f"{source}: unknown key {path}{key}; did you mean {near!r}? known: {', '.join(known)}")
 
 
 def check_topology(found: TopologyFile) -> None:
@@ -193,7 +152,6 @@ def check_topology(found: TopologyFile) -> None:
         UsageError: naming the two things that do not go together.
     """
     source = found.source
-    _check_schema(found.schema, source)
     if strange := [name for name in _names(found) if not name.isprintable()]:
         raise UsageError(f"{source}: {strange[0]!r} has characters that steer a terminal; name things in letters")
     if not found.node:
@@ -214,11 +172,6 @@ def check_topology(found: TopologyFile) -> None:
     _check_switches(found)
     _check_rates(found)
     _check_seats(found)
-
-
-def _check_schema(schema: object, source: str) -> None:
-    if schema != 1:
-        raise UsageError(f"{source}: schema {schema!r} is not known here; this version reads schema 1")
 
 
 def _names(found: TopologyFile) -> Iterator[str]:
@@ -247,7 +200,7 @@ def _check_node(node: Node, found: TopologyFile) -> None:
     _check_leaves(node, found)
     domains = [domain.name for domain in found.domain]
     if domains and node.name != "*" and (node.domain or node.name) not in domains:
-        raise UsageError(f"{found.source}: {node.name} is in {_missing('domain', node.domain or node.name, domains)}")
+        raise UsageError(f"{found.source}: {node.name} is in {unresolved('domain', node.domain or node.name, domains)}")
 
 
 def _check_leaves(node: Node, found: TopologyFile) -> None:
@@ -255,14 +208,7 @@ def _check_leaves(node: Node, found: TopologyFile) -> None:
     named = [(node.name, node.leaf), *((f"{node.name} rail {nic.rail}", nic.leaf) for nic in node.nic)]
     for what, leaf in named:
         if leaf is not None and leaf not in leaves:
-            raise UsageError(f"{found.source}: {what} is on {_missing('leaf', leaf, leaves)}")
-
-
-def _missing(kind: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    shown = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
-    return f"{kind} {name!r}, which is not in the file; {hint}there are: {shown or 'none'}"
+            raise UsageError(f"{found.source}: {what} is on {unresolved('leaf', leaf, leaves)}")
 
 
 def _check_switches(found: TopologyFile) -> None:
@@ -271,7 +217,9 @@ def _check_switches(found: TopologyFile) -> None:
     for switch in (*found.leaf, *found.spine):
         for name in switch.spines:
             if name not in spines:
-                raise UsageError(f"{found.source}: {switch.name} has an uplink to {_missing('spine', name, [*spines])}")
+                raise UsageError(
+                    f"{found.source}: {switch.name} has an uplink to {unresolved('spine', name, [*spines])}"
+                )
     done: set[str] = set()
     for start in spines:
         path = _cycle_from(start, spines, done)
@@ -318,7 +266,7 @@ def _check_seats(found: TopologyFile) -> None:
         if seat.rank < 0:
             raise UsageError(f"{found.source}: ranks count from 0, got {seat.rank}")
         if seat.node not in nodes:
-            raise UsageError(f"{found.source}: rank {seat.rank} is on {_missing('node', seat.node, [*nodes])}")
+            raise UsageError(f"{found.source}: rank {seat.rank} is on {unresolved('node', seat.node, [*nodes])}")
         rails = nodes[seat.node].rails
         if seat.rail is None:
             continue

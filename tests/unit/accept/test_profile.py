@@ -15,9 +15,10 @@ from ncclbench.accept.check_context import Subject
 from ncclbench.accept.conditions import read_test, version_of
 from ncclbench.accept.example_runs import Example, ExampleCase, write_example
 from ncclbench.accept.judge import judge
-from ncclbench.accept.profile import load_profile, parse_profile, shipped_profiles
+from ncclbench.accept.profile import load_profile, parse_profile
 from ncclbench.accept.profile_from_run import make_profile
 from ncclbench.accept.verdict import Verdict
+from ncclbench.config.shipped_files import PROFILES
 from ncclbench.errors import UsageError
 from ncclbench.plan.plan import read_plan
 from ncclbench.store.records import Record
@@ -144,7 +145,7 @@ def test_nvls_that_differs_between_starts_is_not_known(tmp_path: Path) -> None:
     assert [r.verdict for r in document.checks if r.check == "floor" and r.subject == case.id] == [FAIL]
 
 
-NAMES = sorted(shipped_profiles())
+NAMES = PROFILES.names()
 
 
 def test_the_profiles_that_the_product_ships() -> None:
@@ -222,10 +223,10 @@ FLOOR_AT = "at_least = 1.0"
     ("old", "new", "words"),
     [
         ("title =", "tittle =", "did you mean 'title'?"),
-        ("transports =", "transport =", "fabric: unknown key 'transport'; did you mean 'transports'?"),
-        ("tolerance =", "tolerence =", "floor[0]: unknown key 'tolerence'; did you mean 'tolerance'?"),
-        ("{ pattern =", "{ patern =", "floor[0].where: unknown key 'patern'; did you mean 'pattern'?"),
-        ("gb_per_s =", "gbps =", "bound[0]: unknown key 'gbps'"),
+        ("transports =", "transport =", "unknown key fabric.transport; did you mean 'transports'?"),
+        ("tolerance =", "tolerence =", "unknown key floor[0].tolerence; did you mean 'tolerance'?"),
+        ("{ pattern =", "{ patern =", "floor[0].where: unknown key patern; did you mean 'pattern'?"),
+        ("gb_per_s =", "gbps =", "unknown key bound[0].gbps"),
         (FLOOR_AT, "at_least = 1.0\nat_most = 2.0", "exactly one of at_least, at_most and fraction"),
         (FLOOR_AT, "at_least = 1.0\nfraction = 0.5\nof = 'nic'", "exactly one of"),
         (FLOOR_AT, "", "exactly one of"),

@@ -13,8 +13,9 @@ import pytest
 from ncclbench import __version__
 from ncclbench.cli import main
 from ncclbench.config.plugins import names
+from ncclbench.config.shipped_files import MODELS
 from ncclbench.errors import Exit, worst
-from ncclbench.moe.models import model_names, read_model
+from ncclbench.moe.models import read_model
 from ncclbench.store.run_directory import RunWriter
 
 # A real run's manifest says more; to read a run, this will do.
@@ -534,7 +535,7 @@ def test_list_models_says_what_each_routes_and_how_it_was_spread(ncclbench: Call
     code, out, _ = ncclbench("list", "models")
     assert code == 0
     listed = dict(line.split("  ", 1) for line in out.splitlines())
-    assert list(listed) == model_names()
+    assert list(listed) == MODELS.names()
     assert {"deepseek-v3", "gpt-oss-20b"} <= set(listed)
     assert "hidden 7168, 256 experts, top 8 from 4 of 8 groups" in listed["deepseek-v3"]
     assert "hidden 2880, 32 experts, top 4;" in listed["gpt-oss-20b"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ncclbench.config import plugins as registry
+from ncclbench.config.refusals import unknown
 from ncclbench.errors import UsageError
 from ncclbench.measure.case import run_case
 from ncclbench.plan.plan import Settings, parse_plan
@@ -94,9 +95,9 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all() -> None:
 
 
 def test_nothing_near_means_no_guess() -> None:
-    message = registry.unknown("plan", "zzzz", ["quick"])
+    message = unknown("plan", "zzzz", ["quick"])
     assert message == "no plan 'zzzz'; there are: quick"
-    assert registry.unknown("plan", "zzzz", []) == "no plan 'zzzz'; there are: none"
+    assert unknown("plan", "zzzz", []) == "no plan 'zzzz'; there are: none"
 
 
 def test_a_third_partys_pattern_is_listed_planned_and_run(site: Path) -> None:

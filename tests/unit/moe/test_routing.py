@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ncclbench.config.shipped_files import MODELS
 from ncclbench.errors import UsageError
 from ncclbench.moe import routing
 from ncclbench.moe.counter_rng import bits, exponential, key_of, unit, zipf_weights
-from ncclbench.moe.models import model_names, read_model
+from ncclbench.moe.models import read_model
 from ncclbench.moe.routing import (
     KINDS,
     Draw,
@@ -376,12 +377,14 @@ def test_a_trace_that_is_not_there_or_has_no_columns(tmp_path: Path) -> None:
 
 
 def test_presets_have_sources_and_an_unknown_one_is_refused_with_all() -> None:
-    for name in model_names():
+    for name in MODELS.names():
         assert read_model(name).sources
     deepseek = read_model("deepseek-v3")
     assert (deepseek.hidden, deepseek.experts, deepseek.top_k, deepseek.moe_layers) == (7168, 256, 8, 58)
     assert deepseek.layout[0].ep == 32
-    with pytest.raises(UsageError, match="no model 'deepseek'; there are: deepseek-v3, gpt-oss-20b"):
+    with pytest.raises(
+        UsageError, match=r"no model 'deepseek'; did you mean 'deepseek-v3'. there are: deepseek-v3, gpt-oss-20b"
+    ):
         read_model("deepseek")
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ncclbench.config.plugins import names
+from ncclbench.config.shipped_files import PLANS
 from ncclbench.errors import UsageError
-from ncclbench.plan.plan import Plan, Settings, parse_plan, read_plan, shipped_plans, sweep
+from ncclbench.plan.plan import Plan, Settings, parse_plan, read_plan, sweep
 from ncclbench.schedule import Timing
 
 MINIMAL = 'name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = "1K"\n'
@@ -352,12 +353,12 @@ def test_only_some_patterns_of_a_plan() -> None:
         parse_plan(body, "plan.toml", only=["reduce", "scatter"])
 
 
-@pytest.mark.parametrize("name", list(shipped_plans()))
+@pytest.mark.parametrize("name", PLANS.names())
 def test_every_shipped_plan_loads_and_says_what_it_is_for(name: str) -> None:
     plan = read_plan(name)
     assert plan.name == name
     assert plan.cases
-    assert len(shipped_plans()[name]) > 10
+    assert len(PLANS.titles()[name]) > 10
 
 
 def test_the_main_job_is_shipped() -> None:
