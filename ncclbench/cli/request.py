@@ -113,7 +113,7 @@ def topology_file(options: dict[str, Any]) -> Any:
 def planned_topology(nproc: int, options: dict[str, Any]) -> Any:
     """Where ranks that have not started will sit: one node, or by --topology."""
     from ncclbench.topology import Topology
-    from ncclbench.topology.placement import lay_out
+    from ncclbench.topology.placement import plan_placement
 
     found = topology_file(options)
-    return lay_out(found, nproc) if found else Topology.single_node(nproc)
+    return plan_placement(found, nproc) if found else Topology.single_node(nproc)

@@ -56,12 +56,12 @@ def _of_host() -> dict[str, Any]:
 
 def _of_file(file: Path, ranks: int | None, ep: int | None) -> dict[str, Any]:
     from ncclbench.errors import UsageError
-    from ncclbench.topology.placement import lay_out, places_in, straddling
+    from ncclbench.topology.placement import plan_placement, rank_capacity, straddling
     from ncclbench.topology.render import fabric_dot, fabric_lines
     from ncclbench.topology.topology_file import read_topology
 
     found = read_topology(file)
-    topology = lay_out(found, ranks or places_in(found))
+    topology = plan_placement(found, ranks or rank_capacity(found))
     if ep and topology.world_size % ep:
         raise UsageError(f"--ep {ep} does not divide {topology.world_size} ranks")
     warning = straddling(topology, ep) if ep else ""

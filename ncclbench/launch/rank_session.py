@@ -38,10 +38,9 @@ from ncclbench.store.events import utc_now
 from ncclbench.store.provenance import provenance, software
 from ncclbench.store.records import SCHEMA
 from ncclbench.topology import Topology
-from ncclbench.topology.host_detection import boot_id, detect_host, nearest
-from ncclbench.topology.network_addresses import LOOPBACK, own_hosts
-from ncclbench.topology.placement import Found, place_detected
-from ncclbench.topology.placement import place as place_ranks
+from ncclbench.topology.host_detection import boot_id, detect_host, nearest_nics
+from ncclbench.topology.network_addresses import LOOPBACK, local_addresses
+from ncclbench.topology.placement import RankDetection, place_detected_ranks, place_ranks
 from ncclbench.transports.base import Seat, Transport, all_gather_text, broadcast_text
 
 _GIB = float(1 << 30)
@@ -96,7 +95,7 @@ def _prepare(
     _refuse_disagreement(job, transport)
     hosts = [place.host for place in places]
     found = [place.found for place in places]
-    topology = place_ranks(job.topology, hosts) if job.topology else place_detected(hosts, found)
+    topology = place_ranks(job.topology, hosts) if job.topology else place_detected_ranks(hosts, found)
     rotating = _plan_memory(job, seat, topology, transport)
     finished = _open_book(job, seat, topology, places, transport, book)
     watchdog = _start_watchdog(places, transport, book, progress, watch_host) if watch_host else None
@@ -114,7 +113,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     cores: list[int]
     gpu: str | None = None
-    found: Found = Found()
+    found: RankDetection = RankDetection()
     device: dict[str, Any] = {}
     software: dict[str, Any] = {}
 
@@ -152,24 +151,26 @@ def _place(job: Job, seat: Seat, transport: Transport) -> str:
             gpu=gpu,
             device=described.get("device") or {},
             software=software(described),
-            found=Found() if seat.launcher == "threads" else _surroundings(gpu),
+            found=RankDetection() if seat.launcher == "threads" else _surroundings(gpu),
         )
     )
 
 
-def _surroundings(gpu: str | None) -> Found:
+def _surroundings(gpu: str | None) -> RankDetection:
     """The NIC and the NVLink domain of this rank's GPU; without a GPU the interface that gloo was told to use."""
     host = detect_host()
     if not gpu:
         told = {port.device: port for port in host.ports if port.kind == "Ethernet"}
         own = told.get(os.environ.get("GLOO_SOCKET_IFNAME", ""))
-        return Found(nic=own.device, gbit_per_s=own.gbit_per_s) if own else Found()
+        return RankDetection(nic=own.device, gbit_per_s=own.gbit_per_s) if own else RankDetection()
     if gpu.lower() not in host.gpus:
-        return Found()
+        return RankDetection()
     index = host.gpus.index(gpu.lower())
-    nic, domain = nearest(host)[index], host.domains[index]
+    nic, domain = nearest_nics(host)[index], host.domains[index]
     rates = {port.device: port.gbit_per_s for port in host.ports}
-    return Found(nic=nic, gbit_per_s=rates.get(nic), domain=f"{domain.cluster}/{domain.clique}" if domain else "")
+    return RankDetection(
+        nic=nic, gbit_per_s=rates.get(nic), domain=f"{domain.cluster}/{domain.clique}" if domain else ""
+    )
 
 
 def _cross_check(seat: Seat, transport: Transport) -> None:
@@ -348,7 +349,7 @@ def _watch_hosts(seat: Seat) -> str:
     if seat.local_size == seat.world_size:
         return LOOPBACK
     named = [os.environ[name] for name in ("MASTER_ADDR",) if os.environ.get(name)]
-    return ",".join(dict.fromkeys(named + own_hosts()))
+    return ",".join(dict.fromkeys(named + local_addresses()))
 
 
 def play_ranks(job: Job, nproc: int) -> Exit:

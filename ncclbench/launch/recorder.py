@@ -21,7 +21,7 @@ from ncclbench.store.events import utc_now
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import FINISHED, RunWriter, read_run, what_is_kept
 from ncclbench.store.samples import is_whole
-from ncclbench.topology.topology_file import TopologyFile
+from ncclbench.topology.file_model import TopologyFile
 
 # Of this process alone: in containers the numbers of processes are the same in every start.
 _PROCESS = uuid.uuid4().hex

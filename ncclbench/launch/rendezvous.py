@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from ncclbench.errors import EnvironmentFault
 from ncclbench.topology.network_addresses import LOOPBACK
-from ncclbench.topology.slurm_hostlist import expand_nodes
+from ncclbench.topology.slurm import expand_nodes
 from ncclbench.transports.base import Seat
 
 # Below the ports that the kernel gives out by itself (32768 on), so none is taken by chance.

@@ -1,4 +1,4 @@
-"""Who sits where: nodes, domains, rails, sites, and the link class of a pair."""
+"""The node, NVLink domain, rail and site of every rank, and the link class of a pair."""
 
 from ncclbench.topology.model import Link, Topology
 from ncclbench.topology.wiring import Wiring

@@ -1,6 +1,6 @@
-"""What one host shows of its place: NICs, their speed and distance from the GPU, and the GPU's NVLink domain.
+"""Detection of this host's NICs, their speed and distance from each GPU, and the NVLink domain of each GPU.
 
-Read from /sys and, where it is installed, NVML. What is not there is left out; nothing is guessed here.
+Everything is read from /sys and, where it is installed, from NVML. A property that is not there is left out.
 """
 
 import re
@@ -18,7 +18,7 @@ _DISPLAY = "0x03"  # PCI classes 0300 and 0302: the GPUs
 _FABRIC_READY = 3  # NVML_GPU_FABRIC_STATE_COMPLETED
 
 
-class Port(msgspec.Struct, frozen=True, kw_only=True):
+class NetworkPort(msgspec.Struct, frozen=True, kw_only=True):
     """One network port.
 
     Attributes:
@@ -40,7 +40,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
     hops: list[int]
 
 
-class Domain(msgspec.Struct, frozen=True, kw_only=True):
+class NvlinkClique(msgspec.Struct, frozen=True, kw_only=True):
     """The NVLink domain of a GPU that spans hosts: NVML's cluster and clique."""
 
     cluster: str
@@ -48,12 +48,12 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """What one host shows of itself; `how` says for each part where it was read."""
+    """The GPUs, NICs and NVLink domains of one host; `how` names the source of each part."""
 
     name: str
     gpus: list[str]
-    ports: list[Port]
-    domains: list[Domain | None]
+    ports: list[NetworkPort]
+    domains: list[NvlinkClique | None]
     how: dict[str, str]
 
 
@@ -67,7 +67,7 @@ def detect_host(root: Path | None = None, name: str | None = None) -> Host:
         "host": "gethostname",
         "gpus": f"{sys}/bus/pci/devices: {len(gpus)} found",
         "nics": f"{sys}/class/infiniband: {len(rdma)} ports; {sys}/class/net: {len(ethernet)} interfaces",
-        "domain": _how_domain(gpus, domains),
+        "domain": _domain_source(gpus, domains),
     }
     return Host(name=name or socket.gethostname(), gpus=gpus, ports=[*rdma, *ethernet], domains=domains, how=how)
 
@@ -77,7 +77,7 @@ def boot_id() -> str:
     return _text(Path("/proc/sys/kernel/random/boot_id"))
 
 
-def nearest(host: Host) -> list[str]:
+def nearest_nics(host: Host) -> list[str]:
     """The NIC of each GPU: the nearest RDMA port that no other GPU has; "" where there is none left."""
     chosen: list[str] = []
     for index in range(len(host.gpus)):
@@ -94,14 +94,14 @@ def _gpus(sys: Path) -> list[str]:
     return found
 
 
-def _rdma(sys: Path, gpus: Sequence[str]) -> list[Port]:
+def _rdma(sys: Path, gpus: Sequence[str]) -> list[NetworkPort]:
     found = []
     for device in _entries(sys / "class/infiniband"):
         for port in _entries(device / "ports"):
             name = device.name if port.name == "1" else f"{device.name}:{port.name}"
             rate = re.match(r"([\d.]+) Gb/sec", _text(port / "rate"))
             found.append(
-                Port(
+                NetworkPort(
                     device=name,
                     kind="InfiniBand" if _text(port / "link_layer") == "InfiniBand" else "RoCE",
                     gbit_per_s=float(rate[1]) if rate else None,
@@ -114,7 +114,7 @@ def _rdma(sys: Path, gpus: Sequence[str]) -> list[Port]:
     return found
 
 
-def _ethernet(sys: Path, gpus: Sequence[str]) -> list[Port]:
+def _ethernet(sys: Path, gpus: Sequence[str]) -> list[NetworkPort]:
     """Interfaces of /sys/class/net, without the loopback."""
     found = []
     for interface in _entries(sys / "class/net"):
@@ -122,10 +122,10 @@ def _ethernet(sys: Path, gpus: Sequence[str]) -> list[Port]:
             continue
         megabits, pci = _text(interface / "speed"), _pci(interface / "device")
         found.append(
-            Port(
+            NetworkPort(
                 device=interface.name,
                 kind="Ethernet",
-                # A virtual interface says some speed or other.
+                # The speed of a virtual interface means nothing.
                 gbit_per_s=int(megabits) / 1000 if pci and megabits.isdecimal() and int(megabits) else None,
                 up=_text(interface / "operstate") == "up",
                 guid=_text(interface / "address"),
@@ -146,49 +146,50 @@ def _pci(link: Path) -> str:
 
 
 def _hops(sys: Path, gpu: str, device: Path) -> int:
-    """Steps from one device to another through the tree of bridges; over the host's root they are many."""
+    """Steps from one device to another through the tree of PCI bridges."""
     one, other = ((sys / "bus/pci/devices" / gpu).resolve().parts, device.resolve().parts)
     shared = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return len(one) + len(other) - 2 * shared
 
 
-def _domain(gpu: str) -> Domain | None:
-    """NVML's fabric information; None where there is no such thing, or it is not ready."""
+def _domain(gpu: str) -> NvlinkClique | None:
+    """NVML's fabric information; None if NVML has none, or it is not ready."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         info = pynvml.c_nvmlGpuFabricInfoV_t()
         pynvml.nvmlDeviceGetGpuFabricInfoV(pynvml.nvmlDeviceGetHandleByPciBusId(gpu.encode()), pynvml.byref(info))
-    except Exception:  # no wheel, no driver, an older one, no permission: nobody to ask
+    except Exception:  # no wheel, no driver, an older one, or no permission
         return None
-    return _told(info)
+    return ready_clique(info)
 
 
-def _told(info: Any) -> Domain | None:
+def ready_clique(info: Any) -> NvlinkClique | None:
+    """The clique in NVML's fabric information; None if it is not complete or names no cluster."""
     cluster = bytes(info.clusterUuid).hex()
     if info.state != _FABRIC_READY or not cluster.strip("0"):
         return None
-    return Domain(cluster=cluster, clique=int(info.cliqueId))
+    return NvlinkClique(cluster=cluster, clique=int(info.cliqueId))
 
 
-def _how_domain(gpus: Sequence[str], domains: Sequence[Domain | None]) -> str:
+def _domain_source(gpus: Sequence[str], domains: Sequence[NvlinkClique | None]) -> str:
     if any(domains):
         return "NVML's fabric information"
     if not gpus:
         return "no GPU here"
-    return "NVML tells of no domain beyond this host; a host is taken as one"
+    return "NVML names no domain beyond this host; the host is taken as one"
 
 
 def _entries(path: Path) -> list[Path]:
     try:
-        return sorted(path.iterdir(), key=lambda entry: natural(entry.name))
+        return sorted(path.iterdir(), key=lambda entry: natural_key(entry.name))
     except OSError:
         return []
 
 
-def natural(name: str) -> list[str | int]:
-    """A key to sort by in which mlx5_10 comes after mlx5_9: text and numbers in turns, text first."""
+def natural_key(name: str) -> list[str | int]:
+    """A sort key under which mlx5_10 comes after mlx5_9: text and numbers alternate, text first."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 

@@ -1,4 +1,4 @@
-"""How much host memory is free, for whoever is about to take some: buffers, and tables that schedules are made of."""
+"""The host memory that is free, for buffers and for the tables that schedules are made of."""
 
 import os
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of host memory that can be taken now: what the kernel has, or what the control groups leave of it.
+    """Bytes of host memory that can be allocated now: what the kernel has, or what the control groups leave of it.
 
-    A limit may stand at any level above this process's own group, in version 2 of control groups or in version 1.
+    A limit may be set at any level above this process's own group, in version 1 or 2 of control groups.
     """
     left = [_left_in(folder, files) for folder, files in _memory_groups(proc, cgroup)]
     return min([_meminfo(proc / "meminfo"), *(free for free in left if free is not None)])
@@ -42,7 +42,7 @@ def _memory_groups(proc: Path, cgroup: Path) -> Iterator[tuple[Path, tuple[str, 
 
 
 def _left_in(folder: Path, files: tuple[str, str, str]) -> int | None:
-    """What a control group leaves of its limit; None where it is none, or has no limit."""
+    """What a control group leaves of its limit; None if there is no such group, or no limit."""
     limit_file, used_file, cached = files
     limit, used = _number(folder / limit_file), _number(folder / used_file)
     if limit is None or used is None:
@@ -65,7 +65,7 @@ def _meminfo(path: Path) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
     except OSError:
-        pass  # not Linux: the total is the best there is
+        pass  # not Linux: only the total is known
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

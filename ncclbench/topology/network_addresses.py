@@ -1,4 +1,4 @@
-"""How ranks on other nodes reach this one, before anything else connects them."""
+"""Names and addresses under which ranks on other nodes can reach this node."""
 
 import fcntl
 import socket
@@ -10,14 +10,14 @@ from ncclbench.errors import EnvironmentFault
 
 LOOPBACK = "127.0.0.1"
 _SIOCGIFADDR = 0x8915  # Linux: an interface's address
-# Any address that needs a route: a UDP socket that is connected there sends nothing, but learns its own address.
-_ELSEWHERE = ("192.0.2.1", 9)
+# An address that needs a route: connecting a UDP socket sends nothing, but gives the socket its local address.
+_ROUTED_ADDRESS = ("192.0.2.1", 9)
 
 
-def own_hosts() -> list[str]:
-    """Names and addresses of this node, the likeliest to be reachable from others first; never empty.
+def local_addresses() -> list[str]:
+    """Names and addresses of this node, the most likely to be reachable from other nodes first; never empty.
 
-    The host name comes first where it resolves at all, since a cluster's names point at the network that is meant.
+    The host name comes first if it resolves: in a cluster it usually belongs to the intended network.
     """
     found = []
     name = socket.gethostname()
@@ -25,9 +25,9 @@ def own_hosts() -> list[str]:
         socket.getaddrinfo(name, None)
         found.append(name)
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(_ELSEWHERE)
+        probe.connect(_ROUTED_ADDRESS)
         found.append(probe.getsockname()[0])
-    # A cluster's network need not lead anywhere else, nor its names be known to it.
+    # A cluster's network may have no route to the outside and no names.
     found += interface_addresses()
     return list(dict.fromkeys(found)) or [LOOPBACK]
 

@@ -1,7 +1,7 @@
-"""Ranks onto a topology file: by what the file says of them, else by the host name that each reports.
+"""Placement of ranks on the nodes and rails of a topology file.
 
-The rail of a rank is what the file says; else ranks take the rails of their node in order, which is an assumption
-and is said aloud.
+The node of a rank comes from the file's ``[[rank]]`` or else from the host name that the rank reports. The rail comes
+from ``[[rank]]`` too; otherwise ranks take the rails of their node in order, an assumption that `sources` states.
 """
 
 from collections import Counter
@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 
 from ncclbench.errors import UsageError
-from ncclbench.topology.host_detection import natural
+from ncclbench.topology.file_model import MOST_RANKS, Nic, Node, Switch, TopologyFile
+from ncclbench.topology.host_detection import natural_key
 from ncclbench.topology.model import Topology
-from ncclbench.topology.topology_file import MOST_RANKS, Nic, Node, Switch, TopologyFile
 from ncclbench.topology.wiring import UNKNOWN, Wiring
 from ncclbench.units import counted
 
 
-def place(found: TopologyFile, hosts: Sequence[str]) -> Topology:
+def place_ranks(found: TopologyFile, hosts: Sequence[str]) -> Topology:
     """The topology of a job whose ranks report `hosts`, in rank order.
 
     Raises:
@@ -43,38 +43,38 @@ def place(found: TopologyFile, hosts: Sequence[str]) -> Topology:
     )
 
 
-def lay_out(found: TopologyFile, world_size: int) -> Topology:
-    """The topology of `world_size` ranks that have not started: where the file does not say, in the file's order.
+def plan_placement(found: TopologyFile, world_size: int) -> Topology:
+    """The topology of `world_size` ranks that have not started; ranks without an entry take the nodes in file order.
 
     Raises:
-        UsageError: if the file has fewer places, or no job has as many ranks.
+        UsageError: if the file has fewer rails, or no job has as many ranks.
     """
     if world_size > MOST_RANKS:
         raise UsageError(f"{world_size} ranks are more than the {MOST_RANKS} that can be laid out")
-    if found.rank and {seat.rank for seat in found.rank} == set(range(world_size)):
-        return place(found, [seat.node for seat in sorted(found.rank, key=lambda seat: seat.rank)])
+    if found.rank and {entry.rank for entry in found.rank} == set(range(world_size)):
+        return place_ranks(found, [entry.node for entry in sorted(found.rank, key=lambda entry: entry.rank)])
     if [node.name for node in found.node] == ["*"]:
-        return place(found, ["any-host"] * world_size)
+        return place_ranks(found, ["any-host"] * world_size)
     places = [node.name for node in found.node for _ in (node.rails or [0])]
     if world_size > len(places):
         raise UsageError(
             f"{found.source} has {counted(len(places), 'rail')} on all its nodes, fewer than "
             f"{counted(world_size, 'rank')}"
         )
-    return place(found, places[:world_size])
+    return place_ranks(found, places[:world_size])
 
 
-def places_in(found: TopologyFile) -> int:
-    """How many ranks a file has room for: those it lists; else one a rail, or one a node of unknown rails."""
+def rank_capacity(found: TopologyFile) -> int:
+    """The number of ranks that a file can hold: those it lists; else one per rail, or one per node of unknown rails."""
     return len(found.rank) or sum(len(node.rails) or 1 for node in found.node)
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What one rank found out about its place.
+class RankDetection(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank detected about its host.
 
     Attributes:
         nic: the NIC nearest to its GPU that no other GPU of its host is nearer to, or without a GPU the interface that
-            gloo was told to use; "" where it found none.
+            gloo is set to use; "" if there is none.
         gbit_per_s: of that NIC.
         domain: the NVLink domain that NVML names; "" where it names none.
     """
@@ -84,8 +84,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     domain: str = ""
 
 
-def place_detected(hosts: Sequence[str], found: Sequence[Found]) -> Topology:
-    """The topology of a job without a file: host names, and what ranks found where all of them found it."""
+def place_detected_ranks(hosts: Sequence[str], found: Sequence[RankDetection]) -> Topology:
+    """The topology of a job without a file: from host names, and from properties that all ranks detected."""
     topology = Topology.from_hosts(hosts)
     changes: dict[str, Any] = {}
     sources = dict(topology.sources)
@@ -111,16 +111,16 @@ def place_detected(hosts: Sequence[str], found: Sequence[Found]) -> Topology:
 
 
 def _rails_by_device(ports: Sequence[tuple[str, str]]) -> list[int]:
-    """The place of each NIC among those of its host that are used, in natural order."""
+    """The index of each NIC among the NICs of its host that are used, in natural order."""
     by_host: dict[str, list[str]] = {}
     for host, nic in ports:
         by_host.setdefault(host, []).append(nic)
-    ordered = {host: sorted(nics, key=natural) for host, nics in by_host.items()}
+    ordered = {host: sorted(nics, key=natural_key) for host, nics in by_host.items()}
     return [ordered[host].index(nic) for host, nic in ports]
 
 
 def straddling(topology: Topology, size: int) -> str:
-    """What to say if groups of `size` consecutive ranks span several NVLink domains; "" if none does."""
+    """A warning if groups of `size` consecutive ranks span several NVLink domains; "" if none does."""
     if size < 2 or size > topology.world_size or topology.world_size % size:
         return ""
     _, members = np.unique(topology.domains, return_counts=True)
@@ -136,7 +136,7 @@ def straddling(topology: Topology, size: int) -> str:
 
 
 def _indices(names: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """0, 1, ... in the order in which names first come."""
+    """An index for each name, in order of first appearance."""
     first: dict[str, int] = {}
     return np.array([first.setdefault(name, len(first)) for name in names], dtype=np.int64)
 
@@ -145,7 +145,7 @@ def _nodes_of(found: TopologyFile, hosts: Sequence[str]) -> list[Node]:
     by_name = {node.name: node for node in found.node}
     short = Counter(node.name.partition(".")[0] for node in found.node)
     by_short = {head: node for node in found.node if short[head := node.name.partition(".")[0]] == 1}
-    said = {seat.rank: seat.node for seat in found.rank}
+    said = {entry.rank: entry.node for entry in found.rank}
     beyond = [rank for rank in said if rank >= len(hosts)]
     if beyond:
         raise UsageError(f"{found.source}: unknown rank {min(beyond)}: this job has ranks 0 to {len(hosts) - 1}")
@@ -166,10 +166,10 @@ def _nodes_of(found: TopologyFile, hosts: Sequence[str]) -> list[Node]:
 
 
 def _rails_of(found: TopologyFile, nodes: Sequence[Node]) -> list[int]:
-    """The rail of each rank: said in the file, or the first of its node that is free."""
-    said = {seat.rank: seat.rail for seat in found.rank if seat.rail is not None}
+    """The rail of each rank: as the file says, or the first free rail of its node."""
+    said = {entry.rank: entry.rail for entry in found.rank if entry.rail is not None}
     taken: dict[tuple[str, int], int] = {(nodes[rank].name, rail): rank for rank, rail in said.items()}
-    choices: dict[str, Iterator[int]] = {}  # of each node, those that nobody has looked at yet
+    choices: dict[str, Iterator[int]] = {}  # of each node, the rails not tried yet
     rails = []
     for rank, node in enumerate(nodes):
         rail = said.get(rank)
@@ -189,7 +189,7 @@ def _rails_of(found: TopologyFile, nodes: Sequence[Node]) -> list[int]:
 
 def _sources(found: TopologyFile, nodes: Sequence[Node], hosts: Sequence[str]) -> dict[str, str]:
     file = f"topology file {found.source}"
-    said = {seat.rank for seat in found.rank}
+    said = {entry.rank for entry in found.rank}
     where = f"host name of each rank, looked up in {file}"
     if said:
         where = (
@@ -200,7 +200,7 @@ def _sources(found: TopologyFile, nodes: Sequence[Node], hosts: Sequence[str]) -
     if elsewhere:
         report = "rank reports" if elsewhere == 1 else "ranks report"
         where += f"; {elsewhere} {report} another host name than the file gives them"
-    outright = {seat.rank for seat in found.rank if seat.rail is not None}
+    outright = {entry.rank for entry in found.rank if entry.rail is not None}
     rail = f"{file}, [[rank]]" if len(outright) == len(nodes) else f"assumed: ranks take the rails of {file} in order"
     sources = {
         "node": where,

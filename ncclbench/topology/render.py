@@ -4,41 +4,41 @@ import json
 
 import numpy as np
 
-from ncclbench.topology.host_detection import Host, nearest
+from ncclbench.topology.file_model import TopologyFile
+from ncclbench.topology.host_detection import Host, nearest_nics
 from ncclbench.topology.model import Topology
-from ncclbench.topology.topology_file import TopologyFile
 from ncclbench.units import counted
 
 _MOST_RANKS = 64
 
 
 def host_lines(host: Host) -> list[str]:
-    """What a host has, and where each part was read."""
+    """The parts of a host, and where each was read."""
     lines = [f"host {host.name}"]
-    for gpu, nic, domain in zip(host.gpus, nearest(host), host.domains, strict=True):
+    for gpu, nic, domain in zip(host.gpus, nearest_nics(host), host.domains, strict=True):
         place = f"cluster {domain.cluster}, clique {domain.clique}" if domain else "this host"
         lines.append(f"  GPU {gpu}: NIC {nic or 'none'}, NVLink domain: {place}")
     for port in host.ports:
-        rate = f"{port.gbit_per_s:g} Gbit/s" if port.gbit_per_s else "rate not told"
+        rate = f"{port.gbit_per_s:g} Gbit/s" if port.gbit_per_s else "rate unknown"
         far = f", {'/'.join(map(str, port.hops))} steps from the GPUs" if port.hops else ""
         where = f", PCI {port.pci}" if port.pci else ""
         lines.append(f"  {port.kind} {port.device}: {rate}, {'up' if port.up else 'down'}, {port.guid}{where}{far}")
     lines.append("how this is known")
     lines += [f"  {what}: {how}" for what, how in host.how.items()]
-    return [*lines, "  leaf, spine and site: not to be seen from a host; write a topology file (docs/formats.md)"]
+    return [*lines, "  leaf, spine and site: not visible from a host; write a topology file (docs/formats.md)"]
 
 
 def host_dot(host: Host) -> list[str]:
     """The host's GPUs, each with its NIC."""
     lines = ["graph host {", "  rankdir=LR;", f"  {_name(host.name)} [shape=box];"]
-    for gpu, nic in zip(host.gpus, nearest(host), strict=True):
+    for gpu, nic in zip(host.gpus, nearest_nics(host), strict=True):
         lines.append(f"  {_name(host.name)} -- {_name('GPU ' + gpu)};")
         lines += [f"  {_name('GPU ' + gpu)} -- {_name(nic)};"] if nic else []
     return [*lines, *(f"  {_name(p.device)} [label={_name(f'{p.device} {p.kind}')}];" for p in host.ports), "}"]
 
 
 def fabric_lines(found: TopologyFile, topology: Topology) -> list[str]:
-    """What a file says, and where ranks come to sit."""
+    """The content of a topology file, and the placement of the ranks."""
     sizes = {
         "node": len(found.node),
         "NVLink domain": len(np.unique(topology.domains)),

@@ -1,4 +1,4 @@
-"""Which GPUs a rank started here would see, asked without CUDA: who starts the ranks opens no context of its own."""
+"""The GPUs that a rank started on this host would see, without CUDA: a launcher must not open a context."""
 
 import os
 import re
@@ -9,9 +9,9 @@ from pathlib import Path
 def gpus_here(environ: Mapping[str, str] = os.environ, dev: Path = Path("/dev")) -> int:
     """The GPUs in `dev`, as far as ``CUDA_VISIBLE_DEVICES`` shows them.
 
-    The variable lists indices or UUIDs (``GPU-...``, ``MIG-...``), and what follows the first that names no GPU is not
-    seen either (CUDA C++ Programming Guide, "CUDA Environment Variables"). Whether a UUID names one is not asked. Of
-    MIG instances a process sees the first alone.
+    The variable lists indices or UUIDs (``GPU-...``, ``MIG-...``). Entries after the first that names no GPU are not
+    visible either (CUDA C++ Programming Guide, "CUDA Environment Variables"). A UUID is not looked up. Of MIG
+    instances a process sees only the first.
     """
     there, shown = _there(dev), environ.get("CUDA_VISIBLE_DEVICES")
     if shown is None or there == 0:
@@ -27,9 +27,10 @@ def gpus_here(environ: Mapping[str, str] = os.environ, dev: Path = Path("/dev"))
 
 
 def gpus_are_meant(environ: Mapping[str, str] = os.environ, dev: Path = Path("/dev")) -> bool:
-    """Whether what runs here is to run on GPUs: there are some, and nobody has hidden them all.
+    """Whether ranks on this host must use GPUs: there are GPUs, and ``CUDA_VISIBLE_DEVICES`` does not hide them all.
 
-    All ranks must answer alike. A rank that is shown a GPU that is not there means one, and is told so later.
+    All ranks must agree. A rank whose variable names a GPU that is not there counts as one that must use GPUs; it
+    fails later with a message.
     """
     return _there(dev) > 0 and environ.get("CUDA_VISIBLE_DEVICES", "all").strip() not in ("", "-1", "NoDevFiles")
 

@@ -1,7 +1,7 @@
-"""What connects the nodes: NICs, leaves, the links from leaves to spines, and how fast each is.
+"""NICs, leaves, the links from leaves to spines, and the rate of each.
 
-NCCL does not detect the fabric above the NIC, so all of this comes from a topology file, or is not known. A link from
-a leaf to a spine is as fast as the slower of the leaf's uplink and the spine's port.
+NCCL does not detect the fabric above the NIC, so all of this comes from a topology file, or is unknown. A link from
+a leaf to a spine has the rate of the slower of the leaf's uplink and the spine's port.
 """
 
 from dataclasses import dataclass

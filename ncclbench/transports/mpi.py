@@ -23,7 +23,7 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop, finish_average
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
 from ncclbench.schedule.row_work import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.topology.network_addresses import LOOPBACK, connect_first, own_hosts
+from ncclbench.topology.network_addresses import LOOPBACK, connect_first, local_addresses
 from ncclbench.topology.visible_gpus import gpus_are_meant
 from ncclbench.transports._local import local_call, steps_of
 from ncclbench.transports._mpi import MPI, Elements, MpiControl, library, most_count, start_mpi, thread_level
@@ -124,7 +124,7 @@ def agree_on_store(seat: Seat) -> Seat:
     hosts, port, listen_fd = [LOOPBACK], 0, None
     if seat.rank == 0:
         listener = socket.create_server((LOOPBACK if one_node else "", 0), backlog=min(seat.world_size, 4096))
-        hosts, port = [LOOPBACK] if one_node else own_hosts(), listener.getsockname()[1]
+        hosts, port = [LOOPBACK] if one_node else local_addresses(), listener.getsockname()[1]
         listen_fd = listener.detach()
     *hosts, port_text = broadcast_text(control, "|".join([*hosts, str(port)])).split("|")
     host = hosts[0] if seat.rank == 0 else _first_reachable(hosts, int(port_text), seat.rank)

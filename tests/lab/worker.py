@@ -21,7 +21,7 @@ from ncclbench.launch.rendezvous import with_store
 from ncclbench.measure.case import run_case
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case
-from ncclbench.topology.placement import place
+from ncclbench.topology.placement import place_ranks
 from ncclbench.topology.topology_file import read_topology
 from ncclbench.transports.base import Transport, all_gather_text, broadcast_text
 from ncclbench.transports.torch_dist import open_transport
@@ -35,7 +35,7 @@ def main() -> None:
     assert seat is not None
     transport: Transport = open_transport("gloo", with_store(seat), _PATIENCE_SECONDS)
     hosts = all_gather_text(transport.control, socket.gethostname())
-    topology = place(read_topology(sys.argv[2]), hosts)
+    topology = place_ranks(read_topology(sys.argv[2]), hosts)
     link = Client(sys.argv[1]) if seat.rank == 0 else None
     if link:
         link.send(json.dumps({"hosts": hosts, "topology": topology.as_record()}))

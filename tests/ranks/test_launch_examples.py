@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ncclbench.launch.launcher_detection import detect
-from ncclbench.topology.slurm_hostlist import expand_nodes
+from ncclbench.topology.slurm import expand_nodes
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "scripts/launch"

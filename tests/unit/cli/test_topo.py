@@ -16,10 +16,11 @@ from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case
 from ncclbench.topology import Topology
 from ncclbench.topology import host_detection as detect
-from ncclbench.topology.foreign_formats import nccl_xml, slurm_conf, slurm_yaml
-from ncclbench.topology.host_detection import Domain, detect_host, natural, nearest
-from ncclbench.topology.placement import Found, place, place_detected, straddling
+from ncclbench.topology.host_detection import NvlinkClique, detect_host, natural_key, nearest_nics
+from ncclbench.topology.nccl_xml import nccl_xml
+from ncclbench.topology.placement import RankDetection, place_detected_ranks, place_ranks, straddling
 from ncclbench.topology.render import host_dot, host_lines
+from ncclbench.topology.slurm import slurm_conf, slurm_yaml
 from ncclbench.topology.topology_file import read_topology
 from ncclbench.transports.threads import play
 
@@ -86,10 +87,10 @@ def test_the_nearest_port_that_is_up_is_a_gpu_s_own(sys: Path) -> None:
     host = detect_host(sys)
     hops = {port.device: port.hops for port in host.ports}
     assert hops["mlx5_10"][0] < hops["mlx5_0"][0] < hops["mlx5_9"][0]
-    assert nearest(host) == ["mlx5_10", "mlx5_9"]
+    assert nearest_nics(host) == ["mlx5_10", "mlx5_9"]
     write(sys / "class/infiniband/mlx5_10/ports/1/state", "1: DOWN")
     write(sys / "class/infiniband/mlx5_9/ports/1/state", "1: DOWN")
-    assert nearest(detect_host(sys)) == ["", ""]
+    assert nearest_nics(detect_host(sys)) == ["", ""]
 
 
 def test_a_host_without_anything_says_so(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_the_speed_of_a_virtual_interface_means_nothing(tmp_path: Path) -> None:
 
 
 def test_numbers_in_names_are_numbers() -> None:
-    assert sorted(["mlx5_10", "mlx5_9", "eth0", "mlx5_1", "0"], key=natural) == [
+    assert sorted(["mlx5_10", "mlx5_9", "eth0", "mlx5_1", "0"], key=natural_key) == [
         "0",
         "eth0",
         "mlx5_1",
@@ -115,15 +116,16 @@ def test_numbers_in_names_are_numbers() -> None:
 
 def test_nvml_s_domain_counts_only_when_it_is_ready() -> None:
     uuid = bytes(range(16))
-    assert detect._told(SimpleNamespace(clusterUuid=uuid, state=3, cliqueId=7)) == Domain(cluster=uuid.hex(), clique=7)
-    assert detect._told(SimpleNamespace(clusterUuid=uuid, state=2, cliqueId=7)) is None
-    assert detect._told(SimpleNamespace(clusterUuid=bytes(16), state=3, cliqueId=0)) is None
+    ready = detect.ready_clique(SimpleNamespace(clusterUuid=uuid, state=3, cliqueId=7))
+    assert ready == NvlinkClique(cluster=uuid.hex(), clique=7)
+    assert detect.ready_clique(SimpleNamespace(clusterUuid=uuid, state=2, cliqueId=7)) is None
+    assert detect.ready_clique(SimpleNamespace(clusterUuid=bytes(16), state=3, cliqueId=0)) is None
 
 
 def test_ranks_that_all_found_a_nic_are_on_its_rail() -> None:
     hosts = ["a", "a", "b", "b"]
-    found = [Found(nic=nic, gbit_per_s=400) for nic in ("mlx5_10", "mlx5_9", "mlx5_9", "mlx5_10")]
-    topology = place_detected(hosts, found)
+    found = [RankDetection(nic=nic, gbit_per_s=400) for nic in ("mlx5_10", "mlx5_9", "mlx5_9", "mlx5_10")]
+    topology = place_detected_ranks(hosts, found)
     assert topology.rails.tolist() == [1, 0, 0, 1]
     assert topology.sources["rail"].startswith("each rank's own NIC (nearest to its GPU")
     assert topology.wiring is not None
@@ -134,14 +136,14 @@ def test_ranks_that_all_found_a_nic_are_on_its_rail() -> None:
 
 @pytest.mark.parametrize("nics", [("mlx5_0", ""), ("mlx5_0", "mlx5_0")])
 def test_rails_stay_an_assumption_unless_every_rank_found_a_nic_of_its_own(nics: tuple[str, str]) -> None:
-    topology = place_detected(["a", "a"], [Found(nic=nic) for nic in nics])
+    topology = place_detected_ranks(["a", "a"], [RankDetection(nic=nic) for nic in nics])
     assert topology.sources["rail"] == "assumed from the place of a rank on its node"
     assert topology.wiring is None
 
 
 def test_hosts_of_one_clique_are_one_domain() -> None:
-    found = [Found(domain="c/1"), Found(domain="c/1"), Found(domain="c/2"), Found()]
-    topology = place_detected(["a", "b", "c", "d"], found)
+    found = [RankDetection(domain="c/1"), RankDetection(domain="c/1"), RankDetection(domain="c/2"), RankDetection()]
+    topology = place_detected_ranks(["a", "b", "c", "d"], found)
     assert topology.domains.tolist() == [0, 0, 1, 2]
     assert topology.sources["domain"].startswith("NVML")
 
@@ -184,15 +186,15 @@ def test_the_record_of_a_case_points_them_out_too(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("gpu", "told", "found"),
     [
-        (GPUS[0].upper(), "eth0", Found(nic="mlx5_10", gbit_per_s=400.0)),
-        ("0000:ff:00.0", "eth0", Found()),
-        (None, "eth0", Found(nic="eth0", gbit_per_s=25.0)),
-        (None, "lo", Found()),
-        (None, "", Found()),
+        (GPUS[0].upper(), "eth0", RankDetection(nic="mlx5_10", gbit_per_s=400.0)),
+        ("0000:ff:00.0", "eth0", RankDetection()),
+        (None, "eth0", RankDetection(nic="eth0", gbit_per_s=25.0)),
+        (None, "lo", RankDetection()),
+        (None, "", RankDetection()),
     ],
 )
 def test_a_rank_finds_its_own_nic(
-    gpu: str | None, told: str, found: Found, sys: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: str | None, told: str, found: RankDetection, sys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detect, "SYS", sys)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", told)
@@ -230,7 +232,7 @@ YAML = """
 @pytest.mark.parametrize(("name", "text"), [("topology.conf", CONF), ("topology.yaml", YAML)])
 def test_slurm_s_switches_and_blocks(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    topology = place(read_topology(tmp_path / name), [f"n{k // 2}" for k in range(8)])
+    topology = place_ranks(read_topology(tmp_path / name), [f"n{k // 2}" for k in range(8)])
     assert topology.nodes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert topology.rails.tolist() == [0, 1] * 4
     assert topology.domains.tolist() == [0] * 8
@@ -305,7 +307,7 @@ XML = """<system version="1">
 
 def test_nccl_s_host_stands_for_every_host(tmp_path: Path) -> None:
     (tmp_path / "nccl.xml").write_text(XML)
-    topology = place(read_topology(tmp_path / "nccl.xml"), ["a", "a", "b", "b"])
+    topology = place_ranks(read_topology(tmp_path / "nccl.xml"), ["a", "a", "b", "b"])
     assert topology.node_names == ("a", "b")
     assert topology.rails.tolist() == [0, 1, 0, 1]
     assert topology.wiring is not None

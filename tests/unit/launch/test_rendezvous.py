@@ -6,8 +6,8 @@ import pytest
 from ncclbench.errors import EnvironmentFault
 from ncclbench.launch.rendezvous import with_store
 from ncclbench.topology import network_addresses as _address
-from ncclbench.topology.network_addresses import LOOPBACK, connect_first, interface_addresses, own_hosts
-from ncclbench.topology.slurm_hostlist import expand_nodes
+from ncclbench.topology.network_addresses import LOOPBACK, connect_first, interface_addresses, local_addresses
+from ncclbench.topology.slurm import expand_nodes
 from ncclbench.transports.base import Seat
 
 # As srun sets them for `srun -N 2 --ntasks-per-node 2`, on rank 3.
@@ -107,7 +107,7 @@ def test_ranks_of_one_node_stay_on_it() -> None:
 
 
 def test_the_first_host_that_answers_is_taken() -> None:
-    assert own_hosts()
+    assert local_addresses()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with connect_first(["no-such-host.invalid", "127.0.0.1"], port, 5) as link:
@@ -123,11 +123,11 @@ def test_a_node_without_a_name_or_a_way_out_is_known_by_its_interfaces(monkeypat
         raise OSError("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", nobody)
-    monkeypatch.setattr(_address, "_ELSEWHERE", ("not an address", 9))
+    monkeypatch.setattr(_address, "_ROUTED_ADDRESS", ("not an address", 9))
     monkeypatch.setattr(_address, "interface_addresses", lambda: ["10.0.0.7", "10.1.0.7"])
-    assert own_hosts() == ["10.0.0.7", "10.1.0.7"]
+    assert local_addresses() == ["10.0.0.7", "10.1.0.7"]
     monkeypatch.setattr(_address, "interface_addresses", list)
-    assert own_hosts() == [LOOPBACK]
+    assert local_addresses() == [LOOPBACK]
 
 
 def test_addresses_of_interfaces_are_addresses_and_none_is_loopback() -> None:

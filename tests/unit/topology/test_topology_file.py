@@ -11,7 +11,7 @@ from ncclbench.cli.run import command as run_command
 from ncclbench.errors import UsageError
 from ncclbench.store.run_directory import read_run
 from ncclbench.topology import Link, Topology
-from ncclbench.topology.placement import lay_out, place
+from ncclbench.topology.placement import place_ranks, plan_placement
 from ncclbench.topology.topology_file import parse_topology, read_topology
 
 LAB = """
@@ -77,7 +77,7 @@ def refusal(text: str) -> str:
 
 
 def test_ranks_go_where_their_host_names_say() -> None:
-    topology = place(parse_topology(LAB, "lab.toml"), HOSTS)
+    topology = place_ranks(parse_topology(LAB, "lab.toml"), HOSTS)
     assert topology.nodes.tolist() == [0, 0, 1, 1]
     assert topology.node_names == ("n0", "n1.cluster")
     assert topology.domains.tolist() == [0, 0, 1, 1]
@@ -93,7 +93,7 @@ def test_ranks_go_where_their_host_names_say() -> None:
 
 
 def test_what_was_assumed_is_said_aloud() -> None:
-    sources = place(parse_topology(LAB, "lab.toml"), HOSTS).sources
+    sources = place_ranks(parse_topology(LAB, "lab.toml"), HOSTS).sources
     assert sources["node"] == "host name of each rank, looked up in topology file lab.toml"
     assert sources["rail"].startswith("assumed: ranks take the rails")
     assert sources["domain"].endswith("names none: one NVLink domain a node")
@@ -101,20 +101,20 @@ def test_what_was_assumed_is_said_aloud() -> None:
 
 
 def test_ranks_go_where_the_file_says_whatever_their_hosts_are_called() -> None:
-    topology = place(parse_topology(LAB + RANKS, "lab.toml"), ["elsewhere", "n0"])
+    topology = place_ranks(parse_topology(LAB + RANKS, "lab.toml"), ["elsewhere", "n0"])
     assert [topology.node_names[node] for node in topology.nodes] == ["n1.cluster", "n0"]
     assert topology.rails.tolist() == [1, 0]
     assert topology.sources["node"].endswith("[[rank]]; 1 rank reports another host name than the file gives them")
 
 
 def test_ranks_without_a_rail_take_the_free_ones() -> None:
-    topology = place(parse_topology(LAB + RANKS, "lab.toml"), ["x", "n0", "n1", "n0"])
+    topology = place_ranks(parse_topology(LAB + RANKS, "lab.toml"), ["x", "n0", "n1", "n0"])
     assert topology.rails.tolist() == [1, 0, 0, 1]
 
 
 def test_planes_of_a_rail_add_up_and_share_their_rank() -> None:
     text = LAB.replace("rail = 1\ndevice", "rail = 0\nplane = 1\ndevice")
-    topology = place(parse_topology(text, "lab.toml"), ["n0", "n1"])
+    topology = place_ranks(parse_topology(text, "lab.toml"), ["n0", "n1"])
     assert topology.wiring is not None
     assert topology.wiring.devices == ("rail0,rail1", "rail0,rail1")
     assert topology.wiring.nic_gbit_per_s[0] == pytest.approx(0.2)
@@ -123,7 +123,7 @@ def test_planes_of_a_rail_add_up_and_share_their_rank() -> None:
 def test_several_nodes_in_a_domain() -> None:
     text = LAB.replace('site = "a"', 'domain = "rack"').replace('site = "b"', 'domain = "rack"')
     text += '[[domain]]\nname = "rack"\ngbit_per_s = 7200\n'
-    topology = place(parse_topology(text, "lab.toml"), HOSTS)
+    topology = place_ranks(parse_topology(text, "lab.toml"), HOSTS)
     assert topology.domains.tolist() == [0, 0, 0, 0]
     assert topology.link_classes(0, 2) == Link.DOMAIN
     assert topology.wiring is not None
@@ -133,7 +133,7 @@ def test_several_nodes_in_a_domain() -> None:
 def test_the_manifest_has_what_is_known_and_the_file_s_hash(tmp_path: Path) -> None:
     file = tmp_path / "lab.toml"
     file.write_text(LAB)
-    record = place(read_topology(file), HOSTS).as_record()
+    record = place_ranks(read_topology(file), HOSTS).as_record()
     assert record["wiring"]["nic_gbit_per_s"] == [0.1, 0.1, 0.1, None]
     assert record["wiring"]["leaf_names"] == ["leaf0", "leaf1"]
     assert record["sources"]["file"] == f"{file} sha256:{hashlib.sha256(LAB.encode()).hexdigest()}"
@@ -141,10 +141,10 @@ def test_the_manifest_has_what_is_known_and_the_file_s_hash(tmp_path: Path) -> N
 
 def test_ranks_that_have_not_started_are_laid_out_in_the_file_s_order() -> None:
     found = parse_topology(LAB, "lab.toml")
-    assert lay_out(found, 3).nodes.tolist() == [0, 0, 1]
+    assert plan_placement(found, 3).nodes.tolist() == [0, 0, 1]
     with pytest.raises(UsageError, match="4 rails on all its nodes, fewer than 5 ranks"):
-        lay_out(found, 5)
-    assert lay_out(parse_topology(LAB + RANKS, "lab.toml"), 2).rails.tolist() == [1, 0]
+        plan_placement(found, 5)
+    assert plan_placement(parse_topology(LAB + RANKS, "lab.toml"), 2).rails.tolist() == [1, 0]
 
 
 def test_8192_ranks_are_placed_and_stay_small() -> None:
@@ -155,7 +155,7 @@ def test_8192_ranks_are_placed_and_stay_small() -> None:
             lines += ["[[node.nic]]", f"rail = {rail}", f'leaf = "l{rail}"', "gbit_per_s = 400"]
     for rail in range(8):
         lines += ["[[leaf]]", f'name = "l{rail}"']
-    topology = place(parse_topology("\n".join(lines), "big.toml"), [f"n{r // 8}" for r in range(8192)])
+    topology = place_ranks(parse_topology("\n".join(lines), "big.toml"), [f"n{r // 8}" for r in range(8192)])
     assert isinstance(topology, Topology)
     assert topology.grid().shape == (1024, 1, 8)
     assert topology.nodes.nbytes == 8192 * 8
@@ -223,7 +223,7 @@ def test_a_file_that_makes_no_sense_is_refused_in_one_line(text: str, words: str
 def test_a_job_that_does_not_fit_the_file_is_refused(text: str, hosts: list[str], words: str) -> None:
     found = parse_topology(text, "lab.toml")
     with pytest.raises(UsageError, match=r"^lab\.toml: ") as caught:
-        place(found, hosts)
+        place_ranks(found, hosts)
     assert words in str(caught.value)
 
 
