@@ -18,13 +18,15 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
 
 from ncclbench.config.toml_files import convert, refuse_unknown_keys
 from ncclbench.errors import UsageError
 from ncclbench.units import format_size, parse_size
 
 Scalar = str | int | float | bool
-_CLAUSE = re.compile(r"(>=|<=|==|!=|>|<)\s*([0-9][\w.+-]*)")
+_CLAUSE = re.compile(r"(>=|<=|==|!=|>|<)\s*[0-9][\w.+-]*")
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,7 +50,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     high: float = math.inf
     one_of: tuple[Scalar, ...] | None = None
     none_of: tuple[Scalar, ...] = ()
-    version: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    version: SpecifierSet | None = None
     present: bool | None = None
 
     def holds(self, value: Any) -> bool:
@@ -72,7 +74,10 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
         return self.one_of is None or any(same(choice, value) for choice in self.one_of)
 
     def _in_versions(self, value: Any) -> bool:
-        return all(_compare(sign, version_of(str(value)), wanted) for sign, wanted in self.version)
+        if self.version is None:
+            return True
+        version = release_of(str(value))
+        return version is not None and version in self.version
 
 
 def same(choice: Scalar, value: Any) -> bool:
@@ -120,7 +125,7 @@ def _read_table(raw: dict[str, Any], where: str) -> Test:
         high=high,
         one_of=tuple(table.one_of) if table.one_of is not None else None,
         none_of=tuple(table.none_of or ()),
-        version=_read_version(table.version, where) if table.version is not None else (),
+        version=_read_version(table.version, where) if table.version is not None else None,
         present=table.present,
     )
 
@@ -151,24 +156,20 @@ def _size(end: float | str | None) -> str:
     return format_size(end) if isinstance(end, int) else str(end)
 
 
-def _read_version(text: str, where: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    clauses = []
-    for part in text.split(","):
-        match = _CLAUSE.fullmatch(part.strip())
-        if match is None:
-            raise UsageError(f"{where}: version must be like '>=2.27,<3', got {text!r}")
-        clauses.append((match[1], version_of(match[2])))
-    return tuple(clauses)
+def _read_version(text: str, where: str) -> SpecifierSet:
+    """The clauses, without the operators that only package indexes need (``~=``, ``===`` and wildcards)."""
+    try:
+        if all(_CLAUSE.fullmatch(part.strip()) for part in text.split(",")):
+            return SpecifierSet(text)
+    except InvalidSpecifier:
+        pass
+    raise UsageError(f"{where}: version must be like '>=2.27,<3', got {text!r}")
 
 
-def version_of(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version, such as (2, 28, 9) of ``2.28.9+cuda13``."""
+def release_of(text: str) -> Version | None:
+    """The leading numbers of a version, such as 2.28.9 of ``2.28.9+cuda13``; None if it does not begin with one.
+
+    Versions of drivers and kernels, such as ``6.8.0-45-generic``, are not versions in the sense of `packaging`.
+    """
     match = re.match(r"v?(\d+(?:\.\d+)*)", text)
-    return tuple(int(part) for part in match[1].split(".")) if match else ()
-
-
-def _compare(sign: str, value: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    length = max(len(value), len(wanted))
-    a, b = (v + (0,) * (length - len(v)) for v in (value, wanted))
-    outcome = {">=": a >= b, "<=": a <= b, "==": a == b, "!=": a != b, ">": a > b, "<": a < b}
-    return bool(value) and outcome[sign]
+    return Version(match[1]) if match else None

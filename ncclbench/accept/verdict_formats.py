@@ -2,17 +2,13 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterable
 from itertools import groupby
 from xml.etree import ElementTree
 
 from ncclbench.accept.verdict import Document, Result, Verdict
+from ncclbench.store.escapes import csv_cell, prometheus_label, xml_text
 
-# What XML 1.0 cannot hold at all, not even escaped.
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# A cell that begins so is a formula to a spreadsheet.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _JUNIT = {Verdict.FAIL: "failure", Verdict.INCONCLUSIVE: "error", Verdict.NOT_RUN: "skipped"}
 
 
@@ -21,21 +17,19 @@ def junit(document: Document) -> str:
     root = ElementTree.Element("testsuites", name=f"ncclbench accept {document.profile.name}")
     for check, group in groupby(document.checks, key=lambda result: result.check):
         results = list(group)
-        suite = ElementTree.SubElement(root, "testsuite", name=_xml(check), tests=str(len(results)))
+        suite = ElementTree.SubElement(root, "testsuite", name=xml_text(check, "?"), tests=str(len(results)))
         for verdict, tag in _JUNIT.items():
             name = {"failure": "failures", "error": "errors", "skipped": "skipped"}[tag]
             suite.set(name, str(sum(result.verdict is verdict for result in results)))
         for result in results:
-            case = ElementTree.SubElement(suite, "testcase", classname=_xml(check), name=_xml(result.subject))
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=xml_text(check, "?"), name=xml_text(result.subject, "?")
+            )
             if result.verdict in _JUNIT:
-                said = ElementTree.SubElement(case, _JUNIT[result.verdict], message=_xml(result.reason))
-                said.text = _xml(f"action: {result.action}") if result.action else None
+                said = ElementTree.SubElement(case, _JUNIT[result.verdict], message=xml_text(result.reason, "?"))
+                said.text = xml_text(f"action: {result.action}", "?") if result.action else None
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def _xml(text: str) -> str:
-    return _NO_XML.sub("?", text)
 
 
 def checks_csv(document: Document) -> str:
@@ -45,12 +39,8 @@ def checks_csv(document: Document) -> str:
     writer.writerow(["check", "subject", "verdict", "action", "reason"])
     for result in document.checks:
         cells = (result.check, result.subject, result.verdict, result.action or "", result.reason)
-        writer.writerow([_cell(str(cell)) for cell in cells])
+        writer.writerow([csv_cell(str(cell)) for cell in cells])
     return out.getvalue()
-
-
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def prometheus(document: Document) -> str:
@@ -92,6 +82,5 @@ def _head(name: str, text: str) -> tuple[str, str]:
 
 
 def _sample(name: str, value: int, **labels: str) -> str:
-    escaped = {k: v.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"') for k, v in labels.items()}
-    shown = ",".join(f'{name}="{text}"' for name, text in escaped.items())
+    shown = ",".join(f'{name}="{prometheus_label(value)}"' for name, value in labels.items())
     return f"{name}{{{shown}}} {value}"

@@ -54,7 +54,7 @@ def command(
     from ncclbench.importers.common.import_logs import import_logs
     from ncclbench.importers.common.imported_cases import Stated
     from ncclbench.importers.common.log_file import Log
-    from ncclbench.importers.common.nccl_tests_records import PATTERNS
+    from ncclbench.importers.common.nccl_tests_tables import PATTERNS
     from ncclbench.store.run_directory import read_run
 
     known = sorted({*names("patterns"), *PATTERNS.values()})

@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from ncclbench.importers.common.imported_cases import Reading, Stated, agreed
 from ncclbench.importers.common.log_file import DamageError, Line, Log, begins_another, is_cell, number, whole
 from ncclbench.importers.common.nccl_lines import nccl_path, without_nccl
-from ncclbench.importers.common.nccl_tests_records import PLACEMENTS, Half, Row, Table, found_in, pattern_of
+from ncclbench.importers.common.nccl_tests_tables import (
+    PLACEMENTS,
+    Half,
+    NcclTestsTable,
+    Row,
+    cases_of_table,
+    pattern_of,
+)
 
 _TOOL = "nccl-tests"
 _VERSION = re.compile(r"# (?:nccl|rccl)-tests version (\S{1,40})(.*)")
@@ -63,7 +70,7 @@ def read(log: Log, stated: Stated) -> Reading:
     return reading
 
 
-def _fill(reading: Reading, tables: list[Table], log: Log, stated: Stated) -> None:
+def _fill(reading: Reading, tables: list[NcclTestsTable], log: Log, stated: Stated) -> None:
     path = nccl_path(log)
     for place, table in enumerate(tables):
         table.number = place
@@ -76,7 +83,7 @@ def _fill(reading: Reading, tables: list[Table], log: Log, stated: Stated) -> No
         reading.version = reading.version or version
         origin = {"tool": _TOOL, "version": version, "file": log.name}
         world_size = agreed(len(table.devices) or None, stated.world_size, "--world-size", table.line)
-        reading.found += found_in(table, pattern, world_size, origin, path)
+        reading.cases += cases_of_table(table, pattern, world_size, origin, path)
         reading.tables.append(table.facts())
         reading.versions |= {name: value for name, value in table.versions.items() if name != "nccl-tests"}
         reading.ranks = reading.ranks or table.devices
@@ -179,14 +186,14 @@ class _Stream:
 
     def __init__(self, hosts: set[str], name: str) -> None:
         self.hosts, self.name = hosts, name
-        self.tables: list[Table] = []
+        self.tables: list[NcclTestsTable] = []
         self.columns: _Columns | None = None  # those of the table that we are in
         self.pending: list[str] = []  # the cells of a row that NCCL has interrupted
         self.pending_line = 0
         self.table = self._fresh()
 
-    def _fresh(self) -> Table:
-        return Table(number=0, line=None, stream=self.name)
+    def _fresh(self) -> NcclTestsTable:
+        return NcclTestsTable(number=0, line=None, stream=self.name)
 
     def take(self, line: Line) -> None:
         """One more line."""

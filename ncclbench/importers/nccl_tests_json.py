@@ -13,7 +13,15 @@ import msgspec
 
 from ncclbench.importers.common.imported_cases import Reading, Stated, agreed
 from ncclbench.importers.common.log_file import DamageError, Log
-from ncclbench.importers.common.nccl_tests_records import OVER_RANKS, PLACEMENTS, Half, Row, Table, found_in, pattern_of
+from ncclbench.importers.common.nccl_tests_tables import (
+    OVER_RANKS,
+    PLACEMENTS,
+    Half,
+    NcclTestsTable,
+    Row,
+    cases_of_table,
+    pattern_of,
+)
 from ncclbench.store.provenance import recorded_variables
 
 _TOOL = "nccl-tests"
@@ -61,7 +69,7 @@ class _PerIteration(msgspec.Struct):
     cv_pct: float | None = None
 
 
-class _Result(msgspec.Struct):
+class _JsonResult(msgspec.Struct):
     size: int
     count: int
     type: str
@@ -85,7 +93,7 @@ class _Device(msgspec.Struct):
 
 class _Report(msgspec.Struct):
     version: int
-    results: list[_Result]
+    results: list[_JsonResult]
     config: dict[str, Any] = {}
     args: list[str] = []
     env: list[str] = []
@@ -110,7 +118,7 @@ def read(log: Log, stated: Stated) -> Reading:
     """
     report = _decode(log)
     devices = _devices(report)
-    table = Table(number=0, line=None, devices=devices, concluded=report.end_time is not None)
+    table = NcclTestsTable(number=0, line=None, devices=devices, concluded=report.end_time is not None)
     program = _PROGRAM.fullmatch(report.args[0].rpartition("/")[2]) if report.args else None
     table.program = program[0] if program else None
     table.config = _config(report)
@@ -127,11 +135,13 @@ def read(log: Log, stated: Stated) -> Reading:
     if pattern is None:
         raise DamageError(1, "nothing says what was measured; say it with --pattern all_reduce", one_line=False)
     origin = {"tool": _TOOL, "version": None, "file": log.name}
-    found = found_in(table, pattern, agreed(len(devices) or None, stated.world_size, "--world-size", None), origin)
+    cases = cases_of_table(
+        table, pattern, agreed(len(devices) or None, stated.world_size, "--world-size", None), origin
+    )
     facts = {**table.facts(), "args": report.args, "end_time": report.end_time, "json_version": report.version}
     return Reading(
         tool=_TOOL,
-        found=found,
+        cases=cases,
         tables=[facts],
         ranks=devices,
         versions=dict(table.versions),
@@ -161,7 +171,7 @@ def _line_of(log: Log, error: str) -> int:
     return content[: int(place) if place.isdecimal() else None].count(b"\n") + 1
 
 
-def _row(place: int, result: _Result) -> Row:
+def _row(place: int, result: _JsonResult) -> Row:
     where = f"results[{place}]"
     _bounded(result.size, f"{where}.size")
     _bounded(result.count, f"{where}.count")

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from ncclbench.importers.common.imported_cases import Reading, Stated
 from ncclbench.importers.common.log_file import DamageError, Line, Log, begins_another, is_cell, number, whole
-from ncclbench.importers.common.mpi_suites import PAIRS, MpiRow, dtype_of, found_of
+from ncclbench.importers.common.mpi_suites import PAIRS, MpiRow, case_of_row, dtype_of
 from ncclbench.store.records import Overlap
 
 _TOOL = "osu-micro-benchmarks"
@@ -60,11 +60,11 @@ def recognises(log: Log) -> bool:
 def read(log: Log, stated: Stated) -> Reading:
     """All benchmarks of the log whose columns are known; the others are named in a warning."""
     reading = Reading(tool=_TOOL)
-    table: _Table | None = None
+    table: _OsuTable | None = None
     for line in log.lines:
         text = line.text.strip()
         if match := _TITLE.match(text):
-            table = _Table(match, line.number, len(reading.tables))
+            table = _OsuTable(match, line.number, len(reading.tables))
             reading.version = reading.version or match[4]
             reading.tables.append(table.facts)
             continue
@@ -78,7 +78,7 @@ def read(log: Log, stated: Stated) -> Reading:
             row = table.take(line, text, stated)
             if row is not None:
                 origin = {"tool": _TOOL, "version": table.version, "file": log.name}
-                reading.found.append(found_of(row, table.number, table.rows, table.transport, origin))
+                reading.cases.append(case_of_row(row, table.number, table.rows, table.transport, origin))
                 table.rows += 1
         if table.left_out:
             reading.warnings.append(f"line {line.number}: {table.left_out}")
@@ -86,7 +86,7 @@ def read(log: Log, stated: Stated) -> Reading:
     return reading
 
 
-class _Table:
+class _OsuTable:
     """One benchmark's output."""
 
     def __init__(self, title: re.Match[str], line: int, number: int) -> None:

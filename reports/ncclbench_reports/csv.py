@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ncclbench.store.escapes import csv_cell
 from ncclbench.store.run_directory import Run
 from ncclbench_reports.common.record_frame import flat_frame
 
 SUFFIX = ".csv"
-
-_STARTS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -26,11 +25,5 @@ def as_csv(frame: pd.DataFrame) -> str:
     safe = frame.copy()
     for name in safe.columns:
         if safe[name].dtype == "string":
-            safe[name] = safe[name].map(_neutralised, na_action="ignore")
+            safe[name] = safe[name].map(csv_cell, na_action="ignore")
     return str(safe.to_csv(index=False, lineterminator="\n"))
-
-
-def _neutralised(cell: str) -> str:
-    # pandas does not quote a lone carriage return, and readers take it for the end of the row.
-    text = cell.replace("\r\n", "\n").replace("\r", "\n")
-    return f"'{text}" if cell.startswith(_STARTS_A_FORMULA) else text

@@ -5,11 +5,11 @@ was measured; ``skipped``, INCONCLUSIVE and NOT_RUN are skipped, with the reason
 names of the columns.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from ncclbench.store.escapes import xml_text
 from ncclbench.store.run_directory import Run
 from ncclbench.store.verdict import CheckResult
 from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, plain_rows
@@ -17,8 +17,6 @@ from ncclbench_reports.common.wording import judgements, stamps, unmeasured, ver
 
 SUFFIX = ".xml"
 
-# What XML 1.0 cannot hold, not even escaped.
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _FIGURES = tuple(column.name for column in COLUMNS if column.dtype in ("Int64", "Float64"))
 _OUTCOMES = {"wrong": "failure", "failed": "error", "timeout": "error", "skipped": "skipped"}
 _VERDICTS = {"FAIL": "failure", "INCONCLUSIVE": "skipped", "NOT_RUN": "skipped"}
@@ -29,7 +27,7 @@ def render(runs: Sequence[Run]) -> str:
     rows = plain_rows(flat_frame(runs))
     suites = ET.Element("testsuites", name="ncclbench")
     for run, judgement in zip(runs, judgements(runs), strict=True):
-        suite = ET.SubElement(suites, "testsuite", name=_text(run.path))
+        suite = ET.SubElement(suites, "testsuite", name=xml_text(run.path))
         properties = ET.SubElement(suite, "properties")
         _property(properties, "verdict", verdict_line(judgement))
         for stamp in stamps(run, judgement):
@@ -49,7 +47,7 @@ def render(runs: Sequence[Run]) -> str:
 
 def _record(suite: ET.Element, row: dict[str, Any]) -> None:
     case = ET.SubElement(
-        suite, "testcase", classname=_text(row["pattern"]), name=_text(_name(row["case"], row["start"]))
+        suite, "testcase", classname=xml_text(row["pattern"]), name=xml_text(_name(row["case"], row["start"]))
     )
     properties = ET.SubElement(case, "properties")
     if row["time_is"] == "mean":  # else medians, as everywhere
@@ -58,14 +56,16 @@ def _record(suite: ET.Element, row: dict[str, Any]) -> None:
         if row[name] is not None:
             _property(properties, name, str(row[name]))
     if row["status"] in _OUTCOMES:
-        ET.SubElement(case, _OUTCOMES[row["status"]], message=_text(row["reason"] or row["status"]))
+        ET.SubElement(case, _OUTCOMES[row["status"]], message=xml_text(row["reason"] or row["status"]))
     if row["notes"]:
-        ET.SubElement(case, "system-out").text = _text(row["notes"])
+        ET.SubElement(case, "system-out").text = xml_text(row["notes"])
 
 
 def _unmeasured(suite: ET.Element, start: int, name: str) -> None:
     """A planned case that a run never came to; a run that was lost must not be green."""
-    case = ET.SubElement(suite, "testcase", classname=_text(name.partition("/")[0]), name=_text(_name(name, start)))
+    case = ET.SubElement(
+        suite, "testcase", classname=xml_text(name.partition("/")[0]), name=xml_text(_name(name, start))
+    )
     ET.SubElement(case, "error", message="not measured: the run ended before")
 
 
@@ -75,23 +75,19 @@ def _name(case: str, start: int) -> str:
 
 
 def _check(suite: ET.Element, check: CheckResult) -> None:
-    case = ET.SubElement(suite, "testcase", classname=_text(f"check.{check.check}"), name=_text(check.subject))
+    case = ET.SubElement(suite, "testcase", classname=xml_text(f"check.{check.check}"), name=xml_text(check.subject))
     if check.verdict in _VERDICTS:
-        ET.SubElement(case, _VERDICTS[check.verdict], message=_text(f"{check.verdict}: {check.reason or ''}"))
+        ET.SubElement(case, _VERDICTS[check.verdict], message=xml_text(f"{check.verdict}: {check.reason or ''}"))
     lines = [f"action: {check.action}"] if check.action else []
     lines += [" ".join(f"{name}={value}" for name, value in row.items()) for row in check.evidence]
     if lines:
-        ET.SubElement(case, "system-out").text = _text("\n".join(lines))
+        ET.SubElement(case, "system-out").text = xml_text("\n".join(lines))
 
 
 def _property(parent: ET.Element, name: str, value: str) -> None:
-    ET.SubElement(parent, "property", name=name, value=_text(value))
+    ET.SubElement(parent, "property", name=name, value=xml_text(value))
 
 
 def _count(suite: ET.Element) -> None:
     for name, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(name, str(len(list(suite.iter(tag)))))
-
-
-def _text(value: object) -> str:
-    return _NOT_XML.sub("\ufffd", str(value))

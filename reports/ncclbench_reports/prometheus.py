@@ -6,6 +6,7 @@ A metric is ``ncclbench_`` and the column's name, unit included, so that the fig
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ncclbench.store.escapes import prometheus_label
 from ncclbench.store.run_directory import Run
 from ncclbench.store.verdict import Word
 from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, plain_rows
@@ -64,7 +65,7 @@ def _verdicts(runs: Sequence[Run]) -> Iterator[str]:
         yield from _head("verdict", "1 for the verdict that the run has")
     for run, judgement in judged:
         for word in Word.__args__:  # type: ignore[attr-defined]
-            label = f'run="{_escaped(run.path)}",verdict="{word}"'
+            label = f'run="{prometheus_label(run.path)}",verdict="{word}"'
             yield f"ncclbench_verdict{{{label}}} {int(judgement.verdict == word)}"
 
 
@@ -76,9 +77,4 @@ def _head(name: str, what: str) -> list[str]:
 def _labels(row: dict[str, Any]) -> str:
     # The label that nearly every figure would have is left out: a series keeps its name.
     known = (name for name in _LABELS if row[name] is not None and (name, row[name]) != ("time_is", "median"))
-    return ",".join(f'{name}="{_escaped(row[name])}"' for name in known)
-
-
-def _escaped(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return ",".join(f'{name}="{prometheus_label(row[name])}"' for name in known)

@@ -13,7 +13,7 @@ import numpy as np
 from ncclbench import __version__
 from ncclbench.config.plugins import load, names
 from ncclbench.errors import EnvironmentFault, UsageError
-from ncclbench.importers.common.imported_cases import Found, Reading, Stated, agreed, case_id
+from ncclbench.importers.common.imported_cases import ImportedCase, Reading, Stated, agreed, case_id
 from ncclbench.importers.common.log_file import DamageError, Log
 from ncclbench.store.provenance import git_commit
 from ncclbench.store.records import SCHEMA
@@ -35,7 +35,7 @@ def read_log(log: Log, stated: Stated, only: str | None = None) -> list[tuple[st
     for name, module in able.items():
         try:
             reading = module.read(log, stated)
-            for found in reading.found:  # importers whose logs always name the pattern do not look at it
+            for found in reading.cases:  # importers whose logs always name the pattern do not look at it
                 agreed(found.record.pattern, stated.pattern, "--pattern", (found.record.imported or {}).get("line"))
         except DamageError as damage:
             hint = (
@@ -45,7 +45,7 @@ def read_log(log: Log, stated: Stated, only: str | None = None) -> list[tuple[st
             )
             raise UsageError(f"{log.name}, line {damage.number}: {damage}{hint}") from None
         readings.append((name, reading))
-    if not any(reading.found for _, reading in readings):
+    if not any(reading.cases for _, reading in readings):
         alike = [name for name in names("importers") if load("importers", name).recognises(log)]
         looks = f"; it looks like {', '.join(alike)}" if alike else ""
         raise UsageError(f"{log.name} has no result{f' of {only}' if only else ''} in it{looks}")
@@ -73,17 +73,17 @@ def import_logs(logs: Sequence[Log], out: Path, stated: Stated, only: str | None
 
 def _gather(
     logs: Sequence[Log], stated: Stated, only: str | None
-) -> tuple[list[dict[str, Any]], list[Reading], list[Found]]:
+) -> tuple[list[dict[str, Any]], list[Reading], list[ImportedCase]]:
     """Sources for the manifest, the readings, and all cases with ids of their own."""
     sources: list[dict[str, Any]] = []
     readings: list[Reading] = []
-    found: list[Found] = []
+    found: list[ImportedCase] = []
     for log in logs:
         for name, reading in read_log(log, stated, only):
             place = len(sources)
             sources.append(_source(log, name, reading))
             readings.append(reading)
-            found += [_from_source(one, place) for one in reading.found]
+            found += [_from_source(one, place) for one in reading.cases]
     return sources, readings, _distinct(found)
 
 
@@ -96,19 +96,19 @@ def _source(log: Log, name: str, reading: Reading) -> dict[str, Any]:
         "tool": reading.tool,
         "version": reading.version,
         "started": reading.started,
-        "cases": len(reading.found),
+        "cases": len(reading.cases),
         "tables": reading.tables,
         "warnings": reading.warnings,
         "damaged": reading.damaged,
     }
 
 
-def _from_source(found: Found, place: int) -> Found:
+def _from_source(found: ImportedCase, place: int) -> ImportedCase:
     origin = {"source": place, **(found.record.imported or {})}
-    return Found(record=msgspec.structs.replace(found.record, imported=origin), samples=found.samples)
+    return ImportedCase(record=msgspec.structs.replace(found.record, imported=origin), samples=found.samples)
 
 
-def _distinct(found: Sequence[Found]) -> list[Found]:
+def _distinct(found: Sequence[ImportedCase]) -> list[ImportedCase]:
     """The same case may be there several times: sizes that were rounded to the same, or a test that ran again."""
     seen: dict[str, int] = {}
     distinct = []
@@ -118,12 +118,12 @@ def _distinct(found: Sequence[Found]) -> list[Found]:
         if times > 1:
             record = msgspec.structs.replace(record, params={**record.params, "occurrence": times})
             record = msgspec.structs.replace(record, case=case_id(record))
-        distinct.append(Found(record=record, samples=one.samples))
+        distinct.append(ImportedCase(record=record, samples=one.samples))
     return distinct
 
 
 def _manifest(
-    sources: list[dict[str, Any]], readings: list[Reading], found: list[Found], command: list[str]
+    sources: list[dict[str, Any]], readings: list[Reading], found: list[ImportedCase], command: list[str]
 ) -> dict[str, Any]:
     ranks = readings[0].ranks if all(reading.ranks == readings[0].ranks for reading in readings) else []
     return {
@@ -160,7 +160,7 @@ def _topology(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return Topology.from_hosts(hosts).as_record() if all(hosts) else {}
 
 
-def _append(writer: RunWriter, found: Found) -> None:
+def _append(writer: RunWriter, found: ImportedCase) -> None:
     samples = found.samples
     if samples is None:
         stored = writer.append(found.record)

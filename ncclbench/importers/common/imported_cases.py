@@ -1,4 +1,4 @@
-"""What an importer makes of a log: cases, and what the log says of the machine that they were measured on."""
+"""The result of an importer: the cases of a log, and the properties of the machine that the log states."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from ncclbench.store.records import Record, Summary
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
-    """What the user says of a log that does not say it itself.
+    """Properties that the user states because the log does not have them.
 
     Attributes:
-        pattern: what the tables measure.
-        world_size: how many ranks there were.
-        skip_damaged: leave damaged lines out, and say so, instead of refusing the log.
+        pattern: the pattern that the tables measure.
+        world_size: the number of ranks.
+        skip_damaged: omit damaged lines and report them, instead of refusing the log.
     """
 
     pattern: str | None = None
@@ -29,8 +29,8 @@ class Stated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Durations that a log has one by one.
+class ImportedSamples:
+    """Durations of single iterations in a log.
 
     Attributes:
         seconds_RN: shape (R, N).
@@ -42,11 +42,11 @@ class Samples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ImportedCase:
     """A case in a log: its record (whose `case` is not yet unique) and its samples."""
 
     record: Record
-    samples: Samples | None = None
+    samples: ImportedSamples | None = None
 
 
 @dataclass(kw_only=True)
@@ -54,21 +54,21 @@ class Reading:
     """A log, read.
 
     Attributes:
-        tool: who wrote it.
-        version: of the tool; None where the log does not say.
-        found: the cases, in the order of the log.
+        tool: the program that wrote the log.
+        version: of the tool; None if the log does not have it.
+        cases: all cases, in the order of the log.
         tables: facts of each table, plain data for the manifest; a record's `imported["table"]` counts in it.
-        ranks: host, process and GPU of each rank, where the log says so.
+        ranks: host, process and GPU of each rank, if the log has them.
         versions: of libraries.
         variables: environment variables that change what is measured.
-        started: as the log has it; it may be local time.
-        warnings: what a user must know.
-        damaged: lines that were left out, as `Stated.skip_damaged` allows.
+        started: the time in the log; it may be local time.
+        warnings: messages for the user.
+        damaged: lines that were omitted because of `Stated.skip_damaged`.
     """
 
     tool: str
     version: str | None = None
-    found: list[Found] = field(default_factory=list)
+    cases: list[ImportedCase] = field(default_factory=list)
     tables: list[dict[str, Any]] = field(default_factory=list)
     ranks: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Reading:
 
     @contextmanager
     def leaving_out(self, stated: Stated) -> Iterator[None]:
-        """A damaged line ends the reading; or, if the user wants it so, is left out and named."""
+        """Stop at a damaged line; or, with `Stated.skip_damaged`, omit the line and report it."""
         try:
             yield
         except DamageError as damage:
@@ -92,7 +92,7 @@ T = TypeVar("T")
 
 
 def agreed(said: T | None, stated: T | None, flag: str, line: int | None) -> T | None:
-    """What the log says, or else what the user states of it.
+    """The value in the log, or else the value that the user states.
 
     Raises:
         DamageError: if they contradict each other.
@@ -103,16 +103,16 @@ def agreed(said: T | None, stated: T | None, flag: str, line: int | None) -> T |
 
 
 def one_sample(us: float) -> Summary:
-    """The summary of a log's one figure: a mean over launches, but one sample of ours, as a block of launches is."""
+    """The summary of a single figure: a mean over launches, stored as one sample like a block of launches."""
     return Summary(n=1, min=us, p50=us, p50_lo=None, p50_hi=None, p95=None, p99=None, max=us, mean=us, cv=None)
 
 
 def gb_per_s(nbytes: int | None, us: float | None) -> float | None:
-    """S / t in GB/s of 1e9 bytes; None where either is not known, or no time has passed."""
+    """S / t in GB/s of 1e9 bytes; None if either is unknown or the time is zero."""
     return nbytes / us * MICRO / 1e9 if nbytes is not None and us else None
 
 
 def case_id(record: Record) -> str:
-    """As `Case.id` has it; a dtype that the log does not say is ``unknown``."""
+    """An id as `Case.id` forms it; a dtype that the log does not have is ``unknown``."""
     stem = f"{record.pattern}/{record.dtype or 'unknown'}/{record.bytes}/{record.timing}"
     return stem + "".join(f"/{name}={value}" for name, value in sorted(record.params.items()))

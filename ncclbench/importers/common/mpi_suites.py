@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ncclbench.importers.common.imported_cases import Found, case_id, gb_per_s, one_sample
+from ncclbench.importers.common.imported_cases import ImportedCase, case_id, gb_per_s, one_sample
 from ncclbench.schedule.rates import bus_factor
 from ncclbench.store.records import Overlap, Record, Skew
 
@@ -71,7 +71,7 @@ def dtype_of(mpi: str | None) -> str | None:
     return _DTYPES.get(mpi, mpi) if mpi else None
 
 
-def found_of(row: MpiRow, table: int, place: int, transport: str, origin: Mapping[str, Any]) -> Found:
+def case_of_row(row: MpiRow, table: int, place: int, transport: str, origin: Mapping[str, Any]) -> ImportedCase:
     """The case of a row."""
     nbytes = _whole_buffer(row)
     itemsize = _ITEMSIZE.get(row.dtype or "", 0)
@@ -112,7 +112,7 @@ def found_of(row: MpiRow, table: int, place: int, transport: str, origin: Mappin
             "cells": dict(row.cells),
         },
     )
-    return Found(record=msgspec.structs.replace(record, case=case_id(record)))
+    return ImportedCase(record=msgspec.structs.replace(record, case=case_id(record)))
 
 
 _NO_RANKS = "the log does not say how many ranks there were: bytes are one rank's message; import with --world-size N"

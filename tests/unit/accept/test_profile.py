@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ncclbench.accept.check_context import Subject
-from ncclbench.accept.conditions import read_test, version_of
+from ncclbench.accept.conditions import read_test, release_of
 from ncclbench.accept.example_runs import Example, ExampleCase, write_example
 from ncclbench.accept.judge import judge
 from ncclbench.accept.profile import load_profile, parse_profile
@@ -310,7 +310,7 @@ def test_versions_are_ordered_as_numbers(one: list[int], other: list[int]) -> No
     length = max(len(one), len(other))
     padded = [parts + [0] * (length - len(parts)) for parts in (one, other)]
     assert read_test({"version": f">={b}"}, "here").holds(a) is (padded[0] >= padded[1])
-    assert version_of(a) == tuple(one)
+    assert str(release_of(a)) == a
 
 
 @given(st.text(max_size=30))

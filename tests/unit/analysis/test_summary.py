@@ -1,5 +1,7 @@
 """Summaries against scipy, and against what can be said without any library."""
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -43,6 +45,22 @@ def test_the_medians_interval_covers_95_percent_and_a_narrower_one_does_not(n: i
     assert low + high == n - 1  # symmetric
     assert stats.binom.cdf(high, n, 0.5) - stats.binom.cdf(low, n, 0.5) >= 0.95
     assert stats.binom.cdf(high - 1, n, 0.5) - stats.binom.cdf(low + 1, n, 0.5) < 0.95
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("n", [999, 1000, 1001, 1002, 2500, 9999])
+def test_the_medians_interval_of_many_samples_is_exact_too(n: int, confidence: float) -> None:
+    tail, below, cumulated = Fraction((1.0 - confidence) / 2.0) * 2**n, 0, 1
+    while cumulated <= tail:
+        below += 1
+        cumulated += math.comb(n, below)
+    assert median_interval(n, confidence) == (below - 1, n - below)
+
+
+def test_the_medians_interval_of_ten_million_samples_takes_no_time() -> None:
+    low, high = median_interval(10_000_000) or (0, 0)
+    assert low + high == 10_000_000 - 1
+    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(10_000_000) / 2, rel=0.01)
 
 
 @pytest.mark.parametrize("n", range(6))

@@ -43,7 +43,7 @@ def read_or_refuse(content: bytes, stated: Stated, only: str | None = None) -> l
         refusal = str(error)
     assert refusal is None or (refusal.startswith("log.txt") and "\n" not in refusal and len(refusal) < 500)
     for reading in readings:
-        for one in reading.found:
+        for one in reading.cases:
             sound(one.record)
     return readings
 

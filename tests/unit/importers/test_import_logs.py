@@ -101,7 +101,7 @@ def test_tools_that_spoke_one_after_the_other_are_each_read() -> None:
         FIXTURES / "imb" / "imb_2018.txt",
         FIXTURES / "osu" / "osu_bw.txt",
     ]
-    alone = sum(len(reading.found) for part in parts for _, reading in _store.read_log(Log.open(part), Stated()))
+    alone = sum(len(reading.cases) for part in parts for _, reading in _store.read_log(Log.open(part), Stated()))
     for order in (parts, parts[::-1], [*parts[1:], parts[0]]):
         text = "\n".join(part.read_text() for part in order)
         for version in (
@@ -109,7 +109,7 @@ def test_tools_that_spoke_one_after_the_other_are_each_read() -> None:
             "# nccl-tests version 2.19.6 nccl-headers=22809 nccl-library=22809\n",
         ):  # older ones say none
             log = Log.of("x", text.replace(version, "").encode())
-            assert sum(len(reading.found) for _, reading in _store.read_log(log, Stated())) == alone
+            assert sum(len(reading.cases) for _, reading in _store.read_log(log, Stated())) == alone
 
 
 def test_the_last_line_with_json_is_the_answer(tmp_path: Path) -> None:
@@ -275,4 +275,4 @@ def test_a_line_of_a_megabyte_does_no_harm(letters: str, path: Path) -> None:
             said = str(error)
             assert len(said) < 400
         else:
-            assert found[0][1].found
+            assert found[0][1].cases

@@ -22,7 +22,7 @@ def reading(name: str, **stated: Any) -> Reading:
 
 
 def records(name: str, **stated: Any) -> list[Record]:
-    return [one.record for one in reading(name, **stated).found]
+    return [one.record for one in reading(name, **stated).cases]
 
 
 def times(read: list[Record]) -> list[float | None]:
@@ -100,7 +100,7 @@ def test_failed_validation_is_a_wrong_case() -> None:
 def test_what_a_shell_says_after_a_blank_line_is_no_row() -> None:
     text = (FIXTURES / "osu" / "osu_latency.txt").read_text()
     ((_, found),) = read_log(Log.of("log.txt", (text + "\nElapsed 12\n").encode()), Stated())
-    assert len(found.found) == 3
+    assert len(found.cases) == 3
     with pytest.raises(UsageError, match="line 7: Size is 'Elapsed'"):  # it could as well be a row without its size
         read_log(Log.of("log.txt", (text + "Elapsed 12\n").encode()), Stated())
 
@@ -110,7 +110,7 @@ def test_columns_that_are_not_known_are_left_out_aloud() -> None:
     text = (FIXTURES / "osu" / "osu_latency.txt").read_text()
     text += text.replace("Latency(us)", "Latency(us)    Transmit Size")
     ((_, found),) = read_log(Log.of("log.txt", text.encode()), Stated())
-    assert len(found.found) == 3
+    assert len(found.cases) == 3
     assert found.warnings == ["line 9: OSU's Latency has columns that are not imported: Transmit Size"]
 
 
@@ -194,7 +194,7 @@ def test_imbs_message_is_a_share_of_the_whole_buffer() -> None:
 
 def test_groups_rates_and_unknown_columns_of_imb() -> None:
     found = reading("imb/imb_multi.txt")
-    multi, uniband = (one.record for one in found.found)
+    multi, uniband = (one.record for one in found.cases)
     assert (multi.pattern, multi.world_size, multi.group_size, multi.params["group"]) == ("all_reduce", 8, 4, "4")
     assert uniband.time_us is None
     assert uniband.alg_gb_per_s == pytest.approx(2.048)
@@ -206,7 +206,7 @@ def test_each_group_of_imb_has_its_row_and_what_did_not_fit_is_skipped() -> None
     """Without its column the first group's number would be taken for a size."""
     found = reading("imb/imb_groups.txt")
     assert found.warnings == []
-    zero, one, fits, memory, time = (one.record for one in found.found)
+    zero, one, fits, memory, time = (one.record for one in found.cases)
     assert [(r.params["place"], r.bytes, r.world_size, *times([r])) for r in (zero, one)] == [
         (0, 1024, 8, 6.00), (1, 1024, 8, 7.00)
     ]  # fmt: skip
@@ -221,4 +221,4 @@ def test_mbytes_of_imb_are_not_taken_for_a_rate() -> None:
     """They were 2**20 bytes once and are 1e6 now, and the log does not say which; the time leaves no doubt."""
     text = (FIXTURES / "imb" / "imb_2018.txt").read_text().replace("11904.70", "11353.21")
     ((_, found),) = read_log(Log.of("x", text.encode()), Stated())
-    assert found.found[2].record.alg_gb_per_s == pytest.approx((1 << 20) / 88.08e3)
+    assert found.cases[2].record.alg_gb_per_s == pytest.approx((1 << 20) / 88.08e3)

@@ -11,9 +11,9 @@ import pytest
 from ncclbench.config.plugins import load
 from ncclbench.errors import UsageError
 from ncclbench.importers.common.import_logs import import_logs, read_log
-from ncclbench.importers.common.imported_cases import Found, Stated
+from ncclbench.importers.common.imported_cases import ImportedCase, Stated
 from ncclbench.importers.common.log_file import Log
-from ncclbench.importers.common.nccl_tests_records import PLACEMENTS
+from ncclbench.importers.common.nccl_tests_tables import PLACEMENTS
 from ncclbench.schedule.builders import IN_PLACE
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import Run, read_run
@@ -36,8 +36,8 @@ def comments_of(text: str) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.startswith(kept)]
 
 
-def found(text: str, **stated: Any) -> list[Found]:
-    return [one for _, reading in read_log(Log.of("log.txt", text.encode()), Stated(**stated)) for one in reading.found]
+def found(text: str, **stated: Any) -> list[ImportedCase]:
+    return [one for _, reading in read_log(Log.of("log.txt", text.encode()), Stated(**stated)) for one in reading.cases]
 
 
 def records(text: str, **stated: Any) -> list[Record]:
@@ -202,7 +202,7 @@ def test_processes_that_each_printed_a_table_are_read_apart() -> None:
     """A build without MPI under mpirun: N jobs of one process, whose lines are mixed."""
     lines = [f"[1,{rank}]<stdout>:{line}" for line in TEXT.splitlines() for rank in (0, 1)]
     ((_, reading),) = read_log(Log.of("log", "\n".join(lines).encode()), Stated())
-    assert [one.record.time_us for one in reading.found] == [one.time_us for one in records(TEXT)] * 2
+    assert [one.record.time_us for one in reading.cases] == [one.time_us for one in records(TEXT)] * 2
     assert any("a build without MPI" in warning for warning in reading.warnings)
 
 
@@ -365,7 +365,7 @@ def test_a_damaged_line_is_named(line: int, old: str, new: str, words: str) -> N
 
 def test_a_damaged_line_can_be_left_out() -> None:
     ((_, reading),) = read_log(Log.of("x", replaced(14, "10.98", "?").encode()), Stated(skip_damaged=True))
-    assert [(one.record.bytes) for one in reading.found] == [r.bytes for r in records(TEXT) if r.bytes != 128]
+    assert [(one.record.bytes) for one in reading.cases] == [r.bytes for r in records(TEXT) if r.bytes != 128]
     assert reading.damaged == ["line 14: out_of_place time is '?', which is no number"]
 
 
@@ -379,7 +379,7 @@ def test_a_log_that_was_cut_off_in_a_row_is_damaged_there(cells: int) -> None:
 
 def test_a_log_that_was_cut_off_between_rows_keeps_them_and_says_so() -> None:
     ((_, reading),) = read_log(Log.of("x", "\n".join(TEXT.splitlines()[:15]).encode()), Stated())
-    assert len(reading.found) == 8
+    assert len(reading.cases) == 8
     assert "no end" in reading.warnings[0]
     assert reading.tables[0]["concluded"] is False
 

@@ -286,7 +286,7 @@ def test_junit_and_prometheus_stay_well_formed(text: str, tmp_path: Path) -> Non
 
 def test_junit_without_escaping_would_not_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutation that the test before must catch."""
-    monkeypatch.setattr("ncclbench_reports.junit._text", str)
+    monkeypatch.setattr("ncclbench_reports.junit.xml_text", str)
     with pytest.raises(ET.ParseError):
         ET.fromstring(rendered("junit", hostile_run(tmp_path / "run", "a\x00b")))
 

@@ -124,7 +124,7 @@ def test_every_row_has_as_many_cells_as_parsers_expect(tmp_path: Path) -> None:
 def test_what_we_write_can_be_imported_again(tmp_path: Path) -> None:
     text = exported(tmp_path / "run", timed(redop="sum"), timed(nbytes=4096, redop="sum"))
     ((_, reading),) = read_log(Log.of("x", text.encode()), Stated())
-    back = [one.record for one in reading.found if one.record.status == "ok"]
+    back = [one.record for one in reading.cases if one.record.status == "ok"]
     assert [(one.case, one.wrong, one.time_us and one.time_us.p50) for one in back] == [
         ("all_reduce/float32/1024/pipelined", 0, 12.35),
         ("all_reduce/float32/4096/pipelined", 0, 12.35),

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from ncclbench.analysis.summary import MICRO, skew, summarise
-from ncclbench.importers.common.imported_cases import Found, Samples, case_id, gb_per_s, one_sample
+from ncclbench.importers.common.imported_cases import ImportedCase, ImportedSamples, case_id, gb_per_s, one_sample
 from ncclbench.schedule.builders import IN_PLACE
 from ncclbench.schedule.rates import bus_factor
 from ncclbench.store.records import Record
@@ -66,7 +66,7 @@ class Row:
 
 
 @dataclass(kw_only=True)
-class Table:
+class NcclTestsTable:
     """A table and what stands around it, as far as the log has it."""
 
     number: int
@@ -131,13 +131,13 @@ def pattern_of(program: str) -> str:
     return PATTERNS.get(name, name)
 
 
-def found_in(
-    table: Table,
+def cases_of_table(
+    table: NcclTestsTable,
     pattern: str,
     world_size: int | None,
     origin: Mapping[str, Any],
     path: dict[str, Any] | None = None,
-) -> list[Found]:
+) -> list[ImportedCase]:
     """The cases of a table.
 
     Args:
@@ -156,7 +156,7 @@ class _Maker:
 
     def __init__(
         self,
-        table: Table,
+        table: NcclTestsTable,
         pattern: str,
         world_size: int | None,
         origin: Mapping[str, Any],
@@ -171,12 +171,12 @@ class _Maker:
         if path and "NET/Socket" in path.get("links", []):
             self.notes.append(_SOCKETS)
 
-    def of_row(self, place: int, row: Row) -> list[Found]:
+    def of_row(self, place: int, row: Row) -> list[ImportedCase]:
         """The cases of each half: the figure of the table and, where launches were timed one by one, these."""
         found = []
         for placement, half in row.halves.items():
             base = self._base(place, row, placement, half)
-            found.append(Found(record=self._figure(base, half)))
+            found.append(ImportedCase(record=self._figure(base, half)))
             if half.times_us:
                 found.append(self._iterations(base, row, half))
         return found
@@ -248,7 +248,7 @@ class _Maker:
             bus_gb_per_s=half.bus_gb_per_s,
         )
 
-    def _iterations(self, base: Record, row: Row, half: Half) -> Found:
+    def _iterations(self, base: Record, row: Row, half: Half) -> ImportedCase:
         """The record of the launches that were timed one by one."""
         seconds_RN, ranks = self._samples(half)
         summary = summarise(np.array(half.times_us) / MICRO)
@@ -264,7 +264,7 @@ class _Maker:
             notes=[*base.notes, _UNGATED],
             imported={**(base.imported or {}), "figure": "per_iteration"},
         )
-        return Found(record=record, samples=Samples(seconds_RN=seconds_RN, ranks=ranks))
+        return ImportedCase(record=record, samples=ImportedSamples(seconds_RN=seconds_RN, ranks=ranks))
 
     def _samples(self, half: Half) -> tuple[Any, Sequence[int] | None]:
         """Every rank's times if each process had one GPU; otherwise the log has only the slowest of several."""
