@@ -14,7 +14,8 @@ _MEASURING = ("run", "accept")
 def main() -> None:
     """Make the process fit for ranks where the command has any, then run the command line."""
     if sys.argv[1:2] and sys.argv[1] in _MEASURING:
-        from ncclbench.launch.rank_supervisor import supervise, under_mpiexec
+        from ncclbench.launch.launcher_detection import under_mpiexec
+        from ncclbench.launch.rank_supervisor import supervise
         from ncclbench.launch.signals import Guard
 
         if under_mpiexec(os.environ):
@@ -28,7 +29,8 @@ def main() -> None:
 def _interrupted(number: signal.Signals) -> None:
     """A signal before any rank is watched: nothing is there to be saved. Rank 0 says so, for all."""
     from ncclbench.errors import Exit
-    from ncclbench.launch.signals import announce, own_rank, wait_for_rank_0
+    from ncclbench.launch.launcher_detection import own_rank
+    from ncclbench.launch.signals import announce, wait_for_rank_0
 
     if own_rank() == "0":
         announce(number)

@@ -14,8 +14,8 @@ import click
 from ncclbench import __version__
 from ncclbench.cli.closed_streams import discard, make_courteous
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError
-from ncclbench.launch.hydra import end_job
-from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, own_rank, rank_0_is_still_there, wait_for_rank_0
+from ncclbench.launch.launcher_detection import own_rank
+from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, rank_0_is_still_there, wait_for_rank_0
 
 # Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`,
 # which would hide the built-in from this package, and for `import`, which no module can be called.
@@ -155,6 +155,8 @@ def _complain(message: str, code: Exit) -> Exit:
     as often. Where rank 0 goes on, it is that of this rank alone, which says it, as it says what is wrong with its own
     surroundings. The job ends with either.
     """
+    from ncclbench.launch.mpiexec import end_job
+
     rank = own_rank()
     if rank == "0":
         click.echo(f"ncclbench: error: {message}", err=True)

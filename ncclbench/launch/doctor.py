@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ncclbench.errors import EnvironmentFault
-from ncclbench.launch.launcher_detection import detect
+from ncclbench.launch.launcher_detection import detect, without_rank
 from ncclbench.store.provenance import cpu_model
 from ncclbench.units import format_bytes
 
@@ -120,10 +120,9 @@ class Machine:
 
 def ask_python(program: str) -> Mapping[str, Any] | str:
     """Run `program` with this interpreter; its JSON, or why there is none, in a line."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_COMM_WORLD", "PMI"))}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_PROBE_SECONDS, env=clean
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_PROBE_SECONDS, env=without_rank(os.environ)
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, UsageError, worst
+from ncclbench.launch.launcher_detection import slurm_allocation_nodes
 from ncclbench.launch.mpiexec import end_with_parent
 from ncclbench.launch.process_starts import Refused
 from ncclbench.launch.signals import blocked, in_words, passing_on
@@ -140,8 +141,8 @@ def refuse_part_of_an_allocation(environ: Mapping[str, str]) -> None:
     Raises:
         UsageError: naming the two ways out.
     """
-    nodes = environ.get("SLURM_JOB_NUM_NODES") or environ.get("SLURM_NNODES") or ""
-    if environ.get("SLURM_JOB_ID") and nodes.isdecimal() and int(nodes) > 1:
+    nodes = slurm_allocation_nodes(environ)
+    if nodes > 1:
         raise UsageError(
             f"this is a Slurm allocation of {nodes} nodes, and no launcher has started this process: add "
             f"{_FLAG} 'srun --ntasks-per-node GPUS' to measure all of them, or --nproc N to start ranks on this host"

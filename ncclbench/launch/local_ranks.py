@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from ncclbench.errors import EnvironmentFault, Exit, worst
-from ncclbench.launch.launcher_detection import LOCAL_PARENT, LOCAL_STORE, LOCAL_STORE_FD
+from ncclbench.launch.launcher_detection import LOCAL, LOCAL_PARENT, LOCAL_STORE, LOCAL_STORE_FD
 from ncclbench.launch.signals import blocked, passing_on, settled
 from ncclbench.store.run_directory import what_is_kept
 
@@ -76,10 +76,7 @@ def _start(rank: int, nproc: int, arguments: Sequence[str], listener: socket.soc
 
 def _rank_variables(rank: int, nproc: int, port: int) -> Mapping[str, str]:
     variables = {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(nproc),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(nproc),
+        **LOCAL.variables(rank, nproc),
         LOCAL_STORE: f"127.0.0.1:{port}",
         LOCAL_PARENT: str(os.getpid()),
     }

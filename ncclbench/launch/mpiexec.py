@@ -1,6 +1,11 @@
 """Started alone with ``--transport mpi``: find mpiexec, start the ranks under it, and leave none behind.
 
-What mpiexec itself has to say (no root, no slots) goes to the user as it is; only its exit code is translated.
+What mpiexec itself prints (no root, no slots) goes to the user as it is; only its exit code is translated.
+
+`end_job` is for ranks under MPICH's process manager, Hydra. torchrun and Open MPI end a job with the first rank that
+ends in an error. Hydra does not where that rank ends before MPI_Init: the others wait for it there, for ever. Its proxy
+on each node understands PMI-1, in which MPI_Abort itself says that a job is over and what it ends in, on a descriptor
+that every rank inherits. MPI_Abort cannot be called for that: it needs MPI_Init, which waits for all ranks.
 """
 
 import ctypes
@@ -10,19 +15,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from ncclbench.errors import EnvironmentFault, Exit, worst
-from ncclbench.launch.launcher_detection import OWN_START
+from ncclbench.launch.launcher_detection import OWN_START, hydra_descriptor, is_rank_of_mpiexec
 from ncclbench.launch.signals import SIGNALS, announce, passing_on, settled
 
 # mpiexec ends its ranks when it is told to end; rank 0 first writes down why.
 _GRACE_SECONDS = 8.0
 _ASK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
+# mpiexec passes on what ranks print, but not what it has not read when it ends the job.
+_DRAIN_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 _ROOT_MAY = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 
@@ -49,7 +56,7 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str], out: Path | None =
         start_new_session=True,  # a Ctrl-C on the terminal reaches the ranks once, through us
         preexec_fn=end_with_parent,
     )
-    said = _Said(job)
+    output = _RankOutput(job)
 
     told: list[float] = []  # when a signal was passed on
 
@@ -67,7 +74,7 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str], out: Path | None =
     with passing_on(pass_on):
         try:
             while job.poll() is None and not (told and time.monotonic() > told[0] + _GRACE_SECONDS):
-                said.take()
+                output.take()
                 time.sleep(_POLL_SECONDS)
             refused = job.returncode == Exit.FAIL and out is not None and not (out / "manifest.json").exists()
             if refused and not told:
@@ -77,11 +84,11 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str], out: Path | None =
             settled.set()
             _end(job)
             _end_ranks(mark)
-            said.show()
+            output.show()
 
 
-class _Said:
-    """What an mpiexec and its ranks have written to stdout: the results; shown by us, who notice."""
+class _RankOutput:
+    """What an mpiexec and its ranks have written to stdout: the results. This process prints them, and sees errors."""
 
     def __init__(self, job: "subprocess.Popen[bytes]") -> None:
         assert job.stdout is not None
@@ -89,7 +96,7 @@ class _Said:
         os.set_blocking(self._pipe.fileno(), False)
 
     def take(self) -> None:
-        """What is there by now; nobody waits for more."""
+        """Read what is there by now, without waiting for more."""
         with suppress(BlockingIOError):
             while chunk := os.read(self._pipe.fileno(), 1 << 16):
                 self._text += chunk
@@ -194,12 +201,21 @@ def _end_ranks(mark: str) -> None:
 
 def _processes(mark: str, *, ranks_only: bool = False) -> list[int]:
     """Processes on this machine that carry our mark in their environment: mpiexec's own, and the ranks."""
-    variable = f"{OWN_START}={mark}".encode()
+    variable = f"{OWN_START}={mark}"
     found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # gone, or somebody else's
-            variables = entry.read_bytes().split(b"\0")
-            is_rank = any(item.startswith((b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=")) for item in variables)
-            if variable in variables and (is_rank or not ranks_only):
+        with suppress(OSError):  # gone, or another user's
+            variables = entry.read_bytes().decode(errors="replace").split("\0")
+            if variable in variables and (not ranks_only or is_rank_of_mpiexec(variables)):
                 found.append(int(entry.parent.name))
     return found
+
+
+def end_job(code: int, environ: Mapping[str, str] = os.environ) -> None:
+    """End the job with `code` for all its ranks, after what this one has said; nothing where Hydra does not listen."""
+    connection = hydra_descriptor(environ)
+    if connection is None or not code:
+        return
+    time.sleep(_DRAIN_SECONDS)
+    with suppress(OSError):
+        os.write(connection, f"cmd=init pmi_version=1 pmi_subversion=1\ncmd=abort exitcode={int(code)}\n".encode())

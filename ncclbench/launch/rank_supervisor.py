@@ -10,11 +10,11 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from types import FrameType
 
 from ncclbench.errors import Exit
+from ncclbench.launch.launcher_detection import under_mpiexec
 from ncclbench.launch.signals import SIGNALS
 
 # Rank 0 collects signs for 0.7 s after it has seen a connection close, then writes and tells the others.
@@ -22,11 +22,6 @@ _OUTLIVE_SECONDS = 3.0
 # mpiexec passes on what ranks print, but stops in the moment in which one of its processes ends in anything but 0.
 _DRAIN_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
-
-
-def under_mpiexec(environ: Mapping[str, str]) -> bool:
-    """Whether an mpiexec started this process directly; under torchrun that is torchrun's affair."""
-    return "LOCAL_WORLD_SIZE" not in environ and ("OMPI_COMM_WORLD_RANK" in environ or "MPI_LOCALRANKID" in environ)
 
 
 def supervise() -> None:

@@ -1,9 +1,9 @@
-"""Where ranks meet when the launcher does not say: rank 0's address and a free port, with no server and no SSH.
+"""The rendezvous of ranks whose launcher names none: rank 0's address and a free port, with no server and no SSH.
 
-torch.distributed needs such a place; torchrun names one, mpiexec and srun do not. In this order:
+torch.distributed needs an address; torchrun names one, mpiexec and srun do not. In this order:
 
-1. MASTER_ADDR and MASTER_PORT, where somebody has set them;
-2. under mpiexec, MPI: rank 0 listens on a free port and says so to all, and MPI is left again before torch starts;
+1. MASTER_ADDR and MASTER_PORT, where they are set;
+2. under mpiexec, MPI: rank 0 listens on a free port and broadcasts it, and MPI is left again before torch starts;
 3. under srun, Slurm's own variables: the first node of the step, and port 15000 + (64 x job id + step id) mod 15000.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 
 from ncclbench.errors import EnvironmentFault
+from ncclbench.launch.launcher_detection import slurm_step
 from ncclbench.topology.network_addresses import LOOPBACK
 from ncclbench.topology.slurm import expand_nodes
 from ncclbench.transports.base import Seat
@@ -60,8 +61,8 @@ def _port(environ: Mapping[str, str]) -> int:
 
 def _by_slurm(seat: Seat, environ: Mapping[str, str]) -> Seat:
     try:
-        nodes = expand_nodes(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"])
-        job, step = int(environ["SLURM_JOB_ID"]), int(environ.get("SLURM_STEP_ID", "0"))
+        listed, job, step = slurm_step(environ)
+        nodes = expand_nodes(listed)
     except (KeyError, ValueError) as error:
         raise EnvironmentFault(
             f"Slurm names no meeting place ({error}): set MASTER_ADDR and MASTER_PORT on all ranks"

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ncclbench.errors import Exit
-from ncclbench.launch import hydra
+from ncclbench.launch.launcher_detection import ends_with_failed_rank, ends_with_first_rank
 
 # A scheduler's pre-emption, Ctrl-C, and a terminal or an ssh connection that is gone; but not under nohup.
 SIGNALS = (signal.SIGTERM, signal.SIGINT) + (
@@ -134,22 +134,15 @@ def _restoring() -> Iterator[None]:
         signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
 
 
-def own_rank() -> str:
-    """This process's rank as its launcher's environment has it, before anything is checked; "0" without one."""
-    ranks = (os.environ.get(name) for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"))
-    return next((rank for rank in ranks if rank), "0")
-
-
 def wait_for_rank_0(seconds: float = _RANK_0_SPEAKS_SECONDS) -> None:
     """Let rank 0 speak: an mpiexec, and torchrun as well, ends the whole job with the first rank that ends."""
-    if any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "TORCHELASTIC_RUN_ID")):
+    if ends_with_first_rank(os.environ):
         time.sleep(seconds)
 
 
 def rank_0_is_still_there() -> bool:
     """After waiting for it: torchrun and mpiexec would have ended this rank with it, others tell nothing of it."""
-    known = any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "TORCHELASTIC_RUN_ID"))
-    return known or hydra.descriptor(os.environ) is not None
+    return ends_with_failed_rank(os.environ)
 
 
 def in_words(number: int) -> str:

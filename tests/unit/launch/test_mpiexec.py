@@ -8,9 +8,9 @@ import pytest
 
 from ncclbench.cli.closed_streams import discard
 from ncclbench.errors import EnvironmentFault, Exit
-from ncclbench.launch import hydra, mpiexec
+from ncclbench.launch import mpiexec
+from ncclbench.launch.launcher_detection import under_mpiexec
 from ncclbench.launch.mpiexec import exit_of, find_mpiexec, mpiexec_options
-from ncclbench.launch.rank_supervisor import under_mpiexec
 
 
 def executable(path: Path) -> Path:
@@ -71,21 +71,21 @@ def test_only_what_mpiexec_started_directly_gets_a_parent_of_its_own() -> None:
 
 
 def test_hydra_is_told_the_end_of_a_job_while_mpi_does_not_speak_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hydra, "_DRAIN_SECONDS", 0.0)
+    monkeypatch.setattr(mpiexec, "_DRAIN_SECONDS", 0.0)
     read, write = os.pipe()
     ours = {"PMI_FD": str(write), "MPI_LOCALRANKID": "0"}
     for others in ({"PMI_FD": str(write)}, {**ours, "LOCAL_WORLD_SIZE": "2"}, {**ours, "PMI_FD": "x"}, {}):
-        hydra.end_job(Exit.USAGE, others)
-    hydra.end_job(Exit.GOOD, ours)
+        mpiexec.end_job(Exit.USAGE, others)
+    mpiexec.end_job(Exit.GOOD, ours)
     with monkeypatch.context() as loaded:
-        loaded.setitem(sys.modules, "mpi4py.MPI", hydra)
-        hydra.end_job(Exit.USAGE, ours)
+        loaded.setitem(sys.modules, "mpi4py.MPI", mpiexec)
+        mpiexec.end_job(Exit.USAGE, ours)
     os.set_blocking(read, False)
     with pytest.raises(BlockingIOError):
         os.read(read, 1)
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
-    hydra.end_job(Exit.USAGE, ours)
+    mpiexec.end_job(Exit.USAGE, ours)
     assert os.read(read, 100) == b"cmd=init pmi_version=1 pmi_subversion=1\ncmd=abort exitcode=2\n"
     os.close(read)
-    hydra.end_job(Exit.USAGE, ours)  # a proxy that is gone
+    mpiexec.end_job(Exit.USAGE, ours)  # a proxy that is gone
     os.close(write)
