@@ -1,7 +1,7 @@
-# Sourced by quickstart, test and check: finds a Python, makes .venv once, and installs what the caller names.
+# Sourced by quickstart, test and check: find a Python, make .venv once, and install the extras that the caller names.
 #
-# A stamp of pyproject.toml, constraints.txt and the extras tells whether anything has to be installed at all, so a
-# second run starts at once. Everything is relative to the checkout, so the scripts work from any directory.
+# A stamp of pyproject.toml, constraints.txt and the extras shows whether an installation is needed, so a second run starts
+# at once. All paths are relative to the checkout, so the scripts work from any directory.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
@@ -20,7 +20,7 @@ find_python() {
     return 3
 }
 
-# prepare EXTRAS: a .venv with the checkout, editable, and these extras.
+# prepare EXTRAS: a .venv with the checkout (editable) and these extras.
 prepare() {
     local extras="$1" stamp python
     if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import pip' >/dev/null 2>&1; then
@@ -40,7 +40,7 @@ print(hashlib.sha256(sys.stdin.buffer.read() + sys.argv[1].encode()).hexdigest()
     export PATH="$venv/bin:$PATH"
 }
 
-# prepare_mpich: a second environment with MPICH and without torch, since two MPI libraries cannot share one.
+# prepare_mpich: a second environment with MPICH and without torch. Two MPI libraries cannot share one environment.
 prepare_mpich() {
     local other="$root/.venv-mpich"
     if [ ! -x "$other/bin/mpiexec" ]; then
@@ -53,8 +53,8 @@ prepare_mpich() {
     export NCCLBENCH_MPICH_PYTHON="$other/bin/python"
 }
 
-# prepare_chromium: the browser of tests/browser, from Debian's packages. Only where NCCLBENCH_INSTALL_CHROMIUM=1 asks for
-# it, since it installs on the system; without a browser those tests are skipped, and say why.
+# prepare_chromium: the browser of tests/browser, from Debian's packages. It is installed on the system, so only with
+# NCCLBENCH_INSTALL_CHROMIUM=1. Without a browser those tests are skipped with the reason.
 prepare_chromium() {
     if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then
         return
