@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A rail-optimised fabric with real TCP packets, in network namespaces of this machine. See docs/lab.md.
+"""A rail-optimized fabric with real TCP packets, in network namespaces of this machine. See docs/lab.md.
 
     sudo scripts/fabric_lab.py up --nodes 3 --rails 2 --nic-rate 100mbit --spine-rate 100mbit
     sudo scripts/fabric_lab.py topology > lab.toml
@@ -8,8 +8,8 @@
     sudo scripts/fabric_lab.py heal
     sudo scripts/fabric_lab.py down
 
-Exit codes: 0 good, 2 a request that makes no sense, 3 this machine cannot (no root, no iproute2); `exec` ends in the
-most severe code of its ranks.
+Exit codes: 0 good, 2 usage error, 3 environment (no root, no iproute2). `exec` ends with the most severe code of its
+ranks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":  # started as a script, Python looks beside it and not in the checkout
+if __name__ == "__main__":  # as a script, Python searches its folder and not the checkout
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scripts.lab import execute, faults, kernel
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out one command; returns the exit code."""
+    """Execute one command; returns the exit code."""
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
         if (reason := kernel.unable()) is not None:
             raise LabError(reason)
-        signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: what is half made is taken down
+        signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: a partly made lab is removed
         return int(given.carry_out(given) or 0)
     except LabError as error:
         print(f"fabric_lab: error: {error}", file=sys.stderr)
@@ -63,7 +63,7 @@ def _up(given: argparse.Namespace) -> None:
         sites=given.sites,
         spines=given.spines,
         nic_rate=nic_rate,
-        # Without a word about it the spine is wide enough for all NICs of a leaf at once.
+        # By default the spine carries all NICs of a leaf at the same time.
         spine_rate=bits_per_s(given.spine_rate) if given.spine_rate else nic_rate * given.nodes,
         site_rate=bits_per_s(given.site_rate) if given.site_rate else None,
         mtu=given.mtu,
@@ -88,7 +88,7 @@ def _fault(given: argparse.Namespace) -> None:
     value = "" if kind == "down" else getattr(given, kind)
     ways = [given.only] if given.only else ["send", "receive"]
     faults.inject(lab, on, where, getattr(given, where), kind, value, ways)
-    print(f"fault: {faults.described(where, getattr(given, where), kind, value, ways)}; `heal` takes it off")
+    print(f"fault: {faults.described(where, getattr(given, where), kind, value, ways)}; `heal` removes it")
 
 
 def _heal(given: argparse.Namespace) -> None:
@@ -149,18 +149,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fabric_lab.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prefix", default="ncclab", help="how the names of its namespaces begin (default: ncclab)")
+    parser.add_argument("--prefix", default="ncclab", help="prefix of its namespaces' names (default: ncclab)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _up_parser(commands.add_parser("up", help="make a lab"))
-    _fault_parser(commands.add_parser("fault", help="break something; faults add up until `heal`"))
+    _fault_parser(commands.add_parser("fault", help="inject a fault; faults add up until `heal`"))
     _exec_parser(commands.add_parser("exec", help="run a command in every namespace, as the ranks of one job"))
-    status = commands.add_parser("status", help="what is up, which faults are on, what each NIC has carried")
+    status = commands.add_parser("status", help="show the lab, its faults, and the bytes of each NIC")
     status.add_argument("--json", action="store_true")
     status.set_defaults(carry_out=_status)
     for name, carry_out, words in (
-        ("heal", _heal, "take all faults off"),
+        ("heal", _heal, "remove all faults"),
         ("topology", _topology, "print the topology file of this lab (TOML)"),
-        ("down", _down, "end what runs in the lab and remove it"),
+        ("down", _down, "end all processes in the lab and remove it"),
     ):
         commands.add_parser(name, help=words).set_defaults(carry_out=carry_out)
     return parser
@@ -169,16 +169,16 @@ def _parser() -> argparse.ArgumentParser:
 def _up_parser(parser: argparse.ArgumentParser) -> None:
     for name, default, words in (
         ("nodes", 3, "hosts, each an NVLink domain"),
-        ("rails", 2, "GPUs and NICs a node"),
-        ("planes", 1, "ports a NIC, each with a leaf of its own"),
-        ("sites", 1, "data centres, over which the nodes are spread in blocks"),
-        ("spines", 1, "spines a site; flows are spread over them by ECMP"),
-        ("mtu", 9000, "bytes of IP in a packet"),
+        ("rails", 2, "GPUs and NICs per node"),
+        ("planes", 1, "ports per NIC, each with its own leaf"),
+        ("sites", 1, "data centers; each has a block of consecutive nodes"),
+        ("spines", 1, "spines per site; ECMP distributes flows over them"),
+        ("mtu", 9000, "IP bytes per packet"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{words} (default: {default})")
-    parser.add_argument("--nic-rate", default="100mbit", help="of each NIC, each way (default: 100mbit)")
-    parser.add_argument("--spine-rate", help="of each port between leaf and spine (default: nodes x NIC rate)")
-    parser.add_argument("--site-rate", help="of each spine's cable to other sites (default: not shaped)")
+    parser.add_argument("--nic-rate", default="100mbit", help="rate of each NIC, each way (default: 100mbit)")
+    parser.add_argument("--spine-rate", help="rate of each port between leaf and spine (default: nodes x NIC rate)")
+    parser.add_argument("--site-rate", help="rate of each spine's cable to other sites (default: not shaped)")
     parser.set_defaults(carry_out=_up)
 
 
@@ -187,26 +187,28 @@ def _fault_parser(parser: argparse.ArgumentParser) -> None:
     for name, metavar, words in (
         ("nic", "n1:r0[:p0]", "one NIC, or one plane of it"),
         ("node", "n1", "all NICs of a node"),
-        ("uplink", "leaf0[:spine0]", "what leads from a leaf to its spines"),
+        ("uplink", "leaf0[:spine0]", "the cables from a leaf to its spines"),
         ("spine", "spine0", "all ports of a spine"),
         ("nvlink", "n1", "the NVLink of a node"),
-        ("site", "a[:spine0]", "what leads from a site to the others"),
+        ("site", "a[:spine0]", "the cables from a site to the others"),
     ):
         where.add_argument(f"--{name}", metavar=metavar, help=words)
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--rate", metavar="50%|30mbit", help="slow")
-    kind.add_argument("--loss", metavar="1%", help="lossy, packet by packet")
-    kind.add_argument("--delay", metavar="20ms", help="late, each way")
-    kind.add_argument("--down", action="store_true", help="no link")
-    parser.add_argument("--only", choices=("send", "receive"), help="one way of --rate or --loss, as the NIC sees it")
+    kind.add_argument("--rate", metavar="50%|30mbit", help="limit the rate")
+    kind.add_argument("--loss", metavar="1%", help="drop packets at random")
+    kind.add_argument("--delay", metavar="20ms", help="delay packets, each way")
+    kind.add_argument("--down", action="store_true", help="take the link down")
+    parser.add_argument(
+        "--only", choices=("send", "receive"), help="one direction of --rate or --loss, as seen from the NIC"
+    )
     parser.set_defaults(carry_out=_fault)
 
 
 def _exec_parser(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--on", metavar="n1:r0", help="in this namespace only, with no rank variables")
-    parser.add_argument("--mpi", action="store_true", help="under mpiexec (Open MPI or MPICH)")
-    parser.add_argument("--plane", type=int, default=0, help="over which gloo sends (default: 0); MPI uses all")
-    parser.add_argument("--port", type=int, default=29500, help="where ranks meet (default: 29500)")
+    parser.add_argument("--on", metavar="n1:r0", help="run in this namespace only, without rank variables")
+    parser.add_argument("--mpi", action="store_true", help="run under mpiexec (Open MPI or MPICH)")
+    parser.add_argument("--plane", type=int, default=0, help="plane that gloo uses (default: 0); MPI uses all")
+    parser.add_argument("--port", type=int, default=29500, help="port of the rendezvous (default: 29500)")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     parser.set_defaults(carry_out=_exec)
 

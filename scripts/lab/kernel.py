@@ -1,8 +1,7 @@
-"""Make a lab's namespaces, cables, bridges and routes, and remove every trace of them.
+"""Make a lab's namespaces, cables, bridges and routes, and remove all of them.
 
-The kernel itself is the state: namespaces whose names begin with the lab's prefix, and the processes in them. Beside
-them there is one folder under /run with what was asked for and which faults are on. So `remove` works also after
-whoever made the lab was killed half way.
+The kernel holds the state: namespaces with the lab's prefix, and the processes in them. In addition, one folder under
+/run has the configuration and the active faults. So `remove` also works after the process that made the lab was killed.
 """
 
 from __future__ import annotations
@@ -26,15 +25,16 @@ if TYPE_CHECKING:
 
 _STATE = Path("/run/ncclbench-lab")
 _SPACES = Path("/run/netns")
-# A port's queue holds whole messages: the fabrics that are played lose nothing by themselves.
+# A port's queue holds whole messages: the emulated fabric itself loses nothing.
 _QUEUE_BYTES = 1 << 23
 _TERM_SECONDS, _KILL_SECONDS = 3.0, 5.0
 
-# In every namespace. One congestion control everywhere, since the machine's own default may be any. Windows that stay
-# open between messages, and nothing remembered of a peer, so that a fault that is healed leaves no trace. Buffers that
-# hold whole messages, so that the kernel moves them while the ranks wait for a core: there are more ranks than cores.
-# Retransmissions at least every second (since Linux 6.15), so that connections go on soon after a link is back. And no
-# IPv6, whose own messages would be counted.
+# Settings of every namespace:
+# - the same congestion control everywhere, because the machine's default varies;
+# - windows stay open between messages, and no metrics of a peer are kept, so a healed fault has no effect;
+# - buffers hold whole messages, so the kernel moves them while ranks wait for a core (there are more ranks than cores);
+# - retransmissions at least every second (since Linux 6.15), so connections continue soon after a link is up again;
+# - no IPv6, because its own messages would be counted.
 _SYSCTLS = {
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
@@ -53,7 +53,7 @@ _SYSCTLS = {
 
 
 def unable() -> str | None:
-    """Why there can be no lab on this machine, or None if there can."""
+    """The reason why this machine cannot have a lab, or None."""
     missing = [tool for tool in ("ip", "tc", "unshare") if shutil.which(tool) is None]
     if missing:
         return f"the fabric lab needs {' and '.join(missing)}: apt-get install iproute2 util-linux"
@@ -66,10 +66,10 @@ def unable() -> str | None:
 
 
 def run(arguments: Sequence[str], lines: Iterable[str] | None = None) -> str:
-    """Run a command, with `lines` as its input; returns what it printed.
+    """Run a command with `lines` as its input; returns its stdout.
 
     Raises:
-        LabError: with the first line of what it complained about.
+        LabError: with the first lines of its error message.
     """
     text = None if lines is None else "\n".join(lines) + "\n"
     done = subprocess.run(arguments, input=text, capture_output=True, text=True, check=False)
@@ -85,10 +85,10 @@ def in_space(space: str, arguments: Sequence[str], lines: Iterable[str] | None =
 
 
 class Batches:
-    """Lines for ``ip -batch`` and ``tc -batch``, collected by namespace and carried out together."""
+    """Lines for ``ip -batch`` and ``tc -batch``, collected per namespace and executed together."""
 
     def __init__(self) -> None:
-        """Nothing is collected yet."""
+        """Start empty."""
         self._lines: dict[tuple[str, str], list[str]] = defaultdict(list)
 
     def add(self, tool: str, space: str, *lines: str) -> None:
@@ -96,7 +96,7 @@ class Batches:
         self._lines[tool, space] += lines
 
     def carry_out(self) -> None:
-        """All of it, and forget it."""
+        """Execute all lines and clear them."""
         collected, self._lines = self._lines, defaultdict(list)
         for (tool, space), lines in collected.items():
             run([tool, "-n", space, "-batch", "-"], lines)
@@ -106,13 +106,13 @@ class Batches:
 
 
 def make(lab: Lab) -> None:
-    """Make the lab; if anything fails, or Ctrl-C comes, nothing of it is left.
+    """Make the lab; on a failure or Ctrl-C, remove all of it.
 
     Raises:
-        LabError: if it is there already, or the kernel refuses something.
+        LabError: if it exists already, or the kernel refuses something.
     """
     if spaces_of(lab.prefix) or state_folder(lab.prefix).exists():
-        raise LabError(f"a lab {lab.prefix!r} is there already: take it down first, or give another --prefix")
+        raise LabError(f"a lab {lab.prefix!r} already exists: take it down first, or give another --prefix")
     try:
         state_folder(lab.prefix).mkdir(parents=True)
         save(lab, [])
@@ -133,14 +133,14 @@ def _make_spaces(lab: Lab) -> None:
         settings = dict(_SYSCTLS)
         if space == lab.wan or "-spine" in space:
             settings["ipv4/ip_forward"] = "1"
-        # A kernel without IPv6 lacks those; the loop goes on.
+        # A kernel without IPv6 lacks those files; the script continues.
         script = [f"echo {value} 2>/dev/null >/proc/sys/net/{name}" for name, value in settings.items()]
         in_space(space, ["sh"], [*script, "ip link set lo up"])
 
 
 def _make_cables(lab: Lab) -> None:
-    """All bridges, and all cables; one end of a cable is among the switches, or routes between the sites."""
-    batch, far_ends = Batches(), Batches()  # a cable is there before its far end is set up
+    """Make all bridges and cables. One end of a cable is at a switch, or routes between the sites."""
+    batch, far_ends = Batches(), Batches()  # a cable must exist before its far end is set up
     switches = [leaf.name for leaf in lab.leaves()] + [f"nvs{node}" for node in range(lab.nodes)] + ["control"]
     switches += [cable.switch for cable in lab.site_cables()]
     for name in switches:
@@ -154,7 +154,7 @@ def _make_cables(lab: Lab) -> None:
 
 
 def _cables(lab: Lab) -> Iterator[tuple[str, str, str, str]]:
-    """Every cable that ends at a switch: its port there, the far end's namespace and device, and the switch."""
+    """Every cable that ends at a switch: its port there, namespace and device of the far end, and the switch."""
     for nic in lab.nics():
         yield nic.port, lab.gpu_space(nic.gpu), nic.device, nic.leaf.name
     for gpu in lab.gpus():
@@ -169,7 +169,7 @@ def _cables(lab: Lab) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _cable(lab: Lab, batch: Batches, far_ends: Batches, near: str, port: str, far: str, device: str) -> None:
-    """A pair of veth devices. gso_max_segs 1: what is counted, shaped and dropped are packets as a wire has them."""
+    """Add a pair of veth devices. With gso_max_segs 1, single packets are counted, shaped and dropped, as on a wire."""
     size = f"mtu {lab.mtu} gso_max_segs 1"
     batch.add("ip", near, f"link add {port} {size} type veth peer name {device} netns {far}")
     batch.add("ip", near, f"link set {port} up")
@@ -195,11 +195,11 @@ def _configure_gpus(lab: Lab) -> None:
 
 
 def route_rails(lab: Lab, dead: Collection[str]) -> None:
-    """Routes of all NICs to the leaves they are not on, over all spines that both leaves can use.
+    """Set the routes of all NICs to all other leaves, over all spines that both leaves can use.
 
     Args:
         lab: the lab.
-        dead: ports of uplinks that are down; a fabric's routing protocol withdraws what led over them.
+        dead: ports of uplinks that are down; a routing protocol withdraws the routes over them.
     """
     batch = Batches()
     alive = {(up.leaf.index, up.spine) for up in lab.uplinks() if up.port not in dead}
@@ -218,7 +218,7 @@ def _next_hops(lab: Lab, nic: Nic, leaf: Leaf, alive: Collection[tuple[int, int]
     usable = [spine for spine in mine if (nic.leaf.index, spine) in alive]
     if leaf.site == nic.leaf.site:
         usable = [spine for spine in usable if (leaf.index, spine) in alive]
-    # With no way left the old one stays: packets are lost there, as in a fabric that is cut.
+    # Without any usable spine the old route stays: packets are lost there, as in a partitioned fabric.
     return [f"nexthop via {nic.leaf.gateway(s % lab.spines)} dev {nic.device}" for s in usable or mine]
 
 
@@ -241,7 +241,7 @@ def _configure_spines(lab: Lab) -> None:
 
 
 def _add_turns(lab: Lab) -> None:
-    """On both ends of every uplink, what comes from different inputs leaves in turns, as from a switch's crossbar."""
+    """Serve the inputs of both ends of every uplink in turn, as a switch's crossbar does."""
     batch = Batches()
     for space, device, sources in _uplink_ends(lab):
         batch.add("tc", space, f"qdisc add dev {device} root handle 1: htb default 10")
@@ -263,7 +263,7 @@ def _uplink_ends(lab: Lab) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def shape(lab: Lab) -> None:
-    """Every port at its own rate: NICs, uplinks, and the cables between sites."""
+    """Set the rate of every port: NICs, uplinks, and the cables between sites."""
     batch = Batches()
     for nic in lab.nics():
         batch.add("tc", lab.gpu_space(nic.gpu), token_bucket(nic.device, lab.nic_rate, lab.mtu))
@@ -278,40 +278,40 @@ def shape(lab: Lab) -> None:
 
 
 def token_bucket(device: str, rate: float, mtu: int) -> str:
-    """The line for ``tc -batch`` that shapes what leaves by `device`, first in first out."""
+    """The line for ``tc -batch`` that shapes the output of `device`, first in first out."""
     return f"qdisc replace dev {device} root tbf rate {rate:.0f}bit burst {_burst(rate, mtu)} limit {_QUEUE_BYTES}"
 
 
 def turns(lab: Lab, device: str, rate: float) -> list[str]:
-    """The lines that give the uplink end `device` its rate, shared evenly by the inputs that have something to send.
+    """The lines that set the rate of the uplink end `device`, shared evenly by its active inputs.
 
-    Without this the FIFO's share of a TCP flow would be chance, for longer than a message lasts.
+    With a FIFO, the share of a TCP flow would be random for longer than a message lasts.
     """
     sources = next(found for _, name, found in _uplink_ends(lab) if name == device)
     burst = _burst(rate, lab.mtu)
     each = f"ceil {rate:.0f}bit burst {burst} cburst {burst} quantum {lab.mtu + 14}"
     lines = [f"class replace dev {device} parent 1: classid 1:1 htb rate {rate:.0f}bit {each}"]
     share = max(rate / (len(sources) + 1), 8e3)
-    for k in range(len(sources) + 1):  # the first is everything else: ARP, and what comes from other sites
+    for k in range(len(sources) + 1):  # the first is for everything else: ARP, and packets from other sites
         lines.append(f"class replace dev {device} parent 1:1 classid 1:{0x10 + k:x} htb rate {share:.0f}bit {each}")
     return lines
 
 
 def _burst(rate: float, mtu: int) -> int:
-    """A bucket holds two packets, since what it holds passes at full speed and would make short messages look fast."""
+    """Size of the bucket: two packets. Its content passes at full speed; a larger one makes short messages look fast."""
     return max(2 * (mtu + 14), int(rate / 8 * 1e-4))
 
 
-# What is there, and its end.
+# Look-up and removal.
 
 
 def state_folder(prefix: str) -> Path:
-    """Where a lab's own record of itself is."""
+    """The folder of a lab's stored state."""
     return _STATE / prefix
 
 
 def save(lab: Lab, faults: Sequence[dict[str, Any]]) -> None:
-    """Keep what was asked for, and which faults are on."""
+    """Store the configuration and the active faults."""
     target = state_folder(lab.prefix) / "lab.json"
     scratch = target.with_suffix(".tmp")
     scratch.write_text(json.dumps({"lab": json.loads(lab.as_json()), "faults": list(faults)}))
@@ -319,7 +319,7 @@ def save(lab: Lab, faults: Sequence[dict[str, Any]]) -> None:
 
 
 def load(prefix: str) -> tuple[Lab, list[dict[str, Any]]]:
-    """The lab of a prefix, and the faults that are on.
+    """The lab of a prefix, and its active faults.
 
     Raises:
         LabError: if there is none.
@@ -332,7 +332,7 @@ def load(prefix: str) -> tuple[Lab, list[dict[str, Any]]]:
 
 
 def spaces_of(prefix: str) -> list[str]:
-    """The namespaces of a prefix that are there, and of no longer prefix that begins alike."""
+    """The existing namespaces of a prefix, without those of a longer prefix that begins with it."""
     ours = re.compile(rf"{re.escape(prefix)}-(n\d+r\d+|spine\d+|switches|head|wan)")
     return sorted(path.name for path in _SPACES.glob(f"{prefix}-*") if ours.fullmatch(path.name))
 
@@ -341,13 +341,13 @@ def processes_of(prefix: str) -> set[int]:
     """Ids of all processes in a lab's namespaces."""
     found: set[int] = set()
     for space in spaces_of(prefix):
-        with contextlib.suppress(LabError):  # gone meanwhile
+        with contextlib.suppress(LabError):  # removed meanwhile
             found |= {int(line) for line in run(["ip", "netns", "pids", space]).split()}
     return found - {os.getpid()}
 
 
 def remove(prefix: str) -> list[str]:
-    """End what runs in a lab, and remove it; returns the namespaces that were there."""
+    """End all processes in a lab and remove it; returns its former namespaces."""
     spaces = spaces_of(prefix)
     for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
         deadline = time.monotonic() + seconds
@@ -359,6 +359,6 @@ def remove(prefix: str) -> list[str]:
     for space in spaces:
         run(["ip", "netns", "delete", space])
     shutil.rmtree(state_folder(prefix), ignore_errors=True)
-    with contextlib.suppress(OSError):  # another lab is there
+    with contextlib.suppress(OSError):  # another lab exists
         _STATE.rmdir()
     return spaces

@@ -1,14 +1,14 @@
-"""What the lab consists of: namespaces, NICs, leaves, spines, addresses and rates; nothing here touches the kernel.
+"""The parts of the lab: namespaces, NICs, leaves, spines, addresses and rates. Pure data; no system calls.
 
-Node d and rail r have one GPU, a network namespace of its own::
+Node d and rail r have one GPU, with its own network namespace::
 
     GPU n1:r0 ──rail0── leaf0 ──┬── spine0        leaf = a bridge, spine = a namespace that routes
         │                       └── spine1
         ├──nvl── the node's NVLink switch          unshaped
         └──ctl── control network, with the head    unshaped; stores, watchdogs and mpiexec's daemons
 
-Addresses are of 198.18.0.0/15, which RFC 2544 keeps for tests of networks: NIC of node d in leaf L is 198.18.L.(d+1),
-spine s in leaf L is 198.18.L.(254-s), and on the control network GPU (d, r) is 198.19.d.(r+1).
+Addresses are from 198.18.0.0/15, which RFC 2544 reserves for tests of networks. The NIC of node d in leaf L is
+198.18.L.(d+1), spine s in leaf L is 198.18.L.(254-s), and GPU (d, r) on the control network is 198.19.d.(r+1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# By address: a leaf is one octet, a node another; spines take the upper end of the latter.
+# Limits of the addresses: one octet for the leaf, one for the node; spines use the upper end of the latter.
 MOST_LEAVES, MOST_NODES, MOST_SPINES = 250, 120, 64
 CONTROL_NET = "198.19.0.0/17"
 RAIL_NET = "198.18.0.0/16"
@@ -33,20 +33,20 @@ _PREFIX = re.compile(r"[a-z][a-z0-9]{0,11}")
 
 
 class LabError(Exception):
-    """The lab cannot do what was asked; one line for the user.
+    """An error of the lab, with one line for the user.
 
     Attributes:
-        code: the exit code: 2 for what makes no sense, 3 for surroundings that fail.
+        code: the exit code: 2 for a usage error, 3 for the environment.
     """
 
     def __init__(self, message: str, code: int = 3) -> None:
-        """Say `message`, and end in `code`."""
+        """Store the message and the exit code."""
         super().__init__(message)
         self.code = code
 
 
 def usage(message: str) -> LabError:
-    """An error of whoever asked."""
+    """A usage error."""
     return LabError(message, 2)
 
 
@@ -54,7 +54,7 @@ def bits_per_s(text: str, base: float | None = None) -> float:
     """A rate as tc writes it (``100mbit``), in bit/s; or ``50%`` of `base`.
 
     Raises:
-        LabError: if it is neither, or not above zero.
+        LabError: if it is neither, or out of range.
     """
     low = text.strip().lower()
     if low.endswith("%") and base is not None:
@@ -67,7 +67,7 @@ def bits_per_s(text: str, base: float | None = None) -> float:
         if not found:
             raise usage(f"a rate is like 100mbit{' or 50%' if base is not None else ''}, and not {text!r}")
         rate = float(found[1]) * _UNITS[found[2]]
-    # Below a few kbit/s a single packet takes seconds, and not even the control traffic of TCP gets through.
+    # Below a few kbit/s a single packet takes seconds, and not even TCP's control traffic passes.
     if not 1e4 <= rate <= 1e12:
         raise usage(f"a rate is 10kbit to 1000gbit, and {text!r} is {rate:g} bit/s")
     return rate
@@ -89,13 +89,13 @@ class Leaf:
 
     @property
     def subnet(self) -> str:
-        """All NICs of this leaf."""
+        """Subnet of all NICs of this leaf."""
         return f"198.18.{self.index}.0/24"
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: where rank `node` x rails + `rail` runs."""
+    """One GPU; rank `node` x rails + `rail` runs on it."""
 
     node: int
     rail: int
@@ -103,12 +103,12 @@ class Gpu:
 
     @property
     def name(self) -> str:
-        """As in ``--nic n1:r0``, without the colon."""
+        """Name as in ``--nic n1:r0``, without the colon."""
         return f"n{self.node}r{self.rail}"
 
     @property
     def control_address(self) -> str:
-        """On the control network."""
+        """Address on the control network."""
         return f"198.19.{self.node}.{self.rail + 1}"
 
 
@@ -118,7 +118,7 @@ class Nic:
 
     Attributes:
         device: its name inside the GPU's namespace.
-        port: the name of the leaf's end of its cable, among the switches.
+        port: the name of the leaf's end of its cable.
     """
 
     gpu: Gpu
@@ -128,7 +128,7 @@ class Nic:
 
     @property
     def address(self) -> str:
-        """On its leaf."""
+        """Address on its leaf."""
         return f"198.18.{self.leaf.index}.{self.gpu.node + 1}"
 
 
@@ -144,7 +144,7 @@ class Uplink:
 
 @dataclass(frozen=True)
 class SiteCable:
-    """The cable between a spine and the network of the sites; `port` is its end at `switch`, which stands between."""
+    """The cable between a spine and the network of the sites; `port` is its end at `switch`, which is in between."""
 
     site: int
     spine: int
@@ -154,15 +154,15 @@ class SiteCable:
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
-    """A lab as it was asked for; rates in bit/s.
+    """The configuration of a lab; rates in bit/s.
 
     Attributes:
-        prefix: how the names of all its namespaces begin.
+        prefix: of the names of all its namespaces.
         spines: spines at each site.
         nic_rate: of every NIC, each direction.
         spine_rate: of every port between a leaf and a spine, each direction.
         site_rate: of every cable between a spine and the network of the sites; None if not shaped.
-        mtu: bytes of IP in a packet. Large ones keep the work of a software switch small.
+        mtu: IP bytes per packet. Large packets reduce the work of a software switch.
     """
 
     prefix: str = "ncclab"
@@ -177,7 +177,7 @@ class Lab:
     mtu: int = 9000
 
     def __post_init__(self) -> None:
-        """Refuse what has no addresses or no sense."""
+        """Refuse values that are invalid, or that exceed the addresses."""
         if not _PREFIX.fullmatch(self.prefix):
             raise usage(f"--prefix is up to 12 small letters and digits, a letter first, and not {self.prefix!r}")
         for name in ("nodes", "rails", "planes", "sites", "spines"):
@@ -194,18 +194,18 @@ class Lab:
         if not 1280 <= self.mtu <= 65000:
             raise usage(f"--mtu is 1280 to 65000, got {self.mtu}")
 
-    # What there is.
+    # Parts.
 
     def site_of(self, node: int) -> int:
-        """Sites are blocks of consecutive nodes, as even as can be."""
+        """The site of a node: sites are blocks of consecutive nodes, as even as possible."""
         return node * self.sites // self.nodes
 
     def gpus(self) -> list[Gpu]:
-        """In rank order: node by node, rail by rail."""
+        """All GPUs in rank order: node by node, rail by rail."""
         return [Gpu(d, r, self.site_of(d)) for d in range(self.nodes) for r in range(self.rails)]
 
     def leaves(self) -> list[Leaf]:
-        """Site by site, rail by rail, plane by plane."""
+        """All leaves: site by site, rail by rail, plane by plane."""
         places = [(s, r, p) for s in range(self.sites) for r in range(self.rails) for p in range(self.planes)]
         return [Leaf(k, *place, self._leaf_name(*place)) for k, place in enumerate(places)]
 
@@ -214,7 +214,7 @@ class Lab:
         return f"{head}leaf{rail}" + (f"p{plane}" if self.planes > 1 else "")
 
     def nics(self) -> list[Nic]:
-        """In rank order, plane by plane."""
+        """All NIC ports in rank order, plane by plane."""
         leaves = self.leaves()
         found = []
         for gpu in self.gpus():
@@ -225,7 +225,7 @@ class Lab:
         return found
 
     def uplinks(self) -> list[Uplink]:
-        """Every leaf with every spine of its site."""
+        """One uplink per leaf and spine of its site."""
         found = []
         for leaf in self.leaves():
             for number in range(self.spines):
@@ -234,12 +234,12 @@ class Lab:
         return found
 
     def site_cables(self) -> list[SiteCable]:
-        """One a spine, where there are several sites."""
+        """One cable per spine, if there are several sites."""
         spines = range(self.sites * self.spines if self.sites > 1 else 0)
         return [SiteCable(spine // self.spines, spine, f"s{spine}", f"x{spine}") for spine in spines]
 
     def spine_names(self) -> list[str]:
-        """Of all sites."""
+        """Names of the spines of all sites."""
         return [f"spine{k}" for k in range(self.sites * self.spines)]
 
     # Namespaces.
@@ -278,13 +278,13 @@ class Lab:
         if self.sites > 1:
             yield self.wan
 
-    # Looking things up by the names that a user writes.
+    # Look-up by the names that a user writes.
 
     def gpu(self, name: str) -> Gpu:
         """``n1:r0``.
 
         Raises:
-            LabError: if there is none such.
+            LabError: if there is no such GPU.
         """
         for gpu in self.gpus():
             if name in (gpu.name, f"n{gpu.node}:r{gpu.rail}"):
@@ -325,21 +325,21 @@ class Lab:
         return found
 
     def uplinks_of_spine(self, name: str) -> list[Uplink]:
-        """All uplinks that end at a spine."""
+        """All uplinks of a spine."""
         found = [up for up in self.uplinks() if name == f"spine{up.spine}"]
         if not found:
             raise usage(f"no spine {name!r}; there are {', '.join(self.spine_names())}")
         return found
 
-    # As files.
+    # Files.
 
     def as_json(self) -> str:
-        """For the lab's own record of itself."""
+        """JSON of the configuration, for the stored state."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Lab:
-        """What `as_json` wrote."""
+        """Read the output of `as_json`."""
         return cls(**json.loads(text))
 
     def renamed(self, prefix: str) -> Lab:
@@ -375,6 +375,6 @@ def site_name(site: int) -> str:
 
 
 def wan_cable(spine: int) -> tuple[str, str]:
-    """The two ends of the cable between a spine and the network of the sites: the spine's address, the other's."""
+    """The two addresses of the cable between a spine and the network of the sites: the spine's first."""
     base = f"198.19.{128 + spine // 64}"
     return f"{base}.{spine % 64 * 4 + 2}", f"{base}.{spine % 64 * 4 + 1}"

@@ -1,9 +1,9 @@
-"""Hold Ethernet frames back for a while: between two tap devices, both ways, in the order in which they came.
+"""Delay Ethernet frames between two tap devices, in both directions and in order.
 
     relay.py TAP TAP SECONDS
 
-Kernels have netem for this, but small ones leave it out. Both taps are there when "ready" is printed, and go away
-with this process.
+This replaces netem, which small kernels leave out. Both taps exist when "ready" is printed, and disappear with this
+process.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ _LARGEST_FRAME = 65550
 
 
 def open_tap(name: str) -> int:
-    """A new tap device of that name; returns its descriptor, which does not block."""
+    """Make a tap device of that name; returns its non-blocking descriptor."""
     tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
     return tap
 
 
 def relay(left: int, right: int, seconds: float) -> None:
-    """Pass frames on, each `seconds` after it came; never returns."""
+    """Forward frames, each `seconds` after its arrival; never returns."""
     other = {left: right, right: left}
-    held: deque[tuple[float, int, bytes]] = deque()  # one delay for all, so they are in order of time
+    held: deque[tuple[float, int, bytes]] = deque()  # the delay is constant, so they are in order of time
     selector = selectors.DefaultSelector()
     for tap in other:
         selector.register(tap, selectors.EVENT_READ)
@@ -42,7 +42,7 @@ def relay(left: int, right: int, seconds: float) -> None:
             held += [(time.monotonic() + seconds, other[key.fd], frame) for frame in frames_of(key.fd)]
         while held and held[0][0] <= time.monotonic():
             _due, tap, frame = held.popleft()
-            with contextlib.suppress(OSError):  # a full or closed port drops what it cannot take
+            with contextlib.suppress(OSError):  # a full or closed port drops the frame
                 os.write(tap, frame)
 
 
@@ -53,13 +53,13 @@ def frames_of(tap: int) -> Iterator[bytes]:
             yield os.read(tap, _LARGEST_FRAME)
     except BlockingIOError:
         return
-    except OSError:  # not up yet, or not any more
+    except OSError:  # not up yet, or removed
         time.sleep(0.01)
 
 
 def main() -> None:
-    """Open the taps, say so, and relay."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the command in front, not for the lab
+    """Open the taps, print "ready", and relay."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the foreground command, not for the lab
     left, right = (open_tap(name) for name in sys.argv[1:3])
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -228,14 +228,14 @@ def test_the_command_from_up_to_down(prefix: str, tmp_path: Path) -> None:
     assert (up.returncode, up.stderr) == (0, "")
     again = fabric_lab("--prefix", prefix, "up")
     assert (again.returncode, again.stderr.count("\n")) == (3, 1)
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
     names = fabric_lab("--prefix", prefix, "exec", "--", "sh", "-c", f'echo "$(hostname) $RANK" > {tmp_path}/$RANK')
     assert (names.returncode, names.stderr) == (0, "")
     assert [(tmp_path / str(k)).read_text() for k in range(4)] == ["n0 0\n", "n0 1\n", "n1 2\n", "n1 3\n"]
     one = fabric_lab("--prefix", prefix, "exec", "--on", "n1:r1", "--", "ls", "/sys/class/net")
     assert set(one.stdout.split()) == {"ctl", "lo", "nvl", "rail1"}
     fault = fabric_lab("--prefix", prefix, "fault", "--nic", "n1:r0", "--rate", "50%", "--only", "send")
-    assert fault.stdout == "fault: nic n1:r0 rate 50% (send only); `heal` takes it off\n"
+    assert fault.stdout == "fault: nic n1:r0 rate 50% (send only); `heal` removes it\n"
     status = json.loads(fabric_lab("--prefix", prefix, "status", "--json").stdout)
     assert (status["lab"]["nodes"], [f["name"] for f in status["faults"]]) == (2, ["n1:r0"])
     assert "nic n1:r0 rate 50%" in fabric_lab("--prefix", prefix, "status").stdout
