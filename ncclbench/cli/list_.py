@@ -25,7 +25,7 @@ def command(kind: str) -> None:
     if kind == "plans":
         rows = list(PLANS.titles().items())
     elif kind == "models":
-        from ncclbench.moe.models import model_line
+        from ncclbench.moe.model_presets import model_line
 
         rows = [(name, model_line(name)) for name in MODELS.names()]
     elif kind == "profiles":

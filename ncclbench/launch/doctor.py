@@ -122,7 +122,11 @@ def ask_python(program: str) -> Mapping[str, Any] | str:
     """Run `program` with this interpreter; its JSON, or why there is none, in a line."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_PROBE_SECONDS, env=without_rank(os.environ)
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            env=without_rank(os.environ),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)

@@ -70,9 +70,7 @@ class Launcher:
 
 _HYDRA = Launcher("mpich", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
-_TORCHRUN = Launcher(
-    "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", ("MASTER_ADDR", "MASTER_PORT")
-)
+_TORCHRUN = Launcher("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", ("MASTER_ADDR", "MASTER_PORT"))
 _OPEN_MPI = Launcher(
     "openmpi",
     "OMPI_COMM_WORLD_RANK",

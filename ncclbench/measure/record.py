@@ -18,10 +18,10 @@ from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.ledger import Ledger, phase_ledger, rotation_record, schedule_ledger
+from ncclbench.schedule.minimum_time import minimum_seconds
 from ncclbench.schedule.phases import Exchange
 from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.schedule.time_bound import bound_seconds
 from ncclbench.store.gpu_warnings import gpu_warnings
 from ncclbench.store.records import GroupResult, PhaseResult, Record, Status
 from ncclbench.topology import Link, Topology
@@ -263,7 +263,7 @@ def _phase_results(variants: Sequence[Schedule], samples: Samples, topology: Top
 def _bound(label: str, variants: Sequence[Schedule], topology: Topology, p50_us: float) -> dict[str, float]:
     """What the wires allow, where the topology says how fast they are."""
     found = [(one, phase) for one in variants for phase in one.phases if phase.label == label]
-    bounds = [bound_seconds(phase, topology, one.dtype.itemsize, aligned=one.aligned) for one, phase in found]
+    bounds = [minimum_seconds(phase, topology, one.dtype.itemsize, aligned=one.aligned) for one, phase in found]
     known = [bound for bound in bounds if bound is not None]
     if len(known) < len(found) or p50_us <= 0:
         return {}

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.moe.counter_rng import below, bits, key_of
+from ncclbench.schedule.counter_rng import below, bits, key_of
 from ncclbench.schedule.dtypes import DTYPES
-from ncclbench.schedule.expected_contents import Contents, Stretch
+from ncclbench.schedule.expected_contents import Contents, ExpectedBytes
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Ints, Op, Phase
 from ncclbench.schedule.schedule import Schedule
 
@@ -43,14 +43,14 @@ class GradientContents:
     groups: Ints
     count: int
 
-    def before(self, rank: int, buffer: str, salt: int) -> Iterator[Stretch]:
+    def before(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
         """Inputs as filled."""
         if buffer == "grads":
             yield from _repeated(_gradients(rank, salt), 0, self.groups.shape[1] * self.count)
         else:
             yield from self.given.before(rank, buffer, salt)
 
-    def after(self, rank: int, buffer: str, salt: int) -> Iterator[Stretch]:
+    def after(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
         """Inputs stay; shards are sums over the group."""
         if buffer in ("grads", "packed", "partial"):
             yield from self.before(rank, buffer, salt)
@@ -59,7 +59,7 @@ class GradientContents:
         elif self.rows is not None:
             yield from self.rows.after(rank, buffer, salt)
 
-    def _sums(self, rank: int, buffer: str, salt: int) -> Iterator[Stretch]:
+    def _sums(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
         g, member = (int(x) for x in np.argwhere(self.groups == rank)[0])
         total = np.zeros(_PERIOD, np.float32)
         for other in self.groups[g]:
@@ -85,18 +85,18 @@ def _gradients(rank: int, salt: int) -> NDArray[np.float32]:
     return below(bits(key_of(salt, _STREAM_GRADIENTS, rank), np.arange(_PERIOD)), _LARGEST + 1).astype(np.float32)
 
 
-def _repeated(period: NDArray[np.float32], first: int, count: int) -> Iterator[Stretch]:
+def _repeated(period: NDArray[np.float32], first: int, count: int) -> Iterator[ExpectedBytes]:
     """`count` elements of the period repeated, from element `first` on, some at a time."""
     turned = np.tile(np.roll(period, -(first % _PERIOD)), _CHUNK_PERIODS).view(np.uint32)
     for start in range(0, count, len(turned)):
-        yield Stretch(start * 4, turned[: min(len(turned), count - start)])
+        yield ExpectedBytes(start * 4, turned[: min(len(turned), count - start)])
 
 
 def overlap_schedules(bare: Schedule, groups: Ints, nbytes: int) -> list[Schedule]:
     """The three that take turns.
 
     Args:
-        bare: the experts' two all-to-alls, from `build_control`.
+        bare: the experts' two all-to-alls, from `build_split_control`.
         groups: ranks that reduce gradients together, shape (G, N).
         nbytes: of a rank's gradients, a whole number of float32 for each member.
     """

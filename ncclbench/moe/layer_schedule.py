@@ -12,11 +12,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.moe import expected_rows as contents
-from ncclbench.moe.expected_rows import Counts, Held, LayerContents, Rows
+from ncclbench.moe import expected_buffers as contents
+from ncclbench.moe.expected_buffers import CountBuffer, ExpectedRows, LayerContents, RowBuffer
 from ncclbench.moe.routing import Routing
-from ncclbench.moe.rows import Hop, Layer, RowSet, all_positions, positions, refuse_too_many_rows
-from ncclbench.moe.token_values import Floats, Ints, Values, expert_exponents
+from ncclbench.moe.row_routes import Hop, LayerRows, RowSet, all_positions, positions, refuse_too_many_rows
+from ncclbench.moe.token_values import Floats, Ints, TokenValues, expert_exponents
 from ncclbench.schedule.dtypes import DTYPES
 from ncclbench.schedule.phases import AllToAllV, Collective, Op, Phase
 from ncclbench.schedule.row_formats import FORMATS, RowFormat
@@ -30,7 +30,7 @@ _HELD_RANKS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class LayerOptions:
     """How a layer is moved.
 
     Attributes:
@@ -58,13 +58,13 @@ class _Parts:
     phases: list[Phase] = field(default_factory=list)
     buffers: dict[str, int] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
-    held: dict[str, Held] = field(default_factory=dict)
-    counts: dict[str, Counts] = field(default_factory=dict)
+    held: dict[str, RowBuffer] = field(default_factory=dict)
+    counts: dict[str, CountBuffer] = field(default_factory=dict)
     outward: list[str] = field(default_factory=list)
     homeward: list[str] = field(default_factory=list)
     comm: dict[str, list[str]] = field(default_factory=dict)
 
-    def buffer(self, name: str, nbytes: int, held: Held | None = None, *, given: bool = False) -> str:
+    def buffer(self, name: str, nbytes: int, held: RowBuffer | None = None, *, given: bool = False) -> str:
         """A buffer of at least a row, and what it holds."""
         self.buffers[name] = max(8, nbytes)
         if given:
@@ -89,7 +89,7 @@ class _Builder:
         options: how.
     """
 
-    def __init__(self, layer: Layer, hops: list[Hop], routing: Routing, options: Options) -> None:
+    def __init__(self, layer: LayerRows, hops: list[Hop], routing: Routing, options: LayerOptions) -> None:
         """Sizes that every phase needs."""
         self.layer, self.options, self.routing = layer, options, routing
         self.hops = [_remembering(hop) for hop in hops]
@@ -136,9 +136,9 @@ class _Builder:
             fingerprint=self.routing.sha256,
         )
 
-    def _values(self, salt: int, backward: bool) -> Values:
+    def _values(self, salt: int, backward: bool) -> TokenValues:
         options = self.options
-        return Values(
+        return TokenValues(
             hidden=options.hidden,
             format=_BF16 if backward else options.format,
             top_k=self.top_k,
@@ -158,10 +158,10 @@ class _Builder:
         ranks = np.where(rows.src < 0, -1, self.layer.placement.groups[g][rows.src])
         return ranks, rows.tok, self.routing.experts[ranks, rows.tok].astype(np.int64)
 
-    def _rows(self, of: Callable[[int], RowSet]) -> Callable[[int], Rows]:
+    def _rows(self, of: Callable[[int], RowSet]) -> Callable[[int], ExpectedRows]:
         """Rows with the choices that they carry."""
 
-        def rows(rank: int) -> Rows:
+        def rows(rank: int) -> ExpectedRows:
             found = of(rank)
             ranks, tok, choices = self._named(found, rank)
 
@@ -171,11 +171,11 @@ class _Builder:
                 picked = np.take_along_axis(terms, np.maximum(slots, 0), axis=1)
                 return np.asarray(np.where(slots < 0, np.float32(0), picked).sum(axis=1), np.float32)
 
-            return Rows(ranks, tok, choices, found.slots, carried)
+            return ExpectedRows(ranks, tok, choices, found.slots, carried)
 
         return rows
 
-    def _sorted_rows(self, rank: int) -> Rows:
+    def _sorted_rows(self, rank: int) -> ExpectedRows:
         """What the experts of a rank have computed: one expert after the other, each its rows as they came."""
         found = self.hops[-1].received(rank)
         ranks, tok, choices = self._named(found, rank)
@@ -188,7 +188,7 @@ class _Builder:
         order = np.concatenate([rows for rows, _ in of_expert] or [np.zeros(0, np.int64)])
         power = np.concatenate([np.full(len(rows), self.exponents[e]) for rows, e in of_expert] or [np.zeros(0)])
         factor = np.exp2(power).astype(np.float32)
-        return Rows(ranks[order], tok[order], choices[order], factor=lambda _weights, part: factor[part])
+        return ExpectedRows(ranks[order], tok[order], choices[order], factor=lambda _weights, part: factor[part])
 
     # The way out.
 
@@ -199,12 +199,12 @@ class _Builder:
         row = format.payload_bytes(hidden) if options.separate_scales else format.row_bytes(hidden)
         render = contents.payload if options.separate_scales or not format.block else contents.packed
         entry = self.top_k * ENTRY_BYTES
-        parts.buffer("tokens", self.tokens * row, Held(self._rows(own), render, row), given=True)
-        choices = Held(self._rows(own), contents.entries, entry)
+        parts.buffer("tokens", self.tokens * row, RowBuffer(self._rows(own), render, row), given=True)
+        choices = RowBuffer(self._rows(own), contents.entries, entry)
         parts.buffer("choices", self.tokens * entry, choices, given=True)
         if options.separate_scales:
             scale = format.scale_bytes(hidden)
-            parts.buffer("scales", self.tokens * scale, Held(self._rows(own), contents.scales, scale), given=True)
+            parts.buffer("scales", self.tokens * scale, RowBuffer(self._rows(own), contents.scales, scale), given=True)
         held, slots, names = own, self.top_k, {"": "tokens", "_meta": "choices", "_scales": "scales"}
         for hop in self.hops:
             suffix = f"_{hop.name}" if hop.name else ""
@@ -240,8 +240,8 @@ class _Builder:
 
         parts.buffer(sent, nbytes, given=True)
         parts.buffer(received, nbytes)
-        parts.counts[sent] = Counts(lambda rank: table(rank, True))
-        parts.counts[received] = Counts(lambda rank: table(rank, False))
+        parts.counts[sent] = CountBuffer(lambda rank: table(rank, True))
+        parts.counts[received] = CountBuffer(lambda rank: table(rank, False))
         assert placement.members >= hop.groups.shape[1]
         parts.add(parts.outward, Collective(
             f"counts{suffix}", Op.ALL_TO_ALL, hop.groups, row_bytes, read=sent, write=received))  # fmt: skip
@@ -275,9 +275,11 @@ class _Builder:
         row = slots[1] * ENTRY_BYTES if meta else before.row_bytes
         packed, received = f"packed{suffix}{kind}", f"received{suffix}{kind}"
         most_out, most_in = _most(hop)
-        parts.buffer(packed, most_out * row, Held(self._rows(hop.sent), before.render, row, backward=before.backward))
         parts.buffer(
-            received, most_in * row, Held(self._rows(hop.received), before.render, row, backward=before.backward)
+            packed, most_out * row, RowBuffer(self._rows(hop.sent), before.render, row, backward=before.backward)
+        )
+        parts.buffer(
+            received, most_in * row, RowBuffer(self._rows(hop.received), before.render, row, backward=before.backward)
         )
 
         def plan(rank: int) -> RowPlan:
@@ -306,9 +308,9 @@ class _Builder:
         experts, partial = f"experts{backward}", f"partial{backward}"
         grads = bool(backward)
         parts.buffer(
-            experts, computed * self.wide, Held(self._sorted_rows, contents.numbers, self.wide, backward=grads)
+            experts, computed * self.wide, RowBuffer(self._sorted_rows, contents.numbers, self.wide, backward=grads)
         )
-        parts.buffer(partial, most_in * self.wide, Held(
+        parts.buffer(partial, most_in * self.wide, RowBuffer(
             self._rows(last.received), contents.numbers, self.wide, self._allowed(1), grads))  # fmt: skip
 
         def sort_plan(rank: int) -> RowPlan:
@@ -355,9 +357,9 @@ class _Builder:
             most_held = _most(self.hops[i - 1])[1] if i else self.tokens
             returned, target = f"returned{suffix}", f"summed{suffix}" if i else f"out{backward}"
             done, grads = len(self.hops) - i, bool(backward)
-            parts.buffer(returned, most_back * self.wide, Held(
+            parts.buffer(returned, most_back * self.wide, RowBuffer(
                 self._rows(hop.sent), contents.numbers, self.wide, self._allowed(done), grads))  # fmt: skip
-            parts.buffer(target, most_held * self.wide, Held(
+            parts.buffer(target, most_held * self.wide, RowBuffer(
                 self._rows(held), contents.numbers, self.wide, self._allowed(done + 1), grads))  # fmt: skip
             label = f"{verb}{suffix}"
             parts.add(parts.homeward, AllToAllV(
@@ -378,7 +380,8 @@ class _Builder:
         parts = self.parts
         own: Callable[[int], RowSet] = self.layer.own
         parts.buffer("grad", self.tokens * self.wide,
-                     Held(self._rows_plain(own), contents.numbers, self.wide, backward=True), given=True)  # fmt: skip
+                     RowBuffer(self._rows_plain(own), contents.numbers, self.wide, backward=True),
+                     given=True)  # fmt: skip
         source, held = "grad", own
         for hop in self.hops:
             suffix = (f"_{hop.name}" if hop.name else "") + "_bwd"
@@ -386,7 +389,9 @@ class _Builder:
             most_out, most_in = _most(hop)
             for name, most, rows in ((packed, most_out, hop.sent), (received, most_in, hop.received)):
                 parts.buffer(
-                    name, most * self.wide, Held(self._rows_plain(rows), contents.numbers, self.wide, backward=True)
+                    name,
+                    most * self.wide,
+                    RowBuffer(self._rows_plain(rows), contents.numbers, self.wide, backward=True),
                 )
             plan = self._picking(hop, held)
             parts.add(parts.outward, RowWork(
@@ -403,11 +408,11 @@ class _Builder:
     def _picking(self, hop: Hop, held: Callable[[int], RowSet]) -> Callable[[int], RowPlan]:
         return lambda rank: RowPlan(positions(hop.sent(rank), held(rank), self.tokens))
 
-    def _rows_plain(self, of: Callable[[int], RowSet]) -> Callable[[int], Rows]:
+    def _rows_plain(self, of: Callable[[int], RowSet]) -> Callable[[int], ExpectedRows]:
         """Rows that nothing has multiplied."""
 
-        def rows(rank: int) -> Rows:
-            return Rows(*self._named(of(rank), rank))
+        def rows(rank: int) -> ExpectedRows:
+            return ExpectedRows(*self._named(of(rank), rank))
 
         return rows
 
@@ -440,7 +445,7 @@ def _entry_positions(sent: RowSet, own: RowSet, where: Ints) -> Ints:
     return np.asarray(np.where(sent.slots < 0, -1, index), np.int64).ravel()
 
 
-def build_layer(layer: Layer, hops: list[Hop], routing: Routing, options: Options) -> Schedule:
+def build_layer_schedule(layer: LayerRows, hops: list[Hop], routing: Routing, options: LayerOptions) -> Schedule:
     """The schedule of one layer over `hops`.
 
     Raises:

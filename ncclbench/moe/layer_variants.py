@@ -14,18 +14,18 @@ import msgspec
 import numpy as np
 
 from ncclbench.errors import Unable, UsageError
-from ncclbench.moe.control_experiment import build_control
-from ncclbench.moe.layer_schedule import Options, build_layer
-from ncclbench.moe.models import Model, read_model
-from ncclbench.moe.routing import Draw, Ints, Router, Routing, RoutingSpec, expert_hosts, token_counts
-from ncclbench.moe.routing_facts import routing_facts
+from ncclbench.moe.equal_split_control import build_split_control
+from ncclbench.moe.layer_schedule import LayerOptions, build_layer_schedule
+from ncclbench.moe.model_presets import ModelPreset, read_model
+from ncclbench.moe.routing import Ints, Router, Routing, RoutingSampler, RoutingSpec, expert_hosts, token_counts
+from ncclbench.moe.routing_memory import RoutingMemory
+from ncclbench.moe.routing_statistics import routing_statistics
 from ncclbench.moe.routing_trace import read_trace
-from ncclbench.moe.rows import Hop, Layer, Placement
-from ncclbench.moe.table_memory import TableSize
+from ncclbench.moe.row_routes import ExpertPlacement, Hop, LayerRows
 from ncclbench.moe.token_values import refuse_without_values
 from ncclbench.schedule.case import Params
 from ncclbench.schedule.row_formats import RowFormat, format_of
-from ncclbench.schedule.schedule import Comparable, Schedule
+from ncclbench.schedule.schedule import ForeignRate, Schedule
 from ncclbench.topology import Topology
 
 _MOST_ROUTINGS = 256
@@ -106,7 +106,7 @@ class LayerParams(Params, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class LayerRequest:
+class LayerSpec:
     """Parameters with all defaults filled in.
 
     Attributes:
@@ -124,7 +124,7 @@ class LayerRequest:
     spec: RoutingSpec
 
     @classmethod
-    def of(cls, params: LayerParams) -> "LayerRequest":
+    def of(cls, params: LayerParams) -> "LayerSpec":
         """Whatever can be checked without a topology is checked here.
 
         Raises:
@@ -154,7 +154,7 @@ class LayerRequest:
         return max(1, most) * self.format.row_bytes(self.hidden), "bfloat16" if not self.format.block else "uint8"
 
 
-def _router(params: LayerParams, model: Model, spec: RoutingSpec) -> Router:
+def _router(params: LayerParams, model: ModelPreset, spec: RoutingSpec) -> Router:
     """What tokens choose from; groups only where the routing knows them, so that they limit no other."""
     experts, top_k = params.experts or model.experts, params.top_k or model.top_k
     if spec.kind != "group-limited":
@@ -197,7 +197,7 @@ def _listed_tokens(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _tokens(request: LayerRequest, world: int, iteration: int) -> Ints:
+def _tokens(request: LayerSpec, world: int, iteration: int) -> Ints:
     params = request.params
     given = _listed_tokens(params.tokens) or [_DEFAULT_TOKENS]
     if len(given) not in (1, world):
@@ -210,7 +210,7 @@ def _tokens(request: LayerRequest, world: int, iteration: int) -> Ints:
     return counts
 
 
-def draw_routings(request: LayerRequest, placement: Placement, topology: Topology) -> list[Routing]:
+def sample_routings(request: LayerSpec, placement: ExpertPlacement, topology: Topology) -> list[Routing]:
     """All routings of a case, fresh ones for each iteration of a rotation.
 
     Raises:
@@ -222,23 +222,23 @@ def draw_routings(request: LayerRequest, placement: Placement, topology: Topolog
         if params.tokens or params.uneven:
             raise UsageError("a trace says itself how many tokens there are: leave tokens and uneven away")
         traced = read_trace(request.spec.path, request.router, world)
-        _table_size(request, placement, world, traced[0].experts.shape[1], len(traced)).make_room(_built.cache_clear)
+        _memory(request, placement, world, traced[0].experts.shape[1], len(traced)).make_room(_built.cache_clear)
         return traced
     tokens_W = [_tokens(request, world, i) for i in range(params.routings)]
     most = max(int(tokens.max()) for tokens in tokens_W)
-    _table_size(request, placement, world, most, params.routings).make_room(_built.cache_clear)
+    _memory(request, placement, world, most, params.routings).make_room(_built.cache_clear)
     members = placement.members
     hosts, rails = expert_hosts(request.router.experts, members), topology.rails[placement.groups[0]]
     return [
-        Draw(spec=request.spec, router=request.router, seed=params.seed, iteration=i, hosts=hosts, rails=rails).routing(
-            tokens
-        )
+        RoutingSampler(
+            spec=request.spec, router=request.router, seed=params.seed, iteration=i, hosts=hosts, rails=rails
+        ).sample(tokens)
         for i, tokens in enumerate(tokens_W)
     ]
 
 
-def _table_size(request: LayerRequest, placement: Placement, world: int, tokens: int, routings: int) -> TableSize:
-    return TableSize(
+def _memory(request: LayerSpec, placement: ExpertPlacement, world: int, tokens: int, routings: int) -> RoutingMemory:
+    return RoutingMemory(
         ranks=world,
         tokens=tokens,
         top_k=request.router.top_k,
@@ -253,7 +253,7 @@ def _table_size(request: LayerRequest, placement: Placement, world: int, tokens:
 _building = Lock()
 
 
-def layer_variants(request: LayerRequest, topology: Topology) -> list[Schedule]:
+def layer_variants(request: LayerSpec, topology: Topology) -> list[Schedule]:
     """One schedule a routing; asked again for the same, the same ones: to draw them takes seconds.
 
     Raises:
@@ -268,7 +268,7 @@ def layer_variants(request: LayerRequest, topology: Topology) -> list[Schedule]:
         return list(_built(request, topology, written))
 
 
-def overlap_variants(request: LayerRequest, topology: Topology) -> list[Schedule]:
+def overlap_variants(request: LayerSpec, topology: Topology) -> list[Schedule]:
     """The bare all-to-alls of each routing, in bf16, for a pattern that runs something else beside them.
 
     Raises:
@@ -278,7 +278,7 @@ def overlap_variants(request: LayerRequest, topology: Topology) -> list[Schedule
     params = request.params
     if request.format.block or params.quad or params.variant is not Variant.FLAT or params.weights is not Weights.EXACT:
         raise UsageError("only bare all-to-alls of bf16 rows run here: leave format, variant, weights and quad away")
-    control = LayerRequest(
+    control = LayerSpec(
         msgspec.structs.replace(params, variant=Variant.CONTROL, dedup=params.dedup),
         request.router,
         request.hidden,
@@ -289,17 +289,19 @@ def overlap_variants(request: LayerRequest, topology: Topology) -> list[Schedule
 
 
 @lru_cache(maxsize=4)
-def _built(request: LayerRequest, topology: Topology, _written: int) -> tuple[Schedule, ...]:
+def _built(request: LayerSpec, topology: Topology, _written: int) -> tuple[Schedule, ...]:
     params = request.params
     refuse_without_values(request.router.top_k, request.format)
-    placement = Placement.of(topology, params.ep or topology.world_size, params.placement)
-    routings = draw_routings(request, placement, topology)
+    placement = ExpertPlacement.of(topology, params.ep or topology.world_size, params.placement)
+    routings = sample_routings(request, placement, topology)
     dedup = params.dedup is Dedup.RANK
-    layers = [Layer(r.experts, r.router.experts, placement, dedup=dedup) for r in routings]
+    layers = [LayerRows(r.experts, r.router.experts, placement, dedup=dedup) for r in routings]
     capacity = max(int(layer.flat_rows.max()) for layer in layers) if params.variant is Variant.PADDED else 0
     found = []
     for layer, routing in zip(layers, routings, strict=True):
-        facts = routing_facts(layer, _hops(request, layer), routing, request.format, request.hidden, params.capacity)
+        facts = routing_statistics(
+            layer, _hops(request, layer), routing, request.format, request.hidden, params.capacity
+        )
         if capacity:
             real = int(layer.flat_rows.sum())
             facts |= {"padded_to": capacity, "padding_ratio": capacity * layer.flat_rows.size / real}
@@ -308,10 +310,10 @@ def _built(request: LayerRequest, topology: Topology, _written: int) -> tuple[Sc
     return tuple(found)
 
 
-def _schedules(request: LayerRequest, layer: Layer, routing: Routing, capacity: int) -> list[Schedule]:
+def _schedules(request: LayerSpec, layer: LayerRows, routing: Routing, capacity: int) -> list[Schedule]:
     """What one routing is run as: one schedule, or for the control two that take turns."""
     params = request.params
-    options = Options(
+    options = LayerOptions(
         hidden=request.hidden,
         format=request.format,
         separate_scales=params.scales is Scales.SEPARATE,
@@ -320,16 +322,16 @@ def _schedules(request: LayerRequest, layer: Layer, routing: Routing, capacity: 
         quad=params.quad,
     )
     if params.variant is Variant.CONTROL:
-        return [build_control(layer, routing, options, equal=equal) for equal in (False, True)]
-    return [build_layer(layer, _hops(request, layer, capacity), routing, options)]
+        return [build_split_control(layer, routing, options, equal=equal) for equal in (False, True)]
+    return [build_layer_schedule(layer, _hops(request, layer, capacity), routing, options)]
 
 
-def _hops(request: LayerRequest, layer: Layer, capacity: int = 0) -> list[Hop]:
+def _hops(request: LayerSpec, layer: LayerRows, capacity: int = 0) -> list[Hop]:
     """The way of the rows; `capacity` pads them."""
     return layer.hierarchical() if request.params.variant is Variant.HIERARCHICAL else layer.flat(capacity)
 
 
-def _comparable(schedule: Schedule, layer: Layer, request: LayerRequest) -> dict[str, Comparable]:
+def _comparable(schedule: Schedule, layer: LayerRows, request: LayerSpec) -> dict[str, ForeignRate]:
     """DeepEP's figures, which count what a rank sends to itself: only beside DeepEP's own."""
     labels = [phase.label for phase in schedule.phases]
     if "dispatch" not in labels or request.params.variant in (Variant.PADDED, Variant.CONTROL):
@@ -337,8 +339,8 @@ def _comparable(schedule: Schedule, layer: Layer, request: LayerRequest) -> dict
     rows = int(layer.flat_rows.sum(axis=1).max())
     said = "as DeepEP counts: all rows that the busiest rank {}, its own included, over the {} phase"
     return {
-        "deepep_dispatch": Comparable(
+        "deepep_dispatch": ForeignRate(
             rows * request.format.row_bytes(request.hidden), "dispatch", said.format("receives", "dispatch")
         ),
-        "deepep_combine": Comparable(rows * request.hidden * 2, "combine", said.format("sends back", "combine")),
+        "deepep_combine": ForeignRate(rows * request.hidden * 2, "combine", said.format("sends back", "combine")),
     }

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.errors import UsageError
-from ncclbench.moe.counter_rng import Bits, below, bits, exponential, key_of, unit, zipf_weights
+from ncclbench.schedule.counter_rng import Bits, below, bits, exponential, key_of, unit, zipf_weights
 
 Ints = NDArray[np.int64]
 Choices = NDArray[np.int32]
@@ -170,7 +170,7 @@ def token_counts(base: int, ranks: int, uneven: float, seed: int, iteration: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
+class RoutingSampler:
     """Everything a routing is drawn from.
 
     Attributes:
@@ -189,7 +189,7 @@ class Draw:
     hosts: Ints = field(repr=False)
     rails: Ints = field(repr=False)
 
-    def routing(self, tokens_W: Ints) -> Routing:
+    def sample(self, tokens_W: Ints) -> Routing:
         """The table for these ranks.
 
         Raises:

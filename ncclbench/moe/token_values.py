@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.errors import Unable
-from ncclbench.moe.counter_rng import below, bits, key_of, unit
+from ncclbench.schedule.counter_rng import below, bits, key_of, unit
 from ncclbench.schedule.dtypes import DTYPES
 from ncclbench.schedule.row_formats import RowFormat, float_to_bf16, largest_code
 from ncclbench.schedule.row_work import ENTRY_BYTES
@@ -30,7 +30,7 @@ _LARGEST_PRODUCT = 4
 
 
 @dataclass(frozen=True)
-class Values:
+class TokenValues:
     """The values of one pass.
 
     Attributes:

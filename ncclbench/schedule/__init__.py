@@ -7,7 +7,7 @@ from ncclbench.errors import Unable
 from ncclbench.schedule.builders import collective, shard_count
 from ncclbench.schedule.case import Case, CollectiveParams, GroupParams, Needs, Params, Timing
 from ncclbench.schedule.dtypes import DTYPES, Dtype, Redop
-from ncclbench.schedule.flow_rounds import Direction, Round, circle, derangement, grid_of, offsets, rounds_of
+from ncclbench.schedule.flow_rounds import Direction, Round, derangement, grid_of, offsets, round_robin, rounds_of
 from ncclbench.schedule.phases import AllToAllV, Collective, Concurrent, Exchange, Ints, Kernel, Local, Op, Phase
 from ncclbench.schedule.row_work import RowKernel, RowPlan, RowWork
 from ncclbench.schedule.schedule import Schedule
@@ -38,11 +38,11 @@ __all__ = [
     "Schedule",
     "Timing",
     "Unable",
-    "circle",
     "collective",
     "derangement",
     "grid_of",
     "offsets",
+    "round_robin",
     "rounds_of",
     "shard_count",
 ]

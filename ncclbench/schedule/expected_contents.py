@@ -13,7 +13,7 @@ from ncclbench.schedule.dtypes import Array
 
 
 @dataclass(frozen=True, eq=False)
-class Stretch:
+class ExpectedBytes:
     """Consecutive bytes of a buffer.
 
     Attributes:
@@ -35,10 +35,10 @@ class Stretch:
 class Contents(Protocol):
     """What the buffers of every rank hold. Bytes that no stretch covers hold the canary."""
 
-    def before(self, rank: int, buffer: str, salt: int) -> Iterator[Stretch]:
+    def before(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
         """What an input is filled with; `salt` chooses a set of values."""
 
-    def after(self, rank: int, buffer: str, salt: int) -> Iterator[Stretch]:
+    def after(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
         """What a buffer, input or not, must hold after the last phase; in order and without overlap."""
 
     @property

@@ -55,7 +55,7 @@ def rounds_of(
         direction: ``apart`` splits every round so that no rank sends and receives at once.
         aligned: see `Schedule`.
     """
-    split = [part for whole in rounds for part in (apart(whole) if direction == "apart" else [whole])]
+    split = [part for whole in rounds for part in (split_directions(whole) if direction == "apart" else [whole])]
     order = np.random.default_rng(seed).permutation(len(split))
     return [flow_schedule(case, topology, split[k], aligned=aligned) for k in order]
 
@@ -64,7 +64,7 @@ def flow_schedule(case: Case, topology: Topology, flows: Round, *, aligned: bool
     """The schedule of one round; several flows to one rank land one behind the other."""
     count = shard_count(case, 1)
     nbytes = count * case.element.itemsize
-    place = places(flows.dst)
+    place = occurrence_numbers(flows.dst)
     phase = Exchange(
         label=flows.label,
         src=flows.src,
@@ -85,7 +85,7 @@ def flow_schedule(case: Case, topology: Topology, flows: Round, *, aligned: bool
     )
 
 
-def places(values: ArrayLike) -> Ints:
+def occurrence_numbers(values: ArrayLike) -> Ints:
     """For each value, how many equal ones stand before it: 0 for the first of its kind."""
     keys = np.asarray(values, np.int64)
     order = np.argsort(keys, kind="stable")
@@ -96,7 +96,7 @@ def places(values: ArrayLike) -> Ints:
     return found
 
 
-def apart(whole: Round) -> list[Round]:
+def split_directions(whole: Round) -> list[Round]:
     """The round in parts in which no rank both sends and receives: two, or three where a cycle of flows is odd.
 
     Raises:
@@ -156,7 +156,7 @@ def grid_of(topology: Topology, pattern: str, *, domains: int = 2, rails: int = 
     return grid_DTR
 
 
-def circle(teams: int) -> list[list[tuple[int, int]]]:
+def round_robin(teams: int) -> list[list[tuple[int, int]]]:
     """Every pair of `teams` exactly once, in rounds in which each plays once (the circle method).
 
     N - 1 rounds for an even number; N for an odd one, in each of which one rests.

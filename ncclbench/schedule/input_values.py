@@ -115,7 +115,7 @@ def tolerance(dtype: Dtype, found: list[tuple[Redop, int]], meeting: int) -> flo
     return (meeting + 3 * len(rounded)) * dtype.epsilon / 2 if rounded else 0.0
 
 
-def refuse_blind(schedule: Schedule) -> None:
+def refuse_blind_averages(schedule: Schedule) -> None:
     """Refuse averages whose results say nothing: whole numbers below 1, and shares that a float cannot hold.
 
     A library may multiply every input by 1/n, in the type itself.

@@ -13,8 +13,8 @@ from math import log2
 import numpy as np
 
 from ncclbench.schedule.dtypes import DTYPES, Array, Dtype, Redop, finish_average, reducer
-from ncclbench.schedule.expected_contents import Contents, Stretch
-from ncclbench.schedule.input_values import Fill, Floats, Spread, reductions, refuse_blind, rounding, tolerance
+from ncclbench.schedule.expected_contents import Contents, ExpectedBytes
+from ncclbench.schedule.input_values import Fill, Floats, Spread, reductions, refuse_blind_averages, rounding, tolerance
 from ncclbench.schedule.phases import flatten
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.schedule.symbolic_trace import Given, Mark, Reduced, Segment, Term, trace
@@ -121,7 +121,7 @@ class Oracle:
             wrong += _changed_canaries(raw[done:])
         return wrong
 
-    def _wrong_stretch(self, raw: Array, stretch: Stretch) -> int:
+    def _wrong_stretch(self, raw: Array, stretch: ExpectedBytes) -> int:
         expected = self.upload(stretch.expected.reshape(-1))
         return _unequal(raw.view(expected.dtype), expected, stretch.tolerance, DTYPES["bfloat16"])
 
@@ -208,7 +208,7 @@ def refuse_unverifiable(variants: Iterable[Schedule]) -> None:
     """
     for variant in variants:
         if variant.contents is None:
-            refuse_blind(variant)
+            refuse_blind_averages(variant)
 
 
 def _as_float64(bits: Array, dtype: Dtype) -> Array:

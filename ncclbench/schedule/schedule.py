@@ -25,7 +25,7 @@ from ncclbench.schedule.row_work import RowKernel, RowWork
 
 
 @dataclass(frozen=True)
-class Comparable:
+class ForeignRate:
     """A rate as another program defines it, to be read beside that program's and never as our own.
 
     Attributes:
@@ -80,7 +80,7 @@ class Schedule:
     subtotals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ratios: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
-    comparable: Mapping[str, Comparable] = field(default_factory=dict)
+    comparable: Mapping[str, ForeignRate] = field(default_factory=dict)
     fingerprint: str = ""
 
     def __post_init__(self) -> None:

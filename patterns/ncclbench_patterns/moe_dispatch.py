@@ -6,7 +6,7 @@ and partial sums return in its mirror image. The busiest rank decides. `docs/moe
 
 from collections.abc import Sequence
 
-from ncclbench.moe.layer_variants import LayerParams, LayerRequest, layer_variants
+from ncclbench.moe.layer_variants import LayerParams, LayerSpec, layer_variants
 from ncclbench.schedule import Case, Schedule
 from ncclbench.topology import Topology
 
@@ -17,7 +17,7 @@ class Params(LayerParams, frozen=True, kw_only=True):
 
 def size_and_dtype(params: Params) -> tuple[int, str]:
     """Bytes of the tokens of a rank, and the type of their elements: parameters say both, not -b and --dtype."""
-    return LayerRequest.of(params).size_and_dtype()
+    return LayerSpec.of(params).size_and_dtype()
 
 
 def variants(case: Case, topology: Topology) -> Sequence[Schedule]:
@@ -26,4 +26,4 @@ def variants(case: Case, topology: Topology) -> Sequence[Schedule]:
     Raises:
         Unable: if this job's ranks cannot share the experts so.
     """
-    return layer_variants(LayerRequest.of(case.read(Params)), topology)
+    return layer_variants(LayerSpec.of(case.read(Params)), topology)

@@ -6,7 +6,7 @@ pairs of a round are busy at once. Rounds grow with N, which is why `same_rail` 
 
 import numpy as np
 
-from ncclbench.schedule import Case, Direction, Round, Schedule, circle, grid_of, rounds_of, shard_count
+from ncclbench.schedule import Case, Direction, Round, Schedule, grid_of, round_robin, rounds_of, shard_count
 from ncclbench.schedule import Params as BaseParams
 from ncclbench.topology import Topology
 
@@ -29,7 +29,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
     shard_count(case, 1)
     grid_DTR = grid_of(topology, "pairs")
     rounds = []
-    for k, drawn in enumerate(circle(len(grid_DTR))):
+    for k, drawn in enumerate(round_robin(len(grid_DTR))):
         a, b = np.array(drawn).T
         rounds.append(Round(f"round={k + 1}", grid_DTR[np.append(a, b)], grid_DTR[np.append(b, a)]))
     return rounds_of(case, topology, rounds, seed=params.seed, direction=params.direction)

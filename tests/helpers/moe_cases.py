@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ncclbench.errors import UsageError
 from ncclbench.measure.case import run_case
-from ncclbench.moe.routing import KINDS, Draw, Router, RoutingSpec, expert_hosts
+from ncclbench.moe.routing import KINDS, Router, RoutingSampler, RoutingSpec, expert_hosts
 from ncclbench.moe.routing_trace import read_trace
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case
@@ -87,8 +87,10 @@ def table_of_each_kind(folder: Path, tokens_W: list[list[int]]) -> tuple[Path, d
         if text == "trace:FILE":
             (table,) = read_trace(str(recorded(tokens, folder)), router, ranks)
         else:
-            draw = Draw(spec=RoutingSpec.parse(text), router=router, seed=0, iteration=i, hosts=hosts, rails=rails)
-            table = draw.routing(np.array(tokens))
+            draw = RoutingSampler(
+                spec=RoutingSpec.parse(text), router=router, seed=0, iteration=i, hosts=hosts, rails=rails
+            )
+            table = draw.sample(np.array(tokens))
         kinds[table.sha256] = KINDS[i]
         rows += [
             {"iteration": i, "rank": rank, "token": tok, "experts": table.experts[rank, tok].tolist()}

@@ -15,7 +15,7 @@ from ncclbench.cli import main
 from ncclbench.config.plugins import names
 from ncclbench.config.shipped_files import MODELS
 from ncclbench.errors import Exit, worst
-from ncclbench.moe.models import read_model
+from ncclbench.moe.model_presets import read_model
 from ncclbench.store.run_directory import RunWriter
 
 # A real run's manifest says more; to read a run, this will do.

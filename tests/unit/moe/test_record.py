@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ncclbench.buffers.arrays import Buffers
 from ncclbench.measure.case import build_variants, run_case
-from ncclbench.moe.control_experiment import equal_rows
+from ncclbench.moe.equal_split_control import equal_rows
 from ncclbench.plan.plan import Settings, parse_plan
 from ncclbench.schedule import AllToAllV, Case, Collective, RowWork, Schedule
 from ncclbench.schedule.ledger import flows

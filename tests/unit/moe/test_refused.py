@@ -13,23 +13,23 @@ from click.testing import CliRunner
 from ncclbench.cli.run import command
 from ncclbench.errors import Unable, UsageError
 from ncclbench.measure.case import build_variants, memory_needed
-from ncclbench.moe.layer_variants import LayerParams, LayerRequest
-from ncclbench.moe.rows import Placement, refuse_too_many_rows
+from ncclbench.moe.layer_variants import LayerParams, LayerSpec
+from ncclbench.moe.row_routes import ExpertPlacement, refuse_too_many_rows
 from ncclbench.topology import Topology
 from tests.helpers.moe_cases import case_of, run
 
-# Placement.
+# ExpertPlacement.
 
 
 def test_groups_take_as_many_domains_as_are_asked_for() -> None:
     two = Topology.from_hosts(["a"] * 4 + ["b"] * 4)
-    placed = Placement.of(two, 4, "2x2")
+    placed = ExpertPlacement.of(two, 4, "2x2")
     assert placed.groups.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
     assert placed.domains.tolist() == [[0, 0, 1, 1]] * 2
     assert placed.assumed is None
-    inside = Placement.of(two, 4, "4x1")
+    inside = ExpertPlacement.of(two, 4, "4x1")
     assert inside.groups.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    alone = Placement.of(Topology.single_node(4), 4, "1x4")
+    alone = ExpertPlacement.of(Topology.single_node(4), 4, "1x4")
     assert alone.domains.tolist() == [[0, 1, 2, 3]]
     assert alone.assumed == "1x4: this job is one domain, played as 4"
 
@@ -46,7 +46,7 @@ def test_groups_take_as_many_domains_as_are_asked_for() -> None:
 )
 def test_an_impossible_placement_is_refused(ep: int, shape: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        Placement.of(Topology.from_hosts(["a"] * 4 + ["b"] * 4), ep, shape)
+        ExpertPlacement.of(Topology.from_hosts(["a"] * 4 + ["b"] * 4), ep, shape)
 
 
 def test_hierarchical_needs_equal_domains() -> None:
@@ -81,7 +81,7 @@ def test_groups_of_experts_that_are_given_are_those_of_the_model() -> None:
 )
 def test_groups_are_the_models_or_as_asked_for(params: dict[str, Any], expected: tuple[int, int]) -> None:
     asked = case_of(routing="group-limited", **params).read(LayerParams)
-    router = LayerRequest.of(asked).router
+    router = LayerSpec.of(asked).router
     assert (router.groups, router.groups_kept) == expected
 
 
@@ -95,7 +95,7 @@ def test_a_token_stays_in_the_groups_that_are_kept(pattern: str) -> None:
 
 def test_other_routings_know_no_groups() -> None:
     asked = case_of(experts=0, top_k=60).read(LayerParams)
-    assert LayerRequest.of(asked).router.groups == 1
+    assert LayerSpec.of(asked).router.groups == 1
 
 
 # What is refused.
@@ -175,7 +175,7 @@ def test_more_rows_on_a_rank_than_an_int32_counts_are_refused(
     pattern: str, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pair of ranks has at most 12 rows here, one a token."""
-    import ncclbench.moe.rows as room
+    import ncclbench.moe.row_routes as room
 
     monkeypatch.setattr(room, "_MOST_ROWS", 20)
     case = case_of(variant=variant, placement="2x2", seed=1831)  # a seed of its own: no other test has built it
@@ -263,16 +263,16 @@ def test_a_bad_parameter_names_its_case_among_many() -> None:
 
 def test_a_rank_that_is_unable_when_others_have_begun_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import ncclbench.moe.layer_variants as room
-    from ncclbench.moe.token_values import Values
+    from ncclbench.moe.token_values import TokenValues
 
     monkeypatch.setattr(room, "refuse_without_values", lambda _top_k, _format: None)
-    honest = Values.numbers
+    honest = TokenValues.numbers
 
-    def unable(values: Values, rank_n: Any, tok_n: Any) -> Any:
+    def unable(values: TokenValues, rank_n: Any, tok_n: Any) -> Any:
         if len(rank_n):
             raise Unable("no values")
         return honest(values, rank_n, tok_n)
 
-    monkeypatch.setattr(Values, "numbers", unable)
+    monkeypatch.setattr(TokenValues, "numbers", unable)
     with pytest.raises(RuntimeError, match="found to be impossible when other ranks had begun: no values"):
         run(case_of(tokens="0,5", routings=1), 2)

@@ -16,21 +16,21 @@ from hypothesis import strategies as st
 from ncclbench.config.shipped_files import MODELS
 from ncclbench.errors import UsageError
 from ncclbench.moe import routing
-from ncclbench.moe.counter_rng import bits, exponential, key_of, unit, zipf_weights
-from ncclbench.moe.models import read_model
+from ncclbench.moe.model_presets import read_model
 from ncclbench.moe.routing import (
     KINDS,
-    Draw,
     Router,
     Routing,
+    RoutingSampler,
     RoutingSpec,
     expected_unique,
     expert_hosts,
     token_counts,
 )
-from ncclbench.moe.routing_facts import remote
+from ncclbench.moe.routing_statistics import remote
 from ncclbench.moe.routing_trace import read_trace
-from ncclbench.moe.rows import GroupRows
+from ncclbench.moe.row_routes import GroupRows
+from ncclbench.schedule.counter_rng import bits, exponential, key_of, unit, zipf_weights
 
 DEEPSEEK, GPT_OSS = read_model("deepseek-v3").router(), read_model("gpt-oss-20b").router()
 
@@ -40,8 +40,10 @@ def draw(
 ) -> Routing:
     hosts = expert_hosts(router.experts, ranks)
     spec = RoutingSpec.parse(kind)
-    one = Draw(spec=spec, router=router, seed=seed, iteration=iteration, hosts=hosts, rails=np.arange(ranks) % rails)
-    return one.routing(np.full(ranks, tokens))
+    one = RoutingSampler(
+        spec=spec, router=router, seed=seed, iteration=iteration, hosts=hosts, rails=np.arange(ranks) % rails
+    )
+    return one.sample(np.full(ranks, tokens))
 
 
 def rows_of(routing: Routing, domains: int = 1) -> GroupRows:
@@ -136,8 +138,10 @@ def test_seed_iteration_and_rank_each_change_the_table() -> None:
 
 def test_a_rank_draws_the_same_tokens_however_many_the_others_have() -> None:
     hosts = expert_hosts(256, 2)
-    one = Draw(spec=RoutingSpec("uniform"), router=DEEPSEEK, seed=0, iteration=0, hosts=hosts, rails=np.zeros(2, int))
-    few, many = one.routing(np.array([5, 9])), one.routing(np.array([5, 2000]))
+    one = RoutingSampler(
+        spec=RoutingSpec("uniform"), router=DEEPSEEK, seed=0, iteration=0, hosts=hosts, rails=np.zeros(2, int)
+    )
+    few, many = one.sample(np.array([5, 9])), one.sample(np.array([5, 2000]))
     assert np.array_equal(few.experts[0, :5], many.experts[0, :5])
     assert np.array_equal(few.experts[1, :9], many.experts[1, :9])
     assert np.all(few.experts[0, 5:] == -1)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from ncclbench.config.plugins import load, names
 from ncclbench.measure.case import Measurement, build_variants, run_case
 from ncclbench.plan.plan import Settings
-from ncclbench.schedule import AllToAllV, Case, Collective, Exchange, Schedule, Timing, Unable, circle, derangement
-from ncclbench.schedule.flow_rounds import Round, apart, places
+from ncclbench.schedule import AllToAllV, Case, Collective, Exchange, Schedule, Timing, Unable, derangement, round_robin
+from ncclbench.schedule.flow_rounds import Round, occurrence_numbers, split_directions
+from ncclbench.schedule.minimum_time import minimum_seconds
 from ncclbench.schedule.rates import bus_factor
-from ncclbench.schedule.time_bound import bound_seconds
 from ncclbench.topology import Topology, Wiring
 from ncclbench.transports.threads import play
 
@@ -120,7 +120,7 @@ def check_rounds(phases: list[Exchange], topology: Topology, direction: str, *, 
     ],
 )
 def test_the_check_of_rounds_catches_each_fault(src: list[int], dst: list[int], direction: str, words: str) -> None:
-    phase = Exchange("r", np.array(src), np.array(dst), np.array([8]), recv_offset=places(dst) * 8)
+    phase = Exchange("r", np.array(src), np.array(dst), np.array([8]), recv_offset=occurrence_numbers(dst) * 8)
     if not words:
         check_rounds([phase], fabric(2, 2), direction, everyone=True)
         words, phases = "a label stands twice", [phase, phase]
@@ -177,7 +177,7 @@ def test_pairs_meet_exactly_once_in_each_direction(domains: int, rails: int) -> 
 
 @given(teams=st.integers(1, 64))
 def test_the_circle_method_plays_every_pair_once_and_nobody_twice_in_a_round(teams: int) -> None:
-    rounds = circle(teams)
+    rounds = round_robin(teams)
     assert sorted(tuple(sorted(pair)) for one in rounds for pair in one) == list(combinations(range(teams), 2))
     for one in rounds:
         assert len({team for pair in one for team in pair}) == 2 * len(one)
@@ -399,7 +399,7 @@ def test_a_round_taken_apart_keeps_every_flow_and_nobody_does_both(data: st.Data
     if not kept.any():
         return
     whole = Round("r", np.arange(ranks)[kept], dst[kept])
-    parts = apart(whole)
+    parts = split_directions(whole)
     assert len(parts) <= 3
     flows = [pair for part in parts for pair in zip(part.src.tolist(), part.dst.tolist(), strict=True)]
     assert sorted(flows) == sorted(zip(whole.src.tolist(), whole.dst.tolist(), strict=True))
@@ -409,12 +409,12 @@ def test_a_round_taken_apart_keeps_every_flow_and_nobody_does_both(data: st.Data
 
 def test_a_rank_that_sends_twice_cannot_be_taken_apart() -> None:
     with pytest.raises(ValueError, match="sends and receives once"):
-        apart(Round("r", np.array([0, 0]), np.array([1, 2])))
+        split_directions(Round("r", np.array([0, 0]), np.array([1, 2])))
 
 
 @given(values=st.lists(st.integers(0, 4), min_size=1, max_size=20))
 def test_places_count_the_equal_ones_before(values: list[int]) -> None:
-    assert places(np.array(values)).tolist() == [values[:k].count(value) for k, value in enumerate(values)]
+    assert occurrence_numbers(np.array(values)).tolist() == [values[:k].count(value) for k, value in enumerate(values)]
 
 
 # Running them
@@ -507,7 +507,7 @@ def test_threads_play_every_path_of_cross_rail(mode: str) -> None:
 
 def bound(pattern: str, topology: Topology, **params: object) -> dict[str, float | None]:
     return {
-        one.phases[0].label: bound_seconds(one.phases[0], topology, 4, aligned=one.aligned)
+        one.phases[0].label: minimum_seconds(one.phases[0], topology, 4, aligned=one.aligned)
         for one in made(pattern, topology, nbytes=1000, **params)
     }
 

@@ -7,12 +7,12 @@ that their ratio, the skew penalty, compares nothing but splits.
 
 import numpy as np
 
-from ncclbench.moe import expected_rows as contents
-from ncclbench.moe.expected_rows import Held, LayerContents, Rows
-from ncclbench.moe.layer_schedule import Options
+from ncclbench.moe import expected_buffers as contents
+from ncclbench.moe.expected_buffers import ExpectedRows, LayerContents, RowBuffer
+from ncclbench.moe.layer_schedule import LayerOptions
 from ncclbench.moe.routing import Routing
-from ncclbench.moe.rows import Layer, refuse_too_many_rows
-from ncclbench.moe.token_values import Ints, Values
+from ncclbench.moe.row_routes import LayerRows, refuse_too_many_rows
+from ncclbench.moe.token_values import Ints, TokenValues
 from ncclbench.schedule.dtypes import DTYPES
 from ncclbench.schedule.phases import AllToAllV
 from ncclbench.schedule.row_formats import FORMATS
@@ -29,7 +29,7 @@ def equal_rows(rows_NN: Ints) -> Ints:
     return out
 
 
-def build_control(layer: Layer, routing: Routing, options: Options, *, equal: bool) -> Schedule:
+def build_split_control(layer: LayerRows, routing: Routing, options: LayerOptions, *, equal: bool) -> Schedule:
     """Two all-to-alls: ``dispatch`` of rows in their format, ``combine`` of bfloat16 rows.
 
     Args:
@@ -48,28 +48,28 @@ def build_control(layer: Layer, routing: Routing, options: Options, *, equal: bo
     sent_R, received_R = rows.sum(axis=2), rows.sum(axis=1)
     most_out, most_in = int(sent_R.max()), int(received_R.max())
 
-    def own(rank: int) -> Rows:
+    def own(rank: int) -> ExpectedRows:
         g, member = layer.placement.seat(rank)
         return _numbered(np.full(int(sent_R[g, member]), rank), np.arange(int(sent_R[g, member])))
 
-    def arrived(rank: int) -> Rows:
+    def arrived(rank: int) -> ExpectedRows:
         g, member = layer.placement.seat(rank)
         first_NN = np.cumsum(rows[g], axis=1) - rows[g]
         counts = rows[g][:, member]
         tok = np.concatenate([first_NN[j, member] + np.arange(n) for j, n in enumerate(counts.tolist())])
         return _numbered(np.repeat(groups[g], counts), tok)
 
-    def values(salt: int, backward: bool) -> Values:
+    def values(salt: int, backward: bool) -> TokenValues:
         format = FORMATS["bf16"] if backward else options.format
-        return Values(options.hidden, format, routing.router.top_k, True, salt, backward)
+        return TokenValues(options.hidden, format, routing.router.top_k, True, salt, backward)
 
     render = contents.packed if options.format.block else contents.payload
     held = {
-        "packed": Held(own, render, row),
-        "received": Held(arrived, render, row),
+        "packed": RowBuffer(own, render, row),
+        "received": RowBuffer(arrived, render, row),
         # What comes back are rows of its own kind, so that both all-to-alls are checked by what was filled in.
-        "partial": Held(arrived, contents.numbers, wide, backward=True),
-        "returned": Held(own, contents.numbers, wide, backward=True),
+        "partial": RowBuffer(arrived, contents.numbers, wide, backward=True),
+        "returned": RowBuffer(own, contents.numbers, wide, backward=True),
     }
     sizes = {
         "packed": most_out * row,
@@ -97,5 +97,5 @@ def build_control(layer: Layer, routing: Routing, options: Options, *, equal: bo
     )
 
 
-def _numbered(rank: Ints, tok: Ints) -> Rows:
-    return Rows(rank, tok, np.zeros((len(rank), 1), np.int64))
+def _numbered(rank: Ints, tok: Ints) -> ExpectedRows:
+    return ExpectedRows(rank, tok, np.zeros((len(rank), 1), np.int64))

@@ -14,7 +14,7 @@ from ncclbench.topology import Topology, Wiring
 _BYTES_PER_GBIT = 1e9 / 8
 
 
-def bound_seconds(phase: Phase, topology: Topology, itemsize: int, *, aligned: bool = False) -> float | None:
+def minimum_seconds(phase: Phase, topology: Topology, itemsize: int, *, aligned: bool = False) -> float | None:
     """Seconds below which no run of `phase` can be; None where the topology does not say how fast its wires are.
 
     Args:

@@ -26,7 +26,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     format: str | None = None
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelPreset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One network.
 
     Attributes:
@@ -61,13 +61,13 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 @cache
-def read_model(name: str) -> Model:
+def read_model(name: str) -> ModelPreset:
     """The preset called `name`.
 
     Raises:
         UsageError: if there is none, with the nearest name and all names.
     """
-    return decode_toml(MODELS.read(name), Model, f"{name}.toml")
+    return decode_toml(MODELS.read(name), ModelPreset, f"{name}.toml")
 
 
 def model_line(name: str) -> str:

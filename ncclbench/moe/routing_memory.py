@@ -21,7 +21,7 @@ _WORD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSize:
+class RoutingMemory:
     """Numbers that tables are in proportion to.
 
     Attributes:

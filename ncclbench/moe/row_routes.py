@@ -23,7 +23,7 @@ _MOST_ROWS = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
-class Placement:
+class ExpertPlacement:
     """Which ranks share experts, and in which domain each of them is.
 
     Attributes:
@@ -37,7 +37,7 @@ class Placement:
     assumed: str | None = None
 
     @classmethod
-    def of(cls, topology: Topology, members: int, shape: str = "") -> "Placement":
+    def of(cls, topology: Topology, members: int, shape: str = "") -> "ExpertPlacement":
         """Groups of `members` ranks; `shape` such as ``16x2`` asks for 2 domains of 16 ranks each.
 
         Raises:
@@ -321,7 +321,7 @@ def padded(rows: RowSet, counts: Ints, capacity: int) -> RowSet:
     return RowSet(src, tok, slots)
 
 
-class Layer:
+class LayerRows:
     """All expert-parallel groups of a job for one routing.
 
     Args:
@@ -331,7 +331,7 @@ class Layer:
         dedup: see `GroupRows`.
     """
 
-    def __init__(self, choices: Choices, experts: int, placement: Placement, *, dedup: bool) -> None:
+    def __init__(self, choices: Choices, experts: int, placement: ExpertPlacement, *, dedup: bool) -> None:
         """Make every group's rows."""
         self.placement = placement
         self.groups = [

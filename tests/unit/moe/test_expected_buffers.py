@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ncclbench.measure.case import build_variants
-from ncclbench.moe import expected_rows as contents
+from ncclbench.moe import expected_buffers as contents
 from ncclbench.schedule.dtypes import Array
 from ncclbench.topology import Topology
 from tests.helpers.moe_cases import case_of

@@ -11,9 +11,9 @@ import pytest
 from ncclbench.errors import UsageError
 from ncclbench.measure.case import build_variants
 from ncclbench.moe import layer_variants as layer
-from ncclbench.moe import table_memory as tables
-from ncclbench.moe.routing import Draw
-from ncclbench.moe.table_memory import TableSize
+from ncclbench.moe import routing_memory as tables
+from ncclbench.moe.routing import RoutingSampler
+from ncclbench.moe.routing_memory import RoutingMemory
 from ncclbench.schedule import RowWork
 from ncclbench.schedule.phases import flatten
 from ncclbench.topology import Topology
@@ -37,8 +37,8 @@ LARGE: dict[str, Any] = {"tokens": "4000", "experts": 64, "top_k": 8}
 def test_the_estimate_is_what_one_rank_allocates(
     ranks: int, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[TableSize] = []
-    monkeypatch.setattr(TableSize, "make_room", lambda one, _give_up: sizes.append(one))
+    sizes: list[RoutingMemory] = []
+    monkeypatch.setattr(RoutingMemory, "make_room", lambda one, _give_up: sizes.append(one))
     topology = Topology.single_node(ranks)
     layer._built.cache_clear()
     tracemalloc.start()
@@ -54,10 +54,10 @@ def test_the_estimate_is_what_one_rank_allocates(
 
 
 def test_tables_are_in_proportion_to_tokens_choices_and_ranks() -> None:
-    one = TableSize(ranks=8, tokens=1000, top_k=8, members=8, domains=1, routings=4)
+    one = RoutingMemory(ranks=8, tokens=1000, top_k=8, members=8, domains=1, routings=4)
     assert one.shared_bytes == 8 * 1000 * (4 * (8 * 24 + 9) + 8 * 16)
     assert one.own_bytes == 4 * 1000 * 8 * (20 * 8 + 18 * 8)
-    assert TableSize(ranks=8, tokens=10**9, top_k=8, members=8, domains=1, routings=4).nbytes == 10**6 * one.nbytes
+    assert RoutingMemory(ranks=8, tokens=10**9, top_k=8, members=8, domains=1, routings=4).nbytes == 10**6 * one.nbytes
 
 
 @pytest.mark.parametrize("pattern", ["moe_dispatch", "moe_overlap"])
@@ -68,7 +68,7 @@ def test_tables_that_do_not_fit_are_refused_before_they_are_drawn(
     def never(*_args: object) -> None:
         raise AssertionError("a table was drawn")
 
-    monkeypatch.setattr(Draw, "routing", never)
+    monkeypatch.setattr(RoutingSampler, "routing", never)
     monkeypatch.setattr(tables, "available_memory", lambda: 20 << 30)
     case = msgspec.structs.replace(case_of(tokens=tokens, top_k=8, routings=4), pattern=pattern)
     with pytest.raises(UsageError) as refused:

@@ -1,7 +1,8 @@
-"""What every buffer of an expert-parallel layer must hold, said by what the routing means.
+"""What every buffer of an expert-parallel layer must hold, stated from the meaning of the routing.
 
-A buffer's rows are named by (rank, token) and what was done to them; the bits follow from `Values`. The index tables
-by which rows are moved are not used here, except for the order of rows on arrival, which the all-to-all itself fixes.
+A buffer's rows are named by (rank, token) and by what was done to them; the bits follow from `TokenValues`. The index
+tables by which rows are moved are not used here. The exception is the order of rows on arrival, which the all-to-all
+itself fixes.
 """
 
 import os
@@ -14,9 +15,9 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.moe.token_values import Bytes, Floats, Ints, Values
+from ncclbench.moe.token_values import Bytes, Floats, Ints, TokenValues
 from ncclbench.schedule.dtypes import Array
-from ncclbench.schedule.expected_contents import Stretch
+from ncclbench.schedule.expected_contents import ExpectedBytes
 
 # Bytes of expected rows made at once. Four times as many take twice as long: what is worked on leaves the cache, and
 # memory is taken from the kernel and given back for every array.
@@ -26,7 +27,7 @@ _MOST_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class ExpectedRows:
     """Rows of a buffer by name, with what the buffer needs of each.
 
     Attributes:
@@ -45,30 +46,30 @@ class Rows:
 
 
 # What a chunk of rows looks like in memory: shape (n, row) of uint8, or of uint16 for bfloat16.
-Render = Callable[[Values, Rows, slice], Array]
+Render = Callable[[TokenValues, ExpectedRows, slice], Array]
 
 
-def payload(values: Values, rows: Rows, part: slice) -> Bytes:
+def payload(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
     """Rows as they travel, without their scales."""
     return values.raw(rows.rank[part], rows.tok[part])[0]
 
 
-def scales(values: Values, rows: Rows, part: slice) -> Bytes:
+def scales(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
     """The scales alone."""
     return values.raw(rows.rank[part], rows.tok[part])[1]
 
 
-def packed(values: Values, rows: Rows, part: slice) -> Bytes:
+def packed(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
     """Payload and scales of each row behind each other."""
     return np.concatenate(values.raw(rows.rank[part], rows.tok[part]), axis=1)
 
 
-def entries(values: Values, rows: Rows, part: slice) -> Bytes:
+def entries(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
     """Routing metadata."""
     return values.entries(rows.rank[part], rows.tok[part], rows.choices[part], rows.slots[part])
 
 
-def numbers(values: Values, rows: Rows, part: slice) -> NDArray[np.uint16]:
+def numbers(values: TokenValues, rows: ExpectedRows, part: slice) -> NDArray[np.uint16]:
     """bfloat16 rows, multiplied."""
     rank, tok = rows.rank[part], rows.tok[part]
     factor = np.ones(len(rank), np.float32) if rows.factor is None else rows.factor(values.weights(rank, tok), part)
@@ -76,10 +77,10 @@ def numbers(values: Values, rows: Rows, part: slice) -> NDArray[np.uint16]:
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class RowBuffer:
     """What a buffer holds: rows of a rank, and how they are laid out."""
 
-    rows: Callable[[int], Rows]
+    rows: Callable[[int], ExpectedRows]
     render: Render
     row_bytes: int
     tolerance: float = 0.0
@@ -87,7 +88,7 @@ class Held:
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
+class CountBuffer:
     """Exchanged counts: for each peer a stamp, the rows that it gets, and what its experts get; shape (N, m)."""
 
     numbers: Callable[[int], NDArray[np.int32]]
@@ -104,9 +105,9 @@ class LayerContents:
         allowed: tolerance of sums that are not exact; 0 where weights are powers of two.
     """
 
-    held: Mapping[str, Held]
-    counts: Mapping[str, Counts]
-    values: Callable[[int, bool], Values]
+    held: Mapping[str, RowBuffer]
+    counts: Mapping[str, CountBuffer]
+    values: Callable[[int, bool], TokenValues]
     allowed: float
 
     @property
@@ -119,16 +120,16 @@ class LayerContents:
         """Why it is not zero."""
         return "fractional weights round in bfloat16 at every partial sum" if self.allowed else None
 
-    def before(self, rank: int, buffer: str, salt: int) -> Iterator[Stretch]:
+    def before(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
         """Inputs hold before what they hold after."""
         yield from self.after(rank, buffer, salt)
 
-    def after(self, rank: int, buffer: str, salt: int) -> Iterator[Stretch]:
+    def after(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
         """The rows of a buffer, some at a time."""
         if buffer in self.counts:
             table = self.counts[buffer].numbers(rank).copy()
             table[:, 0] = salt + 1  # the stamp tells counts of this pass from those of another
-            yield Stretch(0, table.view(np.uint8).reshape(-1))
+            yield ExpectedBytes(0, table.view(np.uint8).reshape(-1))
             return
         held = self.held.get(buffer)
         if held is None:
@@ -139,7 +140,7 @@ class LayerContents:
         parts = (slice(first, min(first + step, len(rows.rank))) for first in firsts)
         made = _ahead(partial(held.render, values, rows, part) for part in parts)
         for first, expected in zip(firsts, made, strict=True):
-            yield Stretch(first * held.row_bytes, expected, held.tolerance)
+            yield ExpectedBytes(first * held.row_bytes, expected, held.tolerance)
 
 
 @cache

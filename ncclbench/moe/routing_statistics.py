@@ -15,7 +15,7 @@ import numpy as np
 
 from ncclbench.errors import Unable
 from ncclbench.moe.routing import Ints, Routing
-from ncclbench.moe.rows import GroupRows, Hop, Layer
+from ncclbench.moe.row_routes import GroupRows, Hop, LayerRows
 from ncclbench.schedule.row_formats import RowFormat
 from ncclbench.schedule.row_work import ENTRY_BYTES
 
@@ -51,8 +51,8 @@ def received_in_all(hops: Sequence[Hop]) -> Ints:
     return total
 
 
-def routing_facts(
-    layer: Layer, hops: Sequence[Hop], routing: Routing, format: RowFormat, hidden: int, capacity: float
+def routing_statistics(
+    layer: LayerRows, hops: Sequence[Hop], routing: Routing, format: RowFormat, hidden: int, capacity: float
 ) -> dict[str, Any]:
     """Plain data of one routing, for the record; `hops` is the way its rows go, without padding."""
     tokens = routing.tokens
