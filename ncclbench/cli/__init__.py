@@ -12,10 +12,11 @@ from typing import Any
 import click
 
 from ncclbench import __version__
-from ncclbench.cli.closed_streams import discard, make_courteous
+from ncclbench.cli.options import HELP
+from ncclbench.cli.output import discard, outlive_readers
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError
 from ncclbench.launch.launcher_detection import own_rank
-from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, rank_0_is_still_there, wait_for_rank_0
+from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, rank_0_is_still_there, wait_for_rank_0, wants_json
 
 # Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`,
 # which would hide the built-in from this package, and for `import`, which no module can be called.
@@ -72,7 +73,7 @@ class _LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings=HELP)
 @click.version_option(__version__, prog_name="ncclbench")
 def cli() -> None:
     """Measure collectives, MoE dispatch and cross-rail traffic on a GPU cluster, or on a laptop's CPU.
@@ -95,7 +96,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every error of ours is one line, and every exit code is one of ours."""
     _open_what_was_closed()
-    make_courteous()
+    outlive_readers()
     try:
         _refuse_lost_directory()
         code = cli(standalone_mode=False)
@@ -160,7 +161,7 @@ def _complain(message: str, code: Exit) -> Exit:
     rank = own_rank()
     if rank == "0":
         click.echo(f"ncclbench: error: {message}", err=True)
-        nothing = _NOTHING.get(sys.argv[1]) if "--json" in sys.argv[2:] else None
+        nothing = _NOTHING.get(sys.argv[1]) if wants_json(sys.argv[2:]) else None
         if nothing is not None:
             click.echo(json.dumps({**nothing, "exit_code": int(code), "error": message}))
     else:

@@ -1,20 +1,25 @@
 """``ncclbench accept``: measure a rack as its profile asks, or take a run that is there, and say whether it is good."""
 
-import datetime
-import os
+import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ncclbench.cli.completion import complete
-from ncclbench.errors import Exit, UsageError, worst
+from ncclbench import api
+from ncclbench.cli.options import HELP, complete
+from ncclbench.errors import Exit, UsageError
 from ncclbench.units import counted
+
+if TYPE_CHECKING:
+    from ncclbench.accept.request import AcceptRequest
+    from ncclbench.accept.verdict import Document
 
 _MOST_LINES = 40
 
 
-@click.command("accept", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("accept", context_settings=HELP)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--profile",
@@ -64,7 +69,24 @@ _MOST_LINES = 40
 )
 @click.option("--redact", is_flag=True, help="Also make RUN-redacted, with hashes for host names, addresses, serials.")
 @click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one compact JSON object.")
-def command(**options: Any) -> None:
+def command(
+    *,
+    run: Path | None,
+    profile: str | None,
+    plan: str | None,
+    baseline: Path | None,
+    force: bool,
+    make_profile: Path | None,
+    nproc: int | None,
+    transport: str,
+    topology: Path | None,
+    launcher: str | None,
+    dry_run: bool,
+    resume: bool,
+    out: Path | None,
+    redact: bool,
+    as_json: bool,
+) -> None:
     """Measure and judge a rack; or, given RUN, judge what was measured already.
 
     Makes all process starts that the plan declares, one after the other. In a batch script or on the head node,
@@ -80,151 +102,74 @@ def command(**options: Any) -> None:
       ncclbench accept runs/rack7 --profile h100-hgx-ib --baseline runs/rack6
       ncclbench accept --make-profile runs/golden -o ours.toml
     """
-    click.get_current_context().exit(int(_accept(options)))
+    from ncclbench.accept.request import AcceptRequest
 
-
-def _accept(options: dict[str, Any]) -> Exit:
-    if options["make_profile"] is not None:
-        return _make_profile(options)
-    if options["profile"] is None:
-        raise UsageError("accept needs --profile NAME; see `ncclbench list profiles`")
-    if options["force"] and options["baseline"] is None:
-        raise UsageError("--force goes with --baseline: nothing else is ever forced")
-    from ncclbench.accept.profile import load_profile
-
-    rules = load_profile(options["profile"])
-    if options["run"] is not None:
-        given = [
-            name for name in ("plan", "out", "nproc", "topology", "launcher", "dry_run", "resume") if options[name]
-        ]
-        if given:
-            raise UsageError(f"--{given[0].replace('_', '-')} is for a new run; {options['run']} was measured already")
-        return _judge(options["run"], rules, options)
-    return _measure_and_judge(rules, options)
-
-
-def _measure_and_judge(rules: Any, options: dict[str, Any]) -> Exit:
-    """Make the process starts, then judge; under a launcher rank 0 judges."""
-    from ncclbench.launch.launcher_detection import detect
-
-    if options["dry_run"]:
-        return _measure(rules, options, Path())
-    seat = detect(os.environ)
-    name = rules.profile.name
-    out = options["out"] or Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
-    _baseline(options["baseline"], out)  # what is wrong with it is said before hours are spent
-    code = _measure(rules, options, out)
-    if seat is not None and seat.rank != 0:
-        return code
-    if code is Exit.USAGE:
-        return _not_run(rules, code, "what was asked for was refused; why stands above", options)
-    if not (out / "manifest.json").exists():
-        return _not_run(rules, worst([code, Exit.ENVIRONMENT]), "no process start came so far as to measure", options)
-    return worst([code, _judge(out, rules, options)])
-
-
-def _not_run(rules: Any, code: Exit, reason: str, options: dict[str, Any]) -> Exit:
-    """The verdict on what was not measured; what is in -o, if anything, is another run."""
-    error = f"profile {rules.profile.name}: nothing was measured, since {reason}"
-    click.echo(f"NOT_RUN  {error}")
-    if options["as_json"]:
-        import json
-
-        summary: dict[str, Any] = {
-            "run": None,
-            "verdict": "NOT_RUN",
-            "checks": [],
-            "exit_code": int(code),
-            "error": error,
+    context = click.get_current_context()
+    if make_profile is not None:
+        given = {
+            "profile": profile,
+            "plan": plan,
+            "baseline": baseline,
+            "run": run,
+            "launcher": launcher,
+            "resume": resume,
+            "redact": redact,
         }
-        click.echo(json.dumps(summary))
-    return code
+        others = [name for name, value in given.items() if value]
+        if others:
+            raise UsageError(f"--make-profile does not go with --{others[0]}")
+        context.exit(int(_make_profile(make_profile, out)))
+    if profile is None:
+        raise UsageError("accept needs --profile NAME; see `ncclbench list profiles`")
+    request = AcceptRequest(
+        profile=profile,
+        run=run,
+        baseline=baseline,
+        force=force,
+        redact=redact,
+        plan=plan,
+        transport=transport,
+        nproc=nproc,
+        topology=topology,
+        out=out,
+        launcher=launcher,
+        resume=resume,
+        command=tuple(sys.argv[1:]),
+    )
+    if dry_run:
+        from ncclbench.cli.run import print_forecast
+
+        context.exit(int(print_forecast(api.forecast_accept(request), as_json=as_json)))
+    context.exit(int(_accept(request, as_json=as_json)))
 
 
-def _measure(rules: Any, options: dict[str, Any], out: Path) -> Exit:
-    """As ``ncclbench run`` would, but for the table at its end."""
-    from ncclbench.cli import run
+def _accept(request: "AcceptRequest", *, as_json: bool) -> Exit:
+    """Print the verdict, where this process is the one that judges."""
+    from ncclbench.cli.progress import progress_listener
 
-    arguments = ["--plan", str(options["plan"] or rules.profile.plan)]
-    arguments += ["--dry-run"] if options["dry_run"] else ["-o", str(out)]
-    arguments += ["--json"] if options["dry_run"] and options["as_json"] else []
-    arguments += ["--transport", _transport(rules, options["transport"])]
-    arguments += ["--nproc", str(options["nproc"])] if options["nproc"] is not None else []
-    arguments += ["--topology", str(options["topology"])] if options["topology"] is not None else []
-    arguments += ["--launcher", options["launcher"]] if options["launcher"] is not None else []
-    arguments += ["--resume"] if options["resume"] else []
-    with run.command.make_context("run", list(arguments)) as context:
-        return run.execute({**context.params, "arguments": ["run", *arguments]})
+    accepted = api.accept(request, progress_listener(shows_results=False))
+    if accepted.not_run is not None:
+        click.echo(f"NOT_RUN  {accepted.not_run}")
+    if accepted.document is not None and accepted.path is not None:
+        _show(accepted.document, accepted.path, accepted.redacted)
+    if as_json and (accepted.not_run or accepted.document):
+        click.echo(_summary(accepted))
+    return accepted.exit_code
 
 
-def _transport(rules: Any, asked: str) -> str:
-    """The one that was asked for, or the profile's first."""
-    return str(rules.profile.fabric.transports[0]) if asked == "auto" else asked
-
-
-def _baseline(path: Path | None, run: Path) -> Any:
-    """The baseline as a run; the run itself would always agree with itself, and is refused."""
-    from ncclbench.store.run_directory import read_run
-
-    if path is None:
-        return None
-    base = read_run(path)
-    same_file = path.resolve() == run.resolve()
-    copied = (run / "manifest.json").exists() and _same_records(path, run)
-    if same_file or copied:
-        raise UsageError(f"--baseline {path} is the run itself, which proves nothing; name an earlier run")
-    return base
-
-
-def _same_records(one: Path, other: Path) -> bool:
-    files = [path / "results.jsonl" for path in (one, other)]
-    return all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes() != b""
-
-
-def _judge(path: Path, rules: Any, options: dict[str, Any]) -> Exit:
-    from ncclbench.accept.bundle import write_bundle
-    from ncclbench.accept.check_context import Subject
-    from ncclbench.store.run_directory import read_run
-
-    run = read_run(path)
-    baseline = _baseline(options["baseline"], path)
-    document = write_bundle(Subject(run, rules, baseline, options["force"]))
-    redacted = _redacted(path, rules, baseline, options) if options["redact"] else None
-    _show(document, path, redacted)
-    if options["as_json"]:
-        import msgspec
-
-        summary = {"run": str(path), "redacted": str(redacted) if redacted else None, **msgspec.to_builtins(document)}
-        click.echo(msgspec.json.encode(summary).decode())
-    return Exit(document.exit_code)
-
-
-def _redacted(path: Path, rules: Any, baseline: Any, options: dict[str, Any]) -> Path:
-    """The bundle again, in a directory of its own, without names."""
+def _summary(accepted: api.Acceptance) -> str:
+    """What --json asks for: the verdict as it stands in the bundle, or why there is none."""
     import msgspec
 
-    from ncclbench.accept.bundle import StoredBaseline, write_bundle
-    from ncclbench.accept.check_context import Subject
-    from ncclbench.accept.profile import parse_profile
-    from ncclbench.accept.redact import KEY, redact, redact_profile, redactor_for
-    from ncclbench.store.run_directory import read_run
-
-    target = path.with_name(path.name + "-redacted")
-    run = read_run(path)
-    redactor = redactor_for([run.manifest, *([baseline.manifest] if baseline else [])], os.environ.get(KEY, ""))
-    redact(path, target, redactor)
-    rules = parse_profile(redact_profile(rules.text, redactor), rules.profile.name)
-    if baseline is not None:
-        stored = StoredBaseline(
-            name=baseline.path.name, manifest=dict(baseline.manifest), records=list(baseline.records)
-        )
-        plain = redactor.data(msgspec.to_builtins(stored))
-        baseline = msgspec.convert(plain, StoredBaseline).as_run()
-    write_bundle(Subject(read_run(target), rules, baseline, options["force"]))
-    return target
+    if accepted.document is None:
+        code, reason = int(accepted.exit_code), accepted.not_run
+        return json.dumps({"run": None, "verdict": "NOT_RUN", "checks": [], "exit_code": code, "error": reason})
+    redacted = str(accepted.redacted) if accepted.redacted else None
+    document = msgspec.to_builtins(accepted.document)
+    return msgspec.json.encode({"run": str(accepted.path), "redacted": redacted, **document}).decode()
 
 
-def _show(document: Any, path: Path, redacted: Path | None) -> None:
+def _show(document: "Document", path: Path, redacted: Path | None) -> None:
     """The verdict, then a line for each check that did not pass, then where the rest is."""
     from ncclbench.accept.verdict import Verdict
 
@@ -246,18 +191,12 @@ def _show(document: Any, path: Path, redacted: Path | None) -> None:
         click.echo(f"to hand on: {redacted}")
 
 
-def _make_profile(options: dict[str, Any]) -> Exit:
+def _make_profile(golden: Path, out: Path | None) -> Exit:
     from ncclbench.accept.bundle import write
-    from ncclbench.accept.profile_from_run import make_profile
-    from ncclbench.store.run_directory import read_run
 
-    others = [name for name in ("profile", "plan", "baseline", "run", "launcher", "resume", "redact") if options[name]]
-    if others:
-        raise UsageError(f"--make-profile does not go with --{others[0]}")
-    out: Path | None = options["out"]
     if out is not None and out.suffix != ".toml":
         raise UsageError(f"-o {out}: a profile is a .toml file")
-    text = make_profile(read_run(options["make_profile"]), out.stem if out else options["make_profile"].name)
+    text = api.make_profile(golden, out.stem if out else None)
     if out is None:
         click.echo(text, nl=False)
         return Exit.GOOD

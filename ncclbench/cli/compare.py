@@ -4,13 +4,15 @@ from pathlib import Path
 
 import click
 
+from ncclbench import api
+from ncclbench.cli.options import HELP
 from ncclbench.errors import Exit, UsageError
 
 _FORMATS = ("table", "markdown", "html", "json")
 _SUFFIXES = {".md": "markdown", ".html": "html", ".json": "json"}
 
 
-@click.command("compare", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("compare", context_settings=HELP)
 @click.argument("base", type=click.Path(path_type=Path), metavar="BASE")
 @click.argument("new", type=click.Path(path_type=Path), metavar="NEW")
 @click.option(
@@ -34,22 +36,16 @@ def command(base: Path, new: Path, fmt: str | None, out: Path | None, margin: fl
       ncclbench compare runs/base runs/new
       ncclbench compare runs/monday runs/tuesday -o change.html
     """
-    from ncclbench.analysis.comparison import compare
-    from ncclbench.analysis.run_sets import read_side
-    from ncclbench.cli.document_output import emit, refuse_terminal
+    from ncclbench.cli.output import emit, refuse_terminal
     from ncclbench.config.refusals import unknown
     from ncclbench_reports.common.comparison import RENDERERS
 
     fmt = fmt or _SUFFIXES.get(out.suffix if out else "", "table")
     if fmt not in _FORMATS:
         raise UsageError(unknown("format", fmt, _FORMATS))
-    if not 0 <= margin < 1:
-        raise UsageError(f"--margin must be from 0 to below 1, got {margin:g}")
-    if base.resolve() == new.resolve():
-        raise UsageError(f"BASE and NEW are both {base}")
     if fmt == "html":
         refuse_terminal(fmt, ".html", out)
-    found = compare(read_side(base), read_side(new), force=force, margin=margin)
+    found = api.compare(base, new, force=force, margin=margin)
     emit(RENDERERS[fmt](found), out)
     codes = {"worse": Exit.FAIL, "not comparable": Exit.INCONCLUSIVE}
     click.get_current_context().exit(int(codes.get(found.verdict, Exit.GOOD)))

@@ -2,10 +2,11 @@
 
 import click
 
+from ncclbench.cli.options import HELP
 from ncclbench.errors import Exit
 
 
-@click.command("doctor", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("doctor", context_settings=HELP)
 @click.option("--json", "as_json", is_flag=True, help="One compact JSON object.")
 def command(as_json: bool) -> None:
     """Show what this machine has, what it lacks, and why that matters.

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from ncclbench.cli.completion import complete
-from ncclbench.errors import UsageError
+from ncclbench import api
+from ncclbench.cli.options import HELP, complete
 from ncclbench.store.records import MOST_RANKS
 from ncclbench.units import counted
 
 
-@click.command("import", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("import", context_settings=HELP)
 @click.argument("logs", nargs=-1, required=True, metavar="LOG...", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run directory to make."
@@ -49,21 +49,18 @@ def command(
       ncclbench import slurm-1234.out all_reduce.json -o runs/old
       ncclbench import osu_alltoall.txt --world-size 16 -o runs/osu
     """
-    from ncclbench.config.plugins import names
-    from ncclbench.config.refusals import unknown
-    from ncclbench.importers.common.import_logs import import_logs
-    from ncclbench.importers.common.imported_cases import Stated
-    from ncclbench.importers.common.log_file import Log
-    from ncclbench.importers.common.nccl_tests_tables import PATTERNS
-    from ncclbench.store.run_directory import read_run
-
-    known = sorted({*names("patterns"), *PATTERNS.values()})
-    if pattern is not None and pattern not in known:
-        raise UsageError(f"--pattern: {unknown('pattern', pattern, known)}")
-    stated = Stated(pattern=pattern, world_size=world_size, skip_damaged=skip_damaged)
-    for remark in import_logs([Log.open(path) for path in logs], out, stated, fmt, ["import", *sys.argv[2:]]):
+    imported = api.import_logs(
+        logs,
+        out,
+        fmt=fmt,
+        pattern=pattern,
+        world_size=world_size,
+        skip_damaged=skip_damaged,
+        command=["import", *sys.argv[2:]],
+    )
+    for remark in imported.remarks:
         click.echo(f"! {remark}", err=True)
-    records = read_run(out).records
+    records = imported.load().records
     click.echo(f"imported {counted(len(records), 'case')} into {out}; look at them with: ncclbench report {out}")
     if as_json:
         statuses = [{"case": record.case, "status": record.status} for record in records]

@@ -4,12 +4,13 @@ import inspect
 
 import click
 
+from ncclbench.cli.options import HELP
 from ncclbench.errors import NcclbenchError
 
 _KINDS = ("patterns", "plans", "profiles", "checks", "transports", "reports", "importers", "models")
 
 
-@click.command("list", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("list", context_settings=HELP)
 @click.argument("kind", type=click.Choice(_KINDS))
 def command(kind: str) -> None:
     """List what there is, with one line each.

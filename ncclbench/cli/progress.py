@@ -6,9 +6,9 @@ Progress goes to stderr, results to stdout.
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -16,6 +16,12 @@ import msgspec
 from ncclbench.errors import Exit
 from ncclbench.store.records import Record
 from ncclbench.units import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ncclbench.launch.request import RunRequest
 
 _LAST_RESULTS = 8
 _LAST_WARNINGS = 4
@@ -33,6 +39,10 @@ def one_line(record: Record) -> str:
     return f"{record.case}: p50 {record.time_us.p50:.4g} us{rate}, n {record.time_us.n}{wrong}"
 
 
+def _complain(error: str) -> None:
+    click.echo(f"ncclbench: error: {error}", err=True)
+
+
 def _warn(text: str) -> None:
     click.echo(f"ncclbench: warning: {text}", err=True)
 
@@ -40,13 +50,15 @@ def _warn(text: str) -> None:
 class JsonListener:
     """Nothing until the end; then one compact JSON object as the last line of stdout."""
 
-    says_errors = True  # on stderr as well
+    def noted(self, text: str) -> None:
+        """A line on stderr."""
+        click.echo(text, err=True)
 
     def warned(self, text: str) -> None:
         """A line on stderr, as errors."""
         _warn(text)
 
-    def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None:
+    def started(self, run: Path, cases: int, finished: int, world_size: int, transport: str) -> None:
         """Say nothing."""
 
     def began(self, number: int, case: str) -> None:
@@ -56,6 +68,12 @@ class JsonListener:
         """Say nothing."""
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
+        """The error, and the summary."""
+        if error:
+            _complain(error)
+        self.summed_up(run, records, code, error)
+
+    def summed_up(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
         """The summary."""
         summary = {
             "run": str(run) if run else None,
@@ -63,36 +81,44 @@ class JsonListener:
             "error": error,
             "records": [msgspec.to_builtins(record) for record in records],
         }
-        if error and self.says_errors:
-            click.echo(f"ncclbench: error: {error}", err=True)
         click.echo(msgspec.json.encode(summary).decode())
 
 
 class SilentListener(JsonListener):
-    """Nothing but an error: whoever made this process start shows the results of all of them."""
+    """Nothing but errors and warnings: the process that made this start reports the results of all of them."""
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
         """What went wrong."""
         if error:
-            click.echo(f"ncclbench: error: {error}", err=True)
+            _complain(error)
+
+    def summed_up(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
+        """Say nothing."""
 
 
 class LineListener:
-    """A line a case on stderr, the table on stdout at the end."""
+    """One line per case on stderr, and the table on stdout at the end.
 
-    shows_results = True
+    Args:
+        shows_results: whether it prints the table; the process that makes several starts prints that of all.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shows_results: bool = True) -> None:
         """Nothing has been shown yet."""
+        self.shows_results = shows_results
         self.total = 0
         self.done = 0
 
-    def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None:
+    def noted(self, text: str) -> None:
+        """A line on stderr."""
+        self._say(text)
+
+    def started(self, run: Path, cases: int, finished: int, world_size: int, transport: str) -> None:
         """Say where the results go."""
         self.total, self.done = cases, finished
         resumed = f", {finished} finished before" if finished else ""
-        what = f"{counted(cases, 'case')} on {counted(header['world_size'], 'rank')}"
-        self._say(f"{what} over {header['transport']} -> {run}{resumed}")
+        what = f"{counted(cases, 'case')} on {counted(world_size, 'rank')}"
+        self._say(f"{what} over {transport} -> {run}{resumed}")
 
     def warned(self, text: str) -> None:
         """A line on stderr."""
@@ -108,15 +134,19 @@ class LineListener:
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
         """The table of all records, where they are, and what went wrong."""
-        if run is not None and records and self.shows_results:
+        if run is not None and self.shows_results:
+            self.summed_up(run, records, code, None)
+        if error:
+            _complain(error)
+
+    def summed_up(self, run: Path, records: list[Record], code: Exit, error: str | None) -> None:
+        """The table of all records, and where they are."""
+        if records:
             from ncclbench.config.plugins import load
             from ncclbench.store.run_directory import read_run
 
             click.echo(load("reports", "table").render([read_run(run)]))
-        if run is not None and self.shows_results:
-            click.echo(f"run directory: {run}")
-        if error:
-            click.echo(f"ncclbench: error: {error}", err=True)
+        click.echo(f"run directory: {run}")
 
     def _say(self, text: str) -> None:
         click.echo(text, err=True)
@@ -129,13 +159,13 @@ class BarListener(LineListener):
     leaves them out with NO_COLOR; no text from outside is taken for markup.
     """
 
-    def __init__(self, console: Any = None) -> None:
+    def __init__(self, console: "Console | None" = None, *, shows_results: bool = True) -> None:
         """The view appears when the run starts."""
         from rich.console import Console
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        super().__init__()
+        super().__init__(shows_results=shows_results)
         console = console or Console(stderr=True)
         self._bar = Progress(
             BarColumn(bar_width=24),
@@ -149,9 +179,9 @@ class BarListener(LineListener):
         self._warnings: dict[str, int] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
-    def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None:
+    def started(self, run: Path, cases: int, finished: int, world_size: int, transport: str) -> None:
         """Say where the results go, and begin."""
-        super().started(run, cases, finished, header)
+        super().started(run, cases, finished, world_size, transport)
         self._bar.update(self._task, total=cases, completed=finished)
         self._live.start()
         self._show()
@@ -193,7 +223,7 @@ class BarListener(LineListener):
         self._live.update(Group(_results(self._last), *warnings, self._bar), refresh=True)
 
 
-def _results(records: Iterable[Record]) -> Any:
+def _results(records: Iterable[Record]) -> "Table":
     """The last results, as the table will have them."""
     from rich.table import Table
     from rich.text import Text
@@ -219,11 +249,15 @@ def _results(records: Iterable[Record]) -> Any:
     return table
 
 
-def listener_for(*, as_json: bool, of_several: bool = False) -> "JsonListener | LineListener":
-    """The listener that suits where stderr goes; one of several process starts leaves the results to its parent."""
-    if as_json:
-        return SilentListener() if of_several else JsonListener()
+def listener_for(request: "RunRequest") -> "JsonListener | LineListener":
+    """The listener that suits the request, and where stderr goes."""
+    shows_results = request.results == "table" and not request.one_of_several
+    if request.results == "json" and not request.one_of_several:
+        return JsonListener()
+    return progress_listener(shows_results=shows_results) if request.progress else SilentListener()
+
+
+def progress_listener(*, shows_results: bool) -> LineListener:
+    """A bar where stderr is a terminal, and plain lines otherwise."""
     in_place = sys.stderr.isatty() and os.environ.get("TERM", "dumb").lower() not in ("dumb", "unknown")
-    listener = BarListener() if in_place else LineListener()
-    listener.shows_results = not of_several
-    return listener
+    return BarListener(shows_results=shows_results) if in_place else LineListener(shows_results=shows_results)

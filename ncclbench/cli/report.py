@@ -5,11 +5,11 @@ from types import ModuleType
 
 import click
 
-from ncclbench.cli.completion import complete
-from ncclbench.errors import UsageError
+from ncclbench import api
+from ncclbench.cli.options import HELP, complete
 
 
-@click.command("report", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("report", context_settings=HELP)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option(
     "--format",
@@ -30,16 +30,14 @@ def command(runs: tuple[Path, ...], fmt: str | None, out: Path | None) -> None:
       ncclbench report runs/first -o first.html
       ncclbench report runs/monday runs/tuesday --format csv -o both.csv
     """
-    from ncclbench.cli.document_output import emit, refuse_terminal
+    from ncclbench.cli.output import emit, refuse_terminal
     from ncclbench.config.plugins import load
-    from ncclbench.store.run_directory import read_runs
 
     fmt = fmt or _from_suffix(out)
     module = load("reports", fmt)
     if getattr(module, "FOR_FILES", False):
         refuse_terminal(fmt, module.SUFFIX, out)
-    _refuse_twice(runs)
-    emit(module.render(read_runs(runs)), out)
+    emit(api.report(api.load_runs(runs), fmt), out)
 
 
 def _from_suffix(out: Path | None) -> str:
@@ -50,11 +48,3 @@ def _from_suffix(out: Path | None) -> str:
         return "table"
     modules: dict[str, ModuleType] = {name: load("reports", name) for name in names("reports")}
     return next((name for name, found in modules.items() if getattr(found, "SUFFIX", None) == out.suffix), "table")
-
-
-def _refuse_twice(runs: tuple[Path, ...]) -> None:
-    seen: set[Path] = set()
-    for run in runs:
-        if run.resolve() in seen:
-            raise UsageError(f"{run} is named twice: a run counts once")
-        seen.add(run.resolve())

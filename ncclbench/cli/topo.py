@@ -5,8 +5,10 @@ from typing import Any
 
 import click
 
+from ncclbench.cli.options import HELP
 
-@click.command("topo", context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.command("topo", context_settings=HELP)
 @click.option(
     "--topology",
     "file",

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from ncclbench.cli.options import HELP
 from ncclbench.errors import Exit
 
 
-@click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("verify", context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
 def command(run: Path) -> None:
     """Check that an accepted run was not changed, and that its verdict follows from its records.

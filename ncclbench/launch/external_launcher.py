@@ -62,7 +62,7 @@ def _is_torchrun(words: Sequence[str]) -> bool:
     return named and "--no-python" not in words
 
 
-class Relaunch:
+class ExternalLauncher:
     """Starts the ranks by a launcher, again and again."""
 
     def __init__(self, words: Sequence[str]) -> None:

@@ -196,6 +196,12 @@ def _refuse_independent_jobs(seat: Seat, outer: Launcher, environ: Mapping[str, 
         )
 
 
+def is_rank_0(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the one that prints: rank 0 of its job, or started alone."""
+    found = detect(environ)
+    return found is None or found.rank == 0
+
+
 def own_rank(environ: Mapping[str, str] = os.environ) -> str:
     """This process's rank as its launcher's environment has it, before anything is checked; "0" without one."""
     ranks = (environ.get(launcher.rank) for launcher in (_TORCHRUN, _OPEN_MPI, _HYDRA, _SLURM))

@@ -1,29 +1,24 @@
-"""Several process starts of one plan: made one after the other here, or asked for where a launcher forbids that.
+"""Several process starts of one plan, made one after the other; `ncclbench.launch.next_command` asks for them instead.
 
 Iterations inside one process are not independent: memory is placed once, connections and rings are chosen once. A
-verdict on performance therefore rests on several process starts. How many is declared in the plan, all are kept in
-the same run directory, and one that fails counts: the next is made all the same, and nothing is chosen from.
+verdict on performance therefore rests on several process starts. The plan declares how many, and all are kept in the
+same run directory. One that fails counts: the next is made all the same, and none is left out.
 """
 
-import os
-import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, UsageError, worst
-from ncclbench.launch.arguments import with_options, without_option
 from ncclbench.launch.mpiexec import told_when_parent_dies
 from ncclbench.launch.signals import blocked, passed_on, passing_on
 from ncclbench.plan.plan import Plan
 from ncclbench.plan.start_modes import Mode
 from ncclbench.store.run_directory import Run, read_run
 
-_LAUNCHERS = ("torchrun", "mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun", "flux")
-_MOST_PARENTS = 8
 _POLL_SECONDS = 0.05
 
 
@@ -174,75 +169,6 @@ def in_own_process(arguments: Sequence[str]) -> Exit:
                 if child.poll() is None:
                     child.kill()
                     child.wait()
-
-
-def next_command(
-    launcher: str, arguments: Sequence[str], out: Path, environ: Mapping[str, str], start: int | None = None
-) -> str:
-    """The command line that makes the next start: the launcher's own where it can be seen, or else rebuilt.
-
-    Args:
-        launcher: its name, as in the manifest.
-        arguments: this process's own, behind ``ncclbench``.
-        out: the run directory, which the next start must name.
-        environ: variables, for what a launcher tells nowhere else.
-        start: to be said outright, for nodes that do not see the run directory; counted from 0.
-    """
-    ours = without_option(arguments, "--process-start")  # which was for the start before
-    more: list[str] = []
-    if not any(word in ("-o", "--out") or word.startswith(("--out=", "-o")) for word in ours):
-        more += ["-o", str(out)]
-    if "--resume" not in ours:
-        more.append("--resume")
-    more += ["--process-start", str(start + 1)] if start is not None else []
-    ours = with_options(ours, more)
-    seen = _launcher_line(arguments)
-    if seen is not None:
-        return shlex.join([*seen, *ours])
-    program = shlex.join(["ncclbench", *ours])
-    size = environ.get("WORLD_SIZE") or environ.get("SLURM_STEP_NUM_TASKS") or environ.get("OMPI_COMM_WORLD_SIZE")
-    if launcher == "slurm":
-        return f"srun --nodes={environ.get('SLURM_STEP_NUM_NODES', '?')} --ntasks={size} {program}"
-    return f"{'mpiexec' if launcher in ('openmpi', 'mpich') else launcher} (with the options of this start) {program}"
-
-
-def _launcher_line(arguments: Sequence[str]) -> list[str] | None:
-    """The words of the launcher that stands above this process, up to our own arguments; None if it cannot be seen.
-
-    A launcher on another node, or a daemon in between, shows no command line of ours.
-    """
-    process = os.getppid()
-    for _ in range(_MOST_PARENTS):
-        words = _words(process)
-        starts_us = any(Path(word).name in _LAUNCHERS for word in words[:2]) or "torch.distributed.run" in words[:4]
-        if starts_us and arguments and list(arguments) == words[-len(arguments) :]:
-            return _as_typed(words[: -len(arguments)])
-        process = _parent(process)
-        if process <= 1:
-            return None
-    return None
-
-
-def _as_typed(words: list[str]) -> list[str]:
-    """Open MPI 5's mpirun becomes prterun, which by itself starts no MPI job; what was typed is not to be seen."""
-    return [
-        str(Path(word).with_name("mpirun")) if Path(word).name == "prterun" else word for word in words[:2]
-    ] + words[2:]
-
-
-def _words(process: int) -> list[str]:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-    except OSError:
-        return []
-
-
-def _parent(process: int) -> int:
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[1])
 
 
 def first_start(out: Path, *, resume: bool) -> int:

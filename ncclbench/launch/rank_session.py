@@ -1,6 +1,6 @@
-"""One run on one rank, from meeting the others to the last record; rank 0 keeps the book.
+"""One run on one rank, from the rendezvous to the last record; rank 0 writes the run directory.
 
-meet -> agree on plan and versions -> check memory -> open the run directory -> watch -> case after case -> end
+rendezvous -> agree on plan and versions -> check memory -> open the run directory -> watch -> case after case -> end
 """
 
 import hashlib
@@ -23,8 +23,9 @@ from ncclbench.config.plugins import load
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
 from ncclbench.launch.core_binding import allowed_cores, bind
 from ncclbench.launch.launcher_detection import LOCAL_PARENT
+from ncclbench.launch.preparation import PreparedRun
 from ncclbench.launch.rank_supervisor import outlive_parent
-from ncclbench.launch.recorder import Book, Job
+from ncclbench.launch.recorder import RunRecorder
 from ncclbench.launch.rendezvous import with_store
 from ncclbench.launch.signals import heeding, settled
 from ncclbench.launch.watchdog.attribution import Fault
@@ -33,7 +34,7 @@ from ncclbench.measure.buffer_plan import Demand, Held, agreed_room, rotations
 from ncclbench.measure.case import build_variants, demand, run_case
 from ncclbench.measure.telemetry import Witness
 from ncclbench.measure.timing_host import Progress
-from ncclbench.plan.plan import PlannedCase
+from ncclbench.plan.plan import Plan, PlannedCase
 from ncclbench.store.events import utc_now
 from ncclbench.store.provenance import provenance, software
 from ncclbench.store.records import SCHEMA
@@ -46,33 +47,35 @@ from ncclbench.transports.base import Seat, Transport, all_gather_text, broadcas
 _GIB = float(1 << 30)
 
 
-def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host: str | None) -> Exit:
-    """Run the job's plan as one rank of it.
+def run_rank(
+    prepared: PreparedRun, seat: Seat, transport: Transport, recorder: RunRecorder, watch_host: str | None
+) -> Exit:
+    """Run the plan as one rank of the job.
 
     Args:
-        job: what to run; the same on all ranks.
+        prepared: what to run; the same on all ranks.
         seat: this rank's place.
         transport: this rank's, joined.
-        book: rank 0's is written to.
+        recorder: rank 0's is written to.
         watch_host: where rank 0 can be reached for the watchdog, as `Watchdog.open` takes it; None
             where ranks share a process.
 
     Raises:
-        UsageError, EnvironmentFault: before the first case; afterwards faults end in the book.
+        UsageError, EnvironmentFault: before the first case; afterwards faults end in the run directory.
     """
     progress = Progress()
     try:
         with transport.translating("start"):
-            finished, topology, watchdog, rotating = _prepare(job, seat, transport, book, progress, watch_host)
+            finished, topology, watchdog, rotating = _prepare(prepared, seat, transport, recorder, progress, watch_host)
     except NcclbenchError:
         transport.close()  # a library's own threads would otherwise end the process with words of their own
         raise
     witness = Witness(transport)
     try:
-        for number, planned in enumerate(job.plan.cases):
+        for number, planned in enumerate(prepared.plan.cases):
             if planned.case.id not in finished:
                 rotation = rotating.get(number, WARM)
-                _run_one(number, planned, transport, topology, book, progress, watchdog, rotation, witness)
+                _run_one(number, planned, transport, topology, recorder, progress, watchdog, rotation, witness)
         transport.barrier()
     except Exception as error:
         _give_up(watchdog, error)
@@ -80,29 +83,34 @@ def run_rank(job: Job, seat: Seat, transport: Transport, book: Book, watch_host:
     if watchdog:
         watchdog.close()
     try:
-        return book.end() if transport.rank == 0 else Exit.GOOD
+        return recorder.end() if transport.rank == 0 else Exit.GOOD
     finally:
         transport.close()
 
 
 def _prepare(
-    job: Job, seat: Seat, transport: Transport, book: Book, progress: Progress, watch_host: str | None
+    prepared: PreparedRun,
+    seat: Seat,
+    transport: Transport,
+    recorder: RunRecorder,
+    progress: Progress,
+    watch_host: str | None,
 ) -> tuple[set[str], Topology, Watchdog | None, dict[int, Rotation]]:
     """Everything before the first case: the cases already finished, where the ranks sit, the watch, and the memory."""
     _cross_check(seat, transport)
-    texts = all_gather_text(transport.control, _place(job, seat, transport))
-    places = [msgspec.json.decode(text, type=Place) for text in texts]
-    _refuse_disagreement(job, transport)
-    hosts = [place.host for place in places]
-    found = [place.found for place in places]
-    topology = place_ranks(job.topology, hosts) if job.topology else place_detected_ranks(hosts, found)
-    rotating = _plan_memory(job, seat, topology, transport)
-    finished = _open_book(job, seat, topology, places, transport, book)
-    watchdog = _start_watchdog(places, transport, book, progress, watch_host) if watch_host else None
+    texts = all_gather_text(transport.control, _describe_rank(prepared, seat, transport))
+    ranks = [msgspec.json.decode(text, type=RankEnvironment) for text in texts]
+    _refuse_disagreement(prepared, transport)
+    hosts = [place.host for place in ranks]
+    found = [place.found for place in ranks]
+    topology = place_ranks(prepared.topology, hosts) if prepared.topology else place_detected_ranks(hosts, found)
+    rotating = _plan_memory(prepared, seat, topology, transport)
+    finished = _open_run(prepared, seat, topology, ranks, transport, recorder)
+    watchdog = _start_watchdog(ranks, transport, recorder, progress, watch_host) if watch_host else None
     return finished, topology, watchdog, rotating
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     """Where a rank runs, for the manifest: host, process, cores, its GPU's PCI address, and what it found around it.
 
     `boot` is the running kernel's own id, the same in all containers of a machine; "" where the kernel has none.
@@ -118,16 +126,16 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     software: dict[str, Any] = {}
 
 
-def distinct_software(places: Sequence[Place]) -> list[dict[str, Any]]:
+def distinct_software(ranks: Sequence[RankEnvironment]) -> list[dict[str, Any]]:
     """Each different set of versions and settings once, with the ranks that have it; one entry where all agree."""
     views: dict[str, dict[str, Any]] = {}
-    for rank, place in enumerate(places):
+    for rank, place in enumerate(ranks):
         view = views.setdefault(_text(place.software), {"ranks": [], **place.software})
         view["ranks"].append(rank)
     return list(views.values())
 
 
-def _place_record(place: Place) -> dict[str, Any]:
+def _rank_record(place: RankEnvironment) -> dict[str, Any]:
     """A place for the manifest; its software stands beside, once for all ranks that share it."""
     record: dict[str, Any] = msgspec.to_builtins(place)
     del record["software"]
@@ -136,14 +144,14 @@ def _place_record(place: Place) -> dict[str, Any]:
     return record
 
 
-def _place(job: Job, seat: Seat, transport: Transport) -> str:
-    """This rank's `Place` as JSON; binds it first, if it is to be bound."""
+def _describe_rank(prepared: PreparedRun, seat: Seat, transport: Transport) -> str:
+    """This rank's `RankEnvironment` as JSON; binds it first, if it is to be bound."""
     described = dict(transport.describe())
     gpu = described.get("pci_bus_id")
-    cores = bind(seat, gpu) if job.bind else allowed_cores()
+    cores = bind(seat, gpu) if prepared.request.bind else allowed_cores()
     host = "local" if seat.launcher == "threads" else socket.gethostname()
     return _text(
-        Place(
+        RankEnvironment(
             host=host,
             boot=boot_id(),
             pid=os.getpid(),
@@ -187,22 +195,26 @@ def _run_one(
     planned: PlannedCase,
     transport: Transport,
     topology: Topology,
-    book: Book,
+    recorder: RunRecorder,
     progress: Progress,
     watchdog: Watchdog | None,
     rotation: Rotation,
     witness: Witness,
 ) -> None:
     if transport.rank == 0:
-        book.begin(number, planned)
+        recorder.begin(number, planned)
     progress.case = number
     if watchdog:
         watchdog.limit = planned.settings.timeout * (1.0 + planned.case.nbytes / _GIB)
     measured = run_case(
-        *(planned.case, transport, topology, planned.settings), progress=progress, rotation=rotation, witness=witness
+        *(planned.case, transport, topology, planned.settings),
+        progress=progress,
+        rotation=rotation,
+        witness=witness,
+        command=recorder.prepared.request.command,
     )
     if measured is not None:
-        book.finish(measured)
+        recorder.finish(measured)
 
 
 def _give_up(watchdog: Watchdog | None, error: BaseException) -> None:
@@ -216,13 +228,13 @@ def _in_a_line(error: BaseException) -> str:
     return str(error) if isinstance(error, NcclbenchError) else f"{type(error).__name__}: {error}"
 
 
-def _refuse_disagreement(job: Job, transport: Transport) -> None:
+def _refuse_disagreement(prepared: PreparedRun, transport: Transport) -> None:
     """All ranks must run the same plan with the same version; a stale install on one node would go unnoticed."""
-    plan = hashlib.sha256(msgspec.json.encode(job.plan.as_record())).hexdigest()[:16]
+    plan = hashlib.sha256(msgspec.json.encode(prepared.plan.as_record())).hexdigest()[:16]
     mine = {"ncclbench": __version__, "plan": plan, "world size": transport.world_size}
-    mine["topology file"] = job.topology.sha256[:16] if job.topology else "none"
-    if job.plan.process_starts > 1:
-        mine["process start"] = "the next that is missing" if job.start is None else job.start + 1
+    mine["topology file"] = prepared.topology.sha256[:16] if prepared.topology else "none"
+    if prepared.plan.process_starts > 1:
+        mine["process start"] = "the next that is missing" if prepared.start is None else prepared.start + 1
     views = [msgspec.json.decode(text) for text in all_gather_text(transport.control, _text(mine))]
     for rank, view in enumerate(views):
         for key, value in view.items():
@@ -234,7 +246,7 @@ def _text(data: Any) -> str:
     return msgspec.json.encode(data).decode()
 
 
-def _plan_memory(job: Job, seat: Seat, topology: Topology, transport: Transport) -> dict[int, Rotation]:
+def _plan_memory(prepared: PreparedRun, seat: Seat, topology: Topology, transport: Transport) -> dict[int, Rotation]:
     """Refuse what does not fit; on GPUs, over how many sets of buffers each case rotates, by its number.
 
     Every rank checks its own GPU and node; the first refusal is everybody's.
@@ -243,8 +255,8 @@ def _plan_memory(job: Job, seat: Seat, topology: Topology, transport: Transport)
     rooms = rooms_of(transport.device, staged, seat.local_size, sharing)
     message, demands = "", {}
     try:
-        demands = _demands(job, topology)
-        _refuse_too_large(job, demands, rooms)
+        demands = _demands(prepared, topology)
+        _refuse_too_large(prepared.plan, demands, rooms)
     except UsageError as error:
         message = str(error)
     refusals = [text for text in all_gather_text(transport.control, message) if text]
@@ -257,16 +269,16 @@ def _plan_memory(job: Job, seat: Seat, topology: Topology, transport: Transport)
     return dict(zip(demands, each, strict=True))
 
 
-def _demands(job: Job, topology: Topology) -> dict[int, Demand]:
+def _demands(prepared: PreparedRun, topology: Topology) -> dict[int, Demand]:
     """What each case that can run here asks of memory, by its number."""
     found = {}
-    for number, planned in enumerate(job.plan.cases):
+    for number, planned in enumerate(prepared.plan.cases):
         with suppress(Unable):
             found[number] = demand(build_variants(planned.case, topology), planned.settings)
     return found
 
 
-def _refuse_too_large(job: Job, demands: Mapping[int, Demand], rooms: Sequence[tuple[int, int, str]]) -> None:
+def _refuse_too_large(plan: Plan, demands: Mapping[int, Demand], rooms: Sequence[tuple[int, int, str]]) -> None:
     """One set of buffers of every case must fit, on GPUs with what the cases before it keep.
 
     Raises:
@@ -275,7 +287,7 @@ def _refuse_too_large(job: Job, demands: Mapping[int, Demand], rooms: Sequence[t
     held = Held()
     for number, one in demands.items():
         held, alone = held.after(one), Held().after(one)
-        name = job.plan.cases[number].case.id
+        name = plan.cases[number].case.id
         for ranks, available, where in rooms:
             if where != ON_GPU:
                 refuse_too_large(name, one.nbytes, ranks, available, where)
@@ -284,45 +296,56 @@ def _refuse_too_large(job: Job, demands: Mapping[int, Demand], rooms: Sequence[t
             refuse_too_large(name + kept, held.nbytes, ranks, available, where)
 
 
-def _open_book(
-    job: Job, seat: Seat, topology: Topology, places: list[Place], transport: Transport, book: Book
+def _open_run(
+    prepared: PreparedRun,
+    seat: Seat,
+    topology: Topology,
+    ranks: list[RankEnvironment],
+    transport: Transport,
+    recorder: RunRecorder,
 ) -> set[str]:
     """Rank 0 opens the run directory; all learn which cases are finished, or why it could not be opened."""
     answer: dict[str, Any] = {}
+    command = list(prepared.request.command)
     if transport.rank == 0:
         manifest = {
             "schema": SCHEMA,
-            "plan": job.plan.as_record(),
-            "transport": job.transport,
+            "plan": prepared.plan.as_record(),
+            "transport": prepared.transport,
             "device": transport.device,
             "world_size": transport.world_size,
             "topology": topology.as_record(),
-            "ranks": [_place_record(place) for place in places],
-            "software": distinct_software(places),
-            "provenance": {**provenance(seat.launcher, job.command), "transport": dict(transport.describe())},
+            "ranks": [_rank_record(place) for place in ranks],
+            "software": distinct_software(ranks),
+            "provenance": {
+                **provenance(seat.launcher, command),
+                "transport": dict(transport.describe()),
+            },
             "started": utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
         try:
-            answer = {"finished": sorted(book.open(manifest)), "out": str(book.out.absolute())}
+            answer = {"finished": sorted(recorder.open(manifest)), "out": str(recorder.out.absolute())}
         except NcclbenchError as error:
             answer = {"error": str(error), "usage": isinstance(error, UsageError)}
     answer = msgspec.json.decode(broadcast_text(transport.control, _text(answer)))
     if "error" in answer:
         raise (UsageError if answer["usage"] else EnvironmentFault)(answer["error"])
     if (
-        book.writer is None
+        recorder.writer is None
     ):  # a directory named after the time has another name on every rank; that of rank 0, which writes, is the one
-        book.out = Path(answer["out"])
+        recorder.out = Path(answer["out"])
     return set(answer["finished"])
 
 
-def _start_watchdog(places: list[Place], transport: Transport, book: Book, progress: Progress, host: str) -> Watchdog:
+def _start_watchdog(
+    ranks: list[RankEnvironment], transport: Transport, recorder: RunRecorder, progress: Progress, host: str
+) -> Watchdog:
     def on_fault(fault: Fault) -> Exit:
         if transport.rank != 0:
-            book.take_over(fault.case)
-        return book.fault(fault)
+            recorder.take_over(fault.case)
+        return recorder.fault(fault)
 
-    here = {rank: place.pid for rank, place in enumerate(places) if place.host == socket.gethostname()}
+    here = {rank: place.pid for rank, place in enumerate(ranks) if place.host == socket.gethostname()}
     # The parent's number as it was at the start: one that died meanwhile must not be taken for another.
     parent = int(os.environ.get(LOCAL_PARENT) or os.getppid())
     trouble = getattr(transport, "trouble", None)
@@ -334,14 +357,16 @@ def _start_watchdog(places: list[Place], transport: Transport, book: Book, progr
     return watchdog
 
 
-def join_and_run(job: Job, seat: Seat, timeout: float) -> Exit:
-    """Join the job that a launcher has started, and run the plan."""
-    module = load("transports", job.transport)
+def join_and_run(prepared: PreparedRun, seat: Seat, timeout: float) -> tuple[Exit, Path]:
+    """Join the job that a launcher has started, and run the plan; what it ended in, and rank 0's run directory."""
+    module = load("transports", prepared.transport)
     if getattr(module, "NEEDS_STORE", False):
         seat = with_store(seat)
-    seat = replace(seat, device=job.device)
-    transport: Transport = module.open_transport(job.transport, seat, timeout)
-    return run_rank(job, seat, transport, Book(job), _watch_hosts(seat))
+    seat = replace(seat, device=prepared.request.device)
+    transport: Transport = module.open_transport(prepared.transport, seat, timeout)
+    recorder = RunRecorder(prepared)
+    code = run_rank(prepared, seat, transport, recorder, _watch_hosts(seat))
+    return code, recorder.out
 
 
 def _watch_hosts(seat: Seat) -> str:
@@ -352,28 +377,28 @@ def _watch_hosts(seat: Seat) -> str:
     return ",".join(dict.fromkeys(named + local_addresses()))
 
 
-def play_ranks(job: Job, nproc: int) -> Exit:
+def play_ranks(prepared: PreparedRun, nproc: int) -> Exit:
     """Run the plan on ranks that are threads of this process."""
     from ncclbench.transports.threads import ThreadTransport, play
 
-    book = Book(job)
+    recorder = RunRecorder(prepared)
 
     def main(transport: ThreadTransport) -> Exit:
         seat = Seat(
             rank=transport.rank, world_size=nproc, local_rank=transport.rank, local_size=nproc, launcher="threads"
         )
-        return run_rank(job, seat, transport, book, None)
+        return run_rank(prepared, seat, transport, recorder, None)
 
     def interrupted(number: signal.Signals) -> None:
-        end_process(book.fault(Fault("failed", (), f"interrupted by {number.name}", -1)))
+        end_process(recorder.fault(Fault("failed", (), f"interrupted by {number.name}", -1)))
 
-    timeout = max(planned.settings.timeout for planned in job.plan.cases)
+    timeout = max(planned.settings.timeout for planned in prepared.plan.cases)
     with heeding(interrupted):
         try:
             code = worst(play(nproc, main, timeout))
         except Exception as error:
-            if book.writer is None or book.is_over:  # nothing is open, or the end could not be shown
+            if recorder.writer is None or recorder.is_over:  # nothing is open, or the end could not be shown
                 raise
-            code = book.fault(Fault("failed", (), _in_a_line(error), -1))
+            code = recorder.fault(Fault("failed", (), _in_a_line(error), -1))
         settled.set()
         return code

@@ -4,78 +4,26 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from ncclbench.errors import EnvironmentFault, Exit, worst
+from ncclbench.launch.preparation import PreparedRun
 from ncclbench.launch.process_starts import refuse_without_first
 from ncclbench.launch.watchdog.attribution import Fault
 from ncclbench.measure.case import Measurement
 from ncclbench.measure.record import base_record
 from ncclbench.measure.requirements import wrongly_started
-from ncclbench.plan.plan import Plan, PlannedCase
+from ncclbench.plan.plan import PlannedCase
 from ncclbench.store.events import utc_now
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import FINISHED, RunWriter, read_run, what_is_kept
 from ncclbench.store.samples import is_whole
-from ncclbench.topology.file_model import TopologyFile
 
 # Of this process alone: in containers the numbers of processes are the same in every start.
 _PROCESS = uuid.uuid4().hex
 _EXIT_OF_STATUS = {"wrong": Exit.WRONG_DATA, "failed": Exit.ENVIRONMENT, "timeout": Exit.ENVIRONMENT}
-
-
-class Listener(Protocol):
-    """Is told what happens, on rank 0, and shows it."""
-
-    def started(self, run: Path, cases: int, finished: int, header: Mapping[str, Any]) -> None:
-        """The run directory is open."""
-
-    def warned(self, text: str) -> None:
-        """Something is not as it should be, and the run goes on."""
-
-    def began(self, number: int, case: str) -> None:
-        """A case begins; `number` counts from 0."""
-
-    def finished(self, record: Record) -> None:
-        """A case has ended, one way or another."""
-
-    def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
-        """Nothing more will happen."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is to be run.
-
-    Attributes:
-        plan: the cases.
-        transport: name of the transport.
-        out: the run directory.
-        resume: go on with the run that is there.
-        command: the command line, for the manifest.
-        listener: told what happens, on rank 0.
-        device: where buffers are to be; see `Seat`.
-        bind: keep each rank to its share of the cores.
-        topology: a topology file that places the ranks; None to go by host names.
-        start: which of the plan's process starts this is; None for the first that is not finished.
-        one_of_several: made by a command that makes all starts; those before this one may have come to nothing.
-    """
-
-    plan: Plan
-    transport: str
-    out: Path
-    resume: bool
-    command: list[str]
-    listener: Listener
-    device: str = "auto"
-    bind: bool = False
-    topology: TopologyFile | None = None
-    start: int | None = None
-    one_of_several: bool = False
 
 
 def _nothing_measured(records: list[Record]) -> str | None:
@@ -85,66 +33,68 @@ def _nothing_measured(records: list[Record]) -> str | None:
     return f"nothing was measured: all {len(records)} cases were skipped, the first because {records[0].reason}"
 
 
-class Book:
+class RunRecorder:
     """What rank 0 keeps: the run directory, the records, and which case is being measured."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, prepared: PreparedRun) -> None:
         """Nothing is open yet."""
-        self.job = job
-        self.out = job.out
+        self.prepared = prepared
+        self.out = prepared.out
         self.writer: RunWriter | None = None
         self.records: list[Record] = []
         self.world_size = 0
         self.staged: bool | None = None
-        self.start = job.start or 0
+        self.start = prepared.start or 0
         self._current: PlannedCase | None = None
         self._started = utc_now()
         self._over = False
         self._told = threading.Event()  # the listener knows the end
         self._code = Exit.ENVIRONMENT
-        # The measuring thread writes results, the watchdog's writes faults: whoever closes the book first is the last.
+        # The measuring thread writes results, the watchdog's writes faults: the first to end the run is the last.
         self._lock = threading.RLock()
 
     def open(self, manifest: Mapping[str, Any]) -> set[str]:
         """Open the run directory; the ids of the cases that this start need not measure."""
-        job = self.job
-        self._heed(manifest)
-        begun_before = self.start > 0 and not (job.one_of_several and not (self.out / "manifest.json").exists())
-        if job.resume or begun_before:
-            refuse_without_first(self.out, 0 if job.resume else self.start)
+        prepared, request = self.prepared, self.prepared.request
+        self._note_header(manifest)
+        begun_before = self.start > 0 and not (request.one_of_several and not (self.out / "manifest.json").exists())
+        if request.resume or begun_before:
+            refuse_without_first(self.out, 0 if request.resume else self.start)
             self.writer = RunWriter.resume(self.out, manifest)
             run = read_run(self.out)
-            if job.start is None:
-                self.start = run.open_start if run.open_start is not None else job.plan.process_starts - 1
+            if prepared.start is None:
+                self.start = run.open_start if run.open_start is not None else prepared.plan.process_starts - 1
             self.records = [r for r in run.records if r.status in FINISHED and not wrongly_started(r)]
         else:
             self.writer, run = RunWriter.create(self.out, manifest), None
         finished = {record.case for record in self.records if record.start == self.start}
-        elsewhere = job.plan.elsewhere(self.start)
+        elsewhere = prepared.plan.elsewhere(self.start)
         begun = run is not None and any(e["kind"] == "start" and e.get("start", 0) == self.start for e in run.events)
         self.writer.event(
             "resume" if begun else "start",
             start=self.start,
             **({"mode": self.mode} if self.mode else {}),
             finished=len(finished),
-            command=job.command,
+            command=list(request.command),
             pids=[rank["pid"] for rank in manifest.get("ranks", [])],
             process=_PROCESS,
             software=manifest.get("software"),
         )
         if run is not None:
             self._warn_of_lost_samples()
-        job.listener.started(self.out, len(job.plan.cases) - len(elsewhere), len(finished), manifest)
+        prepared.listener.started(
+            self.out, len(prepared.plan.cases) - len(elsewhere), len(finished), self.world_size, manifest["transport"]
+        )
         return finished | elsewhere
 
     @property
     def mode(self) -> str | None:
         """The mode of this process start."""
-        mode = self.job.plan.mode_of(self.start)
+        mode = self.prepared.plan.mode_of(self.start)
         return mode.name if mode else None
 
-    def _heed(self, manifest: Mapping[str, Any]) -> None:
-        """What the record of a case that nobody finished says of the run."""
+    def _note_header(self, manifest: Mapping[str, Any]) -> None:
+        """Keep what the record of an unfinished case says of the run."""
         self.world_size = manifest["world_size"]
         self.staged = manifest.get("provenance", {}).get("transport", {}).get("staged")
 
@@ -156,7 +106,7 @@ class Book:
             text = (
                 f"the samples of {lost[0]}{more} are gone from {self.out}, or cut: their records are kept without them"
             )
-            self.job.listener.warned(text)
+            self.prepared.listener.warned(text)
             assert self.writer is not None
             self.writer.event("warning", text=text, cases=lost)
 
@@ -165,7 +115,7 @@ class Book:
         with self._writing() as writer:
             self._current, self._started = planned, utc_now()
             writer.event("case", case=planned.case.id, start=self.start)
-        self.job.listener.began(number, planned.case.id)
+        self.prepared.listener.began(number, planned.case.id)
 
     def finish(self, measured: Measurement) -> None:
         """A case has ended: store its samples, then its record."""
@@ -175,7 +125,7 @@ class Book:
             record = writer.append(self._of_this_start(measured.record), labels, seconds)
             self._current = None
             self.records.append(record)
-        self.job.listener.finished(record)
+        self.prepared.listener.finished(record)
 
     def _of_this_start(self, record: Record) -> Record:
         return msgspec.structs.replace(record, start=self.start, mode=self.mode)
@@ -183,14 +133,14 @@ class Book:
     def end(self) -> Exit:
         """All cases are done."""
         code = worst(_EXIT_OF_STATUS.get(record.status, Exit.GOOD) for record in self.records)
-        more_to_come = self.job.plan.modes and self.start + 1 < self.job.plan.process_starts
+        more_to_come = self.prepared.plan.modes and self.start + 1 < self.prepared.plan.process_starts
         error = None if more_to_come else _nothing_measured(self.records)
         code = Exit.INCONCLUSIVE if error else code
         with self._writing() as writer:
             writer.event("end", start=self.start, exit_code=int(code))
             self._over, self._code = True, code
         try:
-            self.job.listener.ended(self.out, self.records, code, error)
+            self.prepared.listener.ended(self.out, self.records, code, error)
         finally:
             self._told.set()
         return code
@@ -202,7 +152,7 @@ class Book:
 
     @contextmanager
     def _writing(self) -> Iterator[RunWriter]:
-        """The writer, while nobody else writes. Once the book is closed nobody gets it: the process is being ended."""
+        """The writer, for one thread at a time. After the end no thread gets it: the process is about to end."""
         with self._lock:
             if not self._over:
                 assert self.writer is not None
@@ -235,14 +185,14 @@ class Book:
                 self._store(self.writer, fault)
         except EnvironmentFault as error:  # a full disk takes the last word as well, but the user is told
             message += "" if "could not store" in fault.reason else f"; and then: {error}"
-        self.job.listener.ended(self.out if self.writer else None, self.records, self._code, message)
+        self.prepared.listener.ended(self.out if self.writer else None, self.records, self._code, message)
         return self._code
 
     def _store(self, writer: RunWriter, fault: Fault) -> None:
         """The record in progress, what happened, and the end."""
         if self._current is not None:
             base = base_record(
-                self._current.case, self.job.transport, self.world_size, self._started, fault.status, fault.reason
+                self._current.case, self.prepared.transport, self.world_size, self._started, fault.status, fault.reason
             )
             record = msgspec.structs.replace(self._of_this_start(base), ranks=list(fault.ranks), staged=self.staged)
             writer.append(record)
@@ -259,9 +209,9 @@ class Book:
             self._over, self._code = True, worst([run.events[-1].get("exit_code", Exit.ENVIRONMENT)])
             self._told.set()
             return
-        self._heed(run.manifest)
+        self._note_header(run.manifest)
         self.writer = RunWriter(self.out)
         self.records = list(run.records)
         self.start = max((int(e.get("start", 0)) for e in run.events), default=0)
-        if 0 <= number < len(self.job.plan.cases):
-            self._current = self.job.plan.cases[number]
+        if 0 <= number < len(self.prepared.plan.cases):
+            self._current = self.prepared.plan.cases[number]

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -95,7 +95,13 @@ def heeding(on_signal: OnSignal) -> Iterator[None]:
 
 @contextmanager
 def passing_on(pass_on: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Inside, the main thread, which only waits for ranks, calls `pass_on` for each of these signals."""
+    """Inside, the main thread, which only waits for ranks, calls `pass_on` for each of these signals.
+
+    In any other thread of a program that calls the API, signals are that program's own affair.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def noted(number: int, frame: FrameType | None) -> None:
         passed_on.append(number)
@@ -145,6 +151,15 @@ def rank_0_is_still_there() -> bool:
     return ends_with_failed_rank(os.environ)
 
 
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether the last line of stdout must be JSON: by the option, or by the request that a rank has received."""
+    if "--request" not in arguments[:-1]:
+        return "--json" in arguments
+    with suppress(ValueError, AttributeError):
+        return bool(json.loads(arguments[arguments.index("--request") + 1]).get("results") == "json")
+    return False
+
+
 def in_words(number: int) -> str:
     """What such a signal does to a run."""
     return f"interrupted by {signal.Signals(number).name}"
@@ -154,7 +169,7 @@ def announce(number: signal.Signals) -> None:
     """Say that a run was interrupted before there was anything to keep, as every other error of a run is said."""
     message = in_words(number)
     _write(2, f"ncclbench: error: {message}")
-    if "--json" in sys.argv[1:]:
+    if wants_json(sys.argv[1:]):
         _write(1, json.dumps({"run": None, "exit_code": int(Exit.ENVIRONMENT), "error": message, "records": []}))
 
 

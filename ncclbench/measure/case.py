@@ -103,6 +103,7 @@ def run_case(
     progress: Progress | None = None,
     rotation: Rotation | None = None,
     witness: Witness | None = None,
+    command: Sequence[str] = (),
 ) -> Measurement | None:
     """Check and time one case; all ranks call it, rank 0 gets the measurement, the others None.
 
@@ -115,6 +116,7 @@ def run_case(
         progress: told how far it is, for a watchdog.
         rotation: the sets of buffers that were planned for it on a GPU; None looks at what is free now.
         witness: asks the library and the GPUs, one for all cases of a run.
+        command: the user's command line, for a case that needs its process started in another way.
 
     Raises:
         TransportError: if the library underneath fails.
@@ -125,7 +127,7 @@ def run_case(
     base = msgspec.structs.replace(base, staged=getattr(transport, "staged", None))
     try:
         variants = build_variants(case, topology)
-        check_needs(load("patterns", case.pattern), case, transport)
+        check_needs(load("patterns", case.pattern), case, transport, command=command)
         if settings.check:
             refuse_unverifiable(variants)
         if case.timing is Timing.GRAPH and transport.stream is None:

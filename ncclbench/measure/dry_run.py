@@ -2,8 +2,7 @@
 
 import json
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,12 +122,12 @@ class Forecast:
             yield f"process start {numbers}: {mode.in_words}"
 
 
-def forecast(plan: Plan, transport: str, topology: Topology) -> Forecast:
-    """Look at every case of `plan` as it would run on `topology`."""
+def forecast(plan: Plan, transport: str, topology: Topology, command: Sequence[str] = ()) -> Forecast:
+    """Look at every case of `plan` as it would run on `topology`; `command` is the user's command line."""
     cases = []
     on_this_node = int(np.bincount(topology.nodes).max())
     for planned, memory, unable, too_large in sizes(plan, topology):
-        skipped = unable or _no_graph(planned, transport) or _wrong_start(planned, plan, transport)
+        skipped = unable or _no_graph(planned, transport) or _wrong_start(planned, plan, transport, command)
         seconds = 0.0 if skipped else estimate_seconds(planned, memory, pace_of(transport))
         refused = "" if skipped else too_large or _refused(planned, memory, transport, on_this_node)
         cases.append(Expected(planned, memory, seconds, skipped, refused))
@@ -179,9 +178,9 @@ def _no_graph(planned: PlannedCase, transport: str) -> str:
     return ""
 
 
-def _wrong_start(planned: PlannedCase, plan: Plan, transport: str) -> str:
+def _wrong_start(planned: PlannedCase, plan: Plan, transport: str, command: Sequence[str]) -> str:
     """Why the processes, as they will be started, could not measure the case; "" if they could."""
     case, module = planned.case, load("patterns", planned.case.pattern)
     set_by_mode = next((dict(mode.variables) for mode in plan.modes if mode.name == planned.mode), {})
     environ = {**os.environ, **set_by_mode}
-    return why_not(case, module.needs(case), transport, environ, sys.argv[1:]) if hasattr(module, "needs") else ""
+    return why_not(case, module.needs(case), transport, environ, command) if hasattr(module, "needs") else ""

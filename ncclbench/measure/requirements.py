@@ -6,7 +6,6 @@ it anyway would give a figure for a path that was not taken.
 
 import os
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
@@ -24,7 +23,13 @@ _PLAYED = ("threads", "model")
 _UNSET_MEANS = {"NCCL_PXN_DISABLE": "0", "NCCL_P2P_PXN_LEVEL": "2", "NCCL_CROSS_NIC": "2"}
 
 
-def check_needs(pattern: ModuleType, case: Case, transport: Transport, environ: Mapping[str, str] = os.environ) -> None:
+def check_needs(
+    pattern: ModuleType,
+    case: Case,
+    transport: Transport,
+    environ: Mapping[str, str] = os.environ,
+    command: Sequence[str] = (),
+) -> None:
     """Nothing, if every rank was started as the case's pattern needs it; all ranks call it.
 
     Raises:
@@ -32,7 +37,7 @@ def check_needs(pattern: ModuleType, case: Case, transport: Transport, environ: 
     """
     if not hasattr(pattern, "needs"):
         return
-    mine = why_not(case, pattern.needs(case), transport.name, environ, sys.argv[1:])
+    mine = why_not(case, pattern.needs(case), transport.name, environ, command)
     for rank, reason in enumerate(all_gather_text(transport.control, mine)):
         if reason:
             raise Unable(reason if rank == 0 else f"rank {rank}: {reason}")

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,6 +25,7 @@ from ncclbench.schedule.dtypes import dtype_of
 from ncclbench.units import parse_size
 
 Size = int | str
+T = TypeVar("T")
 _MOST_CASES = 100_000
 _MOST_STARTS = 100
 _MOST_ITERATIONS = 10_000_000
@@ -58,6 +59,23 @@ class Settings:
     buffers: Kind = "pool"
 
 
+class SettingOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Settings that win over those of a plan; None keeps the plan's. Each is explained in `Settings`."""
+
+    iterations: int | None = None
+    warmup: int | None = None
+    precision: float | None = None
+    max_seconds: float | None = None
+    check: bool | None = None
+    seed: int | None = None
+    timeout: float | None = None
+    cache: Cache | None = None
+    buffers: Kind | None = None
+
+
+_NO_OVERRIDES = SettingOverrides()
+
+
 class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One ``[[case]]`` of a plan, and ``[defaults]``, which may set any of the same keys.
 
@@ -73,7 +91,7 @@ class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     factor: float | None = None
     dtype: str | list[str] | None = None
     timing: str | list[str] | None = None
-    params: dict[str, Any] = {}
+    params: dict[str, object] = {}
     iterations: int | None = None
     warmup: int | None = None
     precision: float | None = None
@@ -152,7 +170,7 @@ class Plan:
         }
 
 
-def read_plan(name_or_file: str, overrides: Mapping[str, Any] | None = None, only: Iterable[str] = ()) -> Plan:
+def read_plan(name_or_file: str, overrides: SettingOverrides = _NO_OVERRIDES, only: Iterable[str] = ()) -> Plan:
     """The plan in a file, or a shipped one by its name.
 
     Args:
@@ -166,7 +184,7 @@ def read_plan(name_or_file: str, overrides: Mapping[str, Any] | None = None, onl
     return parse_plan(PLANS.read_file_or_name(name_or_file), name_or_file, overrides, only)
 
 
-def parse_plan(text: str, source: str, overrides: Mapping[str, Any] | None = None, only: Iterable[str] = ()) -> Plan:
+def parse_plan(text: str, source: str, overrides: SettingOverrides = _NO_OVERRIDES, only: Iterable[str] = ()) -> Plan:
     """The plan in `text`; `source` is what errors call it. See `read_plan`."""
     plan = decode_toml(text, PlanFile, source)
     if not re.fullmatch(r"\w[\w.-]{0,59}", plan.name):
@@ -196,7 +214,7 @@ def make_plan(
     source: str,
     *,
     seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: SettingOverrides = _NO_OVERRIDES,
     modes: tuple[Mode, ...] = (),
 ) -> Plan:
     """Expand `entries` into cases.
@@ -206,7 +224,7 @@ def make_plan(
     """
     planned: list[PlannedCase] = []
     for k, entry in enumerate(entries):
-        expanded = _expand(entry, defaults, f"{source}: case[{k}]", {"seed": seed, **(overrides or {})})
+        expanded = _expand(entry, defaults, f"{source}: case[{k}]", overrides, seed)
         asked = _first_or_none(entry.mode, defaults.mode)
         planned += [_in_mode(item, asked, modes, f"{source}: case[{k}]") for item in expanded]
         if len(planned) > _MOST_CASES:
@@ -230,7 +248,7 @@ def _in_mode(planned: PlannedCase, asked: str | None, modes: tuple[Mode, ...], w
         raise UsageError(f"{where}: {error}") from None
 
 
-def _expand(entry: Entry, defaults: Entry, where: str, overrides: Mapping[str, Any]) -> list[PlannedCase]:
+def _expand(entry: Entry, defaults: Entry, where: str, overrides: SettingOverrides, seed: int) -> list[PlannedCase]:
     if entry.pattern is None:
         raise UsageError(f"{where}: no pattern")
     try:
@@ -238,8 +256,8 @@ def _expand(entry: Entry, defaults: Entry, where: str, overrides: Mapping[str, A
         params = {**defaults.params, **entry.params}
         chosen = [non_default(entry.pattern, one, kind) for one in _combinations(params)]
         shapes = _shapes(entry, defaults, kind, chosen)
-        timings = _timings(_first(entry.timing, defaults.timing, "isolated"))
-        settings = _settings(entry, defaults, overrides)
+        timings = _timings(_names(entry.timing, defaults.timing, "isolated"))
+        settings = _settings(entry, defaults, overrides, seed)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     return [
@@ -250,7 +268,7 @@ def _expand(entry: Entry, defaults: Entry, where: str, overrides: Mapping[str, A
 
 
 def _shapes(
-    entry: Entry, defaults: Entry, kind: type[Params], chosen: list[dict[str, Any]]
+    entry: Entry, defaults: Entry, kind: type[Params], chosen: list[dict[str, object]]
 ) -> list[list[tuple[str, int]]]:
     """For each set of parameters, the dtypes and sizes of its cases.
 
@@ -260,7 +278,7 @@ def _shapes(
     own = getattr(load("patterns", entry.pattern), "size_and_dtype", None)
     if own is None:
         sizes = _sizes(entry, defaults)
-        dtypes = [dtype_of(name).name for name in _listed(_first(entry.dtype, defaults.dtype, "float32"))]
+        dtypes = [dtype_of(name).name for name in _names(entry.dtype, defaults.dtype, "float32")]
         return [list(itertools.product(dtypes, sizes))] * len(chosen)
     for name in ("bytes", "min_bytes", "max_bytes", "factor", "dtype"):
         if getattr(entry, name) is not None:
@@ -283,31 +301,37 @@ def _params_of(pattern: str) -> type[Params]:
     return kind
 
 
-def _combinations(params: dict[str, Any]) -> list[dict[str, Any]]:
+def _combinations(params: dict[str, object]) -> list[dict[str, object]]:
     """One set of parameters for each choice from those that are given as lists."""
     choices = [[(name, value) for value in _listed(values)] for name, values in params.items()]
     return [dict(chosen) for chosen in itertools.product(*choices)]
 
 
-def _first_or_none(*levels: Any) -> Any:
+def _first_or_none(*levels: T | None) -> T | None:
     return next((level for level in levels if level is not None), None)
 
 
-def _first(*levels: Any) -> Any:
-    """The value of the first level that has one."""
+def _first(*levels: T | None) -> T:
+    """The value of the first level that has one; the last always has."""
     return next(level for level in levels if level is not None)
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: T | list[T]) -> list[T]:
     if value == []:
         raise UsageError("an empty list means no case at all")
     return value if isinstance(value, list) else [value]
 
 
-def _timings(names: Any) -> list[Timing]:
+def _names(*levels: str | list[str] | None) -> list[str]:
+    """The names that the first level with any has."""
+    named = next(level for level in levels if level is not None)
+    return [named] if isinstance(named, str) else _listed(named)
+
+
+def _timings(names: list[str]) -> list[Timing]:
     """The regimes named; ``all`` means every one there is."""
     chosen: list[Timing] = []
-    for name in _listed(names):
+    for name in names:
         if name != "all" and name not in list(Timing):
             raise UsageError(unknown("timing", name, [*Timing, "all"]))
         chosen += list(Timing) if name == "all" else [Timing(name)]
@@ -320,7 +344,8 @@ def _sizes(entry: Entry, defaults: Entry) -> list[int]:
         raise UsageError("bytes and min_bytes/max_bytes exclude each other")
     listed = entry.bytes if entry.bytes is not None else None if own_sweep else defaults.bytes
     if listed is not None:
-        return [parse_size(size, "bytes") for size in _listed(listed)]
+        given: list[Size] = _listed(listed)
+        return [parse_size(size, "bytes") for size in given]
     low = entry.min_bytes if entry.min_bytes is not None else defaults.min_bytes
     high = entry.max_bytes if entry.max_bytes is not None else defaults.max_bytes
     if low is None or high is None:
@@ -355,18 +380,37 @@ _LEAST = {"iterations": 1, "warmup": 0, "precision": 0.0, "max_seconds": 0.0, "t
 _MOST = {"iterations": _MOST_ITERATIONS, "warmup": _MOST_ITERATIONS, "timeout": 7 * 24 * 3600}
 
 
-def _settings(entry: Entry, defaults: Entry, overrides: Mapping[str, Any]) -> Settings:
-    names = ("iterations", "warmup", "precision", "max_seconds", "check", "timeout", "seed", "cache", "buffers")
-    chosen: dict[str, Any] = {}
-    for name in names:
-        for level in (overrides.get(name), getattr(entry, name, None), getattr(defaults, name, None)):
-            if level is not None:
-                chosen[name] = level
-                break
+def _settings(entry: Entry, defaults: Entry, overrides: SettingOverrides, seed: int) -> Settings:
+    levels = (overrides, entry, defaults)
+    chosen = Settings(
+        iterations=_first_or_none(*(level.iterations for level in levels)),
+        warmup=_first(*(level.warmup for level in levels), Settings.warmup),
+        precision=_first(*(level.precision for level in levels), Settings.precision),
+        max_seconds=_first(*(level.max_seconds for level in levels), Settings.max_seconds),
+        check=_first(*(level.check for level in levels), Settings.check),
+        seed=_first(overrides.seed, seed),
+        timeout=_first(*(level.timeout for level in levels), Settings.timeout),
+        cache=_first(*(level.cache for level in levels), Settings.cache),
+        buffers=_first(*(level.buffers for level in levels), Settings.buffers),
+    )
+    _refuse_bounds(
+        {
+            "iterations": chosen.iterations,
+            "warmup": chosen.warmup,
+            "precision": chosen.precision,
+            "max_seconds": chosen.max_seconds,
+            "timeout": chosen.timeout,
+        }
+    )
+    return chosen
+
+
+def _refuse_bounds(figures: Mapping[str, float | None]) -> None:
     for name, most in _MOST.items():
-        if chosen.get(name, 0) > most:
-            raise UsageError(f"{name} must be at most {most}, got {chosen[name]}")
+        figure = figures[name]
+        if figure is not None and figure > most:
+            raise UsageError(f"{name} must be at most {most}, got {figure}")
     for name, least in _LEAST.items():
-        if name in chosen and not least <= chosen[name] < math.inf:
-            raise UsageError(f"{name} must be at least {least:g} and finite, got {chosen[name]}")
-    return Settings(**chosen)
+        figure = figures[name]
+        if figure is not None and not least <= figure < math.inf:
+            raise UsageError(f"{name} must be at least {least:g} and finite, got {figure}")

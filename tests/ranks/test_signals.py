@@ -152,13 +152,13 @@ def _status(pid: int, field: str) -> str:
 
 
 def test_a_signal_after_the_end_changes_nothing(tmp_path: Path) -> None:
-    book, ear = opened(tmp_path / "run")
+    recorder, listener = opened(tmp_path / "run")
     for number, planned in enumerate(PLAN.cases):
-        book.begin(number, planned)
-        book.finish(measured(number))
-    assert book.end() is Exit.GOOD
-    assert book.fault(Fault("failed", (), "interrupted by SIGINT", -1)) is Exit.GOOD
-    assert (ear.code, ear.error) == (Exit.GOOD, None)
+        recorder.begin(number, planned)
+        recorder.finish(measured(number))
+    assert recorder.end() is Exit.GOOD
+    assert recorder.fault(Fault("failed", (), "interrupted by SIGINT", -1)) is Exit.GOOD
+    assert (listener.code, listener.error) == (Exit.GOOD, None)
     assert [event["kind"] for event in read_run(tmp_path / "run").events].count("lost") == 0
 
 

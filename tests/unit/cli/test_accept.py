@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 from ncclbench.accept.example_runs import Example, ExampleCase, write_example
 from ncclbench.accept.profile import load_profile, parse_profile
+from ncclbench.api import FinishedRun
 from ncclbench.cli import cli
 from ncclbench.errors import Exit, NcclbenchError
-from ncclbench.launch import process_starts as starts
+from ncclbench.launch.next_command import next_command
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -264,9 +265,9 @@ def test_profiles_and_checks_are_listed() -> None:
 
 def test_the_next_start_is_the_same_command_with_resume_and_the_run_directory() -> None:
     environ = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2"}
-    command = starts.next_command("slurm", ["accept", "--profile", "p"], Path("runs/a b"), environ)
+    command = next_command("slurm", ["accept", "--profile", "p"], Path("runs/a b"), environ)
     assert command == "srun --nodes=2 --ntasks=16 ncclbench accept --profile p -o 'runs/a b' --resume"
-    again = starts.next_command("slurm", ["accept", "-o", "x", "--resume"], Path("x"), environ)
+    again = next_command("slurm", ["accept", "-o", "x", "--resume"], Path("x"), environ)
     assert again == "srun --nodes=2 --ntasks=16 ncclbench accept -o x --resume"
 
 
@@ -274,7 +275,7 @@ def test_the_next_start_is_the_same_command_with_resume_and_the_run_directory() 
 def test_what_was_not_measured_is_json_as_well(code: Exit, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a usage error the run in -o may be another's, and is not judged."""
     out = run if code is Exit.USAGE else run / "nowhere"
-    monkeypatch.setattr("ncclbench.cli.accept._measure", lambda *_: code)
+    monkeypatch.setattr("ncclbench.api.run", lambda *_: FinishedRun(code, out))
     said = call("accept", "--profile", "h100-hgx-ib", "-o", out, "--json")
     assert said.code == code
     summary = json.loads(said.out.splitlines()[-1])

@@ -40,7 +40,7 @@ def ended(line: list[str], out: Stream, err: Stream, unbuffered: str = "") -> in
 def says(code: str) -> list[str]:
     return [
         "-c",
-        f"import sys; from ncclbench.cli.closed_streams import make_courteous; make_courteous(); {code}; sys.exit(7)",
+        f"import sys; from ncclbench.cli.output import outlive_readers; outlive_readers(); {code}; sys.exit(7)",
     ]
 
 

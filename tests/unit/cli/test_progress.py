@@ -32,7 +32,7 @@ def shown_at_last(out: io.StringIO) -> str:
 
 def test_the_view_has_the_case_in_progress_the_last_results_and_the_warnings() -> None:
     view, out = listener()
-    view.started(Path("runs/x"), 12, 0, {"world_size": 6, "transport": "gloo"})
+    view.started(Path("runs/x"), 12, 0, 6, "gloo")
     for k in range(10):
         record, _ = collective(1 << (10 + k), notes=["ungated: it must synchronise with the host"])
         view.began(k, record.case)
@@ -49,7 +49,7 @@ def test_the_view_has_the_case_in_progress_the_last_results_and_the_warnings() -
 
 def test_what_is_not_good_stays_when_the_view_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
     view, out = listener()
-    view.started(Path("runs/x"), 1, 0, {"world_size": 6, "transport": "gloo"})
+    view.started(Path("runs/x"), 1, 0, 6, "gloo")
     record, _ = collective(1024)
     view.finished(record_like(record, status="wrong", wrong=3, reason="3 elements differ"))
     view.ended(None, [], Exit.WRONG_DATA, "wrong data")
@@ -59,7 +59,7 @@ def test_what_is_not_good_stays_when_the_view_is_gone(capsys: pytest.CaptureFixt
 
 def test_nothing_is_drawn_between_the_beginning_and_the_end_of_a_case() -> None:
     view, out = listener()
-    view.started(Path("runs/x"), 1, 0, {"world_size": 6, "transport": "gloo"})
+    view.started(Path("runs/x"), 1, 0, 6, "gloo")
     view.began(0, "a case")
     assert view._live.auto_refresh is False
     assert view._live._refresh_thread is None
@@ -75,7 +75,7 @@ def test_no_color_is_honoured(no_color: bool, monkeypatch: pytest.MonkeyPatch) -
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
     view, out = listener()
-    view.started(Path("runs/x"), 1, 0, {"world_size": 6, "transport": "gloo"})
+    view.started(Path("runs/x"), 1, 0, 6, "gloo")
     view.finished(collective(1024)[0])
     view.ended(None, [], Exit.GOOD, None)
     assert bool(COLOUR.search(out.getvalue())) is not no_color

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from ncclbench.errors import UsageError
-from ncclbench.launch.arguments import with_options, without_option
-from ncclbench.launch.external_launcher import launcher_line, launcher_words, refuse_part_of_an_allocation
+from ncclbench.cli.run import command as run_command
+from ncclbench.config.request_json import request_from_json
+from ncclbench.errors import Exit, UsageError
+from ncclbench.launch.external_launcher import (
+    ExternalLauncher,
+    launcher_line,
+    launcher_words,
+    refuse_part_of_an_allocation,
+)
+from ncclbench.launch.next_command import next_command
+from ncclbench.launch.request import RunRequest
 
 PYTHON = f"{sys.executable} -m ncclbench"
 
@@ -39,9 +49,31 @@ def test_words_are_those_of_a_shell() -> None:
 
 
 @pytest.mark.parametrize("given", [["--launcher", "srun -N2"], ["--launcher=srun -N2"]])
-def test_the_ranks_are_not_told_of_the_launcher(given: list[str]) -> None:
-    line = ["run", "--plan", "p", *given, "-o", "x", "--", "--launcher"]
-    assert without_option(line, "--launcher") == ["run", "--plan", "p", "-o", "x", "--", "--launcher"]
+def test_the_ranks_are_not_told_of_the_launcher(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks' command line is one request; that a user typed --launcher is only in the command for the manifest."""
+    started: list[list[str]] = []
+
+    def start(_launcher: ExternalLauncher, arguments: list[str], _out: Path) -> Exit:
+        started.append(arguments)
+        return Exit.ENVIRONMENT
+
+    monkeypatch.setattr(ExternalLauncher, "start", start)
+    monkeypatch.setattr("sys.argv", ["ncclbench", "run", "all_reduce", *given])
+    line = ["all_reduce", "--transport", "gloo", *given, "-o", str(tmp_path / "run")]
+    assert CliRunner().invoke(run_command, line).exit_code == Exit.ENVIRONMENT
+    ((command, option, text),) = started
+    assert (command, option) == ("run", "--request")
+    told = request_from_json(text, RunRequest)
+    assert (told.launcher, told.patterns, told.one_of_several) == (None, ("all_reduce",), True)
+    assert told.command == ("run", "all_reduce", *given)
+
+
+@pytest.mark.parametrize("given", [["--process-start", "1"], ["--process-start=1"]])
+def test_the_next_command_leaves_out_an_option_in_both_spellings_but_no_pattern(given: list[str]) -> None:
+    line = ["run", "--plan", "p", *given, "-o", "x", "--", "--process-start"]
+    assert next_command("flux", line, Path("x"), {}).endswith("ncclbench run --plan p -o x --resume -- --process-start")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +81,8 @@ def test_the_ranks_are_not_told_of_the_launcher(given: list[str]) -> None:
 )
 def test_options_are_added_before_the_patterns_that_stand_behind_two_dashes(line: str, more: str) -> None:
     whole = [*line.split(), *more.split()]
-    assert with_options(whole, ["-o", "x"]) == [*line.split(), "-o", "x", *more.split()]
+    said = next_command("flux", whole, Path("x"), {})
+    assert said.endswith(f"ncclbench {line} -o x --resume {more}".rstrip())
 
 
 def test_a_part_of_an_allocation_is_not_measured_for_the_whole() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ncclbench.cli.closed_streams import discard
+from ncclbench.cli.output import discard
 from ncclbench.errors import EnvironmentFault, Exit
 from ncclbench.launch import mpiexec
 from ncclbench.launch.launcher_detection import under_mpiexec

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from ncclbench.cli import run as run_command
+from ncclbench.cli.progress import JsonListener
 from ncclbench.errors import EnvironmentFault, Exit, UsageError
-from ncclbench.launch import process_starts as starts
+from ncclbench.launch import execution, next_command
 from ncclbench.launch.process_starts import Refused, make_starts
 from ncclbench.launch.rank_session import _refuse_disagreement
-from ncclbench.launch.recorder import Book, Job
+from ncclbench.launch.recorder import RunRecorder
+from ncclbench.launch.request import RunRequest
 from ncclbench.launch.signals import passed_on
 from ncclbench.store.run_directory import RunWriter, read_run
 from ncclbench.transports.threads import ThreadTransport, play
-from tests.unit.launch.test_recorder import MANIFEST, PLAN, Ear
+from tests.unit.launch.test_recorder import MANIFEST, PLAN, RememberingListener, prepared_run
 
 
 def made(path: Path, outcomes: list[Exit | Refused], on_start: Callable[[], object] = lambda: None) -> tuple[Any, Any]:
@@ -57,10 +58,12 @@ def test_a_run_that_does_not_fit_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     RunWriter.create(tmp_path / "run", MANIFEST)
-    monkeypatch.setattr(starts, "in_own_process", lambda _arguments: Exit.USAGE)
-    options = {"launcher": None, "resume": True, "process_start": None, "as_json": True}
-    plan = replace(PLAN, starts=2)
-    assert run_command._make_starts(plan, "threads", tmp_path / "run", options, 2) is Exit.USAGE
+    monkeypatch.setattr(execution, "in_own_process", lambda _arguments: Exit.USAGE)
+    (tmp_path / "p.toml").write_text('name = "p"\nstarts = 2\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\n')
+    request = RunRequest(
+        plan=str(tmp_path / "p.toml"), transport="threads", nproc=2, out=tmp_path / "run", resume=True, results="json"
+    )
+    assert execution.execute(request, JsonListener()).exit_code is Exit.USAGE
     assert capsys.readouterr().out == "", "the last line is the error of the start that refused"
 
 
@@ -69,22 +72,21 @@ def test_a_later_start_begins_a_run_only_where_those_before_it_were_refused(
     one_of_several: bool, tmp_path: Path
 ) -> None:
     path, plan = tmp_path / "run", replace(PLAN, starts=2)
-    job = Job(plan=plan, transport="gloo", out=path, resume=False, command=[], listener=Ear(), start=1)
-    book = Book(replace(job, one_of_several=one_of_several))
+    recorder = RunRecorder(prepared_run(path, RememberingListener(), plan=plan, start=1, one_of_several=one_of_several))
     if not one_of_several:
         with pytest.raises(UsageError, match="make process start 1 first"):
-            book.open(MANIFEST)
+            recorder.open(MANIFEST)
         return
-    book.open({**MANIFEST, "plan": plan.as_record()})
+    recorder.open({**MANIFEST, "plan": plan.as_record()})
     assert read_run(path).open_start == 0
 
 
 def test_ranks_of_different_starts_are_refused(tmp_path: Path) -> None:
-    job = Job(plan=replace(PLAN, starts=2), transport="threads", out=tmp_path, resume=False, command=[], listener=Ear())
+    prepared = prepared_run(tmp_path, RememberingListener(), plan=replace(PLAN, starts=2), transport="threads")
 
     def main(transport: ThreadTransport) -> str:
         with pytest.raises(EnvironmentFault) as refused:
-            _refuse_disagreement(replace(job, start=transport.rank or None), transport)
+            _refuse_disagreement(replace(prepared, start=transport.rank or None), transport)
         return str(refused.value)
 
     said = play(2, main, 20.0)
@@ -92,6 +94,6 @@ def test_ranks_of_different_starts_are_refused(tmp_path: Path) -> None:
 
 
 def test_mpirun_is_shown_as_it_was_typed() -> None:
-    assert starts._as_typed(["/opt/bin/prterun", "-n", "2"]) == ["/opt/bin/mpirun", "-n", "2"]
-    assert starts._as_typed(["prterun", "-n", "2"]) == ["mpirun", "-n", "2"]
-    assert starts._as_typed(["srun", "-N2", "prterun"]) == ["srun", "-N2", "prterun"]
+    assert next_command._as_typed(["/opt/bin/prterun", "-n", "2"]) == ["/opt/bin/mpirun", "-n", "2"]
+    assert next_command._as_typed(["prterun", "-n", "2"]) == ["mpirun", "-n", "2"]
+    assert next_command._as_typed(["srun", "-N2", "prterun"]) == ["srun", "-N2", "prterun"]

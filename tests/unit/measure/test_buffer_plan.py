@@ -126,7 +126,7 @@ def refusal(demands: Sequence[Demand], *rooms: tuple[int, int, str]) -> str:
         plan=SimpleNamespace(cases=[SimpleNamespace(case=SimpleNamespace(id=c)) for c in "abcd"])
     )
     try:
-        _refuse_too_large(job, dict(enumerate(demands)), rooms)
+        _refuse_too_large(job.plan, dict(enumerate(demands)), rooms)
     except UsageError as error:
         return str(error)
     return ""

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from ncclbench.config.plugins import names
 from ncclbench.config.shipped_files import PLANS
 from ncclbench.errors import UsageError
-from ncclbench.plan.plan import Plan, Settings, parse_plan, read_plan, sweep
+from ncclbench.plan.plan import Plan, SettingOverrides, Settings, parse_plan, read_plan, sweep
 from ncclbench.schedule import Timing
 
 MINIMAL = 'name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = "1K"\n'
 
 
 def plan_of(body: str, **overrides: Any) -> Plan:
-    return parse_plan('name = "p"\n' + body, "plan.toml", overrides)
+    return parse_plan('name = "p"\n' + body, "plan.toml", SettingOverrides(**overrides))
 
 
 def ids(plan: Plan) -> list[str]:

@@ -14,13 +14,15 @@ from ncclbench.accept.checks import drift
 from ncclbench.cli.run import command as run_command
 from ncclbench.config.plugins import load
 from ncclbench.errors import UsageError
-from ncclbench.launch.process_starts import next_command, start_of_rank
-from ncclbench.launch.recorder import Book, Job
+from ncclbench.launch.next_command import next_command
+from ncclbench.launch.process_starts import start_of_rank
+from ncclbench.launch.recorder import RunRecorder
+from ncclbench.launch.request import RunRequest, rank_arguments
 from ncclbench.launch.watchdog.attribution import Fault
 from ncclbench.plan.plan import parse_plan, read_plan
 from ncclbench.plan.start_modes import entered
 from ncclbench.store.run_directory import Run, read_run
-from tests.unit.launch.test_recorder import MANIFEST, Ear
+from tests.unit.launch.test_recorder import MANIFEST, RememberingListener, prepared_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,6 +137,22 @@ def ncclbench(folder: Path, *more: object) -> Any:
     return CliRunner().invoke(run_command, [str(word) for word in line])
 
 
+def one_of_several(folder: Path, number: int) -> Any:
+    """A process start as a parent makes it: by a request, not by options."""
+    (folder / "modes.toml").write_text(MODES)
+    (folder / "fabric.toml").write_text(FABRIC)
+    request = RunRequest(
+        plan=str(folder / "modes.toml"),
+        transport="threads",
+        nproc=4,
+        topology=folder / "fabric.toml",
+        out=folder / "run",
+        one_of_several=True,
+        process_start=number,
+    )
+    return CliRunner().invoke(run_command, rank_arguments(request)[1:])
+
+
 def test_a_dry_run_says_which_start_is_of_which_mode(tmp_path: Path) -> None:
     said = ncclbench(tmp_path, "--dry-run").output
     assert "process start 1, 3: mode pxn: NCCL_PXN_DISABLE=0 NCCL_P2P_PXN_LEVEL=2" in said
@@ -151,7 +169,7 @@ def measured(folder: Path) -> list[tuple[int, str | None, str]]:
 def test_all_starts_of_all_modes_and_those_that_are_missing(tmp_path: Path) -> None:
     """Two of four starts, as a parent makes them; then what is known of the others."""
     for number in (1, 2):
-        assert ncclbench(tmp_path, "--one-of-several", "--process-start", str(number)).exit_code == 0
+        assert one_of_several(tmp_path, number).exit_code == 0
     assert measured(tmp_path) == [(0, "pxn", PXN), (0, "pxn", SAME), (1, "spine", SPINE)]
     run = read_run(tmp_path / "run")
     assert (run.declared_starts, run.starts_of_a_case, run.open_start) == (4, 2, 2)
@@ -176,15 +194,12 @@ def test_a_start_that_is_killed_says_its_mode_and_is_the_one_to_go_on_with(tmp_p
     plan = parse_plan(MODES, "p")
     manifest = {**MANIFEST, "plan": plan.as_record()}
     for start in range(4):
-        job = Job(
-            plan=plan, transport="gloo", out=tmp_path / "r", resume=False, command=[], listener=Ear(), start=start
-        )
-        book = Book(job)
-        elsewhere = book.open(manifest)
+        recorder = RunRecorder(prepared_run(tmp_path / "r", RememberingListener(), plan=plan, start=start))
+        elsewhere = recorder.open(manifest)
         assert elsewhere == plan.elsewhere(start)
         mine = [planned for planned in plan.cases if planned.case.id not in elsewhere]
-        book.begin(0, mine[0])
-        book.fault(Fault("failed", (1,), "rank 1 died", 0))
+        recorder.begin(0, mine[0])
+        recorder.fault(Fault("failed", (1,), "rank 1 died", 0))
     run = read_run(tmp_path / "r")
     assert [(r.start, r.mode, r.status) for r in run.records] == [
         (k, ("pxn", "spine")[k % 2], "failed") for k in range(4)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ncclbench.cli.request import choose_transport, nproc_of
+from ncclbench.launch.preparation import choose_transport, nproc_of
+from ncclbench.launch.request import RunRequest
 from ncclbench.topology.visible_gpus import gpus_are_meant, gpus_here
 
 
@@ -57,14 +58,14 @@ def test_one_rank_is_started_for_each_gpu_that_is_seen(dev: Path, monkeypatch: p
         monkeypatch.setattr(asking, "__defaults__", (os.environ, dev))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # torch and CuPy are there
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    asked = {"nproc": None, "device": "auto"}
+    asked = RunRequest()
     assert choose_transport("auto", None) == "nccl"
     assert [nproc_of(asked, name) for name in ("nccl", "cupy_nccl", "mpi")] == [3, 3, 3]
-    assert nproc_of({**asked, "nproc": 2}, "nccl") == 2
+    assert nproc_of(RunRequest(nproc=2), "nccl") == 2
     # What runs on CPUs starts as many as where there is no GPU.
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     assert [nproc_of(asked, name) for name in ("gloo", "threads")] == [6, 6]
-    assert nproc_of({**asked, "device": "cpu"}, "mpi") == 6
+    assert nproc_of(RunRequest(device="cpu"), "mpi") == 6
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cupy" else name)
     assert nproc_of(asked, "mpi") == 6  # its buffers are on the host then
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -1,8 +1,14 @@
-"""Shell completion of names; what it needs is imported only when a shell asks."""
+"""What options of several commands share: ``-h``, and shell completion of names.
+
+What completion needs is imported only when a shell asks.
+"""
 
 from collections.abc import Callable
 
 import click
+
+# Of every command.
+HELP = {"help_option_names": ["-h", "--help"]}
 
 # What click calls with the context, the parameter and what has been typed.
 Completer = Callable[[click.Context, click.Parameter, str], list[str]]

