@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -129,8 +130,10 @@ def test_the_batch_script_makes_all_starts_by_srun_and_ends_in_the_verdict(small
     assert done.out.startswith("PASS")
     assert starts(small.folder / "runs/accept-4711") == [(0, 2), (1, 2)]
     calls = (small.folder / "steps").read_text().splitlines()
-    assert [call.rpartition("--process-start ")[2] for call in calls] == ["1", "2"]
-    assert all("--launcher" not in call for call in calls), "ranks start nobody"
+    told = [json.loads(call.partition(" run --request ")[2]) for call in calls]
+    assert [request["process_start"] for request in told] == [1, 2]
+    assert all("launcher" not in request for request in told), "ranks start no further ranks"
+    assert all(request["command"][0] == "accept" for request in told), "the command that the manifest shows"
 
 
 def test_a_start_that_the_launcher_refuses_is_missed_and_can_be_made_up_for(small: Starter) -> None:

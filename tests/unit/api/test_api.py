@@ -1,0 +1,147 @@
+"""The public API: from a program and a notebook, without the command line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+import ncclbench
+from ncclbench import AcceptRequest, RunRequest, api
+from ncclbench.config.request_json import checked, request_from_json, request_json
+from ncclbench.errors import Exit, NcclbenchError, UsageError
+from ncclbench.launch.request import rank_arguments
+from ncclbench.launch.signals import wants_json
+
+if TYPE_CHECKING:
+    from ncclbench.api import LoadedRun
+
+ROOT = Path(__file__).parents[3]
+SMALL = RunRequest(
+    patterns=("all_reduce",), min_bytes=8, max_bytes=64, transport="threads", nproc=2, iterations=6, progress=False
+)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
+    out = tmp_path_factory.mktemp("api") / "run"
+    return api.run(msgspec.structs.replace(SMALL, out=out)).load()
+
+
+def test_a_run_is_a_frame_and_a_table_in_a_notebook(measured: LoadedRun) -> None:
+    frame = ncclbench.load_run(str(measured.path)).frame()
+    assert list(frame["case"]) == [record.case for record in measured.records]
+    assert len(frame) == 4
+    page = measured._repr_html_()
+    assert page.count("<tr>") == 1 + 4
+    assert "all_reduce/float32/64/isolated" in page
+    assert "proves logic, not a fabric" in page
+    assert "all_reduce, isolated" in str(measured.report())
+
+
+def test_text_of_a_run_is_shown_as_text(measured: LoadedRun) -> None:
+    bad = msgspec.structs.replace(measured.records[0], case="<script>")
+    shown = api.LoadedRun(type(measured.run)(measured.path, measured.run.manifest, (bad,), ()))
+    assert "&lt;script&gt;" in shown._repr_html_()
+    assert "<script>" not in shown._repr_html_()
+
+
+def test_a_run_is_silent_and_leaves_the_results_to_the_directory(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = api.run(msgspec.structs.replace(SMALL, out=tmp_path / "run"))
+    assert done.exit_code is Exit.GOOD
+    assert capfd.readouterr() == ("", "")
+    command = done.load().run.manifest["provenance"]["command"]
+    assert command[1:3] == ["run", "--request"], "the command that repeats it"
+    again = request_from_json(command[3], RunRequest)
+    assert (again.patterns, again.iterations) == (("all_reduce",), 6)
+
+
+def test_a_thread_of_a_program_may_call_it(tmp_path: Path) -> None:
+    """Only the main thread may set signal handlers, so they are left alone in any other."""
+    found: list[Exit] = []
+    request = msgspec.structs.replace(SMALL, out=tmp_path / "run")
+    thread = threading.Thread(target=lambda: found.append(api.run(request).exit_code))
+    thread.start()
+    thread.join(60)
+    assert found == [Exit.GOOD]
+
+
+def test_errors_are_of_the_one_tree(tmp_path: Path, measured: LoadedRun) -> None:
+    for call, words in (
+        (lambda: api.load_run(tmp_path), "is no run directory"),
+        (lambda: api.load_runs([measured.path, measured.path]), "is named twice"),
+        (lambda: api.run(RunRequest()), "name a pattern"),
+        (lambda: api.run(RunRequest(patterns=("all_redcue",))), "did you mean 'all_reduce'"),
+        (lambda: api.run(RunRequest(patterns=("all_reduce",), nproc="two")), "Expected `int | null`, got `str`"),  # type: ignore[arg-type]
+        (lambda: api.run(RunRequest(plan=3j)), "RunRequest"),  # type: ignore[arg-type]
+        (lambda: api.compare(measured.path, measured.path), "BASE and NEW are both"),
+        (lambda: api.accept(AcceptRequest(profile="cpu-gloo", force=True)), "goes with --baseline"),
+    ):
+        with pytest.raises(NcclbenchError, match=re.escape(words)):
+            call()
+
+
+def test_text_becomes_a_path_where_a_path_is_declared() -> None:
+    assert checked(RunRequest(out="runs/x")).out == Path("runs/x")  # type: ignore[arg-type]
+
+
+def test_a_request_travels_as_one_ascii_argument() -> None:
+    request = RunRequest(
+        patterns=("all_reduce",),
+        out=Path("r/\udcff ü"),
+        params={"redop": ["max", "min"]},
+        factor=2.0,
+        command=("run", "ü"),
+    )
+    text = request_json(request)
+    assert text.isascii()
+    assert request_from_json(text, RunRequest) == request
+    assert "precision" not in text, "what has its default is left out"
+    for wrong in ("{", "[]", '{"patternz":["x"]}', '{"nproc":"2"}', "[" * 100_000):
+        with pytest.raises(UsageError, match="not a request of this version"):
+            request_from_json(wrong, RunRequest)
+
+
+def test_a_request_that_no_argument_holds_is_refused() -> None:
+    with pytest.raises(UsageError, match="write the patterns and parameters into a plan file"):
+        rank_arguments(RunRequest(patterns=("x" * 140_000,)))
+
+
+@pytest.mark.parametrize("results", ["none", "table", "json"])
+def test_a_rank_knows_before_it_loads_anything_whether_json_is_wanted(results: str) -> None:
+    request = RunRequest(patterns=("--json",), results=results, command=("run", "--json"))  # type: ignore[arg-type]
+    assert wants_json(rank_arguments(request)) is (results == "json")
+    assert wants_json(["run", "--json"])
+    assert not wants_json(["run", "--request", "{"])
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, ncclbench, ncclbench.api; assert 'load_run' in dir(ncclbench); ncclbench.load_run\n"
+        "print([name for name in ('torch', 'numpy', 'pandas', 'scipy', 'pyarrow', 'msgspec') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+    with pytest.raises(AttributeError, match="no attribute 'load_rum'"):
+        ncclbench.load_rum  # noqa: B018  # the look-up is what is tested
+
+
+def test_the_snippets_of_the_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/api.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(snippets) == 4
+    exec(compile("".join(snippets), "docs/api.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "all_reduce/float32/1024/isolated" in out
+    assert "no profile 'cpu-glue'; did you mean 'cpu-gloo'?" in out
