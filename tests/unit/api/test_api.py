@@ -22,7 +22,6 @@ from ncclbench.launch.signals import wants_json
 if TYPE_CHECKING:
     from ncclbench.api import LoadedRun
 
-ROOT = Path(__file__).parents[3]
 SMALL = RunRequest(
     patterns=("all_reduce",), min_bytes=8, max_bytes=64, transport="threads", nproc=2, iterations=6, progress=False
 )
@@ -132,16 +131,3 @@ def test_importing_loads_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
     with pytest.raises(AttributeError, match="no attribute 'load_rum'"):
         ncclbench.load_rum  # noqa: B018  # the look-up is what is tested
-
-
-def test_the_snippets_of_the_page_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs/api.md").read_text()
-    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(snippets) == 4
-    exec(compile("".join(snippets), "docs/api.md", "exec"), {})
-    out = capsys.readouterr().out
-    assert "all_reduce/float32/1024/isolated" in out
-    assert "no profile 'cpu-glue'; did you mean 'cpu-gloo'?" in out
