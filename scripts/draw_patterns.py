@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Draw every pattern of the fabric catalogue from its own schedule: docs/img/NAME.svg, one panel a round.
+"""Draw every pattern of the fabric catalogue from its schedule: docs/img/NAME.svg, one panel per round.
 
-Columns are nodes, rows are rails. A flow is an arrow in the colour of its sender's rail; a collective's groups have a
-colour each; in an uneven all-to-all a rank is as large as what it receives.
+Columns are nodes, rows are rails. A flow is an arrow in the color of its sender's rail. Each group of a collective has
+a color. In an uneven all-to-all, the size of a rank shows how much it receives.
 
     scripts/draw_patterns.py            # write them
     scripts/draw_patterns.py --check    # fail if one is not up to date
@@ -21,7 +21,7 @@ from ncclbench.topology import Topology, Wiring
 
 FOLDER = Path(__file__).parents[1] / "docs/img"
 
-# Nodes, rails, nodes to a leaf, parameters, and how many rounds are drawn.
+# Nodes, rails, nodes per leaf, parameters, and the number of drawn rounds.
 DRAWN: dict[str, tuple[int, int, int, dict[str, object], int]] = {
     "same_rail": (4, 2, 4, {}, 3),
     "cross_rail": (4, 2, 4, {}, 3),
@@ -40,7 +40,7 @@ _STEP_X, _STEP_Y, _MARGIN, _TOP, _RADIUS = 62, 62, 44, 46, 13
 
 
 def fabric(nodes: int, rails: int, per_leaf: int) -> Topology:
-    """Nodes of as many ranks as rails, rank by rank; each rail has a leaf for every `per_leaf` nodes."""
+    """Nodes with one rank per rail, in rank order; each rail has a leaf for every `per_leaf` nodes."""
     ranks = np.arange(nodes * rails)
     leaves = ranks // rails // per_leaf * rails + ranks % rails
     unknown = np.full(len(ranks), np.nan)
@@ -88,7 +88,7 @@ def drawing(pattern: str) -> str:
 
 
 def _order(label: str) -> tuple[int, list[int], str]:
-    """Near before far and numbers as numbers, since rounds come in random order."""
+    """Sort key: near before far, and numbers as numbers, because rounds are in random order."""
     kinds = ("near", "cut", "far")
     kind = next((k for k, name in enumerate(kinds) if label.startswith(name)), 0)
     words = "".join(c if c.isdigit() else " " for c in label).split()
@@ -158,7 +158,7 @@ def _groups(phase: Phase, topology: Topology) -> Ints:
     found = np.full(topology.world_size, -1, np.int64)
     if isinstance(phase, Collective):
         for index, ranks in enumerate(phase.groups):
-            # A group of one rail keeps that rail's colour, whether it runs alone or beside others.
+            # A group of one rail has that rail's color, alone or beside others.
             alone = len(np.unique(topology.rails[ranks])) == 1
             found[ranks] = topology.rails[ranks[0]] if alone else index
     return found

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Fuzz every importer with atheris: coverage leads it from the fixtures to what no test has thought of.
+"""Fuzz every importer with atheris, guided by coverage, starting from the fixtures.
 
     pip install -e '.[fuzz]'
-    python scripts/fuzz_importers.py -runs=100000            # libFuzzer's own flags; a folder is a corpus to go on with
+    python scripts/fuzz_importers.py -runs=100000            # libFuzzer's flags; a folder is a corpus to continue
 
-It ends with the first input that an importer neither reads nor refuses in one line, and names the file that has it.
+It ends with the first input that an importer neither reads nor refuses in one line, and names the file with that input.
 """
 
 import sys
@@ -27,7 +27,7 @@ _FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 
 
 def one_input(content: bytes) -> None:
-    """Read or refuse; anything else is what we look for."""
+    """Read an input or refuse it; anything else is a failure."""
     for stated in (Stated(), Stated(pattern="all_reduce", world_size=2, skip_damaged=True)):
         try:
             _store.read_log(Log.of("log", content), stated)
@@ -38,10 +38,10 @@ def one_input(content: bytes) -> None:
 
 
 def main() -> None:
-    """Start from the fixtures, and from the flags and folders of the command line."""
+    """Start from the fixtures, with the flags and folders of the command line."""
     with tempfile.TemporaryDirectory() as folder:
         for number, path in enumerate(sorted(_FIXTURES.glob("*/*"))):
-            # Long inputs are slow, and have the same lines over and over.
+            # Long inputs are slow and repeat the same lines.
             (Path(folder) / f"{number}{path.suffix}").write_bytes(path.read_bytes()[:6000])
         atheris.Setup([*sys.argv, "-max_len=8192", "-timeout=20", folder], one_input)
         atheris.Fuzz()

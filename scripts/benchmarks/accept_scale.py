@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How long judging a large run takes, and how much memory: 8,192 ranks x 20 cases x 100 iterations by default.
+"""Time and memory of judging a large run: 8,192 ranks x 20 cases x 100 iterations by default.
 
     scripts/benchmarks/accept_scale.py [--nodes 1024] [--cases 20] [--samples 100] [--keep DIR]
 
-The run is made up by `ncclbench.accept.example_runs` (every rank has samples and a GPU's state in every case), judged
-in a process of its own by ``ncclbench accept RUN``, and verified in another. Printed: seconds and the largest memory.
+`ncclbench.accept.example_runs` writes the run: every rank has samples and a GPU's state in every case. ``ncclbench
+accept RUN`` and ``ncclbench verify`` run in separate processes. Printed are seconds and peak memory.
 """
 
 import argparse
@@ -22,13 +22,13 @@ G = 1 << 30
 
 
 def main() -> None:
-    """Make the run, judge it, verify it."""
+    """Write the run, judge it, verify it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--nodes", type=int, default=1024, help="of 8 ranks")
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--starts", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="make the run here, and leave it")
+    parser.add_argument("--keep", type=Path, help="write the run here and keep it")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = (given.keep or Path(folder)) / "run"
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def example(nodes: int, cases: int, samples: int, starts: int) -> Example:
-    """Collectives of growing size, by turns over rails, nodes and the world."""
+    """Collectives of growing size, alternating over rails, nodes and the world."""
     groups = ("rail", "node", "world")
     planned = tuple(
         ExampleCase(pattern="all_reduce", nbytes=G + 1024 * k, bus_gb_per_s=45.0, group=groups[k % 3], samples=samples)
@@ -54,7 +54,7 @@ def example(nodes: int, cases: int, samples: int, starts: int) -> Example:
 
 
 def measure(name: str, *arguments: str) -> None:
-    """Run one command, and say how long it took and how much memory it had at most."""
+    """Run one command; print its time and peak memory."""
     began = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-m", "ncclbench", *arguments], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None

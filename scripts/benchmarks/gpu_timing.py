@@ -1,14 +1,14 @@
-"""How exact the GPU figures are: both roads to NCCL against a bare CuPy loop, in the same processes and in turns.
+"""Accuracy of GPU times: both NCCL transports against a bare CuPy loop, alternating in the same processes.
 
     torchrun --nproc-per-node 2 scripts/benchmarks/gpu_timing.py [OUT]
 
-Prints Markdown, and writes it to OUT/gpu_timing.md, with what was aimed at and missed at its end:
+Prints Markdown and writes it to OUT/gpu_timing.md. Its end lists the targets that were missed. Targets:
 
-- graph regime, 8 B to 1 GiB: torch's NCCL, CuPy's NCCL and a bare graph of CuPy launches; within 2% of each other;
-- isolated regime at 8 B: five repetitions of each road; under 9 us, and within 3%;
-- 1 GiB of each large op, in graphs: busbw by both roads within 1% of the bare loop.
+- graph regime, 8 B to 1 GiB: `nccl`, `cupy_nccl` and a bare graph of CuPy launches within 2% of each other;
+- isolated regime at 8 B: five repetitions per transport under 9 us and within 3%;
+- 1 GiB of each large op, in graphs: busbw of both transports within 1% of the bare loop.
 
-The bare loop is measured twice in every round, and who comes first changes from round to round.
+The bare loop is measured twice in every round, and the order changes from round to round.
 """
 
 import datetime
@@ -42,15 +42,15 @@ ROUNDS, LARGE_ROUNDS = 5, 3
 SMALLEST_US, ISOLATED_US, SPREAD, ALIKE, ALIKE_LARGE = 6.2, 9.0, 0.03, 0.02, 0.01
 
 
-# What cases said about their own figures, such as a gate that opened by itself.
+# Notes of the measured cases, such as a gate that opened at its time limit.
 doubtful = set[str]()
 
 
 class Bare:
-    """The least code that times NCCL from Python: one communicator, one stream, one graph."""
+    """The minimal code that times NCCL from Python: one communicator, one stream, one graph."""
 
     def __init__(self, transport: CupyNcclTransport) -> None:
-        """Borrow the communicator and the stream, and nothing else."""
+        """Take the communicator and the stream of `transport`."""
         self.rank, self.world_size = transport.rank, transport.world_size
         self.barrier, self.gather = transport.barrier, transport.control.gather
         self.comm = transport._communicator(tuple(range(self.world_size)))
@@ -58,7 +58,7 @@ class Bare:
         self.enter = transport.stream.make_current
 
     def launch(self, op: str, nbytes: int, send: Any, recv: Any) -> Callable[[], None]:
-        """One launch of `op` with a buffer of `nbytes` in all, float32."""
+        """One launch of `op` with a buffer of `nbytes` in total, float32."""
         comm, stream, n, me = self.comm, self.stream.ptr, self.world_size, self.rank
         shard = nbytes // n
         s, r = send.data.ptr, recv.data.ptr
@@ -83,9 +83,9 @@ class Bare:
         return grouped
 
     def graph_us(self, op: str, nbytes: int) -> float:
-        """Median over replays of the slowest rank, a launch, in microseconds."""
+        """Median over replays of the slowest rank, in microseconds per launch."""
         launches, replays = graph_launches(nbytes), 40
-        # As the product: rotate over enough buffers that L2 does not hold them, where the size allows.
+        # As in ncclbench: rotate over so many buffers that L2 does not hold them, where the size allows.
         copies = rotation(nbytes if op == "all_reduce" else 2 * nbytes, l2_bytes(), "cold").copies
         pairs = [(cupy.zeros(nbytes, np.uint8), cupy.zeros(nbytes, np.uint8)) for _ in range(copies)]
         calls = [self.launch(op, nbytes, *pairs[k % copies]) for k in range(launches)]
@@ -115,7 +115,7 @@ class Bare:
 
 
 def product_us(transport: Any, topology: Topology, op: str, nbytes: int, timing: Timing, iterations: int = 40) -> float:
-    """The product's p50 of a case, in microseconds; 0 on other ranks than 0."""
+    """Run a case; returns its p50 in microseconds, 0 on ranks other than 0."""
     transport.stream.make_current()
     settings = Settings(iterations=iterations, check=False)
     measured = run_case(Case(pattern=op, nbytes=nbytes, timing=timing), transport, topology, settings)
@@ -129,15 +129,15 @@ def product_us(transport: Any, topology: Topology, op: str, nbytes: int, timing:
 
 
 class Report:
-    """Lines that rank 0 prints, and keeps for a file."""
+    """Lines that rank 0 prints and stores for a file."""
 
     def __init__(self, rank: int) -> None:
-        """Nothing is said yet."""
+        """Start empty."""
         self.rank, self.lines = rank, list[str]()
         self.aims, self.missed = 0, list[str]()
 
     def aim(self, what: str, met: bool) -> None:
-        """Count what was aimed at, and remember what was missed."""
+        """Count a target, and store it if it was missed."""
         self.aims += 1
         self.missed += [] if met else [what]
 
@@ -149,7 +149,7 @@ class Report:
 
 
 def in_turns(sides: list[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """Each side's figures by round; who comes first changes, since later ones find other memory."""
+    """Each side's results by round. The order changes, because later sides find other memory."""
     found: list[list[float]] = [[] for _ in sides]
     for first in range(rounds):
         for k in range(len(sides)):
@@ -158,14 +158,16 @@ def in_turns(sides: list[Callable[[], float]], rounds: int) -> list[list[float]]
     return found
 
 
-def compared(bare: Bare, roads: list[Any], topology: Topology, op: str, nbytes: int, rounds: int) -> list[list[float]]:
-    """Microseconds of the bare graph, of each road, and of the bare graph again."""
+def compared(
+    bare: Bare, transports: list[Any], topology: Topology, op: str, nbytes: int, rounds: int
+) -> list[list[float]]:
+    """Microseconds of the bare graph, of each transport, and of the bare graph again."""
 
     def bare_us() -> float:
         bare.enter()
         return bare.graph_us(op, nbytes)
 
-    mine = [partial(product_us, road, topology, op, nbytes, Timing.GRAPH) for road in roads]
+    mine = [partial(product_us, transport, topology, op, nbytes, Timing.GRAPH) for transport in transports]
     return in_turns([bare_us, *mine, bare_us], rounds)
 
 
@@ -174,14 +176,14 @@ def ratio(one: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
-def graphs(report: Report, bare: Bare, roads: list[Any], topology: Topology) -> None:
+def graphs(report: Report, bare: Bare, transports: list[Any], topology: Topology) -> None:
     """The graph regime against the bare graph, for every size."""
     report.say(
         "| all_reduce, B | bare graph (us) | torch (us) | CuPy (us) | torch/bare | CuPy/bare | torch/CuPy | bare/bare |"
         "\n|---:|---:|---:|---:|---:|---:|---:|---:|"
     )
     for nbytes in GRAPH_SIZES:
-        found = compared(bare, roads, topology, "all_reduce", nbytes, ROUNDS)
+        found = compared(bare, transports, topology, "all_reduce", nbytes, ROUNDS)
         if report.rank:
             continue
         once, by_torch, by_cupy, again = found
@@ -194,28 +196,28 @@ def graphs(report: Report, bare: Bare, roads: list[Any], topology: Topology) -> 
             report.aim(f"{nbytes} B in graphs under {SMALLEST_US} us", max(t, c) < SMALLEST_US)
 
 
-def repetitions(report: Report, roads: list[Any], topology: Topology) -> None:
-    """Five times the isolated regime at 8 bytes, by each road."""
+def repetitions(report: Report, transports: list[Any], topology: Topology) -> None:
+    """The isolated regime at 8 bytes, five times per transport."""
     report.say("\n| isolated, all_reduce of 8 B | five p50 (us) | median | spread |\n|---|---|---:|---:|")
-    for road in roads:
-        five = [product_us(road, topology, "all_reduce", 8, Timing.ISOLATED, 400) for _ in range(5)]
+    for transport in transports:
+        five = [product_us(transport, topology, "all_reduce", 8, Timing.ISOLATED, 400) for _ in range(5)]
         if report.rank:
             continue
         middle = statistics.median(five)
         spread, shown = (max(five) - min(five)) / middle, ", ".join(f"{x:.2f}" for x in five)
-        report.say(f"| {road.name} | {shown} | {middle:.2f} | {spread:.1%} |")
-        report.aim(f"isolated by {road.name} under {ISOLATED_US} us", middle < ISOLATED_US)
-        report.aim(f"five repetitions by {road.name} within {SPREAD:.0%}", spread < SPREAD)
+        report.say(f"| {transport.name} | {shown} | {middle:.2f} | {spread:.1%} |")
+        report.aim(f"isolated by {transport.name} under {ISOLATED_US} us", middle < ISOLATED_US)
+        report.aim(f"five repetitions by {transport.name} within {SPREAD:.0%}", spread < SPREAD)
 
 
-def large(report: Report, bare: Bare, roads: list[Any], topology: Topology) -> None:
-    """1 GiB of every large op, by each road and bare."""
+def large(report: Report, bare: Bare, transports: list[Any], topology: Topology) -> None:
+    """1 GiB of every large op, per transport and bare."""
     report.say(
         "\n| 1 GiB in graphs | bare busbw (GB/s) | torch | CuPy | torch/bare | CuPy/bare | bare/bare |"
         "\n|---|---:|---:|---:|---:|---:|---:|"
     )
     for op in LARGE_OPS:
-        found = compared(bare, roads, topology, op, 1 << 30, LARGE_ROUNDS)
+        found = compared(bare, transports, topology, op, 1 << 30, LARGE_ROUNDS)
         if report.rank:
             continue
         once, by_torch, by_cupy, again = found
@@ -228,33 +230,33 @@ def large(report: Report, bare: Bare, roads: list[Any], topology: Topology) -> N
 
 
 def main() -> None:
-    """All figures; rank 0 prints."""
+    """Measure everything; rank 0 prints."""
     seat = detect(os.environ)
     assert seat is not None, "start this with torchrun"
     log = NcclLog.switch_on()
-    torch_road = open_transport("nccl", seat, 60.0)
-    cupy_road = CupyNcclTransport(seat, torch_road, log)
-    topology, bare, report = Topology.single_node(seat.world_size), Bare(cupy_road), Report(seat.rank)
-    roads: list[Any] = [torch_road, cupy_road]
+    by_nccl = open_transport("nccl", seat, 60.0)
+    by_cupy_nccl = CupyNcclTransport(seat, by_nccl, log)
+    topology, bare, report = Topology.single_node(seat.world_size), Bare(by_cupy_nccl), Report(seat.rank)
+    transports: list[Any] = [by_nccl, by_cupy_nccl]
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    versions = f"{torch_road.describe()}, cupy {cupy.__version__}"
+    versions = f"{by_nccl.describe()}, cupy {cupy.__version__}"
     told = ", ".join(f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith("NCCL_"))
     report.say(f"{datetime.date.today()}, {seat.world_size} x {name}, {versions}; {told}\n")
-    if torch_road.ranks_per_gpu > 1:
-        report.say("Ranks share a GPU: this proves the script, and is no figure of a fabric.\n")
-    graphs(report, bare, roads, topology)
-    repetitions(report, roads, topology)
-    large(report, bare, roads, topology)
+    if by_nccl.ranks_per_gpu > 1:
+        report.say("Ranks share a GPU: this tests the script and is no result of a fabric.\n")
+    graphs(report, bare, transports, topology)
+    repetitions(report, transports, topology)
+    large(report, bare, transports, topology)
     met, missed = report.aims - len(report.missed), "; ".join(report.missed) or "none"
     for note in sorted(doubtful):
         report.say(f"- {note}")
-    report.say(f"\n{met} of {report.aims} aims met. Missed: {missed}.")
+    report.say(f"\n{met} of {report.aims} targets met. Missed: {missed}.")
     if seat.rank == 0 and len(sys.argv) > 1:
         Path(sys.argv[1], "gpu_timing.md").write_text("\n".join(report.lines) + "\n")
-    for road in reversed(roads):
-        road.stream.make_current()
-        road.stream.synchronize()
-    torch_road.close()
+    for transport in reversed(transports):
+        transport.stream.make_current()
+        transport.stream.synchronize()
+    by_nccl.close()
 
 
 if __name__ == "__main__":

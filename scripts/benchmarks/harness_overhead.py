@@ -1,18 +1,18 @@
-"""What the harness costs: ncclbench against a bare loop of the same torch.distributed calls, gloo on this machine.
+"""Overhead of ncclbench against a bare loop of the same torch.distributed calls, with gloo on this machine.
 
     python scripts/benchmarks/harness_overhead.py            # both figures, as Markdown
     python scripts/benchmarks/harness_overhead.py --seconds 5
 
 Two figures:
 
-- *p50*: the median over iterations of the slowest rank, by `run_case` and by two bare loops (barrier, clock, call,
-  clock) with a tensor each, all in the same two processes. They take turns at every barrier, in random order, as
-  greenlets: so all three meet the same machine, follow each other equally often, and come to their barrier and leave it
-  by the same steps, which matters (see docs/log.md). ncclbench is compared with both bare loops together, and they with
-  each other, which shows what a difference means here. Buffers are new in every round and processes in every start,
-  since where memory lies matters; intervals are 95%, by a bootstrap over starts and over the rounds in them. The target
-  is 2% or 2 us, whichever is larger.
-- *first result*: seconds from starting ``torchrun`` to the first printed figure, ncclbench and a bare script in turns.
+- *p50*: the median over iterations of the slowest rank, of `run_case` and of two bare loops (barrier, clock, call,
+  clock) with a tensor each, all in the same two processes. As greenlets they alternate at every barrier, in random
+  order. So all three run on the same machine state, follow each other equally often, and reach and leave their barrier
+  by the same steps, which matters (see docs/log.md). ncclbench is compared with both bare loops together. The two bare
+  loops are compared with each other, which shows the noise. Buffers are new in every round and processes in every
+  start, because the position of memory matters. Intervals are 95%, from a bootstrap over starts and over their rounds.
+  The target is 2% or 2 us, whichever is larger.
+- *first result*: seconds from starting ``torchrun`` to the first printed result; ncclbench and a bare script alternate.
   The target is 1.3 times.
 """
 
@@ -68,7 +68,7 @@ dist.destroy_process_group()
 
 
 def bare_loop(data: torch.Tensor, barrier: Callable[[], None], taken: list[float]) -> None:
-    """What a user would write, for ever; `taken` gets the seconds of each iteration."""
+    """The loop that a user would write, without end; `taken` receives the seconds of each iteration."""
     import torch.distributed as dist
 
     clock, all_reduce = time.perf_counter, dist.all_reduce
@@ -81,22 +81,22 @@ def bare_loop(data: torch.Tensor, barrier: Callable[[], None], taken: list[float
 
 
 class Turns:
-    """Lets `run_case` and bare loops take turns at every barrier, in an order that is random and alike on all ranks.
+    """Alternate `run_case` and bare loops at every barrier, in a random order that is the same on all ranks.
 
     Args:
         barrier: of the transport.
-        order: whose turn it is next: the number of a bare loop, or `OURS`.
+        order: which side is next: the number of a bare loop, or `OURS`.
     """
 
     def __init__(self, barrier: Callable[[], None], order: Iterator[int]) -> None:
-        """Nobody takes part yet; whoever made this is `OURS`."""
+        """Start with one side: the current greenlet is `OURS`."""
         from greenlet import getcurrent
 
         self.barrier, self.order = barrier, order
         self.parties = {OURS: getcurrent()}
 
     def barrier_of(self, me: int) -> Callable[[], None]:
-        """The barrier of one party: waits for its turn, then for the other ranks."""
+        """The barrier of one side: it waits for its turn, then for the other ranks."""
         parties, order, barrier = self.parties, self.order, self.barrier
 
         def wait() -> None:
@@ -108,7 +108,7 @@ class Turns:
         return wait
 
     def join(self, me: int, data: torch.Tensor) -> list[float]:
-        """A bare loop on `data` takes part; returns where its seconds will be."""
+        """Add a bare loop on `data`; returns the list that receives its seconds."""
         from greenlet import greenlet
 
         taken: list[float] = []
@@ -117,7 +117,7 @@ class Turns:
         def run() -> None:
             ours.switch()  # until it is this loop's turn for the first time
             first = iter([self.barrier])
-            # Code of its own: the interpreter specialises code as it runs, and a copy shared by two is warmer.
+            # A separate code object: the interpreter specializes code while it runs, and a shared copy is warmer.
             own = FunctionType(bare_loop.__code__.replace(), bare_loop.__globals__)
             own(data, lambda: next(first, wait)(), taken)
 
@@ -127,17 +127,17 @@ class Turns:
 
 
 def random_order(seed: int) -> Iterator[int]:
-    """Whose turn it is, at random, so that each follows each equally often."""
+    """The next side, at random, so that each follows each equally often."""
     draw = random.Random(seed)
     while True:
         yield draw.choice([0, 1, OURS])
 
 
 def warm_tensor(nbytes: int) -> torch.Tensor:
-    """A tensor that has been reduced a few times, in memory of the kind that ncclbench takes.
+    """A tensor that has been reduced a few times, in the kind of memory that ncclbench uses.
 
-    That is NumPy's, which asks for huge pages from 4 MiB on where torch does not (3% there), and begins on a page, as
-    OSU's buffers do: where memory begins makes 1 to 2% below.
+    This is NumPy's memory. It uses huge pages from 4 MiB on, where torch does not (3% there). It is page-aligned, as
+    OSU's buffers are; below 4 MiB the alignment accounts for 1 to 2%.
     """
     import numpy as np
     import torch
@@ -153,7 +153,7 @@ def warm_tensor(nbytes: int) -> torch.Tensor:
 
 
 def rank_main(seconds: float) -> None:
-    """One rank: both loops at once, for every size; rank 0 prints all rounds as JSON."""
+    """One rank: all loops, for every size; rank 0 prints all rounds as JSON."""
     import torch
     import torch.distributed as dist
 
@@ -180,10 +180,10 @@ def rank_main(seconds: float) -> None:
             transport.barrier = turns.barrier_of(OURS)  # type: ignore[method-assign]
             measured = run_case(case, transport, topology, settings)
             transport.barrier = barrier  # type: ignore[method-assign]
-            for who, seconds_taken in zip(["bare", "bare again"], taken, strict=True):
+            for side, seconds_taken in zip(["bare", "bare again"], taken, strict=True):
                 slower = torch.tensor(seconds_taken, dtype=torch.float64)
                 dist.all_reduce(slower, op=dist.ReduceOp.MAX)
-                rounds[who].append(slower.tolist())
+                rounds[side].append(slower.tolist())
             if measured and measured.samples:
                 rounds["ours"].append(measured.samples.slowest_N.tolist())
             more.fill_(time.monotonic() < until or len(rounds["bare"]) < 3)
@@ -195,14 +195,14 @@ def rank_main(seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of two medians over all iterations of all rounds, with its 95% interval."""
+    """Ratio of two medians over all iterations of all rounds, with its 95% interval."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        """As in the table."""
+        """Text for the table."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -229,7 +229,7 @@ def torchrun(*arguments: str) -> list[str]:
 
 
 def one_start(seconds: float) -> Iterator[tuple[int, dict[str, list[list[float]]]]]:
-    """Each size and the iterations of all rounds of each loop, from new processes."""
+    """Each size, and the iterations of all rounds of each loop, from new processes."""
     command = torchrun(__file__, "--rank", f"--seconds={seconds}")
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     for line in done.stdout.splitlines():
@@ -251,7 +251,7 @@ def seconds_to(sign: str, command: list[str]) -> float:
 
 
 def first_results(rounds: int) -> tuple[float, float]:
-    """Median seconds to the first figure: of the bare script, and of ncclbench."""
+    """Median seconds to the first result: of the bare script, and of ncclbench."""
     bare, ours = [], []
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "bare.py")
@@ -264,11 +264,11 @@ def first_results(rounds: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Start the ranks, collect the figures, print them."""
+    """Start the ranks, collect the results, print them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=15.0, help="for each size and start")
-    parser.add_argument("--starts", type=int, default=4, help="how often the processes are started anew")
-    parser.add_argument("--only-p50", action="store_true", help="leave out the start to the first result")
+    parser.add_argument("--seconds", type=float, default=15.0, help="per size and start")
+    parser.add_argument("--starts", type=int, default=4, help="number of process starts")
+    parser.add_argument("--only-p50", action="store_true", help="skip the time to the first result")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
@@ -278,17 +278,17 @@ def main() -> None:
     import torch
 
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    effort = f"{options.starts} starts of {options.seconds:g} s a size"
+    effort = f"{options.starts} starts of {options.seconds:g} s per size"
     print(f"{datetime.date.today()}, {machine}, gloo, {RANKS} ranks, {effort}\n")
     print("| bytes | rounds | bare p50 (us) | ncclbench (us) | ratio | bare / bare | within 2% or 2 us |")
     print("|---:|---:|---:|---:|---:|---:|---|")
     loops: dict[int, dict[str, list[Rounds]]] = {}
     for _ in range(options.starts):
         for nbytes, rounds in one_start(options.seconds):
-            for who, taken in rounds.items():
-                loops.setdefault(nbytes, {}).setdefault(who, []).append([np.array(times) * 1e6 for times in taken])
+            for side, taken in rounds.items():
+                loops.setdefault(nbytes, {}).setdefault(side, []).append([np.array(times) * 1e6 for times in taken])
     for nbytes, of in loops.items():
-        ours, bare, again = (of[who] for who in ("ours", "bare", "bare again"))
+        ours, bare, again = (of[side] for side in ("ours", "bare", "bare again"))
         both = [[np.concatenate(pair) for pair in zip(*pairs, strict=True)] for pairs in zip(bare, again, strict=True)]
         p50, bare_p50 = (
             float(np.median(np.concatenate([t for start in side for t in start]))) for side in (ours, both)
@@ -300,7 +300,7 @@ def main() -> None:
         return
     bare_seconds, our_seconds = first_results(5)
     print(
-        f"\nStart to first result under torchrun, median of 5 in turns: bare {bare_seconds:.2f} s, "
+        f"\nStart to first result under torchrun, median of 5, alternating: bare {bare_seconds:.2f} s, "
         f"ncclbench {our_seconds:.2f} s, ratio {our_seconds / bare_seconds:.2f} (target 1.3)."
     )
 

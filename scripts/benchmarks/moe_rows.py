@@ -1,15 +1,15 @@
-"""How near the work on rows comes to the memory's speed, and dispatch to a bare all-to-all.
+"""Row work against memory bandwidth, and MoE dispatch against a bare all-to-all.
 
     python scripts/benchmarks/moe_rows.py [OUT]                               one GPU
-    torchrun --nproc-per-node 2 scripts/benchmarks/moe_rows.py [OUT]          and over two, the all-to-all
+    torchrun --nproc-per-node 2 scripts/benchmarks/moe_rows.py [OUT]          two GPUs, with the all-to-all
 
-Prints Markdown, and writes it to OUT/moe_rows.md:
+Prints Markdown and writes it to OUT/moe_rows.md:
 
-- pack, expert, expert_reduce and unpack of DeepSeek-V3, EP 8, 4096 tokens, in every row format. One GPU plays one rank
-  of the eight: what the others would have sent is filled in, and what it makes is compared with the oracle to the bit
-  before anything is timed. Each is held against the time in which a plain device copy, measured in the same run, moves
-  as many bytes: once counting every row read, once counting rows that are read several times only once.
-- with two ranks and more, `dispatch` of moe_dispatch against torch's all_to_all_single of the same splits, by turns.
+- pack, expert, expert_reduce and unpack of DeepSeek-V3, EP 8, 4096 tokens, in every row format. One GPU computes one
+  rank of the eight. The data of the other ranks are filled in, and the output is compared with the oracle to the bit
+  before timing. The bound is the time in which a plain device copy, measured in the same run, moves as many bytes. It
+  is computed twice: counting every row read, and counting rows that are read several times only once.
+- with two or more ranks, `dispatch` of moe_dispatch against torch's all_to_all_single of the same splits, alternating.
 
 Launches wait behind a gate, and the L2 cache is overwritten between them.
 """
@@ -46,7 +46,7 @@ EXPERT_PARALLEL = 8
 LAYER: dict[str, Any] = {"model": "deepseek-v3", "tokens": "4096", "variant": "cached", "routings": 1}
 PHASES = ("pack", "expert", "expert_reduce", "unpack")
 LAUNCHES, ROUNDS = 30, 5
-# What is aimed at: pack + unpack over the bound, and dispatch over a bare all-to-all.
+# Targets: pack + unpack over the bound, and dispatch over a bare all-to-all.
 OVER_BOUND, DISPATCH_ALIKE = 1.5, 0.05
 COPY_BYTES, FLUSH_BYTES = 1 << 30, 256 << 20
 
@@ -59,7 +59,7 @@ def layer_schedule(world: int, **params: Any) -> Schedule:
 
 @dataclass(frozen=True)
 class Rank:
-    """One rank's buffers, filled with what the oracle knows of them."""
+    """One rank's buffers, filled with the oracle's expected data."""
 
     schedule: Schedule
     buffers: Buffers
@@ -67,7 +67,7 @@ class Rank:
     salt: int = 1
 
     def fill(self, name: str) -> None:
-        """What the buffer holds after the last phase; the canary elsewhere."""
+        """Fill the buffer with its content after the last phase, and the canary elsewhere."""
         assert self.schedule.contents is not None
         raw, upload = self.buffers[name].view(np.uint8), uploader("cuda")
         raw[:] = CANARY_BYTE
@@ -75,7 +75,7 @@ class Rank:
             raw[stretch.start : stretch.stop] = upload(stretch.expected.reshape(-1).view(np.uint8))
 
     def wrong(self, name: str) -> int:
-        """Bytes of the buffer that are not that."""
+        """Number of bytes of the buffer that differ from it."""
         assert self.schedule.contents is not None
         raw, upload, done, wrong = self.buffers[name].view(np.uint8), uploader("cuda"), 0, 0
         for stretch in self.schedule.contents.after(self.rank, name, self.salt):
@@ -87,7 +87,7 @@ class Rank:
 
 
 def bytes_moved(phase: RowWork, rank: int) -> tuple[int, int]:
-    """Bytes read and written, with tables: every row read counted, and each row counted once."""
+    """Bytes read and written, with tables: first counting every row read, then each row once."""
     plan = phase.plan(rank)
     read = plan.index[plan.index >= 0]
     row = phase.read_row + (phase.format.scale_bytes(phase.hidden) if phase.scales else 0)
@@ -97,7 +97,7 @@ def bytes_moved(phase: RowWork, rank: int) -> tuple[int, int]:
 
 
 class Timer:
-    """Medians of launches behind a gate, each with an L2 cache that holds nothing of use."""
+    """Times of launches behind a gate, each with an overwritten L2 cache."""
 
     def __init__(self, stream: Any) -> None:
         """Launch on `stream`, which is current."""
@@ -109,7 +109,7 @@ class Timer:
         meet: Callable[[], None] | None = None,
         before: Callable[[], object] = lambda: None,
     ) -> list[float]:
-        """One duration a launch; `meet` has all ranks come together before the gate opens, `before` goes untimed."""
+        """One duration per launch. `meet` synchronizes all ranks before the gate opens; `before` is not timed."""
         for _ in range(3):
             self.scratch.fill(1)
             before()
@@ -134,7 +134,7 @@ class Timer:
 
 
 def copy_rate(timer: Timer, stream: Any) -> float:
-    """Bytes a second, read and written, of a plain device copy."""
+    """Bytes per second, read and written, of a plain device copy."""
     source, target = cupy.zeros(COPY_BYTES, np.uint8), cupy.zeros(COPY_BYTES, np.uint8)
     kind = cupy.cuda.runtime.memcpyDeviceToDevice
 
@@ -145,7 +145,7 @@ def copy_rate(timer: Timer, stream: Any) -> float:
 
 
 def checked(rank: Rank, phase: RowWork) -> Callable[[], object]:
-    """The phase as a ready call, which has been seen to make the right bytes."""
+    """The compiled phase, after its output was checked."""
     for name in {phase.read, *(name for name, _ in phase.extra)}:
         rank.fill(name)
     rank.buffers[phase.write].view(np.uint8)[:] = CANARY_BYTE
@@ -164,12 +164,12 @@ def rows_table(say: Callable[[str], None], timer: Timer, rate: float, rank: int)
     say("|---|---|---:|---:|---:|---:|---:|---:|")
     for form in FORMATS:
         schedule = layer_schedule(EXPERT_PARALLEL, format=form)
-        played = Rank(schedule, allocate(schedule, "cuda"), rank)
+        computed = Rank(schedule, allocate(schedule, "cuda"), rank)
         totals = np.zeros(3)
         for phase in flatten(schedule.phases):
             if not isinstance(phase, RowWork) or phase.label not in PHASES:
                 continue
-            call = checked(played, phase)
+            call = checked(computed, phase)
             seconds, (every, once) = statistics.median(timer.seconds(call)), bytes_moved(phase, rank)
             say(_line(form, phase.label, seconds, every, once, rate))
             if phase.kernel is RowKernel.TAKE or phase.label == "unpack":
@@ -189,10 +189,10 @@ def _line(form: str, label: str, seconds: float, every: int, once: int, rate: fl
 
 
 def dispatch_table(say: Callable[[str], None], timer: Timer, transport: Any) -> None:
-    """The product's dispatch against a bare all_to_all_single of the same splits, by turns.
+    """Compare ncclbench's dispatch with a bare all_to_all_single of the same splits, alternating.
 
-    Both begin with ranks lined up and pack the same rows: ranks with fewer finish earlier, and wait inside of what is
-    timed.
+    Both start with synchronized ranks and pack the same rows. Ranks with fewer rows finish earlier and wait inside the
+    timed section.
     """
     import torch
     import torch.distributed as dist
@@ -235,7 +235,7 @@ def dispatch_table(say: Callable[[str], None], timer: Timer, transport: Any) -> 
 
 
 def product_us(transport: Any, variant: str) -> float:
-    """The p50 of moe_dispatch's dispatch phase in microseconds, checked; 0 on other ranks than 0."""
+    """The p50 of moe_dispatch's dispatch phase in microseconds, checked; 0 on ranks other than 0."""
     params = {**LAYER, "variant": variant}
     case = Case(pattern="moe_dispatch", nbytes=64, dtype="bfloat16", params=params)
     measured = run_case(case, transport, Topology.single_node(transport.world_size), Settings(iterations=2 * LAUNCHES))
@@ -247,7 +247,7 @@ def product_us(transport: Any, variant: str) -> float:
 
 
 def main() -> None:
-    """All figures; rank 0 prints."""
+    """Measure everything; rank 0 prints."""
     began, seat, lines, transport = time.monotonic(), detect(os.environ), list[str](), None
     if seat is not None and seat.world_size > 1:
         from ncclbench.transports.torch_dist import open_transport
@@ -267,10 +267,10 @@ def main() -> None:
     runtime = cupy.cuda.runtime.runtimeGetVersion()
     say(f"{datetime.date.today()}, {name}, a world of {world}, CuPy {cupy.__version__}, CUDA {runtime}\n")
     if transport and transport.ranks_per_gpu > 1:
-        say("Ranks share a GPU: this proves the script, and is no figure of a fabric.\n")
+        say("Ranks share a GPU: this tests the script and is no result of a fabric.\n")
     rate = copy_rate(timer, own)
     say(f"A device copy of 1 GiB reads and writes {rate / 1e12:.2f} TB/s. Rank {rank % EXPERT_PARALLEL} of EP 8, "
-        "DeepSeek-V3, 4096 tokens, hidden 7168; right to the bit.\n")  # fmt: skip
+        "DeepSeek-V3, 4096 tokens, hidden 7168; correct to the bit.\n")  # fmt: skip
     rows_table(say, timer, rate, rank % EXPERT_PARALLEL)
     if transport:
         dispatch_table(say, timer, transport)

@@ -1,11 +1,10 @@
-"""What ncclbench adds to MPI: its median against a bare mpi4py loop, interleaved in one job of 2 ranks.
+"""Overhead of ncclbench on MPI: its median against a bare mpi4py loop, alternating in one job of 2 ranks.
 
     mpiexec -n 2 python scripts/benchmarks/mpi_overhead.py > table.md
 
-Both do the same: barrier, clock, call, clock, the slowest rank counts. The product's side is `run_case`, as for every
-user. A size is measured in rounds, product and bare loop by turns and each first in every second round, so that a
-drift of the machine meets both; the medians compared are those over all rounds. The target is a p50 within 3% or
-0.3 us.
+Both do the same: barrier, clock, call, clock; the slowest rank counts. ncclbench's side is `run_case`, as in every run.
+A size is measured in rounds. Each side is first in every second round, so a drift of the machine affects both. The
+compared medians are those over all rounds. The target is a p50 within 3% or 0.3 us.
 """
 
 import argparse
@@ -29,7 +28,7 @@ WITHIN_PERCENT, WITHIN_US = 3.0, 0.3
 
 
 def bare_call(pattern: str, nbytes: int, comm: MPI.Intracomm) -> Callable[[], None]:
-    """The call as one writes it by hand, on new buffers: the product has new ones each time, too."""
+    """The call as written by hand, on new buffers, because ncclbench uses new ones each time too."""
     send = np.full(nbytes // 4, 3, np.float32)
     if pattern == "all_reduce":
         return partial(comm.Allreduce, MPI.IN_PLACE, send)
@@ -55,7 +54,7 @@ def main() -> None:
     """Print the table; exits 1 if a row misses the target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--iterations", type=int, default=200, help="in a round")
+    parser.add_argument("--iterations", type=int, default=200, help="per round")
     parser.add_argument("--max-bytes", type=int, default=4 << 20)
     arguments = parser.parse_args()
     owned = start_mpi()
@@ -83,7 +82,7 @@ def compare(
     rounds: int,
     iterations: int,
 ) -> bool:
-    """One row of the table; whether it misses the target (on rank 0)."""
+    """Measure one row of the table; returns whether it misses the target (on rank 0)."""
     settings = Settings(iterations=iterations, warmup=20, check=False)
     case = Case(pattern=pattern, nbytes=nbytes)
     ours: list[Floats] = []
@@ -100,7 +99,7 @@ def compare(
             assert measured.samples is not None
             ours.append(measured.samples.slowest_N)
 
-    # Who comes second finds other memory: at 4 MiB that alone was worth 8% either way. So they take turns at it.
+    # The second side finds other memory, which alone was 8% at 4 MiB. Therefore the order alternates.
     for k in range(rounds):
         for measure in (by_hand, by_product) if k % 2 else (by_product, by_hand):
             measure()
@@ -114,7 +113,7 @@ def compare(
 
 
 def say(rank: int, line: str) -> None:
-    """A line of the table, from rank 0."""
+    """Print a line of the table on rank 0."""
     if rank == 0:
         print(line, flush=True)
 

@@ -1,16 +1,16 @@
-"""How long a report on a large run takes, and how much memory: 8,192 ranks x 20 cases x 100 iterations by default.
+"""Time and memory of a report on a large run: 8,192 ranks x 20 cases x 100 iterations by default.
 
     python scripts/benchmarks/report_scale.py [--ranks 64 512 2048 8192] [--cases 20] [--iterations 100]
 
-For each number of ranks it stores a run whose durations are drawn at random, then makes its table and its HTML report,
-each in a process of its own, and prints wall and processor time, peak memory, and size. The targets at 8,192 ranks
-(16 million samples) on 2 cores: HTML in 20 s, 2 GiB and 15 MB; table in 5 s.
+For each number of ranks it stores a run with random durations. It then makes the table and the HTML report, each in a
+separate process, and prints wall and processor time, peak memory, and size. The targets at 8,192 ranks (16 million
+samples) on 2 cores: HTML in 20 s, 2 GiB and 15 MB; table in 5 s.
 
-A report costs something before its first sample: the interpreter, pandas, plotly.js, the template. So time over samples
-falls with the size of a run whatever the code does, and says nothing. What must be flat is what a *further* sample
-costs: processor time is fitted as ``fixed + marginal x samples``, and the marginal cost of the upper half of the sizes
-must not be more than 1.5 times that of the lower half; a step that sorts all samples of all cases, or compares each
-rank with each other one, would be. Exit code 1 if that or a target is missed.
+A report has a fixed cost before its first sample: the interpreter, pandas, plotly.js, the template. So time per sample
+falls with the size of a run for any code. The cost of an *additional* sample must be constant. Processor time is
+fitted as ``fixed + marginal x samples``. The marginal cost of the upper half of the sizes must be at most 1.5 times
+that of the lower half. A step that sorts all samples of all cases, or compares each rank with each other rank, would
+exceed this. The exit code is 1 if that or a target is missed.
 """
 
 import argparse
@@ -33,14 +33,14 @@ from ncclbench.store.run_directory import RunWriter
 _RAILS = 8
 _TARGET_RANKS = 8192
 _TARGETS = {"html": (20.0, 2 << 30, 15_000_000), "table": (5.0, 2 << 30, 15_000_000)}
-# How much dearer a further sample may be in the larger half of the sizes.
+# Largest ratio of the cost of an additional sample, upper half of the sizes over lower half.
 _GROWTH = 1.5
-# Seconds a sample below which nothing can be told from noise.
+# Seconds per sample that are within the noise.
 _FLAT = 30e-9
 
 
 def make_run(path: Path, ranks: int, cases: int, iterations: int) -> None:
-    """A run of `cases` cases, with samples of every rank, flows along the rails, and 8 ranks a node."""
+    """Store a run of `cases` cases, with samples of every rank, flows along the rails, and 8 ranks per node."""
     rng = np.random.default_rng(ranks)
     nodes = [rank // _RAILS for rank in range(ranks)]
     manifest = {
@@ -107,7 +107,7 @@ def _record(
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one report: wall and processor seconds, peak bytes of memory, bytes of the document."""
+    """Cost of one report: wall and processor seconds, peak bytes of memory, bytes of the document."""
 
     wall: float
     processor: float
@@ -116,7 +116,7 @@ class Cost:
 
 
 def report(run: Path, fmt: str) -> Cost:
-    """What a report in a fresh process costs."""
+    """Make a report in a new process; returns its cost."""
     out = run.with_suffix(f".{fmt}")
     command = [sys.executable, "-m", "ncclbench", "report", str(run), "--format", fmt, "-o", str(out)]
     begun = time.perf_counter()
@@ -129,13 +129,13 @@ def report(run: Path, fmt: str) -> Cost:
 
 
 def fixed_and_marginal(seconds: Mapping[int, float]) -> tuple[float, float]:
-    """Seconds before the first sample, and seconds a sample: least squares over samples -> seconds."""
+    """Seconds before the first sample, and seconds per sample: least squares over samples -> seconds."""
     marginal, fixed = np.polyfit(list(seconds), list(seconds.values()), 1)
     return float(fixed), float(marginal)
 
 
 def marginal_halves(seconds: Mapping[int, float]) -> tuple[float, float]:
-    """Seconds a sample over the lower half of the sizes, and over the upper; equal where the cost is linear."""
+    """Seconds per sample over the lower and the upper half of the sizes; equal where the cost is linear."""
     sizes = sorted(seconds)
     middle = len(sizes) // 2
     lower, upper = (fixed_and_marginal({n: seconds[n] for n in part}) for part in (sizes[: middle + 1], sizes[middle:]))
@@ -143,7 +143,7 @@ def marginal_halves(seconds: Mapping[int, float]) -> tuple[float, float]:
 
 
 def measure(ranks: int, cases: int, iterations: int, rounds: int) -> dict[str, list[Cost]]:
-    """Each format `rounds` times, by turns."""
+    """Make each format `rounds` times, alternating."""
     folder = Path(tempfile.mkdtemp(prefix="ncclbench-scale-"))
     found: dict[str, list[Cost]] = {fmt: [] for fmt in _TARGETS}
     try:
@@ -157,7 +157,7 @@ def measure(ranks: int, cases: int, iterations: int, rounds: int) -> dict[str, l
 
 
 def missed_targets(fmt: str, ranks: int, costs: Sequence[Cost]) -> list[str]:
-    """What is beyond its target at 8,192 ranks in the median round."""
+    """Targets that the median round at 8,192 ranks misses."""
     if ranks != _TARGET_RANKS:
         return []
     found = (float(np.median([c.wall for c in costs])), max(c.memory for c in costs), max(c.size for c in costs))
@@ -166,7 +166,7 @@ def missed_targets(fmt: str, ranks: int, costs: Sequence[Cost]) -> list[str]:
 
 
 def main() -> int:
-    """Print a line for each number of ranks and format, then what a further sample costs."""
+    """Print a line for each number of ranks and format, then the cost of an additional sample."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 512, 2048, _TARGET_RANKS])
     parser.add_argument("--cases", type=int, default=20)
@@ -195,9 +195,11 @@ def main() -> int:
         fixed, marginal = fixed_and_marginal(found)
         lower, upper = marginal_halves(found)
         halves = f"{lower * 1e9:.0f} ns over the lower half of the sizes, {upper * 1e9:.0f} over the upper"
-        print(f"{fmt}: {fixed:.2f} s fixed, then {marginal * 1e9:.0f} ns a sample: {halves}")
+        print(f"{fmt}: {fixed:.2f} s fixed, then {marginal * 1e9:.0f} ns per sample: {halves}")
         missed += (
-            [f"{fmt}: a further sample costs more in large runs: {halves}"] if upper > _GROWTH * lower + _FLAT else []
+            [f"{fmt}: an additional sample costs more in large runs: {halves}"]
+            if upper > _GROWTH * lower + _FLAT
+            else []
         )
     for what in missed:
         print(f"missed: {what}")

@@ -1,12 +1,11 @@
-"""What a user reads against a bare script: whole runs of ncclbench and of plain torch.distributed, by turns.
+"""Whole runs of ncclbench against a bare torch.distributed script, alternating.
 
-    python scripts/benchmarks/whole_run.py                       # gloo; with two GPUs nccl as well
-    python scripts/benchmarks/whole_run.py --also OLD_CHECKOUT   # and an older ncclbench with them
+    python scripts/benchmarks/whole_run.py                       # gloo; with two GPUs also nccl
+    python scripts/benchmarks/whole_run.py --also OLD_CHECKOUT   # also an older ncclbench
 
-The other benchmarks time the loop. Whole runs have everything beside it that every user's run has: the watchdog, the
-book, the control plane. Each start is a torchrun of two ranks of its own; the order changes from round to round. A
-figure is the median over starts of a start's p50, the slowest rank's of each iteration; the interval is 95%, by a
-bootstrap over rounds.
+The other benchmarks time the loop only. Whole runs also have the watchdog, the recorder and the control plane. Each
+start is a separate torchrun of two ranks; the order changes from round to round. A result is the median over starts of
+each start's p50, where the slowest rank of each iteration counts. The interval is 95%, from a bootstrap over rounds.
 """
 
 import argparse
@@ -69,7 +68,7 @@ def torchrun(*arguments: str) -> list[str]:
 
 
 def said_by(command: list[str], environ: dict[str, str], folder: str | None = None) -> list[str]:
-    """The lines on its stdout, run in `folder`."""
+    """Run a command in `folder`; returns the lines of its stdout."""
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=folder)
     if done.returncode:
         sys.exit(f"{' '.join(command[-12:])}: {done.stderr[-1000:]}")
@@ -78,7 +77,7 @@ def said_by(command: list[str], environ: dict[str, str], folder: str | None = No
 
 def bare(transport: str, timing: str, samples: int) -> list[float]:
     """p50 in us for each size, by the bare script."""
-    if timing == "pipelined":  # `samples` launches a block, and the fewest blocks: what a plan's `iterations` means
+    if timing == "pipelined":  # blocks of `samples` launches, and the fewest blocks, as a plan's `iterations`
         samples = FEWEST_SAMPLES
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "bare.py")
@@ -106,7 +105,7 @@ pattern = "all_reduce"
         file.write_text(plan)
         line = torchrun("-m", "ncclbench", "run", "--plan", str(file), "--transport", transport, "--json")
         environ = {**os.environ, "PYTHONPATH": ":".join(paths)}
-        # `python -m` prefers what lies in the working directory to PYTHONPATH: another checkout, unnoticed.
+        # `python -m` prefers the working directory to PYTHONPATH, which may be another checkout.
         where = "import ncclbench; print(ncclbench.__file__)"
         if not Path(said_by([sys.executable, "-c", where], environ, folder)[0]).is_relative_to(root):
             sys.exit(f"python does not take ncclbench from {root}")
@@ -115,13 +114,13 @@ pattern = "all_reduce"
 
 
 def gpu_names() -> list[str]:
-    """Of all GPUs; asked by another process, whose context on a GPU ends with it."""
+    """Names of all GPUs, from another process, so that no GPU context remains."""
     asking = "import torch\nfor k in range(torch.cuda.device_count()): print(torch.cuda.get_device_name(k))"
     return said_by([sys.executable, "-c", asking], {**os.environ})
 
 
 def ratio_in_words(above: list[float], below: list[float], rng: random.Random) -> str:
-    """The ratio of the medians of paired starts, and its interval."""
+    """Text of the ratio of the medians of paired starts, with its interval."""
 
     def ratio(rounds: list[int]) -> float:
         return statistics.median(above[i] for i in rounds) / statistics.median(below[i] for i in rounds)
@@ -155,11 +154,11 @@ def rows(
 
 
 def main() -> None:
-    """Measure, and write Markdown to stdout."""
+    """Measure and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", type=int, default=8, help="of each, by turns (default: 8)")
-    parser.add_argument("--also", type=Path, metavar="CHECKOUT", help="another ncclbench to run with them")
-    parser.add_argument("--transport", choices=["gloo", "nccl"], help="this one alone")
+    parser.add_argument("--starts", type=int, default=8, help="starts of each, alternating (default: 8)")
+    parser.add_argument("--also", type=Path, metavar="CHECKOUT", help="also run the ncclbench of this checkout")
+    parser.add_argument("--transport", choices=["gloo", "nccl"], help="only this transport")
     asked = parser.parse_args()
     kinds = [("gloo", "isolated", 500), ("gloo", "pipelined", BLOCK)]
     gpus = gpu_names()

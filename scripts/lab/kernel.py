@@ -298,7 +298,7 @@ def turns(lab: Lab, device: str, rate: float) -> list[str]:
 
 
 def _burst(rate: float, mtu: int) -> int:
-    """Size of the bucket: two packets. Its content passes at full speed: a larger one makes short messages fast."""
+    """Size of the bucket: two packets. Its content passes at full speed; with more, short messages look fast."""
     return max(2 * (mtu + 14), int(rate / 8 * 1e-4))
 
 
