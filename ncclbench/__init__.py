@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ncclbench.api import LoadedRun, compare, import_logs, load_run, load_runs, run
     from ncclbench.launch.request import RunRequest
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AcceptRequest",

@@ -8,15 +8,15 @@ venv="$root/.venv"
 
 find_python() {
     local candidate
-    for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
+    for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3.14 python3 python; do
         [ -n "$candidate" ] || continue
         if command -v "$candidate" >/dev/null 2>&1 &&
-            "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1; then
+            "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             command -v "$candidate"
             return
         fi
     done
-    echo "ncclbench needs Python 3.11 to 3.13 with venv; none was found. Name one with PYTHON=/path/to/python" >&2
+    echo "ncclbench needs Python 3.11 or later with venv (tested: 3.11 to 3.13); none was found. Name one with PYTHON=/path/to/python" >&2
     return 3
 }
 
@@ -47,7 +47,8 @@ prepare_mpich() {
         echo "making $other" >&2
         "$venv/bin/python" -m venv --clear "$other"
         "$other/bin/python" -m pip install --quiet --disable-pip-version-check \
-            --constraint "$root/constraints.txt" mpi4py mpich click ml_dtypes msgspec numpy pandas pyarrow rich ||
+            --constraint "$root/constraints.txt" mpi4py mpich click defusedxml ml_dtypes msgspec numpy packaging pandas \
+            pyarrow pyyaml rich ||
             { rm -rf "$other"; return 1; }
     fi
     export NCCLBENCH_MPICH_PYTHON="$other/bin/python"
