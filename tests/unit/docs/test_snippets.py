@@ -1,4 +1,4 @@
-"""Commands, Python snippets and links of the README and the docs, parsed and run as far as one machine allows.
+"""Commands, Python snippets and links of README, docs and ``--help``, parsed and run as far as one machine allows.
 
 Every ``ncclbench`` command line is parsed against the real commands. ``run`` and ``accept`` are executed with
 ``--dry-run``, which also checks patterns, parameters, plans and profiles. Lines that need a cluster (torchrun on two
@@ -108,7 +108,14 @@ def commands() -> list[Snippet]:
         for match in _INLINE.finditer(text):
             line = " ".join(match[1].split())
             found.setdefault(line, Snippet(name, text.count("\n", 0, match.start()) + 1, line))
-    return list(found.values())
+    for name in cli.list_commands(click.Context(cli)):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        text = command.get_help(click.Context(command, info_name=f"ncclbench {name}"))
+        examples = [line.strip() for line in text.splitlines() if "ncclbench" in line and "Usage:" not in line]
+        for number, line in enumerate(examples, 1):
+            found.setdefault(line, Snippet(f"ncclbench {name} --help", number, line))
+    return [snippet for snippet in found.values() if arguments_of(snippet.text)]
 
 
 def fenced(language: str) -> list[Snippet]:
@@ -256,7 +263,8 @@ def test_toml_snippet_parses(snippet: Snippet) -> None:
 
 def test_readme_shows_a_pattern_as_it_is() -> None:
     shown = [snippet.text for snippet in fenced("python") if snippet.page == "README.md"]
-    assert (ROOT / "patterns/ncclbench_patterns/all_to_all.py").read_text() in shown
+    real = (ROOT / "patterns/ncclbench_patterns/all_to_all.py").read_text()
+    assert real in shown, "copy all_to_all.py into the README, section 'Add a pattern in one file'"
 
 
 def anchors(page: Path) -> set[str]:
