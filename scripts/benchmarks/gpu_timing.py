@@ -231,17 +231,17 @@ def large(report: Report, bare: Bare, transports: list[Any], topology: Topology)
 
 def main() -> None:
     """Measure everything; rank 0 prints."""
-    seat = detect(os.environ)
-    assert seat is not None, "start this with torchrun"
+    launched = detect(os.environ)
+    assert launched is not None, "start this with torchrun"
     log = NcclLog.switch_on()
-    by_nccl = open_transport("nccl", seat, 60.0)
-    by_cupy_nccl = CupyNcclTransport(seat, by_nccl, log)
-    topology, bare, report = Topology.single_node(seat.world_size), Bare(by_cupy_nccl), Report(seat.rank)
+    by_nccl = open_transport("nccl", launched, 60.0)
+    by_cupy_nccl = CupyNcclTransport(launched, by_nccl, log)
+    topology, bare, report = Topology.single_node(launched.world_size), Bare(by_cupy_nccl), Report(launched.rank)
     transports: list[Any] = [by_nccl, by_cupy_nccl]
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     versions = f"{by_nccl.describe()}, cupy {cupy.__version__}"
     told = ", ".join(f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith("NCCL_"))
-    report.say(f"{datetime.date.today()}, {seat.world_size} x {name}, {versions}; {told}\n")
+    report.say(f"{datetime.date.today()}, {launched.world_size} x {name}, {versions}; {told}\n")
     if by_nccl.ranks_per_gpu > 1:
         report.say("Ranks share a GPU: this tests the script and is no result of a fabric.\n")
     graphs(report, bare, transports, topology)
@@ -251,7 +251,7 @@ def main() -> None:
     for note in sorted(doubtful):
         report.say(f"- {note}")
     report.say(f"\n{met} of {report.aims} targets met. Missed: {missed}.")
-    if seat.rank == 0 and len(sys.argv) > 1:
+    if launched.rank == 0 and len(sys.argv) > 1:
         Path(sys.argv[1], "gpu_timing.md").write_text("\n".join(report.lines) + "\n")
     for transport in reversed(transports):
         transport.stream.make_current()

@@ -164,9 +164,9 @@ def rank_main(seconds: float) -> None:
     from ncclbench.topology import Topology
     from ncclbench.transports.torch_dist import open_transport
 
-    seat = detect(os.environ)
-    assert seat is not None, "this part runs under torchrun"
-    transport = open_transport("gloo", seat, 60.0)
+    launched = detect(os.environ)
+    assert launched is not None, "this part runs under torchrun"
+    transport = open_transport("gloo", launched, 60.0)
     topology, barrier = Topology.single_node(transport.world_size), transport.barrier
     order = random_order(1)
     for nbytes in SIZES:

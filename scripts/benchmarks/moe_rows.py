@@ -248,11 +248,11 @@ def product_us(transport: Any, variant: str) -> float:
 
 def main() -> None:
     """Measure everything; rank 0 prints."""
-    began, seat, lines, transport = time.monotonic(), detect(os.environ), list[str](), None
-    if seat is not None and seat.world_size > 1:
+    began, launched, lines, transport = time.monotonic(), detect(os.environ), list[str](), None
+    if launched is not None and launched.world_size > 1:
         from ncclbench.transports.torch_dist import open_transport
 
-        transport = open_transport("nccl", seat, 60.0)
+        transport = open_transport("nccl", launched, 60.0)
     rank, world = (transport.rank, transport.world_size) if transport else (0, 1)
 
     def say(text: str) -> None:

@@ -7,7 +7,6 @@ nodes, srun) run their ``ncclbench`` part the same way.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -28,8 +27,6 @@ _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(ncclbench [^`]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _PATH = re.compile(r"`((?:docs|scripts|tests|ncclbench|patterns|reports)/[\w./-]+)`")
-# docs/api.md and `ncclbench.load_run` come with one module; without it, what refers to them cannot work.
-_API = importlib.util.find_spec("ncclbench.api") is not None
 _ENDS = {"|", ";", "&&", "||", ">", "2>", "...", "done"}
 _LAUNCHER = ("OMPI_", "PMI_", "MPI_LOCAL", "SLURM_", "FLUX_", "NCCLBENCH_", "GROUP_", "TORCHELASTIC_")
 _LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -247,8 +244,6 @@ def test_lines_are_found() -> None:
 
 @pytest.mark.parametrize("snippet", fenced("python"), ids=str)
 def test_python_snippet_runs(snippet: Snippet, folder: Path) -> None:
-    if "import ncclbench" in snippet.text and not _API:
-        pytest.skip("ncclbench.api does not exist")
     for name in ("first", "second"):
         line = ["run", "all_reduce", "--transport", "threads", "--nproc", "2", "-b", "1K", "-e", "4K", "-f", "4"]
         made = CliRunner().invoke(cli, [*line, "-n", "6", "-w", "1", "-o", str(folder / "runs" / name)])
@@ -276,7 +271,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     for target in _LINK.findall(page.read_text()):
-        if re.match(r"[a-z]+:", target) or (target == "docs/api.md" and not _API):
+        if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")
         file = (page.parent / name).resolve() if name else page
