@@ -1,4 +1,4 @@
-"""The command line: one file a command, loaded when it is called, so that ``--help`` costs next to nothing."""
+"""The command line: one file per command, loaded when it is called, so that ``--help`` loads next to nothing."""
 
 import errno
 import json
@@ -7,7 +7,6 @@ import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -18,8 +17,8 @@ from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError
 from ncclbench.launch.launcher_detection import own_rank
 from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, rank_0_is_still_there, wait_for_rank_0, wants_json
 
-# Command -> what `ncclbench --help` says of it. The command itself is in the module of the same name, but for `list`,
-# which would hide the built-in from this package, and for `import`, which no module can be called.
+# Command -> its line in `ncclbench --help`. The command is in the module of the same name. Two differ: `list` would
+# hide the built-in from this package, and `import` is no possible name.
 _COMMANDS = {
     "run": "Measure patterns or a plan, and store a run directory.",
     "accept": "Measure a rack and judge it by a profile, or judge a run.",
@@ -32,7 +31,7 @@ _COMMANDS = {
     "list": "List patterns, plans, profiles, checks, transports and report formats.",
 }
 # What a command that has --json says besides the error when it could not even begin.
-_NOTHING: dict[str, dict[str, Any]] = {
+_NOTHING: dict[str, dict[str, object]] = {
     "run": {"run": None, "records": []},
     "accept": {"run": None, "verdict": "NOT_RUN", "checks": []},
     "import": {"run": None, "records": []},

@@ -1,7 +1,7 @@
-"""``ncclbench topo``: who sits where, and how that is known."""
+"""``ncclbench topo``: where ranks, GPUs and NICs are, and how that is known."""
 
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import click
 
@@ -41,22 +41,30 @@ def command(file: Path | None, ranks: int | None, ep: int | None, as_json: bool,
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode(page["record"]).decode())
+        click.echo(msgspec.json.encode(page.record).decode())
     else:
-        click.echo("\n".join(page["dot"] if as_dot else page["lines"]))
+        click.echo("\n".join(page.dot if as_dot else page.lines))
 
 
-def _of_host() -> dict[str, Any]:
+class _TopologyPage(NamedTuple):
+    """The same facts as JSON, as text and as a graph."""
+
+    record: object
+    lines: list[str]
+    dot: list[str]
+
+
+def _of_host() -> _TopologyPage:
     import msgspec
 
     from ncclbench.topology.host_detection import detect_host
     from ncclbench.topology.render import host_dot, host_lines
 
     host = detect_host()
-    return {"record": msgspec.to_builtins(host), "lines": host_lines(host), "dot": host_dot(host)}
+    return _TopologyPage(msgspec.to_builtins(host), host_lines(host), host_dot(host))
 
 
-def _of_file(file: Path, ranks: int | None, ep: int | None) -> dict[str, Any]:
+def _of_file(file: Path, ranks: int | None, ep: int | None) -> _TopologyPage:
     from ncclbench.errors import UsageError
     from ncclbench.topology.placement import plan_placement, rank_capacity, straddling
     from ncclbench.topology.render import fabric_dot, fabric_lines
@@ -69,4 +77,4 @@ def _of_file(file: Path, ranks: int | None, ep: int | None) -> dict[str, Any]:
     warning = straddling(topology, ep) if ep else ""
     record = {"name": found.name, **topology.as_record(), "warnings": [warning] if warning else []}
     lines = fabric_lines(found, topology) + ([f"! {warning}"] if warning else [])
-    return {"record": record, "lines": lines, "dot": fabric_dot(found)}
+    return _TopologyPage(record, lines, fabric_dot(found))

@@ -1,1 +1,1 @@
-"""Who started us, ranks started here, and the watchdog that lets none of them hang."""
+"""Launcher detection, ranks that are started here or by a launcher, and the watchdog that lets none of them hang."""

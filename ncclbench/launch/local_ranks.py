@@ -1,6 +1,6 @@
 """Started alone: start the ranks here, pass signals on, and leave none behind.
 
-The store's port cannot be taken by somebody else meanwhile: the parent listens on it and hands the socket to rank 0.
+No other process can take the store's port meanwhile: the parent listens on it and passes the socket to rank 0.
 """
 
 import os

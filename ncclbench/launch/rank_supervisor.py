@@ -1,9 +1,9 @@
-"""Under mpiexec each rank runs beneath a small process of its own, as beneath a wrapper script.
+"""Under mpiexec each rank is the child of a small process of its own, as of a wrapper script.
 
-mpiexec kills the whole job in the moment in which one of its processes dies, so nobody would be left to write down
-which one it was. Its processes are therefore not the ranks but their parents, which outlive a killed rank by as long
-as the watchdog needs; and when it is the parents that are killed, the ranks notice, write that down, and end. A parent
-is forked before anything is loaded, sleeps in a system call, and costs nothing.
+mpiexec kills the whole job as soon as one of its processes dies, so that no rank could store which one it was. Its
+processes are therefore the parents of the ranks. A parent outlives a killed rank by as long as the watchdog needs. If
+the parents are killed, the ranks notice it, store it, and end. A parent is forked before anything is loaded, sleeps in
+a system call, and costs nothing.
 """
 
 import ctypes

@@ -1,12 +1,12 @@
-"""SIGTERM, SIGINT and SIGHUP before and beside the watchdog: heeded at once, whatever the main thread is doing.
+"""SIGTERM, SIGINT and SIGHUP before and beside the watchdog: handled at once, whatever the main thread is doing.
 
-Python runs a signal's handler in the main thread, between two bytecodes: one that sits in a library's C code, where
-ranks wait for each other, hears nothing. The kernel's signal is therefore written to a socket as well, and a thread
-of its own reads it. Until ranks are watched there is nothing to save, so the process says one line and ends;
+Python runs a signal's handler in the main thread, between two bytecodes. A main thread in a library's C code, where
+ranks wait for each other, does not get there. Python therefore also writes the signal to a socket, which a thread of
+its own reads. Until ranks are watched there is nothing to save, so the process prints one line and ends.
 `Watchdog.join` then takes the signals over, and so does `heeding` where ranks are threads.
 
-Ranks are started with these signals blocked, which children inherit: one that arrives while an interpreter is still
-starting waits until that rank heeds signals, instead of ending it with a traceback or without a word.
+Ranks are started with these signals blocked, which children inherit. One that arrives while an interpreter is still
+starting waits until that rank handles signals, instead of ending it with a traceback or without a message.
 """
 
 import json
@@ -42,14 +42,14 @@ passed_on: list[int] = []
 
 
 class Guard:
-    """A thread that hears this process's signals.
+    """A thread that receives this process's signals.
 
     Args:
         on_signal: is called in that thread for each.
     """
 
     def __init__(self, on_signal: OnSignal) -> None:
-        """Start the thread; it hears nothing yet."""
+        """Start the thread; it receives nothing yet."""
         self._on_signal = on_signal
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
@@ -67,7 +67,7 @@ class Guard:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def close(self) -> None:
-        """Stop listening; somebody else must have taken the signals."""
+        """Stop listening; another handler must have taken the signals."""
         self._write.close()
 
     def _listen(self) -> None:
@@ -82,7 +82,7 @@ class Guard:
 @contextmanager
 def heeding(on_signal: OnSignal) -> Iterator[None]:
     """Inside, each of these signals calls `on_signal` in a thread of its own."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may say who heeds signals
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
         return
     settled.clear()
@@ -141,13 +141,16 @@ def _restoring() -> Iterator[None]:
 
 
 def wait_for_rank_0(seconds: float = _RANK_0_SPEAKS_SECONDS) -> None:
-    """Let rank 0 speak: an mpiexec, and torchrun as well, ends the whole job with the first rank that ends."""
+    """Let rank 0 print first: an mpiexec, and torchrun as well, ends the whole job with the first rank that ends."""
     if ends_with_first_rank(os.environ):
         time.sleep(seconds)
 
 
 def rank_0_is_still_there() -> bool:
-    """After waiting for it: torchrun and mpiexec would have ended this rank with it, others tell nothing of it."""
+    """Whether it goes on, after waiting for it: torchrun and mpiexec would have ended this rank with it.
+
+    With other launchers this is unknown, and the answer is no.
+    """
     return ends_with_failed_rank(os.environ)
 
 
@@ -166,7 +169,7 @@ def in_words(number: int) -> str:
 
 
 def announce(number: signal.Signals) -> None:
-    """Say that a run was interrupted before there was anything to keep, as every other error of a run is said."""
+    """Report that a run was interrupted before there was anything to keep, as every other error of a run."""
     message = in_words(number)
     _write(2, f"ncclbench: error: {message}")
     if wants_json(sys.argv[1:]):

@@ -1,4 +1,4 @@
-"""Plans: TOML in, cases out. Whatever is misspelt is refused here, before any rank starts.
+"""Plans: from TOML to cases. A misspelt name is refused here, before any rank starts.
 
 A plan gives defaults and a list of entries; an entry expands to one case for each of its sizes, dtypes, timing
 regimes and listed parameter values.

@@ -5,8 +5,8 @@
     variables = { NCCL_PXN_DISABLE = 1, NCCL_CROSS_NIC = 1 }
 
 A plan with M modes and ``starts = N`` is M x N process starts. Start k is of mode k mod M, so that a machine which
-drifts does so in all modes alike, and measures that mode's cases alone. Whoever started the processes, each rank sets
-its mode's variables itself, before any library is loaded.
+drifts does so in all modes alike, and measures that mode's cases alone. With every launcher each rank sets its mode's
+variables itself, before any library is loaded.
 """
 
 import os
