@@ -16,7 +16,7 @@ from ncclbench.config.plugins import names
 from ncclbench.config.shipped_files import MODELS
 from ncclbench.errors import Exit, worst
 from ncclbench.moe.model_presets import read_model
-from ncclbench.store.run_directory import RunWriter
+from ncclbench.store.run_directory import RunWriter, read_run
 
 # A real run's manifest says more; to read a run, this will do.
 MANIFEST = {"schema": 1, "plan": {}, "topology": {"node_names": ["n0"]}, "transport": "gloo", "world_size": 2}
@@ -283,6 +283,18 @@ def test_the_run_directory_is_named_as_it_was_given(starts: int, ncclbench: Call
     code, out, err = ncclbench("run", "--plan", "p.toml", "--transport", "threads", "--nproc", "2", "-o", "r/../run")
     assert code == 0, err
     assert out.splitlines()[-1] == "run directory: r/../run"
+
+
+def test_each_process_start_records_what_the_user_typed(ncclbench: Callable[..., Result]) -> None:
+    """Not the request by which its processes were started."""
+    Path("p.toml").write_text('name = "p"\nstarts = 2\n[[case]]\npattern = "all_reduce"\nbytes = 8\niterations = 4\n')
+    typed = ("run", "--plan", "p.toml", "--transport", "threads", "--nproc", "2", "-o", "run", "--json")
+    code, out, err = ncclbench(*typed)
+    assert code == 0, err
+    assert len(json.loads(out)["records"]) == 2
+    run = read_run(Path("run"))
+    assert run.manifest["provenance"]["command"][1:] == list(typed)
+    assert [event["command"] for event in run.events if event["kind"] == "start"] == [list(typed)] * 2
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
