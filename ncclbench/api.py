@@ -347,7 +347,7 @@ def _with_rules(request: AcceptRequest) -> tuple[AcceptRequest, Rules]:
 
 
 def _measurement(rules: Rules, request: AcceptRequest) -> RunRequest:
-    """What is to be measured; its results are the verdict's evidence, and are not printed."""
+    """What the profile asks to measure; its results are the verdict's evidence, and are not printed."""
     from ncclbench.launch.request import RunRequest
 
     by_profile = str(rules.profile.fabric.transports[0])

@@ -47,7 +47,7 @@ _MOST_LINES = 40
     default="auto",
     metavar="NAME",
     shell_complete=complete("transports"),
-    help="Who moves the data.  [default: auto]",
+    help="The transport that moves the data.  [default: auto]",
 )
 @click.option("--topology", type=click.Path(path_type=Path), metavar="FILE", help="Where ranks sit, as of `run`.")
 @click.option(

@@ -3,7 +3,7 @@
 A reader that has ended (``| head``, a `tee` that died) raises in the process that writes, in the middle of a
 measurement or between a verdict and its exit code. The results are in the run directory, so what is written to a closed
 pipe is discarded. On stderr, which carries progress, so is what meets a full disk. A full disk under stdout is still an
-error: a user who redirects results into a file expects them there.
+error: the file into which a user redirects results must hold them.
 """
 
 import io

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="NAME",
     shell_complete=complete("transports"),
-    help="Who moves the data; see `ncclbench list transports`.",
+    help="The transport that moves the data; see `ncclbench list transports`.",
 )
 @click.option(
     "--nproc",

@@ -65,21 +65,21 @@ def execute(request: RunRequest, listener: Listener) -> Ended:
     """
     plan = plan_of(request)
     refuse_start(plan, request.process_start)
-    seat = detect(os.environ)
+    identity = detect(os.environ)
     if request.launcher is not None:
-        _refuse_with_launcher(request, seat, starting=True)
+        _refuse_with_launcher(request, identity, starting=True)
     prepared = PreparedRun(
         request=request,
         plan=plan,
-        transport=choose_transport(request.transport, seat.launcher if seat else None, request.launcher),
+        transport=choose_transport(request.transport, identity.launcher if identity else None, request.launcher),
         out=request.out or named_after(plan.name),
         listener=listener,
     )
     if request.resume and request.out is None:
         raise UsageError("--resume needs -o RUN, the run to go on with")
-    if seat is None:
+    if identity is None:
         return Ended(_start_alone(prepared), prepared.out)
-    return _join(prepared, seat)
+    return _join(prepared, identity)
 
 
 def forecast_of(request: RunRequest) -> Forecast:
@@ -90,43 +90,43 @@ def forecast_of(request: RunRequest) -> Forecast:
     """
     plan = plan_of(request)
     refuse_start(plan, request.process_start)
-    seat = detect(os.environ)
+    identity = detect(os.environ)
     if request.launcher is not None:
-        _refuse_with_launcher(request, seat, starting=False)
-    transport = choose_transport(request.transport, seat.launcher if seat else None, request.launcher)
-    ranks = seat.world_size if seat else nproc_of(request, transport)
+        _refuse_with_launcher(request, identity, starting=False)
+    transport = choose_transport(request.transport, identity.launcher if identity else None, request.launcher)
+    ranks = identity.world_size if identity else nproc_of(request, transport)
     return forecast(plan, transport, planned_topology(ranks, request), request.command)
 
 
-def _refuse_with_launcher(request: RunRequest, seat: Seat | None, *, starting: bool) -> None:
+def _refuse_with_launcher(request: RunRequest, identity: Seat | None, *, starting: bool) -> None:
     """What contradicts --launcher, which is used outside of the ranks."""
-    if seat is not None:
-        raise UsageError(f"--launcher starts ranks, and this is one that {seat.launcher} has started: leave it out")
+    if identity is not None:
+        raise UsageError(f"--launcher starts ranks, and this is one that {identity.launcher} has started: leave it out")
     if request.nproc is not None and starting:
         raise UsageError("--nproc does not go with --launcher, whose own options say how many ranks there are")
 
 
-def _join(prepared: PreparedRun, seat: Seat) -> Ended:
+def _join(prepared: PreparedRun, identity: Seat) -> Ended:
     """Be the rank that a launcher has started."""
     from ncclbench.launch.rank_session import join_and_run
 
     request, plan = prepared.request, prepared.plan
     if request.nproc is not None:
-        raise UsageError(f"--nproc is for a start without a launcher; {seat.launcher} has started this job")
+        raise UsageError(f"--nproc is for a start without a launcher; {identity.launcher} has started this job")
     if prepared.transport == "threads":
         raise UsageError(
             "--transport threads has all ranks in one process, which starts them itself, and this is one of those that "
-            f"{seat.launcher} has started: leave the launcher out, or name another transport"
+            f"{identity.launcher} has started: leave the launcher out, or name another transport"
         )
     prepared = _as_start(prepared)
     start = prepared.start or 0
     mode = plan.mode_of(start)
-    if mode is not None and seat.rank == 0 and not request.one_of_several:
+    if mode is not None and identity.rank == 0 and not request.one_of_several:
         prepared.listener.noted(start_in_words(start, plan.process_starts, mode))
     with entered(mode):
-        code, out = join_and_run(prepared, seat, request.timeout or _DEFAULT_TIMEOUT)
-    if plan.process_starts > 1 and seat.rank == 0 and not request.one_of_several:
-        _ask_for_next_start(prepared, seat.launcher)
+        code, out = join_and_run(prepared, identity, request.timeout or _DEFAULT_TIMEOUT)
+    if plan.process_starts > 1 and identity.rank == 0 and not request.one_of_several:
+        _ask_for_next_start(prepared, identity.launcher)
     return Ended(code, out)
 
 
@@ -197,7 +197,7 @@ def _make_starts(prepared: PreparedRun, nproc: int) -> Exit:
         first, end = request.process_start - 1, request.process_start
     one = _way_to_start(prepared, nproc)
     code = make_starts(out, first, end, one, prepared.listener.noted, plan)
-    # After a usage error rank 0 has said it, and the run that is there may be another's.
+    # A usage error was printed by rank 0, and the run that is there may be another's.
     if code is not Exit.USAGE and request.results != "none":
         _sum_up(prepared, code)
     return code

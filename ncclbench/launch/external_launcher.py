@@ -1,8 +1,9 @@
-"""Started once, outside of the ranks: every process start is a launcher call of its own.
+"""Process starts by an external launcher: each start is a launcher call of its own.
 
-In a batch script, an interactive allocation or on the head node, ``--launcher "srun --ntasks-per-node 8"`` says how
-ranks are started there. A launcher starts processes once and inside its ranks nothing can be started again, so what
-makes several starts has to stand outside of them. The run directory must be where rank 0 and we both see it.
+In a batch script, an interactive allocation or on the head node, ``--launcher "srun --ntasks-per-node 8"`` is the
+command that starts ranks there. A launcher starts its processes once, and inside its ranks nothing can be started
+again. The process that makes several starts therefore runs outside of the ranks. The run directory must be visible to
+rank 0 and to this process.
 """
 
 import os
@@ -21,7 +22,7 @@ from ncclbench.launch.mpiexec import end_with_parent
 from ncclbench.launch.process_starts import Refused
 from ncclbench.launch.signals import blocked, in_words, passing_on
 
-# From a signal on: rank 0 collects signs, stores the record in progress, and the launcher clears up after it.
+# From a signal on: rank 0 collects reports, stores the record in progress, and the launcher ends the other ranks.
 _END_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 _FLAG = "--launcher"
@@ -74,7 +75,7 @@ class ExternalLauncher:
         """One start: run ``ncclbench ARGUMENTS`` under the launcher; what it ended in.
 
         Raises:
-            Refused: if the launcher ended in an error, and nothing of the run is to be seen after it.
+            Refused: if the launcher ended in an error, and there is no run directory after it.
             NcclbenchError: if the launcher could not be started, was interrupted, or its ranks refuse what is asked.
         """
         line = launcher_line(self._words, arguments)

@@ -1,4 +1,4 @@
-"""Started alone: start the ranks here, pass signals on, and leave none behind.
+"""Start the ranks on this host, pass signals on, and leave none behind.
 
 No other process can take the store's port meanwhile: the parent listens on it and passes the socket to rank 0.
 """
@@ -80,7 +80,7 @@ def _rank_variables(rank: int, nproc: int, port: int) -> Mapping[str, str]:
         LOCAL_STORE: f"127.0.0.1:{port}",
         LOCAL_PARENT: str(os.getpid()),
     }
-    # As torchrun does: one compute thread a rank unless told otherwise, since all ranks share these cores.
+    # As torchrun does: one compute thread per rank by default, since all ranks share these cores.
     if "OMP_NUM_THREADS" not in os.environ:
         variables["OMP_NUM_THREADS"] = "1"
     # All ranks are here, so the host's own name need not resolve to anything.

@@ -1,4 +1,4 @@
-"""Started alone with ``--transport mpi``: find mpiexec, start the ranks under it, and leave none behind.
+"""Start the ranks of ``--transport mpi`` on this host: find mpiexec, start the ranks under it, and leave none behind.
 
 What mpiexec itself prints (no root, no slots) goes to the user as it is; only its exit code is translated.
 
@@ -24,7 +24,7 @@ from ncclbench.errors import EnvironmentFault, Exit, worst
 from ncclbench.launch.launcher_detection import OWN_START, hydra_descriptor, is_rank_of_mpiexec
 from ncclbench.launch.signals import SIGNALS, announce, passing_on, settled
 
-# mpiexec ends its ranks when it is told to end; rank 0 first writes down why.
+# mpiexec ends its ranks when it receives a signal; rank 0 first stores why.
 _GRACE_SECONDS = 8.0
 _ASK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
@@ -62,7 +62,7 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str], out: Path | None =
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         told.append(time.monotonic())
-        # The ranks themselves: an mpiexec that is told to end cuts off what rank 0 still has to say.
+        # The ranks themselves: an mpiexec that ends by a signal cuts off what rank 0 still has to print.
         ranks = _processes(mark, ranks_only=True)
         for rank in ranks:
             with suppress(ProcessLookupError):
@@ -132,7 +132,7 @@ def find_mpiexec(beside: Path) -> str:
 
 
 def mpiexec_options(version: str, nproc: int, cores: int) -> list[str]:
-    """Options that an mpiexec needs beside ``-n``: Open MPI refuses more ranks than cores unless it is told."""
+    """Options that an mpiexec needs beside ``-n``: Open MPI refuses more ranks than cores without one."""
     return ["--oversubscribe"] if "Open MPI" in version and nproc > cores else []
 
 

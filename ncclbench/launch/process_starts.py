@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.05
 
 
 class Refused(EnvironmentFault):
-    """Nothing of the run is there after a start, and what would have made it has ended by itself."""
+    """A start has left no run directory, and the process that would have written it has ended by itself."""
 
 
 def make_starts(
@@ -42,8 +42,8 @@ def make_starts(
     Args:
         out: the run directory.
         first: the start to begin with, above 0 when a run is resumed.
-        starts: where to end: how many the plan declares, if all are to be made.
-        one: makes one start, whose number it is given; its processes are told by ``--process-start``.
+        starts: where to end: as many as the plan declares, to make all.
+        one: makes one start, whose number it is given; its ranks receive it in their request.
         say: tells the user where it stands.
         plan: tells how many starts there are in all, and of which mode each is; its processes see to that themselves.
 
@@ -89,8 +89,8 @@ def _is_finished(out: Path, start: int) -> bool:
 def start_of_rank(plan: Plan, out: Path, *, resume: bool, asked: int | None) -> int | None:
     """The start that this process, a rank, is of; None where rank 0 may find out when all have met.
 
-    A rank of a plan with modes must know before it loads a library: a node that does not see the run directory is told
-    by ``--process-start``.
+    A rank of a plan with modes must know before it loads a library. On a node that does not see the run directory
+    ``--process-start`` states it.
 
     Args:
         plan: what is measured.
@@ -99,7 +99,7 @@ def start_of_rank(plan: Plan, out: Path, *, resume: bool, asked: int | None) -> 
         asked: what ``--process-start`` says, from 1.
 
     Raises:
-        UsageError: if the plan has no such start, or it cannot be told.
+        UsageError: if the plan has no such start, or it cannot be found out.
     """
     if asked is not None:
         return asked - 1

@@ -50,7 +50,7 @@ def supervise() -> None:
 
 
 def outlive_parent() -> None:
-    """In the rank, once it is watched: from here on it is told that its parent is gone, and says so before it ends."""
+    """In the rank, once it is watched: it notices by itself that its parent is gone, and reports it before it ends."""
     if under_mpiexec(os.environ):
         _end_with_parent(0)
 

@@ -183,7 +183,7 @@ class RunRecorder:
         try:
             if self.writer is not None:
                 self._store(self.writer, fault)
-        except EnvironmentFault as error:  # a full disk takes the last word as well, but the user is told
+        except EnvironmentFault as error:  # a full disk prevents the last event as well, but not the message
             message += "" if "could not store" in fault.reason else f"; and then: {error}"
         self.prepared.listener.ended(self.out if self.writer else None, self.records, self._code, message)
         return self._code

@@ -155,7 +155,7 @@ def rank_0_is_still_there() -> bool:
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Whether the last line of stdout must be JSON: by the option, or by the request that a rank has received."""
+    """Whether the last line of stdout must be JSON: by the option, or by the request of a rank."""
     if "--request" not in arguments[:-1]:
         return "--json" in arguments
     with suppress(ValueError, AttributeError):

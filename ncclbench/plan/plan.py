@@ -115,7 +115,7 @@ class PlanFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class PlannedCase:
-    """A case, how it is to be measured, and in process starts of which mode (None in a plan without modes)."""
+    """A case, its settings, and the mode of the process starts that measure it (None in a plan without modes)."""
 
     case: Case
     settings: Settings
