@@ -535,7 +535,7 @@ def left_over(out: Path) -> list[list[str]]:
     for process in psutil.process_iter(["cmdline", "status"]):
         if process.pid != os.getpid() and process.info["status"] != psutil.STATUS_ZOMBIE:
             command = process.info["cmdline"] or []
-            if str(out) in command:
+            if any(str(out) in word for word in command):  # ranks have it in their request
                 found.append(command)
     return found
 
