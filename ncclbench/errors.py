@@ -1,14 +1,14 @@
 """Every error the product raises, and the exit code each one ends in.
 
     NcclbenchError
-    ├── UsageError            2  what was asked for makes no sense; nothing was started
-    │   └── TooLarge             it does not fit into memory
+    ├── UsageError            2  the request makes no sense; nothing was started
+    │   └── TooLarge             a case does not fit into memory
     ├── Unable                -  a case cannot run here; it becomes a `skipped` record, never a failure
-    └── EnvironmentFault      3  the surroundings failed: could not start, lost rank, timeout
+    └── EnvironmentFault      3  the environment failed: could not start, lost rank, timeout
         ├── TransportError       a foreign library's error, translated once, with the rank and the operation
-        └── RankLost             one or more ranks died or went silent
+        └── RankLost             one or more ranks died or stopped responding
 
-An error message is one line: what was wrong, where, and what to do.
+An error message is one line: what is wrong, where, and what to do.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit codes. `worst` orders them: their numbers are not their severity."""
+    """Exit codes; `worst` orders them by severity, which is not the order of their numbers."""
 
     GOOD = 0
     FAIL = 1
@@ -26,39 +26,39 @@ class Exit(IntEnum):
     INCONCLUSIVE = 5
 
 
-# 2 stands apart: a usage error ends a program before there is anything to compare it with.
+# The place of 2 has no effect: a usage error ends a program before there is anything to compare it with.
 _SEVERITY = (Exit.GOOD, Exit.INCONCLUSIVE, Exit.FAIL, Exit.ENVIRONMENT, Exit.WRONG_DATA, Exit.USAGE)
 
 
 def worst(codes: Iterable[int]) -> Exit:
-    """The most severe of `codes`; a code that is none of ours (a signal, say) counts as `ENVIRONMENT`."""
+    """The most severe of `codes`; an unknown code (of a signal, for example) counts as `ENVIRONMENT`."""
     known = {int(code) for code in _SEVERITY}
     ours = [Exit(code) if code in known else Exit.ENVIRONMENT for code in codes]
     return max(ours, key=_SEVERITY.index, default=Exit.GOOD)
 
 
 class NcclbenchError(Exception):
-    """Base of all errors that a user is shown as one line."""
+    """Base of all errors that are shown to the user as one line."""
 
     exit_code: Exit = Exit.ENVIRONMENT
 
 
 class UsageError(NcclbenchError, ValueError):
-    """What was asked for makes no sense, and nothing was started."""
+    """The request makes no sense, and nothing was started."""
 
     exit_code = Exit.USAGE
 
 
 class TooLarge(UsageError):
-    """A case does not fit into the memory that is there; it is refused, never made smaller."""
+    """A case does not fit into the available memory; it is refused, never made smaller."""
 
 
 class Unable(NcclbenchError):
-    """A case cannot run here, for the reason given. Unable is not failed: it becomes a `skipped` record."""
+    """A case cannot run here, for the given reason. It becomes a `skipped` record, not a failed one."""
 
 
 class EnvironmentFault(NcclbenchError):
-    """The surroundings failed: a library is missing, a rank did not start, a disk is full."""
+    """The environment failed: a library is missing, a rank did not start, a disk is full."""
 
 
 class TransportError(EnvironmentFault):
@@ -66,4 +66,4 @@ class TransportError(EnvironmentFault):
 
 
 class RankLost(EnvironmentFault):
-    """One or more ranks died or went silent in the middle of a run."""
+    """One or more ranks died or stopped responding during a run."""

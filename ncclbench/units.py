@@ -1,4 +1,4 @@
-"""Sizes, rates and durations as people write and read them.
+"""Sizes, rates and durations: parsing and formatting.
 
 Sizes given as 1K, 1M, 1G are powers of two, as in nccl-tests; GB in a rate is 1e9 bytes.
 """
@@ -18,7 +18,7 @@ def parse_size(text: str | int, name: str = "size") -> int:
 
     Args:
         text: a whole number of bytes, or a number with one of the suffixes K, M, G, T (powers of two).
-        name: what to call it in an error, for example ``--min-bytes``.
+        name: the name of the value in an error, for example ``--min-bytes``.
 
     Raises:
         UsageError: if it is not a size, is not positive, or is not a whole number of bytes.
@@ -39,14 +39,14 @@ def parse_size(text: str | int, name: str = "size") -> int:
 
 
 def counted(number: int | None, what: str) -> str:
-    """A count with its noun: ``1 rank``, ``2 ranks``, ``3 entries``; ``? ranks`` where nobody knows."""
+    """A count with its noun: ``1 rank``, ``2 ranks``, ``3 entries``; ``? ranks`` if the count is unknown."""
     ending = _PLURALS.get(what.rpartition(" ")[2])
     several = what + "s" if ending is None else what.removesuffix(what.rpartition(" ")[2]) + ending
     return f"{'?' if number is None else number} {what if number == 1 else several}"
 
 
 def format_size(nbytes: float) -> str:
-    """`nbytes` for a reader: ``1K``, ``64M``, and the plain number where no suffix is exact.
+    """`nbytes` as text: ``1K``, ``64M``, and the plain number if no suffix is exact.
 
     >>> format_size(1024), format_size(1000), format_size(3 << 20)
     ('1K', '1000', '3M')
@@ -59,7 +59,7 @@ def format_size(nbytes: float) -> str:
 
 
 def format_bytes(nbytes: float) -> str:
-    """`nbytes` rounded for a reader: ``1.5 MiB``."""
+    """`nbytes` rounded, with a binary unit: ``1.5 MiB``."""
     value = float(nbytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         shown = round(value, 0 if unit == "B" else 1)
@@ -70,7 +70,7 @@ def format_bytes(nbytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for a reader: ``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    """A duration as text: ``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

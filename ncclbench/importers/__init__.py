@@ -1,10 +1,10 @@
-"""Other tools' logs, read into records: one file a format, found by its name.
+"""Importers of other tools' logs: one file per format, found by its name.
 
-A module here is an importer if its name does not begin with an underscore. It has
+Each module in this package is an importer. It has
 
-    def recognises(log: Log) -> bool        whether there is anything of this format in the log
+    def recognises(log: Log) -> bool        whether the log has anything in this format
     def read(log: Log, stated: Stated) -> Reading
 
 and says in its docstring's first line what it reads. Other distributions add theirs through an entry point in the
-group ``ncclbench.importers``. What a log does not say stays None; a figure is never made up.
+group ``ncclbench.importers``. A value that a log does not have stays None; no figure is ever made up.
 """

@@ -4,8 +4,8 @@ Repetitions run back to back and are divided by their number, for each rank: one
 slowest rank's is the headline and the spread over the ranks is the skew.
 
 The columns are those of ``IMB_print_header`` in ``IMB_output.c`` of 2017 and later. With ``-multi 1`` each group has a
-row of its own; a size that did not fit into memory or time is a skipped case. Tables of overlap (IMB-NBC) are left
-out: IMB divides by the longer of communication and computing, so that its share is not ours.
+row of its own; a size that did not fit into memory or time is a skipped case. Tables of overlap (IMB-NBC) are not
+imported: IMB divides by the longer of communication and computing, which is another definition of the share.
 """
 
 import re
@@ -43,7 +43,7 @@ _PATTERNS = {
     "PingPong": "ping_pong",
     "PingPing": "ping_ping",
 }
-# A row that ends before its figures, and why: sample_failure in IMB_display_times.
+# A row that ends before its figures, and the reason: sample_failure in IMB_display_times.
 _UNABLE = re.compile(
     r"(?:(?P<group>[0-9]{1,7}) +)?(?P<bytes>[0-9]{1,18}) +(?P<why>(?:out-of-mem|int-overflow|time-out)\..{0,160})"
 )
@@ -80,7 +80,7 @@ def _is_header(text: str) -> bool:
 
 
 class _Reader:
-    """Where in the log we are."""
+    """The state of reading: the current benchmark, its columns and its rows."""
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
@@ -93,7 +93,7 @@ class _Reader:
         self.rows = 0
 
     def comment(self, line: int, text: str) -> None:
-        """A line that begins with ``#`` and is no header."""
+        """Read a line that begins with ``#`` and is no header."""
         self.columns = []
         if match := _TITLE.match(text):
             self.reading.version = self.reading.version or (match[1] + (f".{match[2]}" if match[2] else ""))
@@ -120,7 +120,7 @@ class _Reader:
             self.reading.versions["mpi-standard"] = match[1]
 
     def row(self, line: Line, text: str) -> MpiRow | None:
-        """A line that is no comment: a header, a row, or nobody's."""
+        """Read a line that is no comment: a header, a row, or a line of another program."""
         cells = text.split()
         if _is_header(text):
             self._header(line.number, cells)
@@ -178,7 +178,7 @@ class _Reader:
         )
 
     def _without_figures(self, line: int, match: re.Match[str]) -> MpiRow:
-        """A size that IMB could not run: unable, and not failed."""
+        """A size that IMB could not run: a skipped case, not a failed one."""
         pattern = _PATTERNS.get((self.benchmark or "").removeprefix("Multi-"), (self.benchmark or "").lower())
         return MpiRow(
             line=line,
@@ -199,7 +199,7 @@ class _Reader:
         return self.types.get("op", "").lower() or None if pattern in _REDUCING else None
 
     def _dtype(self, pattern: str) -> str | None:
-        """Of what is moved; a barrier moves nothing."""
+        """The type of the elements that are moved; None for a barrier."""
         if pattern == "barrier":
             return None
         return dtype_of(self.types.get("reduced" if pattern in _REDUCING else "moved"))
@@ -210,7 +210,7 @@ class _Reader:
         return self.processes
 
     def _params(self, group: str | None) -> dict[str, Any]:
-        """The same benchmark with 2, 4, 8 processes is a case for each, and so is each group that has a row."""
+        """The parameters that tell cases apart: the number of processes, and the group of a row."""
         params: dict[str, Any] = {"processes": self.processes} if self.processes is not None else {}
         if self.groups is not None:
             params["group"] = str(self.processes)  # blocks of as many ranks, as a pattern's parameter has it

@@ -1,8 +1,7 @@
 """Text that nccl-tests and rccl-tests print, of any version, several runs in a log, with or without -I.
 
-What else is in the log is passed over: NCCL's own lines, also where they stand in the middle of a row, since NCCL
-connects while a row is half written. Where a launcher's prefix says which process wrote a line, each process is read
-by itself.
+Other lines are skipped: NCCL's own lines too, even in the middle of a row, since NCCL connects while a row is half
+written. If a launcher's prefix names the process that wrote a line, each process is read by itself.
 """
 
 import re
@@ -36,7 +35,7 @@ _DEVICE = re.compile(
 )
 _OUT_OF_BOUNDS = re.compile(r"# Out of bounds values *: (\d{1,9})")
 _AVERAGE = re.compile(r"# Avg bus bandwidth *: (\S{1,30})")
-# A command line in the log names the test; older versions do not say it themselves.
+# A command line in the log names the test; older versions do not print its name.
 _COMMAND = re.compile(r"\b([a-z][a-z_]{1,30}_perf)\b")
 _TIMES = ("time", "cputime")
 _PER_ITERATION = {"i_min": "min_us", "i_max": "max_us", "i_p99": "p99_us", "i_cv%": "cv_pct"}
@@ -51,8 +50,8 @@ def read(log: Log, stated: Stated) -> Reading:
     """All tables of the log.
 
     Raises:
-        DamageError: naming the line, unless damaged lines are to be left out.
-        UsageError: if the log does not say what was measured, and the user does not either.
+        DamageError: naming the line, unless damaged lines are omitted.
+        UsageError: if neither the log nor the user states the pattern.
     """
     reading = Reading(tool=_TOOL)
     streams: dict[str, _Stream] = {}
@@ -108,7 +107,7 @@ def _header(line: Line) -> list[str] | None:
 
 
 class _Columns:
-    """What stands where in a row, from the header."""
+    """The meaning of each cell of a row, from the header."""
 
     def __init__(self, names: Sequence[str]) -> None:
         starts = [place for place, name in enumerate(names) if name in _TIMES]
@@ -145,7 +144,7 @@ class _Columns:
         if self.timestamp:
             cells = cells[:-2]
         names, placements = self.halves, list(PLACEMENTS[: len(self.halves)])
-        if len(cells) < sum(map(len, names)):  # a trace replay is only in place, and leaves the other half blank
+        if len(cells) < sum(map(len, names)):  # a trace replay is only in place; the other half is blank
             names, placements = names[1:], placements[1:]
         halves = {}
         for placement, columns in zip(placements, names, strict=True):
@@ -182,12 +181,12 @@ def _half(cells: Mapping[str, str], placement: str) -> Half:
 
 
 class _Stream:
-    """Reads what one process printed, line after line."""
+    """Reads the output of one process, line by line."""
 
     def __init__(self, hosts: set[str], name: str) -> None:
         self.hosts, self.name = hosts, name
         self.tables: list[NcclTestsTable] = []
-        self.columns: _Columns | None = None  # those of the table that we are in
+        self.columns: _Columns | None = None  # of the current table
         self.pending: list[str] = []  # the cells of a row that NCCL has interrupted
         self.pending_line = 0
         self.table = self._fresh()
@@ -196,7 +195,7 @@ class _Stream:
         return NcclTestsTable(number=0, line=None, stream=self.name)
 
     def take(self, line: Line) -> None:
-        """One more line."""
+        """Read one more line."""
         text = line.text
         if " NCCL " in text:
             text = without_nccl(text, self.hosts, line.number if self.columns else None)
@@ -214,7 +213,7 @@ class _Stream:
             self.table.program = match[1]
 
     def end(self) -> None:
-        """There is no more."""
+        """End the reading."""
         self._nothing_pending()
 
     def _nothing_pending(self) -> None:
@@ -223,7 +222,7 @@ class _Stream:
             raise DamageError(self.pending_line, f"a row breaks off after {cells} cells")
 
     def _cells(self, line: int, text: str, *, interrupted: bool) -> None:
-        """A line of a table: a row, the rest of one, or something that is none of the table's."""
+        """Read a line inside a table: a row, the rest of a row, or a line of another program."""
         assert self.columns is not None
         cells = text.split()
         if self.pending and cells and all(map(is_cell, cells)):
@@ -244,7 +243,7 @@ class _Stream:
             raise DamageError(line, str(error)) from None
 
     def _like_a_row(self, cells: list[str]) -> bool:
-        """A row begins with a number; one whose size is damaged still has as many cells, most of them numbers."""
+        """Whether the cells are a row: it begins with a number, or has as many cells, most of them numbers."""
         assert self.columns is not None
         if not cells:
             return False
@@ -276,13 +275,13 @@ class _Stream:
         self.tables.append(self.table)
 
     def _close(self) -> None:
-        """The table is over; what follows is another run's, which may or may not say again what it is."""
+        """End the table; later lines belong to another run, which may have no title of its own."""
         if self.table.line is not None:
             program = self.table.program
             self.table, self.columns = self._fresh(), None
             self.table.program = program
 
-    # What the comments say.
+    # Comment lines.
 
     def _version(self, match: re.Match[str]) -> None:
         self._close()

@@ -1,7 +1,7 @@
 """JSON that nccl-tests writes with -J, versions 1 to 3; with -I, the time of every launch becomes a sample.
 
-Booleans and the root are text there, and a rate that is no number is the text "nan". The whole environment is in the
-file, secrets included: only the variables that a run of ours would keep are taken.
+Booleans and the root are text in this format, and a rate that is no number is the text "nan". The file has the whole
+environment, secrets included: the importer keeps only the variables that ncclbench records in its own runs.
 """
 
 import itertools
@@ -133,7 +133,7 @@ def read(log: Log, stated: Stated) -> Reading:
     said = pattern_of(table.program) if table.program else None
     pattern = agreed(said, stated.pattern, "--pattern", None)
     if pattern is None:
-        raise DamageError(1, "nothing says what was measured; say it with --pattern all_reduce", one_line=False)
+        raise DamageError(1, "the file does not name the test; name it with --pattern all_reduce", one_line=False)
     origin = {"tool": _TOOL, "version": None, "file": log.name}
     cases = cases_of_table(
         table, pattern, agreed(len(devices) or None, stated.world_size, "--world-size", None), origin
@@ -165,7 +165,7 @@ def _decode(log: Log) -> _Report:
 
 
 def _line_of(log: Log, error: str) -> int:
-    """The byte where the decoder stumbles is in its message; a file that ends too early does so on its last line."""
+    """The line of the byte that the decoder's message names; the last line if it names none."""
     place = error.partition("(byte ")[2].partition(")")[0]
     content = log.text.rstrip().encode(errors="replace")
     return content[: int(place) if place.isdecimal() else None].count(b"\n") + 1
@@ -211,7 +211,7 @@ def _half(where: str, figures: _Figures, launches: _PerIteration | None) -> Half
 
 
 def _launches(where: str, launches: _PerIteration | None) -> dict[str, Any]:
-    """What -I has added."""
+    """The figures that -I adds."""
     if launches is None:
         return {}
     number = len(launches.times_us)
@@ -288,6 +288,6 @@ def _devices(report: _Report) -> list[dict[str, Any]]:
 
 
 def _over_ranks(args: list[str]) -> str:
-    """-a: how the ranks' times became one; the mean if it was not given."""
+    """How the ranks' times became one figure: the option -a, and the mean without it."""
     options: Mapping[str, str] = dict(itertools.pairwise(args))
     return OVER_RANKS.get(options.get("-a", options.get("--average", "1")), "mean")

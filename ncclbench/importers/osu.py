@@ -1,11 +1,11 @@
 """Text that the OSU micro-benchmarks print: latency, bandwidth and collectives, blocking or not, with -f and -c.
 
-A collective is timed call by call between barriers, and the mean is printed: the regime is ``averaged``, since a mean
-is no median. With -f the slowest rank's mean is the headline and the spread over the ranks is the skew; without it
+OSU times a collective call by call between barriers and prints the mean. The regime is ``averaged``, since a mean is
+no median. With -f the slowest rank's mean is the headline and the spread over the ranks is the skew; without it
 only the mean over ranks is known.
 
-A non-blocking collective has its time by itself (``Pure Comm.``), which is the headline, and the share that hides
-behind computing: ``overlap``, as our own cases with ``overlap=true`` have it.
+A non-blocking collective has a time without computing (``Pure Comm.``), which is the headline, and the share hidden
+behind computing: ``overlap``, as in ncclbench's own cases with ``overlap=true``.
 
 The columns are those of ``osu_util_mpi.c`` of 7.4 (``print_only_header``, ``print_only_header_nbc``,
 ``print_header_one_sided``).
@@ -30,7 +30,7 @@ _COLUMN = re.compile(
     r"Messages/s|Iterations|P\d{1,2} Tail (?:Lat\(us\)|BW\(MB/s\))|Validation|Overall ?\(us\)|Compute ?\(us\)|"
     r"Coll\. Init ?\(us\)|MPI_Test ?\(us\)|MPI_Wait ?\(us\)|(?:Pure|Min|Max) Comm\. ?\(us\)|Overlap ?\(%\)"
 )
-# What a non-blocking or persistent collective is called before its own name; ialltoall of 7.5 forgets a blank.
+# The prefix of a non-blocking or persistent collective; ialltoall of 7.5 lacks a blank.
 _SPLIT_CALL = re.compile(r"(Non-blocking|Persistent) (.{1,80}?) ?(Latency)")
 _PATTERNS = {
     "Allreduce Latency": "all_reduce",
@@ -87,7 +87,7 @@ def read(log: Log, stated: Stated) -> Reading:
 
 
 class _OsuTable:
-    """One benchmark's output."""
+    """The output of one benchmark."""
 
     def __init__(self, title: re.Match[str], line: int, number: int) -> None:
         self.transport = "nccl" if title[1] == "NCCL" else "mpi"
@@ -99,15 +99,15 @@ class _OsuTable:
         self.columns: list[str] = []
         self.left_out: str | None = None
         self.rows = 0
-        self.over = False  # a blank line has followed the rows: what comes may be a shell's
+        self.over = False  # a blank line has followed the rows: later lines may be a shell's
         self.facts = {"line": line, "program": title[0].lstrip("# ").strip(), "library": title[1] + (title[2] or "")}
 
     def take(self, line: Line, text: str, stated: Stated) -> MpiRow | None:
-        """One more line: a row, or None."""
+        """Read one more line; the row if it is one."""
         if match := _DATATYPE.match(text):
             self.datatype = match[1]
             return None
-        # The header of a barrier has no size; some people's logs have lost the `#`.
+        # The header of a barrier has no size; some logs have lost the `#`.
         heading = text.removeprefix("#").strip()
         if (heading.startswith(("Size ", "Avg Latency", "Overall")) and "(" in heading) or heading.startswith("Size  "):
             self._header(heading)
@@ -133,7 +133,7 @@ class _OsuTable:
             raise DamageError(line, str(error)) from None
 
     def _like_a_row(self, cells: list[str]) -> bool:
-        """A shell's ``exit code 0`` or a warning of MPI belongs to nobody; a barrier's row has no size."""
+        """Whether the cells are a row, and no output of a shell or of MPI; a barrier's row has no size."""
         if cells[0].isdecimal() or (self.columns[0] != "Size" and is_cell(cells[0])):
             return True
         damaged = len(cells) == len(self.columns) and 2 * sum(map(is_cell, cells)) >= len(cells)
@@ -168,7 +168,7 @@ class _OsuTable:
 
 
 def _named(title: str) -> tuple[str, str | None]:
-    """The pattern of a title, and how it is called where that is not simply in one blocking call."""
+    """The pattern of a title, and the kind of call if it is not one blocking call."""
     match = _SPLIT_CALL.fullmatch(title)
     plain = f"{match[2]} {match[3]}" if match else title
     pattern = _PATTERNS.get(plain) or re.sub(r"\W+", "_", plain, flags=re.ASCII).strip("_").lower()
@@ -176,7 +176,7 @@ def _named(title: str) -> tuple[str, str | None]:
 
 
 def _overlap(values: Mapping[str, float | None]) -> Overlap | None:
-    """The share as OSU has it, beside the means that it follows from."""
+    """The share of overlap as OSU defines it, with the means from which it follows."""
     share, pure, both, compute = (values.get(name) for name in ("Overlap", "Pure Comm.", "Overall", "Compute"))
     if share is None or pure is None or both is None or compute is None:
         return None

@@ -94,7 +94,7 @@ class Topology:
             node_names=tuple(places),
             sources={
                 "node": "host name of each rank",
-                "domain": "assumed: one NVLink domain a node",
+                "domain": "assumed: one NVLink domain per node",
                 "rail": "assumed from the place of a rank on its node",
                 "site": "assumed: one site",
             },

@@ -204,7 +204,7 @@ def _sources(found: TopologyFile, nodes: Sequence[Node], hosts: Sequence[str]) -
     rail = f"{file}, [[rank]]" if len(outright) == len(nodes) else f"assumed: ranks take the rails of {file} in order"
     sources = {
         "node": where,
-        "domain": file if any(node.domain for node in found.node) else f"{file} names none: one NVLink domain a node",
+        "domain": file if any(node.domain for node in found.node) else f"{file} names none: one NVLink domain per node",
         "rail": rail,
         "site": file if any(node.site for node in found.node) else f"{file} names none: one site",
         "leaf": file if found.leaf else f"{file} names none: unknown",

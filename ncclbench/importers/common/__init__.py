@@ -1,1 +1,1 @@
-"""What several importers share, and the writing of an imported run."""
+"""Code that several importers share, and the writing of an imported run."""

@@ -1,4 +1,4 @@
-"""Logs into a run directory: read all of them first, write beside the target, rename when it is whole."""
+"""Writing of an imported run: read all logs first, write beside the target, rename when it is complete."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from ncclbench.topology import Topology
 
 
 def read_log(log: Log, stated: Stated, only: str | None = None) -> list[tuple[str, Reading]]:
-    """What the importers make of a log, each with its name; several may find something of theirs in it.
+    """The readings of a log, each with the name of its importer; several importers may find their format in it.
 
     Raises:
         UsageError: if none does, or a line is damaged: it names the file, the line, and what to do.
@@ -35,7 +35,7 @@ def read_log(log: Log, stated: Stated, only: str | None = None) -> list[tuple[st
     for name, module in able.items():
         try:
             reading = module.read(log, stated)
-            for found in reading.cases:  # importers whose logs always name the pattern do not look at it
+            for found in reading.cases:  # importers of logs that always name the pattern ignore `stated`
                 agreed(found.record.pattern, stated.pattern, "--pattern", (found.record.imported or {}).get("line"))
         except DamageError as damage:
             hint = (
@@ -53,7 +53,7 @@ def read_log(log: Log, stated: Stated, only: str | None = None) -> list[tuple[st
 
 
 def import_logs(logs: Sequence[Log], out: Path, stated: Stated, only: str | None, command: list[str]) -> list[str]:
-    """Write the run directory `out`; what a user should know, in lines.
+    """Write the run directory `out`; returns warnings for the user.
 
     Raises:
         UsageError: if `out` cannot be used, or a log cannot be read.
@@ -109,7 +109,7 @@ def _from_source(found: ImportedCase, place: int) -> ImportedCase:
 
 
 def _distinct(found: Sequence[ImportedCase]) -> list[ImportedCase]:
-    """The same case may be there several times: sizes that were rounded to the same, or a test that ran again."""
+    """The cases with unique ids: sizes rounded to the same value and repeated tests get the parameter `occurrence`."""
     seen: dict[str, int] = {}
     distinct = []
     for one in found:
@@ -134,7 +134,7 @@ def _manifest(
         "world_size": _common([one.record.world_size for one in found]),
         "topology": _topology(ranks),
         "ranks": ranks,
-        # Of the machine that was measured; the one that this runs on has nothing to do with it.
+        # Of the machine that was measured, not of the machine that imports.
         "provenance": {
             "ncclbench": __version__,
             "git_commit": git_commit(),
@@ -148,12 +148,12 @@ def _manifest(
 
 
 def _common(values: Sequence[Any]) -> Any:
-    """The value, if all have the same; None otherwise."""
+    """The value that all share; None if they differ."""
     return values[0] if values and all(value == values[0] for value in values) else None
 
 
 def _topology(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """From the host names of the log, if it has one for every rank; empty otherwise."""
+    """The topology from the host names of the log, if it has one for every rank; empty otherwise."""
     if not ranks or [rank["rank"] for rank in ranks] != list(range(len(ranks))):
         return {}
     hosts = [str(rank.get("host") or "") for rank in ranks]
@@ -172,13 +172,13 @@ def _append(writer: RunWriter, found: ImportedCase) -> None:
 
 @contextlib.contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place in the end, or is gone without a trace."""
+    """A folder beside `out` that replaces it at the end, or is removed after an error."""
     made = _missing_parents(out)
     temporary = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         yield temporary
-        if out.is_dir():  # empty, or with what a run left that never began: `check_target` has seen to that
+        if out.is_dir():  # `check_target` has made sure that it holds no results
             shutil.rmtree(out)
         temporary.replace(out)
     except OSError as error:
@@ -193,5 +193,5 @@ def _beside(out: Path) -> Iterator[Path]:
 
 
 def _missing_parents(out: Path) -> list[Path]:
-    """The folders above `out` that are not there yet, the deepest first."""
+    """The folders above `out` that do not exist yet, the deepest first."""
     return [parent for parent in out.absolute().parents if not parent.exists()]

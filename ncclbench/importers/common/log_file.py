@@ -1,4 +1,4 @@
-"""A log file as an importer sees it: numbered lines, without what launchers and terminals have put around them."""
+"""A log file as numbered lines, without the prefixes of launchers and the colors of terminals."""
 
 import hashlib
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ncclbench.errors import UsageError
 
-# Larger files are no logs of a benchmark; they would only fill the memory.
+# Larger files are no logs of a benchmark, and would fill the memory.
 MOST_BYTES = 1 << 30
-# No row of any format is a hundredth as long. What is beyond is cut off, so that no line can take long to look at.
+# No row of any format is a hundredth as long. The rest of a line is cut off, which bounds the time per line.
 LONGEST_LINE = 1 << 16
 _MOST_DIGITS = 18  # of a whole number: what 64 bits hold
 
-# How compressed files begin.
+# The first bytes of compressed files.
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
@@ -32,13 +32,13 @@ _BEGINS = re.compile(
     r"size +count +type|Benchmarking |Intel ?\(R\) MPI)"
 )
 _NUMBER = re.compile(r"-?\d{1,40}(?:\.\d{0,40})?(?:[eE][+-]?\d{1,3})?")
-# What printf makes of a rate whose time is zero, and what tools write where they have nothing to say.
+# The output of printf for a rate whose time is zero, and marks of tools for missing values.
 _NOTHING = frozenset({"N/A", "n/a", "nan", "-nan", "inf", "-inf"})
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line: its number from 1, its text, and the process that wrote it where the launcher says so."""
+    """A line: its number from 1, its text, and the process that wrote it if a launcher's prefix names it."""
 
     number: int
     text: str
@@ -46,7 +46,7 @@ class Line:
 
     @cached_property
     def cells(self) -> list[str]:
-        """What stands between blanks."""
+        """The parts between blanks."""
         return self.text.split()
 
 
@@ -55,10 +55,10 @@ class Log:
     """A file to import.
 
     Attributes:
-        name: without its folder; folders tell of whoever kept the file.
+        name: without its folder, which may hold private names.
         sha256: of its bytes.
         size: in bytes.
-        text: decoded; what is no text becomes a replacement character.
+        text: decoded; bytes that are no text become replacement characters.
     """
 
     name: str
@@ -111,7 +111,7 @@ def _line(number: int, text: str) -> Line:
     text = text[:LONGEST_LINE].rstrip("\r")
     if "\x1b" in text:
         text = _COLOUR.sub("", text)
-    text = _printable(text)  # what steers a terminal must not get into a report
+    text = _printable(text)  # control characters must not reach a report
     stream = ""
     for prefix in _PREFIXES:
         if match := prefix.match(text):
@@ -126,24 +126,24 @@ def _printable(text: str) -> str:
 
 
 def begins_another(text: str) -> bool:
-    """Whether one of the tools that we know begins to speak: whatever table was open before is over."""
+    """Whether the line begins the output of a known tool, which ends any open table."""
     return _BEGINS.match(text) is not None
 
 
 class DamageError(Exception):
-    """A line that must be a figure's, and is not. `number` counts from 1.
+    """A line that must hold figures and does not. `number` counts from 1.
 
-    `one_line` is false where no single line can be left out to mend it.
+    `one_line` is false if the omission of a single line cannot repair the log.
     """
 
     def __init__(self, number: int, why: str, *, one_line: bool = True) -> None:
-        """What is wrong with which line."""
+        """Name the line and the reason."""
         super().__init__(why)
         self.number, self.one_line = number, one_line
 
 
 def is_cell(text: str) -> bool:
-    """Whether `text` is a number, or says that there is none."""
+    """Whether `text` is a number, or a mark for a missing one."""
     return text in _NOTHING or _NUMBER.fullmatch(text) is not None
 
 

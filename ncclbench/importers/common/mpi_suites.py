@@ -1,7 +1,7 @@
-"""What OSU's and Intel's MPI benchmarks have in common: a size, times over the ranks, and S where it can be known.
+"""The rows that OSU's and Intel's MPI benchmarks share: a size, times over the ranks, and S if it is known.
 
-Both count a *message*: what one rank gives, or sends to each other one. S of ncclbench is the whole buffer, so it is
-the message times the ranks for the ops that shard it; where nobody knows how many ranks there were, S is not known.
+Both count a *message*: the data of one rank, or the data that it sends to each other rank. S of ncclbench is the whole
+buffer: the message times the number of ranks for the ops that shard it. Without the number of ranks, S is unknown.
 """
 
 from collections.abc import Mapping
@@ -24,26 +24,26 @@ _DTYPES = {
     "MPI_BYTE": "uint8",
 }
 _ITEMSIZE = {"float32": 4, "float64": 8, "int32": 4, "int8": 1, "uint8": 1}
-# Two ranks, whatever the job: that is what these benchmarks are.
+# These benchmarks use two ranks, whatever the size of the job.
 PAIRS = frozenset({"ping_pong", "ping_ping", "bandwidth", "bidirectional_bandwidth"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class MpiRow:
-    """A row of either.
+    """A row of either suite.
 
     Attributes:
-        members: how many ranks take part in each of the `groups`; None if nobody knows.
+        members: the number of ranks in each of the `groups`; None if unknown.
         time_us: the headline: of the slowest rank where the log has it, of the mean rank otherwise; None if the
             table has only rates.
         over_ranks: which of the two: ``max`` or ``mean``.
-        spread_us: slowest minus fastest rank; None where the log does not say.
-        launches: how many repetitions the time is the mean of.
-        rate_gb_per_s: where the log has a rate and no time.
-        failed: what its validation says, if data were wrong.
-        unable: why there are no figures.
+        spread_us: slowest minus fastest rank; None if the log does not have it.
+        launches: the number of repetitions of which the time is the mean.
+        rate_gb_per_s: set if the log has a rate and no time.
+        failed: the message of its validation, if data were wrong.
+        unable: the reason why there are no figures.
         overlap: of a non-blocking collective.
-        cells: every column as it stands in the log.
+        cells: every column, as in the log.
     """
 
     line: int
@@ -67,7 +67,7 @@ class MpiRow:
 
 
 def dtype_of(mpi: str | None) -> str | None:
-    """Our name of an MPI type; one that we have no name for keeps its own."""
+    """The dtype of an MPI type; an unknown type keeps its own name."""
     return _DTYPES.get(mpi, mpi) if mpi else None
 
 
@@ -75,7 +75,7 @@ def case_of_row(row: MpiRow, table: int, place: int, transport: str, origin: Map
     """The case of a row."""
     nbytes = _whole_buffer(row)
     itemsize = _ITEMSIZE.get(row.dtype or "", 0)
-    # Nothing moved has no rate: zero would look like a very slow network.
+    # Without data there is no rate: zero would look like a very slow network.
     rate = gb_per_s(nbytes or None, row.time_us) if row.rate_gb_per_s is None else row.rate_gb_per_s
     record = Record(
         case="",
@@ -128,7 +128,7 @@ def _bus(row: MpiRow, rate: float | None) -> float | None:
     if rate is None:
         return None
     try:
-        # A pattern whose factor is 1 whatever the number of ranks needs none to be known.
+        # A factor that does not depend on the number of ranks is known without it.
         factors = {bus_factor(row.pattern, n) for n in ([row.members] if row.members else [2, 3])}
     except ValueError:
         return None

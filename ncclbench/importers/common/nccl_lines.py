@@ -1,4 +1,4 @@
-"""NCCL's own lines in the log of another tool: taken out of it, and read for how the ranks were connected."""
+"""NCCL's own lines in the log of another tool: removed from its rows, and read for the path of the data."""
 
 from collections.abc import Collection
 from typing import Any
@@ -8,13 +8,13 @@ from ncclbench.transports.cuda.nccl_log import parse_nccl_log
 
 
 def nccl_path(log: Log) -> dict[str, Any] | None:
-    """What NCCL's lines say, as a record's `path` has it; None if there are none."""
+    """The path that NCCL's lines state, in the form of a record's `path`; None if there are none."""
     found = parse_nccl_log(line.text for line in log.lines if "NCCL " in line.text)
     return found or None
 
 
 def without_nccl(text: str, hosts: Collection[str], row: int | None) -> str:
-    """What stands before ``host:pid:tid [device] NCCL ...`` in a line; all of it where there is nothing such.
+    """The part of a line before ``host:pid:tid [device] NCCL ...``; the whole line if it has none.
 
     NCCL writes to the same stream, so its line may begin in the middle of a row, with no blank between:
     ``float     sum      -1node0:1612:1700 [0] NCCL INFO ...``. Only a host name that the log gives tells where the
@@ -26,7 +26,7 @@ def without_nccl(text: str, hosts: Collection[str], row: int | None) -> str:
         row: the line's number if it may be a row's; None if it cannot.
 
     Raises:
-        DamageError: where a row and NCCL's line cannot be told apart.
+        DamageError: if a row and NCCL's line cannot be separated.
     """
     before = text[: text.index(" NCCL ")]
     place = next((cell for cell in reversed(before.split()) if _is_process(cell)), None)
@@ -40,7 +40,7 @@ def without_nccl(text: str, hosts: Collection[str], row: int | None) -> str:
     head = text[:start]
     like_a_row = row is not None and head.lstrip()[:1].isdecimal()
     if like_a_row and (place[0] in "-0123456789" or place.startswith("N/A")):
-        raise DamageError(row or 1, "NCCL's log begins in the middle of this row, and cannot be told from it")
+        raise DamageError(row or 1, "NCCL's log begins in the middle of this row, and cannot be separated from it")
     return head
 
 

@@ -1,4 +1,4 @@
-"""nccl-tests' tables, wherever they were read from, as records.
+"""The tables of nccl-tests, from text or JSON, as records.
 
 A row has two halves, out of place and in place; each becomes a case. The half that ncclbench's own pattern does
 carries no parameter, so that the two can be compared; the other has ``placement``.
@@ -27,7 +27,7 @@ _DTYPES = {
     **{"half": "float16", "float": "float32", "double": "float64"},
     **{"f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2"},
 }
-# -a: how nccl-tests makes one figure of the ranks' times.
+# The option -a: the reduction of the ranks' times to one figure.
 OVER_RANKS = {"0": "rank 0", "1": "mean", "2": "min", "3": "max"}
 _UNGATED = (
     "nccl-tests times each launch with events on a stream that nothing holds back: "
@@ -39,7 +39,10 @@ _SPLIT = "nccl-tests averages over groups that run side by side: a slow one does
 
 @dataclass(frozen=True, kw_only=True)
 class Half:
-    """One half of a row. None is N/A; `per_iteration` has what -I adds, in microseconds and percent."""
+    """The out-of-place or the in-place half of a row. None is N/A.
+
+    `per_iteration` has the figures that -I adds, in microseconds and percent.
+    """
 
     time_us: float | None
     alg_gb_per_s: float | None
@@ -53,7 +56,7 @@ class Half:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A size. `line` is None where the file has no lines to speak of."""
+    """The figures of one size. `line` is None if the file has no line per row."""
 
     line: int | None
     size: int
@@ -67,7 +70,7 @@ class Row:
 
 @dataclass(kw_only=True)
 class NcclTestsTable:
-    """A table and what stands around it, as far as the log has it."""
+    """A table and the configuration that the log states for it."""
 
     number: int
     line: int | None
@@ -94,7 +97,7 @@ class NcclTestsTable:
 
     @property
     def launches(self) -> int | None:
-        """How many launches one figure is the mean of."""
+        """The number of launches of which one figure is the mean."""
         iterations = self.config.get("iters")
         if not isinstance(iterations, int):
             return None
@@ -105,7 +108,7 @@ class NcclTestsTable:
 
     @property
     def groups(self) -> list[list[int]]:
-        """The ranks of each group, where NCCL_TESTS_SPLIT has made several run side by side; else empty."""
+        """The ranks of each group, if NCCL_TESTS_SPLIT ran several side by side; else empty."""
         colours: dict[int, list[int]] = {}
         for device in self.devices:
             colours.setdefault(device.get("group") or 0, []).append(device["rank"])
@@ -126,7 +129,7 @@ class NcclTestsTable:
 
 
 def pattern_of(program: str) -> str:
-    """``alltoall_perf`` -> ``all_to_all``; a test that we have no pattern for keeps its own name."""
+    """``alltoall_perf`` -> ``all_to_all``; a test without a pattern keeps its own name."""
     name = program.removesuffix("_perf")
     return PATTERNS.get(name, name)
 
@@ -141,11 +144,11 @@ def cases_of_table(
     """The cases of a table.
 
     Args:
-        table: read.
-        pattern: what it measures.
-        world_size: None if nobody knows.
+        table: the table.
+        pattern: the pattern that it measures.
+        world_size: None if unknown.
         origin: tool, version and file, for `imported`.
-        path: what NCCL's own lines in the log say of how the ranks were connected.
+        path: the path of the data that NCCL's own lines in the log state.
     """
     maker = _Maker(table, pattern, world_size, origin, path)
     return [found for place, row in enumerate(table.rows) for found in maker.of_row(place, row)]
@@ -172,7 +175,7 @@ class _Maker:
             self.notes.append(_SOCKETS)
 
     def of_row(self, place: int, row: Row) -> list[ImportedCase]:
-        """The cases of each half: the figure of the table and, where launches were timed one by one, these."""
+        """The cases of each half: the figure of the table and, with -I, the launches that were timed one by one."""
         found = []
         for placement, half in row.halves.items():
             base = self._base(place, row, placement, half)
@@ -267,7 +270,7 @@ class _Maker:
         return ImportedCase(record=record, samples=ImportedSamples(seconds_RN=seconds_RN, ranks=ranks))
 
     def _samples(self, half: Half) -> tuple[Any, Sequence[int] | None]:
-        """Every rank's times if each process had one GPU; otherwise the log has only the slowest of several."""
+        """The times of every rank if each process had one GPU; otherwise only those of the slowest rank."""
         rows = half.process_times_us
         if rows and len(rows) == self.world_size:
             return np.array(rows) / MICRO, range(len(rows))
@@ -293,7 +296,7 @@ def _whole(value: object) -> int | None:
 
 
 def _split(groups: list[list[int]]) -> str | None:
-    """As a pattern's parameter `group` has it: N for blocks of N ranks; otherwise ``split``."""
+    """The value of a pattern's parameter `group`: N for blocks of N ranks; otherwise ``split``."""
     if not groups:
         return None
     size = len(groups[0])

@@ -96,7 +96,7 @@ def test_what_was_assumed_is_said_aloud() -> None:
     sources = place_ranks(parse_topology(LAB, "lab.toml"), HOSTS).sources
     assert sources["node"] == "host name of each rank, looked up in topology file lab.toml"
     assert sources["rail"].startswith("assumed: ranks take the rails")
-    assert sources["domain"].endswith("names none: one NVLink domain a node")
+    assert sources["domain"].endswith("names none: one NVLink domain per node")
     assert sources["site"] == "topology file lab.toml"
 
 
