@@ -4,9 +4,9 @@ It is made of what the user typed: options are added and left out. Behind ``--``
 look like, so options end before it.
 """
 
-import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ncclbench.launch.launcher_detection import job_size, slurm_step_nodes
@@ -50,16 +50,21 @@ def _visible_launcher(arguments: Sequence[str]) -> list[str] | None:
 
     A launcher on another node, or behind a daemon, has no command line with our arguments here.
     """
-    process = os.getppid()
-    for _ in range(_MOST_PARENTS):
-        words = _words(process)
+    for words in _command_lines_above():
         starts_us = any(Path(word).name in _LAUNCHERS for word in words[:2]) or "torch.distributed.run" in words[:4]
         if starts_us and arguments and list(arguments) == words[-len(arguments) :]:
             return _as_typed(words[: -len(arguments)])
-        process = _parent(process)
-        if process <= 1:
-            return None
     return None
+
+
+def _command_lines_above() -> Iterator[list[str]]:
+    """The command lines of the processes above this one, the nearest first; those of other users may be hidden."""
+    import psutil
+
+    with suppress(psutil.Error):  # a process has ended meanwhile
+        for process in psutil.Process().parents()[:_MOST_PARENTS]:
+            with suppress(psutil.AccessDenied):
+                yield process.cmdline()
 
 
 def _as_typed(words: list[str]) -> list[str]:
@@ -67,21 +72,6 @@ def _as_typed(words: list[str]) -> list[str]:
     return [
         str(Path(word).with_name("mpirun")) if Path(word).name == "prterun" else word for word in words[:2]
     ] + words[2:]
-
-
-def _words(process: int) -> list[str]:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-    except OSError:
-        return []
-
-
-def _parent(process: int) -> int:
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[1])
 
 
 def _with_options(arguments: Sequence[str], more: Sequence[str]) -> list[str]:
