@@ -12,11 +12,15 @@ from ncclbench.errors import UsageError
 
 @dataclass(frozen=True)
 class ShippedFiles:
-    """The ``.toml`` files of one kind in a folder of a package; a file's name without its suffix is its name."""
+    """The ``.toml`` files in a folder of a package; a file's name without its suffix is its name."""
 
-    kind: str
     package: str
     folder: str
+
+    @property
+    def kind(self) -> str:
+        """The word for one of them, as messages use it."""
+        return self.folder.removesuffix("s")
 
     def _folder(self) -> Traversable:
         return resources.files(self.package) / self.folder
@@ -66,6 +70,6 @@ def _exists(path: Path) -> bool:
         return False
 
 
-PLANS = ShippedFiles("plan", "ncclbench_patterns", "plans")
-PROFILES = ShippedFiles("profile", "ncclbench.accept", "profiles")
-MODELS = ShippedFiles("model", "ncclbench_patterns", "models")
+PLANS = ShippedFiles("ncclbench_patterns", "plans")
+PROFILES = ShippedFiles("ncclbench.accept", "profiles")
+MODELS = ShippedFiles("ncclbench_patterns", "models")

@@ -7,7 +7,6 @@ import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -162,15 +161,15 @@ def _domain(gpu: str) -> NvlinkClique | None:
         pynvml.nvmlDeviceGetGpuFabricInfoV(pynvml.nvmlDeviceGetHandleByPciBusId(gpu.encode()), pynvml.byref(info))
     except Exception:  # no wheel, no driver, an older one, or no permission
         return None
-    return ready_clique(info)
+    return ready_clique(bytes(info.clusterUuid), info.state, int(info.cliqueId))
 
 
-def ready_clique(info: Any) -> NvlinkClique | None:
+def ready_clique(cluster_uuid: bytes, state: int, clique: int) -> NvlinkClique | None:
     """The clique in NVML's fabric information; None if it is not complete or names no cluster."""
-    cluster = bytes(info.clusterUuid).hex()
-    if info.state != _FABRIC_READY or not cluster.strip("0"):
+    cluster = cluster_uuid.hex()
+    if state != _FABRIC_READY or not cluster.strip("0"):
         return None
-    return NvlinkClique(cluster=cluster, clique=int(info.cliqueId))
+    return NvlinkClique(cluster=cluster, clique=clique)
 
 
 def _domain_source(gpus: Sequence[str], domains: Sequence[NvlinkClique | None]) -> str:

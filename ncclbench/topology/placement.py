@@ -7,7 +7,6 @@ from ``[[rank]]`` too; otherwise ranks take the rails of their node in order, an
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -87,27 +86,27 @@ class RankDetection(msgspec.Struct, frozen=True, kw_only=True):
 def place_detected_ranks(hosts: Sequence[str], found: Sequence[RankDetection]) -> Topology:
     """The topology of a job without a file: from host names, and from properties that all ranks detected."""
     topology = Topology.from_hosts(hosts)
-    changes: dict[str, Any] = {}
-    sources = dict(topology.sources)
     if any(one.domain for one in found):
-        changes["domains"] = _indices([one.domain or host for host, one in zip(hosts, found, strict=True)])
-        sources["domain"] = "NVML's fabric information (cluster and clique)"
+        topology = replace(
+            topology,
+            domains=_indices([one.domain or host for host, one in zip(hosts, found, strict=True)]),
+            sources={**topology.sources, "domain": "NVML's fabric information (cluster and clique)"},
+        )
     ports = [(host, one.nic) for host, one in zip(hosts, found, strict=True)]
-    if all(one.nic for one in found) and len(set(ports)) == len(ports):
-        changes["rails"] = _rails_by_device(ports)
-        sources["rail"] = (
-            "each rank's own NIC (nearest to its GPU by PCI distance, or gloo's interface), in their order on its host"
-        )
-        changes["wiring"] = Wiring(
-            devices=tuple(one.nic for one in found),
-            nic_gbit_per_s=np.array([one.gbit_per_s or np.nan for one in found]),
-            leaves=np.full(len(found), UNKNOWN),
-            leaf_names=(),
-            uplinks=np.zeros(0, np.int64),
-            uplink_gbit_per_s=np.zeros(0),
-            domain_gbit_per_s=np.full(len(found), np.nan),
-        )
-    return replace(topology, **changes, sources=sources)
+    if not all(one.nic for one in found) or len(set(ports)) < len(ports):
+        return topology
+    rail = "each rank's own NIC (nearest to its GPU by PCI distance, or gloo's interface), in their order on its host"
+    wiring = Wiring(
+        devices=tuple(one.nic for one in found),
+        nic_gbit_per_s=np.array([one.gbit_per_s or np.nan for one in found]),
+        leaves=np.full(len(found), UNKNOWN),
+        leaf_names=(),
+        uplinks=np.zeros(0, np.int64),
+        uplink_gbit_per_s=np.zeros(0),
+        domain_gbit_per_s=np.full(len(found), np.nan),
+    )
+    sources = {**topology.sources, "rail": rail}
+    return replace(topology, rails=np.array(_rails_by_device(ports)), wiring=wiring, sources=sources)
 
 
 def _rails_by_device(ports: Sequence[tuple[str, str]]) -> list[int]:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,10 +115,10 @@ def test_numbers_in_names_are_numbers() -> None:
 
 def test_nvml_s_domain_counts_only_when_it_is_ready() -> None:
     uuid = bytes(range(16))
-    ready = detect.ready_clique(SimpleNamespace(clusterUuid=uuid, state=3, cliqueId=7))
+    ready = detect.ready_clique(uuid, 3, 7)
     assert ready == NvlinkClique(cluster=uuid.hex(), clique=7)
-    assert detect.ready_clique(SimpleNamespace(clusterUuid=uuid, state=2, cliqueId=7)) is None
-    assert detect.ready_clique(SimpleNamespace(clusterUuid=bytes(16), state=3, cliqueId=0)) is None
+    assert detect.ready_clique(uuid, 2, 7) is None
+    assert detect.ready_clique(bytes(16), 3, 0) is None
 
 
 def test_ranks_that_all_found_a_nic_are_on_its_rail() -> None:
