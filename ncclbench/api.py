@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from ncclbench.accept.profile import Rules
     from ncclbench.accept.request import AcceptRequest
-    from ncclbench.accept.verdict import Document
     from ncclbench.analysis.comparison import Comparison
     from ncclbench.launch.listener import Listener
     from ncclbench.launch.request import RunRequest
     from ncclbench.measure.dry_run import Forecast
     from ncclbench.store.records import Record
     from ncclbench.store.run_directory import Run
+    from ncclbench.store.verdict import RunVerdict
 
 AnyPath = str | Path
 
@@ -114,7 +114,7 @@ class Acceptance:
 
     exit_code: Exit
     path: Path | None = None
-    document: Document | None = None
+    document: RunVerdict | None = None
     redacted: Path | None = None
     not_run: str | None = None
 
@@ -397,7 +397,7 @@ def _judge(path: Path, rules: Rules, request: AcceptRequest) -> Acceptance:
     subject = Subject(read_run(path), rules, _baseline(request.baseline, path), request.force)
     document = write_bundle(subject)
     redacted = write_redacted_bundle(subject) if request.redact else None
-    return Acceptance(Exit(document.exit_code), path, document, redacted)
+    return Acceptance(Exit(document.exit_code or 0), path, document, redacted)
 
 
 def _baseline(path: Path | None, run: Path) -> Run | None:

@@ -5,8 +5,14 @@ Sizes given as 1K, 1M, 1G are powers of two, as in nccl-tests; GB in a rate is 1
 
 import re
 from fractions import Fraction
+from typing import Annotated
+
+import msgspec
 
 from ncclbench.errors import UsageError
+
+# What a column of 64 bits holds. A reader of stored files refuses numbers that it could only show wrong.
+Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 _SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _PLURALS = {"entry": "entries", "leaf": "leaves"}

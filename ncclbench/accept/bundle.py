@@ -8,26 +8,24 @@ RUN/events.jsonl           gets a line with the verdict's hash
 RUN/SHA256SUMS             last; sha256sum -c reads it
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from ncclbench.accept.check_context import Subject
 from ncclbench.accept.judge import judge
-from ncclbench.accept.verdict import Document
 from ncclbench.accept.verdict_formats import checks_csv, junit, prometheus
 from ncclbench.errors import EnvironmentFault, UsageError
-from ncclbench.store import events
+from ncclbench.store.files import content_of, file_hash, write_whole
+from ncclbench.store.manifest import Manifest
 from ncclbench.store.records import Record
-from ncclbench.store.regular_files import content_of
-from ncclbench.store.run_directory import Run, RunWriter
-from ncclbench.store.stored_types import ManifestShape, RecordShape
+from ncclbench.store.run_directory import Run
+from ncclbench.store.run_writer import RunWriter
+from ncclbench.store.verdict import FILE as VERDICT
+from ncclbench.store.verdict import RunVerdict
 
 SUMS = "SHA256SUMS"
-VERDICT = "verdict.json"
 FOLDER = "accept"
 # What belongs to no bundle: the sums themselves, the writer's lock, and what a crash has left.
 _LEFT_OUT = (SUMS, ".lock")
@@ -37,7 +35,7 @@ class StoredBaseline(msgspec.Struct, frozen=True, kw_only=True):
     """A baseline as the bundle keeps it: all that comparing with it needs."""
 
     name: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     records: list[Record]
 
     def as_run(self) -> Run:
@@ -45,19 +43,12 @@ class StoredBaseline(msgspec.Struct, frozen=True, kw_only=True):
         return Run(Path(self.name), self.manifest, tuple(self.records), ())
 
 
-class _BaselineShape(msgspec.Struct, frozen=True, kw_only=True):
-    """What is nested in it."""
-
-    manifest: ManifestShape
-    records: list[RecordShape]
-
-
-def pretty(document: Document) -> bytes:
+def pretty(document: RunVerdict) -> bytes:
     """``verdict.json``."""
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 
-def write_bundle(subject: Subject) -> Document:
+def write_bundle(subject: Subject) -> RunVerdict:
     """Judge, and write all of the bundle into the run directory.
 
     Raises:
@@ -71,19 +62,19 @@ def write_bundle(subject: Subject) -> Document:
             raise UsageError(f"{path} was written to while it was read; judge it again")
         document = judge(subject)
         (path / FOLDER).mkdir(exist_ok=True)
-        write(path / FOLDER / "profile.toml", subject.rules.text.encode())
+        write_whole(path / FOLDER / "profile.toml", subject.rules.text.encode())
         _write_baseline(path, subject.baseline)
-        write(path / VERDICT, pretty(document))
-        write(path / FOLDER / "junit.xml", junit(document).encode())
-        write(path / FOLDER / "checks.csv", checks_csv(document).encode())
-        write(path / FOLDER / "metrics.prom", prometheus(document).encode())
+        write_whole(path / VERDICT, pretty(document))
+        write_whole(path / FOLDER / "junit.xml", junit(document).encode())
+        write_whole(path / FOLDER / "checks.csv", checks_csv(document).encode())
+        write_whole(path / FOLDER / "metrics.prom", prometheus(document).encode())
         writer.event(
             "verdict",
             verdict=document.verdict,
-            verdict_sha256=events.file_hash(path / VERDICT),
+            verdict_sha256=file_hash(path / VERDICT),
             profile_sha256=document.profile.sha256,
         )
-        write(path / SUMS, sums(path).encode())
+        write_whole(path / SUMS, sums(path).encode())
     except OSError as error:
         raise EnvironmentFault(f"could not write the bundle in {path}: {error}") from None
     return document
@@ -96,8 +87,8 @@ def _write_baseline(path: Path, baseline: Run | None) -> None:
         return
     # States of GPUs are most of a large record, and nothing compares them.
     records = [msgspec.structs.replace(record, gpus=[]) for record in baseline.records]
-    stored = StoredBaseline(name=baseline.path.name, manifest=dict(baseline.manifest), records=records)
-    write(file, msgspec.json.encode(stored))
+    stored = StoredBaseline(name=baseline.path.name, manifest=baseline.manifest, records=records)
+    write_whole(file, msgspec.json.encode(stored))
 
 
 def read_baseline(path: Path) -> Run | None:
@@ -111,20 +102,9 @@ def read_baseline(path: Path) -> Run | None:
     if content is None:
         return None
     try:
-        msgspec.json.decode(content, type=_BaselineShape)
         return msgspec.json.decode(content, type=StoredBaseline).as_run()
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"{file} is damaged: {error}") from None
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole, or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def files(path: Path) -> Iterator[str]:
@@ -137,4 +117,4 @@ def files(path: Path) -> Iterator[str]:
 
 def sums(path: Path) -> str:
     """``SHA256SUMS``, as sha256sum writes it."""
-    return "".join(f"{events.file_hash(path / name)}  {name}\n" for name in files(path))
+    return "".join(f"{file_hash(path / name)}  {name}\n" for name in files(path))

@@ -1,19 +1,19 @@
 """What a check is given: the run, the rules, a baseline, and the figures of a case with their uncertainty."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from ncclbench.accept.case_facts import CaseView, Place, gpu_names, matches_any, views_of
+from ncclbench.accept.case_facts import CaseView, matches_any, views_of
 from ncclbench.accept.conditions import read_test
 from ncclbench.accept.profile import RATES, FloorRule, Rules
 from ncclbench.accept.sample_checks import Floats, quantile_interval, read_total
-from ncclbench.store.records import GroupResult, Record, Summary
+from ncclbench.store.records import Json, LedgerRecord, PathRecord, Record, Summary
 from ncclbench.store.run_directory import Run
+from ncclbench.topology.rank_names import group_name
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,19 @@ class Subject:
         return views_of(self.run)
 
     @cached_property
-    def place(self) -> Place:
-        """Where the ranks sit."""
-        return Place.of(self.run.manifest)
-
-    @cached_property
     def fabric_mismatch(self) -> list[str]:
         """Why the profile is not for this run; then no figure of it is judged by the profile's."""
         fabric, manifest = self.rules.profile.fabric, self.run.manifest
-        device = "cpu" if manifest.get("device") == "cpu" else "cuda"
+        device = "cpu" if manifest.device == "cpu" else "cuda"
         if device != fabric.device:
             return [f"the profile is for {fabric.device}, the run was on {device}"]
         found = []
-        if manifest.get("transport") not in fabric.transports:
-            found.append(
-                f"the profile is for {' or '.join(fabric.transports)}, the run used {manifest.get('transport')}"
-            )
-        others = [name for name in gpu_names(manifest) if not matches_any(name, fabric.gpu)]
+        if manifest.transport not in fabric.transports:
+            found.append(f"the profile is for {' or '.join(fabric.transports)}, the run used {manifest.transport}")
+        others = [name for name in manifest.gpu_names if not matches_any(name, fabric.gpu)]
         if fabric.gpu and others:
             found.append(f"the profile is for {' or '.join(fabric.gpu)}, the run has {', '.join(others)}")
-        spoken = {str(layer) for r in self.run.records for layer in (r.path or {}).get("link_layer", [])}
+        spoken = {layer for record in self.run.records for layer in (record.path or PathRecord()).link_layer}
         strange = sorted(layer for layer in spoken if not matches_any(layer, fabric.link_layer))
         if fabric.link_layer and strange:
             found.append(f"the profile is for {' or '.join(fabric.link_layer)}, NICs speak {', '.join(strange)}")
@@ -82,34 +75,33 @@ class Subject:
 
     def _other_domains(self) -> list[str]:
         """Domains of other sizes; where a domain is only assumed to be a host, that is the likeliest reason."""
-        wanted, domains = self.rules.profile.fabric.domain_ranks, self.place.domains
-        if wanted is None or domains is None:
+        wanted, topology = self.rules.profile.fabric.domain_ranks, self.run.topology
+        if wanted is None or topology is None:
             return []
         test = read_test(wanted, "fabric.domain_ranks")
-        sizes = sorted({int(n) for n in np.unique(domains, return_counts=True)[1]})
+        sizes = sorted({int(n) for n in np.unique(topology.domains, return_counts=True)[1]})
         if all(test.holds(size) for size in sizes):
             return []
-        topology = self.run.manifest.get("topology")
-        source = str((topology.get("sources") or {}).get("domain", "")) if isinstance(topology, dict) else ""
+        source = topology.sources.get("domain", "")
         hint = f" ({source}; a topology file tells)" if source.startswith("assumed") else ""
         return [f"the profile is for domains of {test.text} ranks, the run has {sizes}{hint}"]
 
     @cached_property
     def nvls(self) -> frozenset[str]:
         """What NVLink SHARP was in the cases that were measured; see the fact of that name."""
-        return frozenset(view.facts["nvls"] for view in self.cases if view.timed) or frozenset({"unknown"})
+        return frozenset(view.facts.nvls for view in self.cases if view.timed) or frozenset({"unknown"})
 
     def floors_for(self, view: CaseView) -> list[int]:
         """The places of the profile's floors that are about this case."""
         rules = enumerate(self.rules.floors)
-        return [k for k, rule in rules if all(test.holds(view.facts[name]) for name, test in rule.tests.items())]
+        return [k for k, rule in rules if all(test.holds(view.facts.value(name)) for name, test in rule.tests.items())]
 
     def exemption(self, view: CaseView) -> str | None:
         """Why the speed of this case is not judged; None if it is, or if the profile does not know the case."""
         if self.floors_for(view):
             return None
         for exempt, tests in self.rules.exempt:
-            if all(test.holds(view.facts[name]) for name, test in tests.items()):
+            if all(test.holds(view.facts.value(name)) for name, test in tests.items()):
                 return f"speed not judged: {exempt.reason}"
         return None
 
@@ -139,15 +131,12 @@ class Subject:
         """A rate is inversely proportional to its median time, and its interval comes from that one's."""
         if metric == "bus_gb_per_s" and phase is None and record.groups:
             slowest = min(record.groups, key=lambda g: g.bus_gb_per_s if g.bus_gb_per_s is not None else np.inf)
-            return _scaled(slowest.bus_gb_per_s, slowest.time_us, self._name(slowest))
-        ledger: Mapping[str, Any] = record.ledger or {}
+            return _scaled(slowest.bus_gb_per_s, slowest.time_us, group_name(self.run.topology, slowest.ranks)[1])
+        ledger = record.ledger or LedgerRecord()
         if phase is not None:
-            ledger = next((p.ledger for p in record.phases if p.label == phase), {})
-        value = ledger.get(metric) if metric == "bottleneck_gb_per_s" else getattr(record, metric)
+            ledger = next((p.ledger for p in record.phases if p.label == phase), LedgerRecord())
+        value = ledger.bottleneck_gb_per_s if metric == "bottleneck_gb_per_s" else getattr(record, metric)
         return _scaled(value, _summary(record, phase))
-
-    def _name(self, group: GroupResult) -> str:
-        return self.place.name_group(group.ranks)[1]
 
     def _p99(self, record: Record) -> Estimate | None:
         if record.time_us is None or record.time_us.p99 is None or not record.samples:
@@ -164,8 +153,6 @@ class Subject:
 
 @lru_cache(maxsize=2)
 def _read_cached(path: str) -> Floats:
-    from pathlib import Path
-
     return read_total(Path(path))
 
 
@@ -183,13 +170,12 @@ def _scaled(value: float | None, time_us: Summary | None, part: str | None = Non
     return Estimate(value, value * time_us.p50 / time_us.p50_hi, value * time_us.p50 / time_us.p50_lo, part)
 
 
-def row(record: Record, **more: Any) -> dict[str, Any]:
+def row(record: Record, **more: object) -> dict[str, Json]:
     """An evidence row that names a record: its start, its samples, its figures."""
     summary = record.time_us
-    base: dict[str, Any] = {"case": record.case, "start": record.start, "samples": record.samples}
+    base: dict[str, object] = {"case": record.case, "start": record.start, "samples": record.samples}
     if summary is not None:
         base |= {"n": summary.n, "p50_us": summary.p50, "p50_lo_us": summary.p50_lo, "p50_hi_us": summary.p50_hi}
     if record.bus_gb_per_s is not None:
         base["bus_gb_per_s"] = record.bus_gb_per_s
-    plain: dict[str, Any] = msgspec.to_builtins({**base, **more})
-    return plain
+    return {name: msgspec.to_builtins(value) for name, value in {**base, **more}.items()}

@@ -7,7 +7,6 @@ They go through the same writer as real ones, and their manifest says what they 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,8 +14,28 @@ from numpy.typing import NDArray
 
 from ncclbench.analysis.summary import skew, summarise
 from ncclbench.schedule.rates import GIGA, bus_factor
-from ncclbench.store.records import SCHEMA, GroupResult, PhaseResult, Record
-from ncclbench.store.run_directory import Run, RunWriter
+from ncclbench.store.manifest import (
+    GpuIdentity,
+    Manifest,
+    PlannedCaseRecord,
+    PlanRecord,
+    ProvenanceRecord,
+    RankRecord,
+    SoftwareRecord,
+)
+from ncclbench.store.records import (
+    FlowTimes,
+    GpuReading,
+    GpuState,
+    GroupResult,
+    Json,
+    LedgerRecord,
+    PathRecord,
+    PhaseResult,
+    Record,
+)
+from ncclbench.store.run_directory import Run
+from ncclbench.store.run_writer import RunWriter
 from ncclbench.topology import Topology
 
 Floats = NDArray[np.float64]
@@ -52,7 +71,7 @@ class ExampleCase:
     flows: bool = False
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> dict[str, Json]:
         """The parameters that are not defaults."""
         if self.flows:
             return {"direction": "apart"}
@@ -99,7 +118,7 @@ class Example:
     link_layer: Sequence[str] = ()
     nvls: str = "on"
     edit: Callable[[Record], Record] = lambda record: record
-    software: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    software: Mapping[int, Mapping[str, Mapping[str, Json]]] = field(default_factory=dict)
     seed: int = 0
 
     @property
@@ -129,7 +148,7 @@ def write_example(path: Path, example: Example) -> Path:
     writer = RunWriter.create(path, manifest)
     for start in range(example.starts if example.made is None else example.made):
         pids = [1000 * (start + 1) + rank for rank in range(example.world_size)]
-        writer.event("start", start=start, command=["run"], pids=pids, software=manifest["software"])
+        writer.event("start", start=start, command=["run"], pids=pids, software=manifest.software)
         for case in example.cases:
             writer.event("case", case=case.id, start=start)
             record, seconds_RNK = _measure(example, case, start, rng)
@@ -148,37 +167,45 @@ def example_run(example: Example) -> Run:
     return Run(Path("example"), _manifest(example), tuple(records), ())
 
 
-def _manifest(example: Example) -> dict[str, Any]:
-    usual: dict[str, dict[str, str]] = {
+def _manifest(example: Example) -> Manifest:
+    usual: dict[str, dict[str, Json]] = {
         "versions": {"nccl": "2.28.9", "torch": "2.9.0"},
         "variables": {"NCCL_IB_GID_INDEX": "3"},
     }
     others = dict(example.software)
     same = [rank for rank in range(example.world_size) if rank not in others]
-    views: list[dict[str, Any]] = [{"ranks": same, **usual}] if same else []
+    views = [SoftwareRecord(ranks=same, **usual)] if same else []
     for rank, view in others.items():
-        views.append({"ranks": [rank], **{kind: {**usual[kind], **view.get(kind, {})} for kind in usual}})
-    device: dict[str, Any] = {"device": {"name": example.gpu, "serial": "1320023000000"}} if example.gpu else {}
-    cases = [
-        {"id": case.id, "pattern": case.pattern, "nbytes": case.nbytes, "timing": case.timing} for case in example.cases
-    ]
+        mixed = {kind: {**usual[kind], **view.get(kind, {})} for kind in usual}
+        views.append(SoftwareRecord(ranks=[rank], **mixed))
     topology = example.topology
-    return {
-        "schema": SCHEMA,
-        "synthetic": True,
-        "plan": {"name": "example", "starts": example.starts, "cases": cases},
-        "transport": example.transport,
-        "device": "cuda" if example.gpu else "cpu",
-        "world_size": example.world_size,
-        "topology": topology.as_record(),
-        "ranks": [
-            {"host": topology.node_names[int(node)], "pid": 1000 + rank, "cores": [], **device}
+    return Manifest(
+        synthetic=True,
+        plan=PlanRecord(
+            name="example",
+            starts=example.starts,
+            cases=[
+                PlannedCaseRecord(id=case.id, pattern=case.pattern, nbytes=case.nbytes, timing=case.timing)
+                for case in example.cases
+            ],
+        ),
+        transport=example.transport,
+        device="cuda" if example.gpu else "cpu",
+        world_size=example.world_size,
+        topology=topology.as_record(),
+        ranks=[
+            RankRecord(
+                host=topology.node_names[int(node)],
+                pid=1000 + rank,
+                cores=[],
+                device=GpuIdentity(name=example.gpu, serial="1320023000000") if example.gpu else None,
+            )
             for rank, node in enumerate(topology.nodes)
         ],
-        "software": views,
-        "provenance": {"command": ["ncclbench", "run"], "launcher": "torchrun", "variables": {}},
-        "started": "2026-01-01T00:00:00Z",
-    }
+        software=views,
+        provenance=ProvenanceRecord(command=["ncclbench", "run"], launcher="torchrun", variables={}),
+        started="2026-01-01T00:00:00Z",
+    )
 
 
 def _measure(example: Example, case: ExampleCase, start: int, rng: np.random.Generator) -> tuple[Record, Floats]:
@@ -195,13 +222,13 @@ def _measure_flows(example: Example, case: ExampleCase, start: int, rng: np.rand
     for step in range(1, min(7, example.nodes - 1) + 1):
         flow_RN = healthy * factors_R[:, None] * rng.normal(1.0, case.noise, (world, case.samples))
         rounds.append(flow_RN)
-        flows = {
-            "src": list(range(world)),
-            "dst": [(rank + step * rails) % world for rank in range(world)],
-            "nbytes": [case.nbytes] * world,
-            "p50_us": (np.median(flow_RN, axis=1) * 1e6).tolist(),
-        }
-        phases.append(PhaseResult(label=f"offset={step}", ledger={}, flows=flows))
+        flows = FlowTimes(
+            src=list(range(world)),
+            dst=[(rank + step * rails) % world for rank in range(world)],
+            nbytes=[case.nbytes] * world,
+            p50_us=(np.median(flow_RN, axis=1) * 1e6).tolist(),
+        )
+        phases.append(PhaseResult(label=f"offset={step}", ledger=LedgerRecord(), flows=flows))
     seconds_RN = np.concatenate(rounds, axis=1)
     summary = summarise(seconds_RN.max(axis=0))
     rate = case.nbytes / (summary.p50 / 1e6) / GIGA
@@ -260,22 +287,28 @@ def _record(example: Example, case: ExampleCase, start: int, members: int, secon
     )
 
 
-def _path(example: Example) -> dict[str, Any]:
+def _path(example: Example) -> PathRecord:
     """What NCCL's log says of a healthy rank."""
     networks = [link.removeprefix("NET/") for link in example.links if link.startswith("NET/")]
-    found = {"version": "2.28.9", "links": list(example.links), "gdr": True, "channels": 16}
-    if example.nvls != "unknown":
-        found |= {"nvls": example.nvls == "on", "nvls_switched_off": example.nvls == "off"}
-    found |= {"network": networks[0]} if networks else {}
-    return found | ({"link_layer": list(example.link_layer)} if example.link_layer else {})
+    known = example.nvls != "unknown"
+    return PathRecord(
+        version="2.28.9",
+        links=list(example.links),
+        gdr=True,
+        channels=16,
+        nvls=example.nvls == "on" if known else None,
+        nvls_switched_off=example.nvls == "off" if known else None,
+        network=networks[0] if networks else None,
+        link_layer=list(example.link_layer),
+    )
 
 
-def _gpu(rank: int) -> dict[str, Any]:
-    state = {"sm_mhz": 1980, "celsius": 45, "watts": 300.0, "throttled": [], "errors": {"ECC uncorrected errors": 0}}
-    return {"rank": rank, "before": state, "after": state, "warnings": []}
+def _gpu(rank: int) -> GpuReading:
+    state = GpuState(sm_mhz=1980, celsius=45, watts=300.0, throttled=[], errors={"ECC uncorrected errors": 0})
+    return GpuReading(rank=rank, before=state, after=state)
 
 
 def with_warning(record: Record, rank: int, warning: str) -> Record:
     """The record, with a warning of one rank's GPU."""
-    gpus = [{**gpu, "warnings": [warning]} if gpu["rank"] == rank else gpu for gpu in record.gpus]
+    gpus = [msgspec.structs.replace(gpu, warnings=[warning]) if gpu.rank == rank else gpu for gpu in record.gpus]
     return msgspec.structs.replace(record, gpus=gpus)

@@ -1,28 +1,29 @@
 """From a run and a profile to a verdict: every check is asked, and what they say is added up. Pure but for reading."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ncclbench import __version__
 from ncclbench.accept.check_context import Subject
-from ncclbench.accept.verdict import SCHEMA, Document, ProfileName, Result, Starts, Verdict, exit_code, overall
 from ncclbench.config.plugins import load, names
-from ncclbench.store.stamps import ranks_per_gpu, share_a_machine
+from ncclbench.errors import Exit, worst
+from ncclbench.store.run_directory import Stamp
+from ncclbench.store.verdict import SCHEMA, CheckResult, ProfileReference, RunVerdict, StartCounts, Verdict
+from ncclbench.units import counted
 
 
-def judge(subject: Subject) -> Document:
+def judge(subject: Subject) -> RunVerdict:
     """The verdict on a run: what every check says of it, in the order of the checks' names."""
     results = [result for name in names("checks") for result in ask(name, subject)]
     measured = any(view.timed for view in subject.cases)
     verdict, reasons = overall(results, measured=measured)
     run, rules = subject.run, subject.rules
-    present = sum(not run.missing_from(start) for start in range(run.declared_starts)) if run.records else 0
-    return Document(
+    return RunVerdict(
         schema=SCHEMA,
         verdict=verdict,
         reasons=reasons,
-        profile=ProfileName(name=rules.profile.name, sha256=rules.sha256),
+        profile=ProfileReference(name=rules.profile.name, sha256=rules.sha256),
         stamps=stamps(subject),
-        starts=Starts(declared=run.declared_starts, present=present),
+        starts=StartCounts(declared=run.declared_starts, present=run.present_starts),
         exit_code=int(exit_code(verdict, results)),
         judged_by=f"ncclbench {__version__}",
         baseline=subject.baseline.path.name if subject.baseline else None,
@@ -30,27 +31,71 @@ def judge(subject: Subject) -> Document:
     )
 
 
-def ask(name: str, subject: Subject) -> list[Result]:
+def ask(name: str, subject: Subject) -> list[CheckResult]:
     """What one check says; one that breaks makes the verdict inconclusive and never takes the others with it."""
     try:
-        found: Iterable[Result] = load("checks", name).check(subject)
+        found: Iterable[CheckResult] = load("checks", name).check(subject)
         return list(found)
     except Exception as error:  # a third party's file may do anything
         reason = f"the check itself failed: {type(error).__name__}: {error}".replace("\n", " ")
-        return [Result(check=name, subject="run", verdict=Verdict.INCONCLUSIVE, reason=reason)]
+        return [CheckResult(check=name, subject="run", verdict=Verdict.INCONCLUSIVE, reason=reason)]
 
 
 def stamps(subject: Subject) -> list[str]:
-    """What every document about this run must carry in large letters."""
-    manifest = subject.run.manifest
-    found = list(subject.rules.profile.stamps)
-    found += ["cpu only"] if manifest.get("device") == "cpu" else []
-    found += ["shared GPUs"] if ranks_per_gpu(manifest) > 1 else []
-    found += ["nodes of one machine"] if share_a_machine(manifest) else []
-    found += ["NVLS switched off"] if "off" in subject.nvls else []
-    found += ["simulated"] if manifest.get("transport") == "model" else []
-    found += ["imported"] if manifest.get("imported") else []
-    found += ["forced"] if subject.forced and subject.baseline is not None else []
-    found += ["synthetic"] if manifest.get("synthetic") else []
-    found += ["redacted"] if manifest.get("redacted") else []
-    return list(dict.fromkeys(found))
+    """What every document about this run must carry in large letters, the profile's own words first."""
+    found = {
+        *subject.run.stamps,
+        *([Stamp.NVLS_OFF] if "off" in subject.nvls else []),
+        *([Stamp.FORCED] if subject.forced and subject.baseline is not None else []),
+    }
+    ours = [stamp.value for stamp in Stamp if stamp in found]
+    return list(dict.fromkeys([*subject.rules.profile.stamps, *ours]))
+
+
+def overall(results: Sequence[CheckResult], *, measured: bool) -> tuple[Verdict, list[str]]:
+    """The verdict on the whole run, and why.
+
+    FAIL if any check fails. INCONCLUSIVE if any is, if something required was not measured, or if no figure was held
+    against more than an assumption: a gate that measured nothing cannot pass.
+
+    Args:
+        results: of all checks.
+        measured: whether any case was timed at all.
+    """
+    failed = _counted(results, Verdict.FAIL)
+    open_ = _counted(results, Verdict.INCONCLUSIVE)
+    missing = [r for r in results if r.verdict is Verdict.NOT_RUN and r.required]
+    reasons = [f"{name}: {many} failed" for name, many in failed.items()]
+    reasons += [f"{name}: {many} inconclusive" for name, many in open_.items()]
+    if missing:
+        reasons.append(f"{counted(len(missing), 'required entry')} of the profile not measured")
+    if not measured:
+        reasons.append("no case was measured")
+    elif not any(r.conclusive for r in results):
+        reasons.append("no figure was held against a published or measured one")
+    if failed:
+        return Verdict.FAIL, reasons
+    if not measured:
+        return Verdict.NOT_RUN, reasons
+    if reasons:
+        return Verdict.INCONCLUSIVE, reasons
+    passed = sum(r.verdict is Verdict.PASS for r in results)
+    return Verdict.PASS, [f"{passed} checks passed, none failed"]
+
+
+def _counted(results: Iterable[CheckResult], verdict: Verdict) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for result in results:
+        if result.verdict is verdict:
+            counts[result.check] = counts.get(result.check, 0) + 1
+    return counts
+
+
+_EXIT_OF_VERDICT = {Verdict.PASS: Exit.GOOD, Verdict.FAIL: Exit.FAIL}
+_EXIT_OF_CAUSE = {"wrong_data": Exit.WRONG_DATA, "environment": Exit.ENVIRONMENT}
+
+
+def exit_code(verdict: Verdict, results: Iterable[CheckResult]) -> Exit:
+    """The exit code: of the verdict, or of a worse cause that a check names."""
+    causes = [_EXIT_OF_CAUSE[r.cause] for r in results if r.cause and r.verdict is not Verdict.PASS]
+    return worst([_EXIT_OF_VERDICT.get(verdict, Exit.INCONCLUSIVE), *causes])

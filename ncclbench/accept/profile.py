@@ -13,11 +13,11 @@ from typing import Any, Literal
 import msgspec
 
 from ncclbench.accept.conditions import Test, read_test
-from ncclbench.accept.verdict import Action, Verdict
 from ncclbench.config.refusals import refuse_unknown, unknown
 from ncclbench.config.shipped_files import PROFILES
 from ncclbench.config.toml_files import decode_toml
 from ncclbench.errors import UsageError
+from ncclbench.store.verdict import Action, Verdict
 from ncclbench.units import parse_size
 
 SCHEMA = 1

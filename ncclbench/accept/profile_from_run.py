@@ -6,12 +6,11 @@ A floor that lies closer than the run's own starts lie apart would fail the very
 import datetime
 import statistics
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from ncclbench.accept.case_facts import CaseView, gpu_names, software_of, views_of
+from ncclbench.accept.case_facts import CaseView, views_of
 from ncclbench.accept.profile import SCHEMA, Limits, parse_profile
 from ncclbench.errors import UsageError
-from ncclbench.store.records import Record, Summary
+from ncclbench.store.records import Json, LedgerRecord, PathRecord, Record, Summary
 from ncclbench.store.run_directory import Run
 from ncclbench.units import counted
 
@@ -38,7 +37,7 @@ def make_profile(run: Run, name: str) -> str:
     enough = min(len(view.timed) for view in views) >= limits["min_starts"]
     lines = [
         f"# Made from {run.path.name}; see the source of each figure",
-        *_pairs({"schema": SCHEMA, "name": name, "title": f"as {run.path.name}", "plan": _plan(run)}),
+        *_pairs({"schema": SCHEMA, "name": name, "title": f"as {run.path.name}", "plan": run.manifest.plan.name or ""}),
         *_table("fabric", _fabric(run)),
         *_table("limits", limits),
         *_path(views),
@@ -58,27 +57,21 @@ def _timeless(record: Record) -> bool:
     return any(end is not None and end <= 0 for end in ends)
 
 
-def _plan(run: Run) -> str:
-    plan = run.manifest.get("plan")
-    return str(plan.get("name", "")) if isinstance(plan, dict) else ""
-
-
-def _fabric(run: Run) -> dict[str, Any]:
-    manifest = run.manifest
-    device = "cpu" if manifest.get("device") == "cpu" else "cuda"
-    names = gpu_names(manifest)
+def _fabric(run: Run) -> dict[str, Json]:
+    device = "cpu" if run.manifest.device == "cpu" else "cuda"
+    names = run.manifest.gpu_names
     if device == "cuda" and not names:
         raise UsageError(f"{run.path} does not say which GPUs it had: a profile would fit any")
-    return {"device": device, "transports": [str(manifest.get("transport"))], **({"gpu": names} if names else {})}
+    return {"device": device, "transports": [str(run.manifest.transport)], **({"gpu": names} if names else {})}
 
 
-def _versions(run: Run) -> dict[str, Any]:
-    views = software_of(run.manifest)
-    versions: Mapping[str, Any] = (views[0].get("versions") or {}) if views else {}
+def _versions(run: Run) -> dict[str, Json]:
+    views = run.manifest.software_views
+    versions = (views[0].versions or {}) if views else {}
     return {name: str(versions[name]) for name in _LOADED if versions.get(name)}
 
 
-def _limits(views: list[CaseView]) -> dict[str, Any]:
+def _limits(views: list[CaseView]) -> dict[str, float]:
     """The usual limits, or wider where the golden run was itself beyond them."""
     usual = Limits()
     summaries = [record.time_us for view in views for record in view.timed if record.time_us is not None]
@@ -111,16 +104,16 @@ def _spread(view: CaseView) -> float:
 
 
 def _path(views: list[CaseView]) -> list[str]:
-    links = {str(link) for view in views for r in view.timed for link in (r.path or {}).get("links", [])}
+    links = {link for view in views for record in view.timed for link in (record.path or PathRecord()).links}
     if not links:
         return []
     return _table("path", {"allowed": sorted(links), "across_nodes": [x for x in sorted(links) if x.startswith("NET")]})
 
 
 def _floor(view: CaseView, run: Run, enough: bool) -> list[str]:
-    where = {name: view.facts[name] for name in ("pattern", "case", "ranks", "nodes", "domains")}
-    where = {name: value for name, value in where.items() if value is not None}
-    where["case"] = _literal(str(where["case"]))
+    facts = {name: view.facts.value(name) for name in ("pattern", "case", "ranks", "nodes", "domains")}
+    where = {name: value for name, value in facts.items() if value is not None}
+    where["case"] = _literal(view.facts.case)
     figures = [_rate(record) for record in view.timed]
     rates = [rate for rate, _ in figures if rate is not None]
     times = [r.time_us.p50 for r in view.timed if r.time_us is not None]
@@ -141,7 +134,7 @@ def _floor(view: CaseView, run: Run, enough: bool) -> list[str]:
                 "tolerance": round(tolerance, 4),
                 "basis": "measured" if enough else "assumed",
                 "source": f"{run.path.name}, {starts}" + ("" if enough else ", too few to rely on"),
-                "date": str(run.manifest.get("started") or datetime.datetime.now(datetime.UTC).date().isoformat())[:10],
+                "date": str(run.manifest.started or datetime.datetime.now(datetime.UTC).date().isoformat())[:10],
             }
         ),
     ]
@@ -156,7 +149,7 @@ def _rate(record: Record) -> tuple[float | None, str]:
     groups = [g.bus_gb_per_s for g in record.groups if g.bus_gb_per_s is not None]
     if groups or record.bus_gb_per_s is not None:
         return (min(groups) if groups else record.bus_gb_per_s), "bus_gb_per_s"
-    return (record.ledger or {}).get("bottleneck_gb_per_s"), "bottleneck_gb_per_s"
+    return (record.ledger or LedgerRecord()).bottleneck_gb_per_s, "bottleneck_gb_per_s"
 
 
 def _spread_of(record: Record, times: list[float]) -> float:
@@ -167,15 +160,15 @@ def _spread_of(record: Record, times: list[float]) -> float:
     return max(0.0, 1.0 - statistics.median(times) / slowest)
 
 
-def _table(name: str, values: Mapping[str, Any]) -> list[str]:
+def _table(name: str, values: Mapping[str, Json]) -> list[str]:
     return ["", f"[{name}]", *_pairs(values)] if values else []
 
 
-def _pairs(values: Mapping[str, Any]) -> list[str]:
+def _pairs(values: Mapping[str, Json]) -> list[str]:
     return [f"{name} = {_toml(value)}" for name, value in values.items()]
 
 
-def _toml(value: Any) -> str:
+def _toml(value: Json) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str):

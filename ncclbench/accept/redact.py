@@ -9,14 +9,15 @@ import hashlib
 import hmac
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from ncclbench.errors import UsageError
-from ncclbench.store import events
+from ncclbench.store.events import GENESIS
+from ncclbench.store.files import line_hash, whole_lines
+from ncclbench.store.records import Json
 from ncclbench.store.run_directory import read_run
 
 KEY = "NCCLBENCH_REDACT_KEY"
@@ -78,13 +79,18 @@ class Redactor:
             return match[0]
         return self.hash(kind, match[0])
 
-    def data(self, data: Any, key: str = "") -> Any:
+    def data(self, data: Json, key: str = "") -> Json:
         """Plain data without names; fields that programs key on stay as they are."""
         if isinstance(data, dict):
             return {self.text(str(name)): self.data(value, str(name)) for name, value in data.items()}
         if isinstance(data, list):
             return [self.data(item, key) for item in data]
         return self.text(data) if isinstance(data, str) and key not in _KEPT else data
+
+    def fields(self, line: bytes) -> dict[str, Json]:
+        """A JSON object without names, with all its fields: also those that are not known here."""
+        found = msgspec.json.decode(line, type=dict[str, object])
+        return {self.text(name): self.data(value, name) for name, value in found.items()}
 
 
 def redact_profile(text: str, redactor: Redactor) -> str:
@@ -96,20 +102,20 @@ def redact_profile(text: str, redactor: Redactor) -> str:
     return "".join(lines)
 
 
-def redactor_for(manifests: Iterable[Mapping[str, Any]], key: str) -> Redactor:
-    """A redactor that knows all hosts and serials that the manifests name."""
+def redactor_for(runs: Iterable[Path], key: str) -> Redactor:
+    """A redactor that knows all hosts and serials that the manifests of `runs` name, in unknown fields too."""
     hosts: set[str] = set()
     identities: set[str] = set()
-    for manifest in manifests:
-        topology = manifest.get("topology")
-        hosts |= {str(name) for name in (topology.get("node_names", []) if isinstance(topology, dict) else [])}
-        for name, value in _strings(manifest):
+    for path in runs:
+        topology = read_run(path).manifest.topology
+        hosts |= set(topology.node_names) if topology else set()
+        for name, value in _strings(msgspec.json.decode((path / "manifest.json").read_bytes())):
             if _IDENTITY_KEYS.fullmatch(name):
                 (hosts if name.lower().startswith("host") else identities).add(value)
     return Redactor(hosts, identities, key.encode())
 
 
-def _strings(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _strings(data: Json, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(data, dict):
         for name, value in data.items():
             yield from _strings(value, str(name))
@@ -128,11 +134,11 @@ def redact(source: Path, target: Path, redactor: Redactor) -> None:
     """
     read_run(source)
     if target.exists():
-        if not (target / "manifest.json").exists() or not read_run(target).manifest.get("redacted"):
+        if not (target / "manifest.json").exists() or not read_run(target).manifest.redacted:
             raise UsageError(f"{target} is there already and is no redacted run; move it away")
         shutil.rmtree(target)  # of an earlier verdict on the same run
     (target / "samples").mkdir(parents=True)
-    manifest = redactor.data(msgspec.json.decode((source / "manifest.json").read_bytes()))
+    manifest = redactor.fields((source / "manifest.json").read_bytes())
     manifest["redacted"] = True
     (target / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     for file in sorted((source / "samples").glob("*.parquet")):
@@ -145,24 +151,25 @@ def _copy_records(source: Path, target: Path, redactor: Redactor) -> dict[str, s
     """The records, redacted; for the hash of each line the hash of the new one."""
     hashes = {}
     with (target / "results.jsonl").open("wb") as file:
-        for line in events.whole_lines(source / "results.jsonl"):
-            new = msgspec.json.encode(redactor.data(msgspec.json.decode(line)))
-            hashes[events.line_hash(line)] = events.line_hash(new)
+        for line in whole_lines(source / "results.jsonl"):
+            new = msgspec.json.encode(redactor.fields(line))
+            hashes[line_hash(line)] = line_hash(new)
             file.write(new + b"\n")
     return hashes
 
 
 def _copy_events(source: Path, target: Path, redactor: Redactor, hashes: dict[str, str]) -> None:
     """The event log, redacted, in a chain of its own; earlier verdicts were about other lines and are left out."""
-    previous = events.GENESIS
+    previous = GENESIS
     with (target / "events.jsonl").open("wb") as file:
-        for line in events.whole_lines(source / "events.jsonl"):
-            event = redactor.data(msgspec.json.decode(line))
+        for line in whole_lines(source / "events.jsonl"):
+            event = redactor.fields(line)
             if event.get("kind") == "verdict":
                 continue
             event["previous"] = previous
             if "record_sha256" in event:
-                event["record_sha256"] = hashes.get(event["record_sha256"], event["record_sha256"])
+                stated = str(event["record_sha256"])
+                event["record_sha256"] = hashes.get(stated, stated)
             new = msgspec.json.encode(event)
-            previous = events.line_hash(new)
+            previous = line_hash(new)
             file.write(new + b"\n")

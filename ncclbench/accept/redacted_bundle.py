@@ -20,14 +20,11 @@ def write_redacted_bundle(subject: Subject) -> Path:
     """
     path, baseline = subject.run.path, subject.baseline
     target = path.with_name(path.name + "-redacted")
-    run = read_run(path)
-    redactor = redactor_for([run.manifest, *([baseline.manifest] if baseline else [])], os.environ.get(KEY, ""))
+    redactor = redactor_for([path, *([baseline.path] if baseline else [])], os.environ.get(KEY, ""))
     redact(path, target, redactor)
     rules = parse_profile(redact_profile(subject.rules.text, redactor), subject.rules.profile.name)
     if baseline is not None:
-        stored = StoredBaseline(
-            name=baseline.path.name, manifest=dict(baseline.manifest), records=list(baseline.records)
-        )
+        stored = StoredBaseline(name=baseline.path.name, manifest=baseline.manifest, records=list(baseline.records))
         plain = redactor.data(msgspec.to_builtins(stored))
         baseline = msgspec.convert(plain, StoredBaseline).as_run()
     write_bundle(Subject(read_run(target), rules, baseline, subject.forced))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.errors import UsageError
-from ncclbench.store.regular_files import is_regular
+from ncclbench.store.files import is_regular
 
 Floats = NDArray[np.float64]
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from itertools import groupby
 from xml.etree import ElementTree
 
-from ncclbench.accept.verdict import Document, Result, Verdict
 from ncclbench.store.escapes import csv_cell, prometheus_label, xml_text
+from ncclbench.store.verdict import CheckResult, RunVerdict, Verdict
 
 _JUNIT = {Verdict.FAIL: "failure", Verdict.INCONCLUSIVE: "error", Verdict.NOT_RUN: "skipped"}
 
 
-def junit(document: Document) -> str:
+def junit(document: RunVerdict) -> str:
     """JUnit XML: a suite a check, a case a subject; FAIL is a failure, INCONCLUSIVE an error, NOT_RUN skipped."""
     root = ElementTree.Element("testsuites", name=f"ncclbench accept {document.profile.name}")
     for check, group in groupby(document.checks, key=lambda result: result.check):
@@ -32,7 +32,7 @@ def junit(document: Document) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def checks_csv(document: Document) -> str:
+def checks_csv(document: RunVerdict) -> str:
     """One row a result."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -43,7 +43,7 @@ def checks_csv(document: Document) -> str:
     return out.getvalue()
 
 
-def prometheus(document: Document) -> str:
+def prometheus(document: RunVerdict) -> str:
     """Prometheus text: the verdict, the starts, the number of results of each check and verdict, and what failed."""
     profile = document.profile.name
     lines = [
@@ -53,7 +53,7 @@ def prometheus(document: Document) -> str:
             for v in Verdict
         ),
         *_head("ncclbench_accept_exit_code", "exit code of ncclbench accept"),
-        _sample("ncclbench_accept_exit_code", document.exit_code, profile=profile),
+        _sample("ncclbench_accept_exit_code", document.exit_code or 0, profile=profile),
         *_head("ncclbench_accept_starts", "process starts"),
         _sample("ncclbench_accept_starts", document.starts.declared, profile=profile, kind="declared"),
         _sample("ncclbench_accept_starts", document.starts.present, profile=profile, kind="present"),
@@ -70,7 +70,7 @@ def prometheus(document: Document) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _not_passed(profile: str, results: Iterable[Result]) -> Iterable[str]:
+def _not_passed(profile: str, results: Iterable[CheckResult]) -> Iterable[str]:
     for r in results:
         if r.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
             labels = {"profile": profile, "check": r.check, "subject": r.subject, "verdict": r.verdict.value}

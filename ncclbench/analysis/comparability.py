@@ -1,16 +1,12 @@
 """What must be the same on both sides, lest a comparison tell of the difference and not of the change."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from ncclbench.analysis.run_sets import Side
+from ncclbench.store.records import Json
 from ncclbench.store.run_directory import Run, first_difference
-from ncclbench.store.stamps import is_simulated, ranks_per_gpu, share_a_machine
+from ncclbench.topology import TopologyRecord, WiringRecord
 
 # How long and how precisely a case was measured changes the interval, and not what is measured.
 _FREE_SETTINGS = ("timeout", "max_seconds", "precision", "iterations")
-_PLACES = ("nodes", "domains", "rails", "sites")
-_WIRING = ("nic_gbit_per_s", "leaves", "uplink_gbit_per_s", "domain_gbit_per_s")
 # Versions and variables may well be what is being compared: they are shown, and do not forbid.
 _SHOWN = ("ncclbench", "git_commit", "versions", "variables")
 
@@ -33,51 +29,50 @@ def differences(base: Side, new: Side) -> list[str]:
 
 def remarks(base: Side, new: Side) -> list[str]:
     """What else differs, and a reader should know: versions and variables."""
-    first, other = (
-        {name: (side.runs[0].manifest.get("provenance") or {}).get(name) for name in _SHOWN} for side in (base, new)
-    )
+    manifests = [side.runs[0].manifest for side in (base, new)]
     found = []
     for name in _SHOWN:
-        difference = first_difference(first[name], other[name], name.replace("_", " "))
+        first, other = (getattr(manifest.provenance, name) or None for manifest in manifests)
+        difference = first_difference(first, other, name.replace("_", " "))
         found += [difference] if difference else []
-    hosts = [(side.runs[0].manifest.get("topology") or {}).get("node_names") for side in (base, new)]
+    hosts = [manifest.topology.node_names if manifest.topology else [] for manifest in manifests]
     if hosts[0] != hosts[1]:
         found.append("the host names differ: these may be other machines of the same kind")
     return found
 
 
-def _fabric(run: Run) -> dict[str, Any]:
+def _fabric(run: Run) -> dict[str, Json]:
     """What the data moved on: ranks and where they sit, how fast the wires are, which processors."""
     manifest = run.manifest
-    topology = _mapping(manifest.get("topology"))
-    wiring = _mapping(topology.get("wiring"))
-    gpus = sorted({str(_mapping(gpu.get("before")).get("name")) for record in run.records for gpu in record.gpus})
+    topology = manifest.topology or TopologyRecord()
+    wiring = topology.wiring or WiringRecord()
+    states = [gpu.before for record in run.records for gpu in record.gpus if gpu.before is not None]
     return {
-        "transport": manifest.get("transport"),
-        "device": manifest.get("device"),
-        "simulated": is_simulated(manifest),
-        "ranks": manifest.get("world_size"),
-        "ranks a GPU": ranks_per_gpu(manifest),
-        "nodes of one machine": share_a_machine(manifest),
-        **{name: topology.get(name) for name in _PLACES},
-        **{name: wiring.get(name) for name in _WIRING},
-        "cpu": _mapping(manifest.get("provenance")).get("cpu"),
-        "gpus": gpus,
+        "transport": manifest.transport,
+        "device": manifest.device,
+        "simulated": run.is_simulated,
+        "ranks": manifest.world_size,
+        "ranks a GPU": manifest.provenance.ranks_per_gpu,
+        "nodes of one machine": manifest.shares_a_machine,
+        "nodes": topology.nodes,
+        "domains": topology.domains,
+        "rails": topology.rails,
+        "sites": topology.sites,
+        "nic_gbit_per_s": wiring.nic_gbit_per_s,
+        "leaves": wiring.leaves,
+        "uplink_gbit_per_s": wiring.uplink_gbit_per_s,
+        "domain_gbit_per_s": wiring.domain_gbit_per_s,
+        "cpu": manifest.provenance.cpu or None,
+        "gpus": sorted({*manifest.gpu_names, *(state.name for state in states if state.name)}),
     }
 
 
-def _schema(run: Run) -> dict[str, Any]:
-    return {"manifest": run.manifest.get("schema"), "records": sorted({record.schema for record in run.records})}
+def _schema(run: Run) -> dict[str, Json]:
+    return {"manifest": run.manifest.schema, "records": sorted({record.schema for record in run.records})}
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    cases = _mapping(run.manifest.get("plan")).get("cases")
-    found: dict[str, Any] = {}
-    for case in cases if isinstance(cases, list) else []:
-        settings = _mapping(_mapping(case).get("settings"))
-        found[str(_mapping(case).get("id"))] = {k: v for k, v in settings.items() if k not in _FREE_SETTINGS}
-    return found
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _settings(run: Run) -> dict[str, Json]:
+    return {
+        str(case.id): {name: value for name, value in (case.settings or {}).items() if name not in _FREE_SETTINGS}
+        for case in run.manifest.plan.cases
+    }

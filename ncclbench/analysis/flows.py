@@ -3,17 +3,18 @@
 A flow's rate is b = bytes / median of the longer of its two ends' durations. A healthy flow has the least of what its
 sender's NIC, its receiver's NIC and the path give, so an endpoint is judged by the median over *distinct peers*: one
 bad peer does not move it, a bad endpoint cannot hide from it. Rates are summarised as medians of logarithms, never
-averaged. Everything here reads a `Record` and the manifest's topology, and starts nothing.
+averaged. Everything here reads a `Record` and the run's topology, and starts nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ncclbench.store.records import PhaseResult, Record
+from ncclbench.store.records import Json, PhaseResult, Record
+from ncclbench.topology import Topology, Wiring
+from ncclbench.topology.wiring import UNKNOWN
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -48,18 +49,17 @@ class FlowTable:
 def flows_of(record: Record, prefix: str = "") -> FlowTable:
     """All flows of a record, of the rounds whose label begins with `prefix`; empty if it has none."""
     parts = [(phase.label, phase.flows) for phase in record.phases if phase.flows and phase.label.startswith(prefix)]
-    joined = {
-        key: np.concatenate([[], *(flows[key] for _, flows in parts)]) for key in ("src", "dst", "nbytes", "p50_us")
-    }
+    nbytes = np.array([size for _, flows in parts for size in flows.nbytes], np.float64)
+    p50_us = np.array([time for _, flows in parts for time in flows.p50_us], np.float64)  # None is NaN
     return FlowTable(
-        src=joined["src"].astype(np.int64),
-        dst=joined["dst"].astype(np.int64),
-        gb_per_s=np.divide(joined["nbytes"], joined["p50_us"] * 1e3),  # bytes a microsecond are MB/s
-        rounds=tuple(label for label, flows in parts for _ in flows["src"]),
+        src=np.array([rank for _, flows in parts for rank in flows.src], np.int64),
+        dst=np.array([rank for _, flows in parts for rank in flows.dst], np.int64),
+        gb_per_s=nbytes / (p50_us * 1e3),  # bytes per microsecond are MB/s
+        rounds=tuple(label for label, flows in parts for _ in flows.src),
     )
 
 
-def rail_matrix(table: FlowTable, rails_R: Sequence[int]) -> Floats:
+def rail_matrix(table: FlowTable, rails_R: ArrayLike) -> Floats:
     """Median rate from each rail (row) to each rail (column), GB/s; NaN where no flow went that way.
 
     A slow row is a rail's sending side, a slow column its receiving side, a slow cell a pair of leaves; everything off
@@ -133,8 +133,8 @@ def incast_fairness(record: Record) -> dict[str, float]:
     for phase in record.phases:
         if phase.flows and phase.label.startswith("senders="):
             k = int(phase.label.partition("=")[2])
-            nbytes, seconds = phase.flows["nbytes"][:k], phase.flows["send_p50_us"][:k]
-            found[phase.label] = jain(np.divide(nbytes, seconds))
+            nbytes, send_us = phase.flows.nbytes[:k], np.array(phase.flows.send_p50_us[:k], np.float64)
+            found[phase.label] = jain(np.divide(nbytes, send_us))
     return found
 
 
@@ -199,12 +199,13 @@ def _rails_interfere(phases: Mapping[str, PhaseResult]) -> dict[str, float]:
     together = phases.get("all")
     if together is None or not together.groups:
         return {}
-    times = {tuple(group["ranks"]): group["p50_us"] for group in together.groups}
+    times_us = {tuple(group.ranks): group.p50_us for group in together.groups}
     found = {}
     for label, phase in phases.items():
         for group in (phase.groups or []) if label.startswith("rail=") else []:
-            if tuple(group["ranks"]) in times:
-                found[label] = times[tuple(group["ranks"])] / group["p50_us"]
+            beside_us = times_us.get(tuple(group.ranks))
+            if beside_us is not None and group.p50_us:
+                found[label] = beside_us / group.p50_us
     return found
 
 
@@ -214,7 +215,9 @@ def _victim_suffers(phases: Mapping[str, PhaseResult]) -> dict[str, float]:
         kind, _, k = label.partition("=")
         crowd = phases.get(f"senders={k}")
         if kind == "victim" and phase.flows and crowd and crowd.flows:
-            found[label] = crowd.flows["p50_us"][-1] / phase.flows["p50_us"][0]
+            beside_us, alone_us = crowd.flows.p50_us[-1:], phase.flows.p50_us[:1]
+            if beside_us and beside_us[0] is not None and alone_us and alone_us[0]:
+                found[label] = beside_us[0] / alone_us[0]
     return found
 
 
@@ -226,16 +229,16 @@ def heat(record: Record) -> dict[str, dict[str, float]]:
     """
     phases = {p.label: p for p in record.phases if p.label.startswith("factor=") and p.time_us}
     even = phases.get("factor=1")
-    if even is None or even.time_us is None:
+    if even is None or even.time_us is None or record.world_size is None:
         return {}
     found = {}
     for label, phase in phases.items():
-        wire = sum(n for link, n in phase.ledger["sent_bytes"].items() if link != "self")
-        assert phase.time_us is not None
-        found[label] = {
-            "bytes": phase.ledger["bottleneck_bytes"] * record.world_size / wire,
-            "time": phase.time_us.p50 / even.time_us.p50,
-        }
+        wire = sum(n for link, n in phase.ledger.sent_bytes.items() if link != "self")
+        if phase.time_us is not None and phase.ledger.bottleneck_bytes is not None and wire:
+            found[label] = {
+                "bytes": phase.ledger.bottleneck_bytes * record.world_size / wire,
+                "time": phase.time_us.p50 / even.time_us.p50,
+            }
     return found
 
 
@@ -247,9 +250,9 @@ def contrast(record: Record) -> float | None:
     return _typical(far.gb_per_s) / _typical(near.gb_per_s)
 
 
-def contrast_by_leaf(record: Record, leaves_R: Sequence[int | None]) -> dict[int, float]:
+def contrast_by_leaf(record: Record, leaves_R: ArrayLike) -> dict[int, float]:
     """`contrast` of what each leaf sends: the one that lost one of its U uplinks reads (U - 1) / U of the others."""
-    leaves = np.array([-1 if leaf is None else leaf for leaf in leaves_R])
+    leaves = np.asarray(leaves_R, np.int64)
     near, far = flows_of(record, "near"), flows_of(record, "far")
     found = {}
     for leaf in np.unique(leaves[leaves >= 0]).tolist():
@@ -259,40 +262,40 @@ def contrast_by_leaf(record: Record, leaves_R: Sequence[int | None]) -> dict[int
     return found
 
 
-def describe_flows(record: Record, topology: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything above that this record has, as plain data for reports; ``topology`` is the manifest's.
+def describe_flows(record: Record, topology: Topology) -> dict[str, Json]:
+    """Everything above that this record has, as plain data for reports.
 
     Keys: ``rail_matrix_gb_per_s`` (null where nothing went), ``send_gb_per_s`` and ``receive_gb_per_s`` of each rank,
     and where the pattern has them ``jain``, ``interference``, ``heat``, ``far_over_near``, ``far_over_near_by_leaf``
     and, where the topology file says how many uplinks a leaf has, ``spreading`` of a permutation.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Json] = {}
     table = flows_of(record)
     if len(table.src) and record.world_size is not None:
         ends = endpoint_medians(table, record.world_size)
-        found["rail_matrix_gb_per_s"] = [_nullable(row) for row in rail_matrix(table, topology["rails"])]
+        found["rail_matrix_gb_per_s"] = [_nullable(row) for row in rail_matrix(table, topology.rails)]
         found["send_gb_per_s"], found["receive_gb_per_s"] = _nullable(ends.send), _nullable(ends.receive)
-    wiring = topology.get("wiring") or {}
-    by_leaf = contrast_by_leaf(record, wiring["leaves"]) if "leaves" in wiring else {}
-    further: dict[str, Any] = {
+    wiring = topology.wiring
+    by_leaf = contrast_by_leaf(record, wiring.leaves) if wiring else {}
+    further: dict[str, Json] = {
         "jain": incast_fairness(record),
         "interference": interference(record),
         "heat": heat(record),
         "far_over_near": contrast(record),
-        "far_over_near_by_leaf": {wiring["leaf_names"][leaf]: ratio for leaf, ratio in by_leaf.items()},
+        "far_over_near_by_leaf": {wiring.leaf_names[leaf]: ratio for leaf, ratio in by_leaf.items()} if wiring else {},
     }
-    if record.pattern == "permutation" and len(table.src):
+    if record.pattern == "permutation" and len(table.src) and wiring:
         further["spreading"] = _spreading_on(table, wiring)
     return {**found, **{name: value for name, value in further.items() if value}}
 
 
-def _spreading_on(table: FlowTable, wiring: Mapping[str, Any]) -> dict[str, float] | None:
+def _spreading_on(table: FlowTable, wiring: Wiring) -> dict[str, float] | None:
     """`spreading` over the uplinks of a leaf; None where there are not at least 2, or leaves differ."""
-    uplinks = set(wiring.get("uplinks", []))
-    if len(uplinks) != 1 or min(uplinks) < 2 or None in wiring["leaves"]:
+    uplinks = set(wiring.uplinks.tolist())
+    if len(uplinks) != 1 or min(uplinks) < 2 or (wiring.leaves == UNKNOWN).any():
         return None
     links = uplinks.pop()
-    nics = len(wiring["leaves"]) / len(set(wiring["leaves"]))
+    nics = len(wiring.leaves) / len(np.unique(wiring.leaves))
     return vars(spreading(table, links, nics / links))
 
 

@@ -14,7 +14,7 @@ from ncclbench.units import counted
 
 if TYPE_CHECKING:
     from ncclbench.accept.request import AcceptRequest
-    from ncclbench.accept.verdict import Document
+    from ncclbench.store.verdict import RunVerdict
 
 _MOST_LINES = 40
 
@@ -169,9 +169,9 @@ def _summary(accepted: api.Acceptance) -> str:
     return msgspec.json.encode({"run": str(accepted.path), "redacted": redacted, **document}).decode()
 
 
-def _show(document: "Document", path: Path, redacted: Path | None) -> None:
+def _show(document: "RunVerdict", path: Path, redacted: Path | None) -> None:
     """The verdict, then a line for each check that did not pass, then where the rest is."""
-    from ncclbench.accept.verdict import Verdict
+    from ncclbench.store.verdict import Verdict
 
     stamped = f"  [{', '.join(document.stamps)}]" if document.stamps else ""
     starts = f"{document.starts.present} of {counted(document.starts.declared, 'process start')}"
@@ -192,7 +192,6 @@ def _show(document: "Document", path: Path, redacted: Path | None) -> None:
 
 
 def _make_profile(golden: Path, out: Path | None) -> Exit:
-    from ncclbench.accept.bundle import write
 
     if out is not None and out.suffix != ".toml":
         raise UsageError(f"-o {out}: a profile is a .toml file")
@@ -200,8 +199,10 @@ def _make_profile(golden: Path, out: Path | None) -> Exit:
     if out is None:
         click.echo(text, nl=False)
         return Exit.GOOD
+    from ncclbench.store.files import write_whole
+
     try:
-        write(out, text.encode())
+        write_whole(out, text.encode())
     except OSError as error:
         raise UsageError(f"cannot write -o {out}: {error}") from None
     click.echo(f"{out}: {text.count('[[floor]]')} floors", err=True)

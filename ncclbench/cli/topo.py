@@ -65,6 +65,8 @@ def _of_host() -> _TopologyPage:
 
 
 def _of_file(file: Path, ranks: int | None, ep: int | None) -> _TopologyPage:
+    import msgspec
+
     from ncclbench.errors import UsageError
     from ncclbench.topology.placement import plan_placement, rank_capacity, straddling
     from ncclbench.topology.render import fabric_dot, fabric_lines
@@ -75,6 +77,6 @@ def _of_file(file: Path, ranks: int | None, ep: int | None) -> _TopologyPage:
     if ep and topology.world_size % ep:
         raise UsageError(f"--ep {ep} does not divide {topology.world_size} ranks")
     warning = straddling(topology, ep) if ep else ""
-    record = {"name": found.name, **topology.as_record(), "warnings": [warning] if warning else []}
+    record = {"name": found.name, **msgspec.to_builtins(topology.as_record()), "warnings": [warning] if warning else []}
     lines = fabric_lines(found, topology) + ([f"! {warning}"] if warning else [])
     return _TopologyPage(record, lines, fabric_dot(found))

@@ -14,6 +14,7 @@ from typing import Any
 from ncclbench.importers.common.imported_cases import Reading, Stated
 from ncclbench.importers.common.log_file import DamageError, Line, Log, is_cell, number, whole
 from ncclbench.importers.common.mpi_suites import PAIRS, MpiRow, case_of_row, dtype_of
+from ncclbench.store.records import OriginRecord
 
 _TOOL = "imb"
 _TITLE = re.compile(r"# +Intel ?\(R\) MPI Benchmarks? (?:Suite )?V?([\w.]{1,20})(?: Update (\d{1,3}))?, (.{1,40})")
@@ -69,7 +70,7 @@ def read(log: Log, stated: Stated) -> Reading:
         with reading.leaving_out(stated):
             row = reader.row(line, text)
             if row is not None:
-                origin = {"tool": _TOOL, "version": reading.version, "file": log.name}
+                origin = OriginRecord(source=0, tool=_TOOL, version=reading.version, file=log.name)
                 reading.cases.append(case_of_row(row, len(reading.tables) - 1, reader.rows, "mpi", origin))
                 reader.rows += 1
     return reading

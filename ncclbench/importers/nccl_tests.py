@@ -18,6 +18,7 @@ from ncclbench.importers.common.nccl_tests_tables import (
     cases_of_table,
     pattern_of,
 )
+from ncclbench.store.records import OriginRecord, Placement
 
 _TOOL = "nccl-tests"
 _VERSION = re.compile(r"# (?:nccl|rccl)-tests version (\S{1,40})(.*)")
@@ -80,7 +81,7 @@ def _fill(reading: Reading, tables: list[NcclTestsTable], log: Log, stated: Stat
             raise DamageError(table.line or 1, why, one_line=False)
         version = table.versions.get("nccl-tests") or table.versions.get("rccl-tests")
         reading.version = reading.version or version
-        origin = {"tool": _TOOL, "version": version, "file": log.name}
+        origin = OriginRecord(source=0, tool=_TOOL, version=version, file=log.name)
         world_size = agreed(len(table.devices) or None, stated.world_size, "--world-size", table.line)
         reading.cases += cases_of_table(table, pattern, world_size, origin, path)
         reading.tables.append(table.facts())
@@ -140,13 +141,13 @@ class _Columns:
             timestamp=" ".join(cells[-2:]) if self.timestamp else None,
         )
 
-    def _halves(self, cells: list[str]) -> Mapping[str, Half]:
+    def _halves(self, cells: list[str]) -> Mapping[Placement, Half]:
         if self.timestamp:
             cells = cells[:-2]
         names, placements = self.halves, list(PLACEMENTS[: len(self.halves)])
         if len(cells) < sum(map(len, names)):  # a trace replay is only in place; the other half is blank
             names, placements = names[1:], placements[1:]
-        halves = {}
+        halves: dict[Placement, Half] = {}
         for placement, columns in zip(placements, names, strict=True):
             mine, cells = cells[: len(columns)], cells[len(columns) :]
             halves[placement] = _half(dict(zip(columns, mine, strict=True)), placement)

@@ -23,6 +23,7 @@ from ncclbench.importers.common.nccl_tests_tables import (
     pattern_of,
 )
 from ncclbench.store.provenance import recorded_variables
+from ncclbench.store.records import OriginRecord, Placement
 
 _TOOL = "nccl-tests"
 _NEWEST = 3
@@ -134,7 +135,7 @@ def read(log: Log, stated: Stated) -> Reading:
     pattern = agreed(said, stated.pattern, "--pattern", None)
     if pattern is None:
         raise DamageError(1, "the file does not name the test; name it with --pattern all_reduce", one_line=False)
-    origin = {"tool": _TOOL, "version": None, "file": log.name}
+    origin = OriginRecord(source=0, tool=_TOOL, file=log.name)
     cases = cases_of_table(
         table, pattern, agreed(len(devices) or None, stated.world_size, "--world-size", None), origin
     )
@@ -178,7 +179,7 @@ def _row(place: int, result: _JsonResult) -> Row:
     for name in ("type", "redop"):
         if not _NAME.fullmatch(getattr(result, name)):
             raise DamageError(1, f"{where}.{name} is {getattr(result, name)[:40]!r}, which is no name", one_line=False)
-    halves = {}
+    halves: dict[Placement, Half] = {}
     for placement in PLACEMENTS:
         figures: _Figures | None = getattr(result, placement)
         if figures is not None:

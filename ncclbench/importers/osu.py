@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from ncclbench.importers.common.imported_cases import Reading, Stated
 from ncclbench.importers.common.log_file import DamageError, Line, Log, begins_another, is_cell, number, whole
 from ncclbench.importers.common.mpi_suites import PAIRS, MpiRow, case_of_row, dtype_of
-from ncclbench.store.records import Overlap
+from ncclbench.store.records import OriginRecord, Overlap
 
 _TOOL = "osu-micro-benchmarks"
 _TITLE = re.compile(
@@ -77,7 +77,7 @@ def read(log: Log, stated: Stated) -> Reading:
         with reading.leaving_out(stated):
             row = table.take(line, text, stated)
             if row is not None:
-                origin = {"tool": _TOOL, "version": table.version, "file": log.name}
+                origin = OriginRecord(source=0, tool=_TOOL, version=table.version, file=log.name)
                 reading.cases.append(case_of_row(row, table.number, table.rows, table.transport, origin))
                 table.rows += 1
         if table.left_out:

@@ -39,7 +39,8 @@ from ncclbench.launch.request import RunRequest, rank_arguments
 from ncclbench.launch.signals import in_words, passed_on
 from ncclbench.measure.dry_run import Forecast, forecast, refuse_on_this_node
 from ncclbench.plan.start_modes import entered
-from ncclbench.store.run_directory import check_target, read_run
+from ncclbench.store.run_directory import read_run
+from ncclbench.store.run_writer import check_target
 from ncclbench.transports.base import Seat
 
 _DEFAULT_TIMEOUT = 60.0

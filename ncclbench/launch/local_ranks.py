@@ -16,7 +16,7 @@ from types import FrameType
 from ncclbench.errors import EnvironmentFault, Exit, worst
 from ncclbench.launch.launcher_detection import LOCAL, LOCAL_PARENT, LOCAL_STORE, LOCAL_STORE_FD
 from ncclbench.launch.signals import blocked, passing_on, settled
-from ncclbench.store.run_directory import what_is_kept
+from ncclbench.store.run_writer import what_is_kept
 
 # Ranks end by themselves when one is lost, since rank 0 must first write down why; after that they are ended.
 _GRACE_SECONDS = 3.0

@@ -138,8 +138,8 @@ def _was_stopped(out: Path) -> bool:
         run = read_run(out)
     except NcclbenchError:
         return True
-    last = [event for event in run.events if event["kind"] in ("lost", "end")][-2:]
-    return any(e["kind"] == "lost" and str(e.get("reason", "")).startswith("interrupted") for e in last)
+    last = [event for event in run.events if event.kind in ("lost", "end")][-2:]
+    return any(event.kind == "lost" and (event.reason or "").startswith("interrupted") for event in last)
 
 
 def in_own_process(arguments: Sequence[str]) -> Exit:

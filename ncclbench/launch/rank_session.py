@@ -36,8 +36,8 @@ from ncclbench.measure.telemetry import Witness
 from ncclbench.measure.timing_host import Progress
 from ncclbench.plan.plan import Plan, PlannedCase
 from ncclbench.store.events import utc_now
+from ncclbench.store.manifest import GpuIdentity, Manifest, PlanRecord, RankRecord, SoftwareRecord
 from ncclbench.store.provenance import provenance, software
-from ncclbench.store.records import SCHEMA
 from ncclbench.topology import Topology
 from ncclbench.topology.host_detection import boot_id, detect_host, nearest_nics
 from ncclbench.topology.network_addresses import LOOPBACK, local_addresses
@@ -126,22 +126,25 @@ class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     software: dict[str, Any] = {}
 
 
-def distinct_software(ranks: Sequence[RankEnvironment]) -> list[dict[str, Any]]:
+def distinct_software(ranks: Sequence[RankEnvironment]) -> list[SoftwareRecord]:
     """Each different set of versions and settings once, with the ranks that have it; one entry where all agree."""
-    views: dict[str, dict[str, Any]] = {}
+    alike: dict[str, list[int]] = {}
     for rank, place in enumerate(ranks):
-        view = views.setdefault(_text(place.software), {"ranks": [], **place.software})
-        view["ranks"].append(rank)
-    return list(views.values())
+        alike.setdefault(_text(place.software), []).append(rank)
+    return [SoftwareRecord(ranks=own, **ranks[own[0]].software) for own in alike.values()]
 
 
-def _rank_record(place: RankEnvironment) -> dict[str, Any]:
+def _rank_record(place: RankEnvironment) -> RankRecord:
     """A place for the manifest; its software stands beside, once for all ranks that share it."""
-    record: dict[str, Any] = msgspec.to_builtins(place)
-    del record["software"]
-    if not record["device"]:
-        del record["device"]
-    return record
+    return RankRecord(
+        host=place.host,
+        boot=place.boot,
+        pid=place.pid,
+        cores=place.cores,
+        gpu=place.gpu,
+        found=place.found,
+        device=msgspec.convert(place.device, GpuIdentity) if place.device else None,
+    )
 
 
 def _describe_rank(prepared: PreparedRun, seat: Seat, transport: Transport) -> str:
@@ -308,21 +311,17 @@ def _open_run(
     answer: dict[str, Any] = {}
     command = list(prepared.request.command)
     if transport.rank == 0:
-        manifest = {
-            "schema": SCHEMA,
-            "plan": prepared.plan.as_record(),
-            "transport": prepared.transport,
-            "device": transport.device,
-            "world_size": transport.world_size,
-            "topology": topology.as_record(),
-            "ranks": [_rank_record(place) for place in ranks],
-            "software": distinct_software(ranks),
-            "provenance": {
-                **provenance(seat.launcher, command),
-                "transport": dict(transport.describe()),
-            },
-            "started": utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
-        }
+        manifest = Manifest(
+            plan=msgspec.convert(prepared.plan.as_record(), PlanRecord),
+            transport=prepared.transport,
+            device=transport.device,
+            world_size=transport.world_size,
+            topology=topology.as_record(),
+            ranks=[_rank_record(place) for place in ranks],
+            software=distinct_software(ranks),
+            provenance=provenance(seat.launcher, command, dict(transport.describe())),
+            started=utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
+        )
         try:
             answer = {"finished": sorted(recorder.open(manifest)), "out": str(recorder.out.absolute())}
         except NcclbenchError as error:

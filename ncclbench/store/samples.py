@@ -1,4 +1,6 @@
-"""Raw samples, read lazily: a case at a time, one phase, and only the columns that are needed.
+"""Raw samples as Parquet: rank int32, iteration int32, phase dictionary<string>, seconds float64.
+
+They are read lazily: a case at a time, one phase, and only the columns that are needed.
 
 16 million samples are 20 files of 0.8 million rows; each becomes one array of ranks by iterations, and is let go of
 before the next is read.
@@ -6,14 +8,18 @@ before the next is read.
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.errors import NcclbenchError, UsageError
+from ncclbench.store.files import is_regular, sync_folder
 from ncclbench.store.records import Record
-from ncclbench.store.regular_files import is_regular
 from ncclbench.store.run_directory import Run
+
+if TYPE_CHECKING:  # importing it takes a tenth of a second
+    import pyarrow as pa
 
 Floats = NDArray[np.float64]
 
@@ -93,6 +99,66 @@ def _inside(run: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(run.resolve()):
         raise UsageError(f"{run}: a record names samples outside the run directory: {name}")
     return path
+
+
+def write_samples(
+    path: Path, labels: list[str], seconds_RNK: NDArray[np.float64], ranks_R: NDArray[np.int32] | None = None
+) -> None:
+    """Raw samples as Parquet: rank int32, iteration int32, phase dictionary<string>, seconds float64.
+
+    Args:
+        path: of the file.
+        labels: one a column.
+        seconds_RNK: shape (R, N, columns).
+        ranks_R: the rank of each row, from 0 in order if None; -1 is stored as null: a log does not say whose it is.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ranks, samples, columns = seconds_RNK.shape
+    ends = np.cumsum([0, *(len(label.encode()) for label in labels)], dtype=np.int32)
+    names = pa.Array.from_buffers(
+        pa.string(), len(labels), [None, pa.py_buffer(ends.data), pa.py_buffer("".join(labels).encode())]
+    )
+    phase = np.tile(np.arange(columns, dtype=np.int32), ranks * samples)
+    known = np.arange(ranks, dtype=np.int32) if ranks_R is None else ranks_R
+    rank = np.repeat(known, samples * columns)
+    iteration = np.tile(np.repeat(np.arange(samples, dtype=np.int32), columns), ranks)
+    seconds = np.ascontiguousarray(seconds_RNK).ravel()
+    there = ~np.isnan(seconds)  # an iteration need not have every phase
+    table = pa.table(
+        {
+            "rank": _int32(rank[there]),
+            "iteration": _int32(iteration[there]),
+            "phase": pa.DictionaryArray.from_arrays(_int32(phase[there]), names),
+            "seconds": _float64(seconds[there]),
+        }
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file is worth nothing, and the event log may need its space
+        raise
+    sync_folder(path.parent)
+
+
+def _int32(values: NDArray[np.int32]) -> "pa.Array[pa.Scalar[pa.lib.Int32Type]]":
+    """An Arrow array in which -1 is null, on NumPy's own memory: `pyarrow.array` would import pandas."""
+    import pyarrow as pa
+
+    there = None if (values >= 0).all() else pa.py_buffer(np.packbits(values >= 0, bitorder="little").data)
+    return pa.Int32Array.from_buffers(pa.int32(), len(values), [there, pa.py_buffer(values.data)])
+
+
+def _float64(values: Floats) -> "pa.Array[pa.Scalar[pa.lib.Float64Type]]":
+    import pyarrow as pa
+
+    return pa.DoubleArray.from_buffers(pa.float64(), len(values), [None, pa.py_buffer(values.data)])
 
 
 def lateness(seconds_RN: Floats) -> Floats:

@@ -9,13 +9,14 @@ where it came from, and goes into the manifest.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ncclbench.errors import Unable, UsageError
-from ncclbench.topology.wiring import Wiring
+from ncclbench.topology.wiring import Wiring, WiringRecord
+from ncclbench.units import Int64
 
 Ints = NDArray[np.int64]
 
@@ -40,6 +41,30 @@ def _frozen(values: ArrayLike) -> Ints:
     array = np.array(values, dtype=np.int64)
     array.setflags(write=False)
     return array
+
+
+class TopologyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A `Topology` as a manifest stores it; empty where nothing is known of the ranks' places.
+
+    Attributes:
+        world_size: number of ranks.
+        nodes: the host or tray of each rank, counted from 0.
+        domains: its NVLink domain.
+        rails: the rail of its NIC.
+        sites: its data centre.
+        node_names: a name for each node.
+        sources: for each property, where it came from, in words.
+        wiring: NICs, leaves and rates, where something told them.
+    """
+
+    world_size: Int64 = 0
+    nodes: list[Int64] = []
+    domains: list[Int64] = []
+    rails: list[Int64] = []
+    sites: list[Int64] = []
+    node_names: list[str] = []
+    sources: dict[str, str] = {}
+    wiring: WiringRecord | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -194,15 +219,42 @@ class Topology:
             raise Unable(f"groups by {spec} differ in size here: {[len(group) for group in members]}")
         return np.stack(members)
 
-    def as_record(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return {
-            "world_size": self.world_size,
-            "nodes": self.nodes.tolist(),
-            "domains": self.domains.tolist(),
-            "rails": self.rails.tolist(),
-            "sites": self.sites.tolist(),
-            "node_names": list(self.node_names),
-            "sources": dict(self.sources),
-            **({"wiring": self.wiring.as_record()} if self.wiring else {}),
-        }
+    def as_record(self) -> TopologyRecord:
+        """The form that a manifest stores."""
+        return TopologyRecord(
+            world_size=self.world_size,
+            nodes=self.nodes.tolist(),
+            domains=self.domains.tolist(),
+            rails=self.rails.tolist(),
+            sites=self.sites.tolist(),
+            node_names=list(self.node_names),
+            sources=dict(self.sources),
+            wiring=self.wiring.as_record() if self.wiring else None,
+        )
+
+    @classmethod
+    def from_record(cls, record: TopologyRecord) -> "Topology":
+        """The inverse of `as_record`; `sites` that are missing are one site, and nodes without a name are numbered.
+
+        Raises:
+            ValueError: unless nodes, domains and rails have one entry per rank, each from 0.
+        """
+        count = len(record.nodes)
+        sites = record.sites or [0] * count
+        columns = {"nodes": record.nodes, "domains": record.domains, "rails": record.rails, "sites": sites}
+        for name, column in columns.items():
+            if len(column) != count or count != (record.world_size or count) or min(column, default=-1) < 0:
+                raise ValueError(f"topology: {name} must have one index from 0 per rank")
+        names = list(record.node_names)
+        if max(record.nodes, default=0) >= max(count, len(names)):
+            raise ValueError("topology: there cannot be more nodes than ranks")
+        names += [f"node {index}" for index in range(len(names), max(record.nodes, default=-1) + 1)]
+        return cls(
+            nodes=_frozen(record.nodes),
+            domains=_frozen(record.domains),
+            rails=_frozen(record.rails),
+            sites=_frozen(sites),
+            node_names=tuple(names),
+            sources=record.sources,
+            wiring=Wiring.from_record(record.wiring, count) if record.wiring else None,
+        )

@@ -7,7 +7,7 @@ import msgspec
 
 from ncclbench import __version__
 from ncclbench.store.run_directory import Run
-from ncclbench.store.verdict import Judgement
+from ncclbench.store.verdict import RunVerdict
 from ncclbench_reports.common.across_starts import across_starts
 from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, phases_frame, plain_rows
 from ncclbench_reports.common.wording import judgements, stamps, warnings_of
@@ -31,13 +31,28 @@ def render(runs: Sequence[Run]) -> str:
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
 
 
-def _run(run: Run, judgement: Judgement | None) -> dict[str, Any]:
+_CHECK = ("check", "subject", "verdict", "reason", "action", "evidence")
+
+
+def _run(run: Run, judgement: RunVerdict | None) -> dict[str, Any]:
     manifest = run.manifest
     return {
         "run": str(run.path),
-        "plan": manifest["plan"].get("name") if isinstance(manifest.get("plan"), dict) else None,
-        **{key: manifest.get(key) for key in ("transport", "device", "world_size", "started", "provenance")},
+        "plan": manifest.plan.name,
+        "transport": manifest.transport,
+        "device": manifest.device,
+        "world_size": manifest.world_size,
+        "started": manifest.started,
+        "provenance": manifest.provenance,
         "stamps": stamps(run, judgement),
         "warnings": warnings_of(run),
-        "verdict": judgement,
+        "verdict": _verdict(judgement) if judgement else None,
+    }
+
+
+def _verdict(judgement: RunVerdict) -> dict[str, Any]:
+    """What a reader needs of it; the rest is in the run's ``verdict.json``."""
+    return {
+        **{name: getattr(judgement, name) for name in ("schema", "verdict", "reasons", "profile", "stamps", "starts")},
+        "checks": [{name: getattr(check, name) for name in _CHECK} for check in judgement.checks],
     }

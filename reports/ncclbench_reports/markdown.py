@@ -61,8 +61,8 @@ def _render_run(run: Run, rows: list[dict[str, Any]]) -> str:
     parts = [
         f"## {escaped(run.path)}",
         f"**{escaped(verdict_line(judgement))}**",
-        f"{counted(manifest.get('world_size'), 'rank')} over "
-        f"{escaped(manifest.get('transport') or 'several transports')}; {times_are(run)}; GB is 1e9 bytes",
+        f"{counted(manifest.world_size, 'rank')} over "
+        f"{escaped(manifest.transport or 'several transports')}; {times_are(run)}; GB is 1e9 bytes",
     ]
     parts += [f"> {escaped(stamp)}" for stamp in stamps(run, judgement)]
     others = [(name, head) for name, head in AS_OTHERS_COUNT if any(there(row[name]) for row in rows)]

@@ -5,15 +5,15 @@ iterations of the slowest rank as `time`; the half of a row that was not measure
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
+from msgspec import UNSET, UnsetType
 
 from ncclbench import __version__
 from ncclbench.schedule.builders import IN_PLACE
+from ncclbench.store.manifest import LoggedDevice, LoggedTable
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import Run
-from ncclbench.store.stored_types import LoggedDevice, LoggedTable
 from ncclbench_reports.common.wording import losses_of
 
 _PROGRAMS = {"all_to_all": "alltoall", "all_to_all_v": "alltoallv", "send_recv": "sendrecv"}
@@ -26,6 +26,7 @@ _PER_ITERATION = ("min_us", "max_us", "p99_us", "cv_pct")
 # What names a row, and so does not name a table.
 _OF_A_ROW = ("placement", "redop", "root", "occurrence")
 
+T = TypeVar("T")
 Halves = dict[str, Record]
 
 
@@ -38,12 +39,12 @@ def _tables(run: Run) -> list[str]:
     theirs: dict[tuple[int, int], list[Record]] = {}
     ours: dict[tuple[Any, ...], list[Record]] = {}
     for record in run.records:
-        origin = record.imported or {}
-        if origin.get("tool") != "nccl-tests":
+        origin = record.imported
+        if origin is None or origin.tool != "nccl-tests":
             params = [(name, str(value)) for name, value in sorted(record.params.items()) if name not in _OF_A_ROW]
             ours.setdefault((record.pattern, record.timing, *params), []).append(record)
-        elif origin.get("figure") == "table":
-            theirs.setdefault((int(origin["source"]), int(origin["table"])), []).append(record)
+        elif origin.is_nccl_tests_row and origin.table is not None:
+            theirs.setdefault((origin.source, origin.table), []).append(record)
     return [
         *(_imported(run, *place, records) for place, records in theirs.items()),
         *(_measured(run, records) for records in ours.values()),
@@ -52,23 +53,34 @@ def _tables(run: Run) -> list[str]:
 
 def _imported(run: Run, source: int, table: int, records: Sequence[Record]) -> str:
     """A table that was nccl-tests' own."""
-    facts = msgspec.convert(run.manifest["imported"][source]["tables"][table], LoggedTable)
+    facts = run.manifest.imported[source].tables[table]
     rows: dict[int, Halves] = {}
     for record in records:
-        assert record.imported is not None
-        rows.setdefault(record.imported["row"], {})[record.imported["placement"]] = record
+        origin = record.imported
+        assert origin is not None
+        assert origin.row is not None  # the reader of the run has seen to both
+        assert origin.placement is not None
+        rows.setdefault(origin.row, {})[origin.placement] = record
     program = facts.program or _program(records[0].pattern)
-    head = [*_version_line(facts.versions), f"# Collective test starting: {program}", *_config_lines(facts, records)]
+    head = [
+        *_version_line(facts.versions or {}),
+        f"# Collective test starting: {program}",
+        *_config_lines(facts, records),
+    ]
     return "\n".join(
         [
             *head,
             "#",
-            *_device_lines(facts.devices),
+            *_device_lines(facts.devices or []),
             *_body(rows.values(), blank=True, cpu_time=records[0].timing == "cpu_time"),
-            *_footer(facts.out_of_bounds, facts.avg_bus_gb_per_s),
+            *_footer(_stated(facts.out_of_bounds), _stated(facts.avg_bus_gb_per_s)),
             *([f"# Collective test concluded: {program}", "#", ""] if facts.concluded else []),
         ]
     )
+
+
+def _stated(value: T | UnsetType | None) -> T | None:
+    return None if value is UNSET else value
 
 
 def _measured(run: Run, records: Sequence[Record]) -> str:
@@ -79,7 +91,7 @@ def _measured(run: Run, records: Sequence[Record]) -> str:
         if record.time_us is None and record.alg_gb_per_s is None:
             continue
         default = "in_place" if record.pattern in IN_PLACE else "out_of_place"
-        placement = record.params.get("placement", default)
+        placement = str(record.params.get("placement", default))
         key = (record.dtype, record.redop, record.root, record.bytes, record.params.get("occurrence"))
         rows.setdefault(key, {})[placement] = record
     params = "".join(f" {name}={value}" for name, value in first.params.items() if name not in _OF_A_ROW)
@@ -125,7 +137,7 @@ def _version_line(versions: Mapping[str, str]) -> list[str]:
 
 
 def _config_lines(facts: LoggedTable, records: Sequence[Record]) -> list[str]:
-    config = facts.config
+    config = facts.config or {}
     lines = []
     if "nThread" in config:
         lines.append(
@@ -136,7 +148,7 @@ def _config_lines(facts: LoggedTable, records: Sequence[Record]) -> list[str]:
         )
     if "blocking" in config:
         lines.append(f"# Blocking Enabled: {config['blocking']}")
-    if any((record.imported or {}).get("per_iteration") for record in records):
+    if any(record.imported and record.imported.per_iteration for record in records):
         lines.append("# Per-Iteration Report: CUDA event timing; i_* uses max over process rows ")
     return lines
 
@@ -149,10 +161,10 @@ def _device_lines(devices: Sequence[LoggedDevice]) -> list[str]:
         return []
     lines = ["# Using devices"]
     for device in devices:
-        group = f" Group {device.group:2d}" if device.group is not None else ""
+        group = f" Group {device.group:2d}" if isinstance(device.group, int) else ""
         lines.append(
-            f"#  Rank {device.rank:2d}{group} Pid {device.pid or 0:6d} on {_line(device.host):>10} "
-            f"device {device.device or 0:2d} [{_line(device.gpu)}] {_line(device.name)}"
+            f"#  Rank {device.rank:2d}{group} Pid {device.pid or 0:6d} on {_line(device.host or None):>10} "
+            f"device {device.device or 0:2d} [{_line(device.gpu or None)}] {_line(device.name or None)}"
         )
     return [*lines, "#"]
 
@@ -167,9 +179,9 @@ def _body(rows: Iterable[Halves], *, blank: bool, cpu_time: bool) -> list[str]:
     """
     rows = list(rows)
     records = [record for halves in rows for record in halves.values()]
-    origins = [record.imported or {} for record in records]
-    iterations = any(origin.get("per_iteration") for origin in origins)
-    stamped = any(origin.get("timestamp") for origin in origins)
+    origins = [record.imported for record in records if record.imported]
+    iterations = any(origin.per_iteration for origin in origins)
+    stamped = any(origin.timestamp for origin in origins)
     return [*_header(iterations, stamped, cpu_time), *(_row(halves, iterations, blank) for halves in rows)]
 
 
@@ -201,9 +213,9 @@ def _lead(cells: Sequence[str]) -> str:
 
 def _row(halves: Halves, iterations: bool, blank: bool) -> str:
     one = next(iter(halves.values()))
-    origin = one.imported or {}
+    origin = one.imported
     count = one.count if one.count is not None else "N/A"
-    dtype = origin.get("type") or _TYPES.get(one.dtype or "", one.dtype or "N/A")
+    dtype = (origin and origin.type) or _TYPES.get(one.dtype or "", one.dtype or "N/A")
     root = one.root if one.root is not None else -1
     size = one.size_bytes if one.size_bytes is not None else one.bytes
     text = f"{size:>12}  {count:>12}  {dtype:>8}  {one.redop or 'none':>6}  {root:>6}"
@@ -214,14 +226,14 @@ def _row(halves: Halves, iterations: bool, blank: bool) -> str:
             text += " " * 32 if placement == "out_of_place" else ""
         else:
             text += _cells([None] * (3 + 4 * iterations), None)
-    return text + (f"{origin['timestamp']:>21}" if origin.get("timestamp") else "")
+    return text + (f"{origin.timestamp:>21}" if origin and origin.timestamp else "")
 
 
 def _half(record: Record, iterations: bool) -> str:
     time_us = record.time_us.p50 if record.time_us else None
     figures = [time_us, record.alg_gb_per_s, record.bus_gb_per_s]
     if iterations:
-        statistics = (record.imported or {}).get("per_iteration", {})
+        statistics = record.imported.per_iteration if record.imported else {}
         figures += [statistics.get(name) for name in _PER_ITERATION]
     return _cells(figures, record.wrong)
 

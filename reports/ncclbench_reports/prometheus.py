@@ -8,7 +8,7 @@ from typing import Any
 
 from ncclbench.store.escapes import prometheus_label
 from ncclbench.store.run_directory import Run
-from ncclbench.store.verdict import Word
+from ncclbench.store.verdict import Verdict
 from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, plain_rows
 from ncclbench_reports.common.wording import judgements
 
@@ -64,7 +64,7 @@ def _verdicts(runs: Sequence[Run]) -> Iterator[str]:
     if judged:
         yield from _head("verdict", "1 for the verdict that the run has")
     for run, judgement in judged:
-        for word in Word.__args__:  # type: ignore[attr-defined]
+        for word in Verdict:
             label = f'run="{prometheus_label(run.path)}",verdict="{word}"'
             yield f"ncclbench_verdict{{{label}}} {int(judgement.verdict == word)}"
 

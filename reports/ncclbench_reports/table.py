@@ -1,8 +1,7 @@
 """Text for the terminal: the columns of nccl-tests, with the median's interval, p99, skew and n beside them."""
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 from rich import box
@@ -117,16 +116,15 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, object]]:
 
 def _header(run: Run) -> str:
     manifest = run.manifest
-    topology = manifest.get("topology")
-    nodes = (len(topology.get("node_names") or []) if isinstance(topology, dict) else 0) or None
-    ranks, transport = manifest.get("world_size"), manifest.get("transport") or "several transports"
-    lines = [f"# {run.path}: {counted(ranks, 'rank')} on {counted(nodes, 'node')} over {transport}"]
+    nodes = (len(manifest.topology.node_names) or None) if manifest.topology else None
+    transport = manifest.transport or "several transports"
+    lines = [f"# {run.path}: {counted(manifest.world_size, 'rank')} on {counted(nodes, 'node')} over {transport}"]
     (judgement,) = judgements([run])
     lines += [f"# {stamp}" for stamp in stamps(run, judgement) if not stamp.startswith(IMPORTED)]
     if judgement:
         lines.append(f"# {verdict_line(judgement)}")
-    if manifest.get("imported"):
-        return "\n".join([*lines, *_imported_lines(run, manifest["imported"])])
+    if manifest.imported:
+        return "\n".join([*lines, *_imported_lines(run)])
     lines += _mode_lines(run)
     lines.append(f"# {times_are(run)}; p50 95% is its interval; GB is 1e9 bytes")
     return "\n".join(lines)
@@ -140,11 +138,11 @@ def _mode_lines(run: Run) -> list[str]:
     ]
 
 
-def _imported_lines(run: Run, sources: Sequence[Mapping[str, Any]]) -> list[str]:
+def _imported_lines(run: Run) -> list[str]:
     """Where another tool's figures come from, and what they are."""
     lines = [
-        f"# imported from {one['file']} ({one['tool']} {one.get('version') or ''})".replace(" )", ")")
-        for one in sources
+        f"# imported from {one.file} ({one.tool} {one.version or ''})".replace(" )", ")")
+        for one in run.manifest.imported
     ]
     return [*lines, f"# rates are as the log has them; {times_are(run)}; GB is 1e9 bytes"]
 

@@ -24,11 +24,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from ncclbench.analysis.summary import skew, summarise
-from ncclbench.store.records import PhaseResult, Record
-from ncclbench.store.run_directory import RunWriter
+from ncclbench.store.manifest import Manifest
+from ncclbench.store.records import FlowTimes, LedgerRecord, PhaseResult, Record
+from ncclbench.store.run_writer import RunWriter
 
 _RAILS = 8
 _TARGET_RANKS = 8192
@@ -61,7 +63,7 @@ def make_run(path: Path, ranks: int, cases: int, iterations: int) -> None:
         "provenance": {"launcher": "none"},
         "started": "2026-01-01T00:00:00Z",
     }
-    writer = RunWriter.create(path, manifest)
+    writer = RunWriter.create(path, msgspec.convert(manifest, Manifest))
     for case in range(cases):
         nbytes = 1 << (10 + case)
         median = 20e-6 + nbytes / 40e9
@@ -73,17 +75,17 @@ def _record(
     nbytes: int, ranks: int, seconds_RN: np.ndarray[tuple[int, int], np.dtype[np.float64]], last: bool
 ) -> Record:
     time_us = summarise(seconds_RN.max(axis=0))
-    sent = {
-        "sent_bytes": {"self": 0, "node": 0, "domain": 0, "same_rail": nbytes * ranks, "cross_rail": 0, "cross_site": 0}
-    }
+    sent = {"self": 0, "node": 0, "domain": 0, "same_rail": nbytes * ranks, "cross_rail": 0, "cross_site": 0}
     source = np.arange(ranks)
-    flows = {
-        "src": source.tolist(),
-        "dst": ((source + _RAILS) % ranks).tolist(),
-        "nbytes": [nbytes] * ranks,
-        "p50_us": (np.median(seconds_RN, axis=1) * 1e6).tolist(),
-    }
-    phase = PhaseResult(label="round", ledger=sent, time_us=time_us, flows=flows if last else None)
+    flows = FlowTimes(
+        src=source.tolist(),
+        dst=((source + _RAILS) % ranks).tolist(),
+        nbytes=[nbytes] * ranks,
+        p50_us=(np.median(seconds_RN, axis=1) * 1e6).tolist(),
+    )
+    phase = PhaseResult(
+        label="round", ledger=LedgerRecord(sent_bytes=sent), time_us=time_us, flows=flows if last else None
+    )
     rate = nbytes / time_us.p50 / 1e3
     return Record(
         case=f"same_rail/float32/{nbytes}/isolated",
@@ -101,7 +103,7 @@ def _record(
         alg_gb_per_s=rate,
         bus_gb_per_s=rate,
         phases=[phase],
-        ledger={**sent, "bottleneck_bytes": nbytes, "bottleneck_gb_per_s": rate},
+        ledger=LedgerRecord(sent_bytes=sent, bottleneck_bytes=nbytes, bottleneck_gb_per_s=rate),
     )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ncclbench.analysis.summary import skew, summarise
-from ncclbench.store.records import GroupResult, PhaseResult, Record, Subtotal
-from ncclbench.store.run_directory import RunWriter
+from ncclbench.store.records import FlowTimes, GroupResult, LedgerRecord, PhaseResult, Record, Subtotal
+from ncclbench.store.run_writer import RunWriter
+from tests.helpers.stored import manifest_of
 
 NODES, RAILS = 3, 2
 WORLD = NODES * RAILS
@@ -99,10 +100,10 @@ def collective(
     return Record(**{**chosen, **fields}), seconds_RN
 
 
-def ledger(nbytes: int) -> dict[str, Any]:
+def ledger(nbytes: int) -> LedgerRecord:
     """Bytes by link class."""
     sent = dict.fromkeys(LINKS, 0) | {"node": 3 * nbytes, "same_rail": 4 * nbytes, "cross_rail": nbytes}
-    return {"sent_bytes": sent, "bottleneck_bytes": 2 * nbytes, "bottleneck_gb_per_s": 1.5, "basis": "pairs"}
+    return LedgerRecord(sent_bytes=sent, bottleneck_bytes=2 * nbytes, bottleneck_gb_per_s=1.5, basis="pairs")
 
 
 def flows(nbytes: int = 1 << 20) -> Record:
@@ -117,12 +118,9 @@ def flows(nbytes: int = 1 << 20) -> Record:
         ledger=ledger(nbytes),
         time_us=base.time_us,
         bound_us=80.0,
-        flows={
-            "src": [a for a, _ in pairs],
-            "dst": [b for _, b in pairs],
-            "nbytes": [nbytes] * len(pairs),
-            "p50_us": stored,
-        },
+        flows=FlowTimes(
+            src=[a for a, _ in pairs], dst=[b for _, b in pairs], nbytes=[nbytes] * len(pairs), p50_us=stored
+        ),
     )
     return record_like(
         base, case=f"cross_rail/float32/{nbytes}/isolated", pattern="cross_rail", phases=[phase], bus_gb_per_s=None
@@ -203,7 +201,7 @@ def verdict(word: str = "FAIL") -> dict[str, Any]:
 
 def small_run(path: Path, *, scale: float = 1.0, **fields: Any) -> Path:
     """Three sizes in two regimes, with samples; a skipped case."""
-    writer = RunWriter.create(path, manifest(**fields))
+    writer = RunWriter.create(path, manifest_of(manifest(**fields)))
     for timing in ("isolated", "pipelined"):
         for nbytes in (1 << 10, 1 << 15, 1 << 20):
             record, seconds_RN = collective(nbytes, timing, scale=scale)
@@ -228,7 +226,7 @@ def small_run(path: Path, *, scale: float = 1.0, **fields: Any) -> Path:
 
 def rich_run(path: Path, hosts: tuple[str, ...] = ("n0", "n1", "n2"), word: str | None = "FAIL") -> Path:
     """All that a report can show."""
-    writer = RunWriter.create(path, manifest(hosts))
+    writer = RunWriter.create(path, manifest_of(manifest(hosts)))
     for timing in ("isolated", "pipelined"):
         for nbytes in (1 << 10, 1 << 15, 1 << 20):
             record, seconds_RN = collective(nbytes, timing, notes=["ungated: it must synchronise with the host"])

@@ -16,6 +16,7 @@ from ncclbench.analysis.flows import flows_of, rail_matrix
 from ncclbench.store.run_directory import read_run
 from scripts.lab import execute, faults, kernel
 from scripts.lab.plan import Lab, LabError
+from tests.helpers.stored import known
 from tests.lab.conftest import NBYTES, SCRIPT, environment
 
 if TYPE_CHECKING:
@@ -95,14 +96,14 @@ def test_mpi_reads_the_same_matrix_from_the_command_line(library: str, prefix: s
     done = command_line(lab, tmp_path, f"{line} --transport mpi", "--mpi", python=python)
     assert done.returncode == 0, done.stderr[-2000:]
     run = read_run(tmp_path / "run")
-    assert [rank["host"] for rank in run.manifest["ranks"]] == ["n0", "n0", "n1", "n1"]
-    assert run.manifest["provenance"]["launcher"] == library
-    same, cross = (rail_matrix(flows_of(record), run.manifest["topology"]["rails"]) * 8e3 for record in run.records)
+    assert [rank.host for rank in run.manifest.ranks] == ["n0", "n0", "n1", "n1"]
+    assert run.manifest.provenance.launcher == library
+    same, cross = (rail_matrix(flows_of(record), known(run.topology).rails) * 8e3 for record in run.records)
     assert np.all(np.diag(same) >= 75), same
     off = cross[~np.eye(2, dtype=bool)]
     assert np.all(np.abs(off - 100 / 3) <= 0.15 * 100 / 3), (same, cross)
     # By shared memory the bytes would never have come past the NICs.
-    assert [record.path["proof"] for record in run.records if record.path] == ["proven", "proven"]
+    assert [record.path.proof for record in run.records if record.path] == ["proven", "proven"]
     assert not kernel.processes_of(prefix)
 
 

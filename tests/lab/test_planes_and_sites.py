@@ -12,6 +12,7 @@ from ncclbench.analysis.flows import contrast_by_leaf, endpoint_medians, flows_o
 from ncclbench.store.run_directory import read_run
 from scripts.lab import faults, kernel
 from scripts.lab.plan import Lab
+from tests.helpers.stored import known
 from tests.lab.conftest import NBYTES
 from tests.lab.test_lab import heals
 from tests.lab.test_path import command_line
@@ -64,7 +65,7 @@ def test_what_is_slow_shows_where_it_is(
     rates = (table.gb_per_s * 8e3).tolist()
     mbit = {(a, b): x for a, b, x in zip(table.src.tolist(), table.dst.tolist(), rates, strict=True)}
     assert record.path is not None
-    assert record.path["proof"] == "proven", "both planes together carried what had to go"
+    assert record.path.proof == "proven", "both planes together carried what had to go"
     if where == "nic":  # one plane of two at half its rate: the NIC has half of what it had, and nobody else less
         ends = endpoint_medians(table, 4)
         assert ends.send[1] * 8e3 <= 60, mbit
@@ -75,8 +76,8 @@ def test_what_is_slow_shows_where_it_is(
     assert typical(mbit, lambda src, dst: src < 2 <= dst) <= 40, mbit
     assert typical(mbit, lambda src, dst: dst < 2 <= src) >= WHOLE, mbit
     assert typical(mbit, lambda src, dst: (src < 2) == (dst < 2)) >= WHOLE, mbit
-    wiring = run.manifest["topology"]["wiring"]
-    ratios = {wiring["leaf_names"][k]: x for k, x in contrast_by_leaf(record, wiring["leaves"]).items()}
+    wiring = known(known(run.topology).wiring)
+    ratios = {wiring.leaf_names[k]: x for k, x in contrast_by_leaf(record, wiring.leaves).items()}
     # A leaf of several planes is called by the first of them.
     assert ratios["a-leaf0p0"] < 0.7 * ratios["b-leaf0p0"], ratios
 

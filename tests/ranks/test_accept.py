@@ -11,6 +11,7 @@ import pytest
 
 from ncclbench.errors import Exit
 from ncclbench.store.run_directory import read_run
+from tests.helpers.stored import known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,9 +61,9 @@ def small(jobs: Starter) -> Starter:
     return jobs
 
 
-def started(path: Path) -> list[tuple[int, tuple[int, ...]]]:
+def started(path: Path) -> list[tuple[int, tuple[int | str | None, ...]]]:
     """Number and processes of each start, in order."""
-    return [(e["start"], tuple(e["pids"])) for e in read_run(path).events if e["kind"] == "start"]
+    return [(e.start, tuple(known(e.pids))) for e in read_run(path).events if e.kind == "start"]
 
 
 def verify(jobs: Starter, path: str) -> None:

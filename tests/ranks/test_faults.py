@@ -80,8 +80,8 @@ def assert_finished_is_intact(jobs: Starter) -> Run:
     assert pq.read_table(run.path / first.samples).num_rows == 3 * 20
     assert events.broken_link(run.path / "events.jsonl") is None
     assert run.interrupted_in is None  # it is known how the case ended
-    assert run.events[-1]["kind"] == "end"
-    assert run.events[-1]["exit_code"] == Exit.ENVIRONMENT
+    assert run.events[-1].kind == "end"
+    assert run.events[-1].exit_code == Exit.ENVIRONMENT
     return run
 
 
@@ -94,7 +94,7 @@ def assert_goes_on(jobs: Starter, saboteur: Mapping[str, str], launcher: str) ->
     assert statuses(run) == dict.fromkeys(CASES, "ok")
     assert run.records[0] == kept
     assert [record["case"] for record in finished.records] == CASES
-    began = [event["case"] for event in run.events if event["kind"] == "case"]
+    began = [event.case for event in run.events if event.kind == "case"]
     assert began == [*CASES[:2], *CASES[1:]]  # the finished one was not measured again
     assert events.broken_link(run.path / "events.jsonl") is None
     assert len({record.samples for record in run.records}) == 3

@@ -8,6 +8,7 @@ import pytest
 
 from ncclbench.errors import Exit
 from ncclbench.store.run_directory import Run, read_run
+from tests.helpers.stored import known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,10 +54,10 @@ def found_set(run: Run) -> dict[int, dict[str, str]]:
     names = {*PXN_SET, *SPINE_SET}
     found = {}
     for event in run.events:
-        if event["kind"] == "start":
-            (view,) = event["software"]  # all ranks alike
-            assert view["ranks"] == [0, 1]
-            found[event["start"]] = {name: value for name, value in view["variables"].items() if name in names}
+        if event.kind == "start":
+            (view,) = known(event.software)  # all ranks alike
+            assert view.ranks == [0, 1]
+            found[event.start] = {name: str(value) for name, value in known(view.variables).items() if name in names}
     return found
 
 

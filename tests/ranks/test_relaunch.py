@@ -14,6 +14,7 @@ import pytest
 
 from ncclbench.errors import Exit
 from ncclbench.store.run_directory import read_run
+from tests.helpers.stored import known
 
 if TYPE_CHECKING:
     from tests.ranks.conftest import Starter
@@ -99,7 +100,7 @@ def script(jobs: Starter, name: str, text: str) -> dict[str, str]:
 
 def starts(path: Path) -> list[tuple[int, int]]:
     """Number and number of processes of each start; no process belongs to two of them."""
-    found = [(e["start"], set(e["pids"])) for e in read_run(path).events if e["kind"] == "start"]
+    found = [(e.start, set(known(e.pids))) for e in read_run(path).events if e.kind == "start"]
     assert len(set().union(*(pids for _, pids in found))) == sum(len(pids) for _, pids in found)
     return [(number, len(pids)) for number, pids in found]
 
@@ -117,7 +118,7 @@ def test_every_start_is_a_call_of_the_launcher(launcher: str, transport: str, sm
     assert done.out.startswith(f"PASS  profile small, {STARTS} of {STARTS} process starts")
     assert starts(small.folder / "rack") == [(0, 2), (1, 2)]
     assert "still to be made" not in done.err
-    assert read_run(small.folder / "rack").manifest["provenance"]["launcher"] in ("torchrun", "openmpi")
+    assert read_run(small.folder / "rack").manifest.provenance.launcher in ("torchrun", "openmpi")
     assert job.nobody_is_left()
 
 

@@ -43,7 +43,7 @@ def plan(jobs: Starter) -> Path:
 def in_the_last_case(run: Path) -> Callable[[], bool]:
     def is_so() -> bool:
         log = run / "events.jsonl"
-        return log.exists() and [e["kind"] for e in events.read_events(log)].count("case") == 2
+        return log.exists() and [e.kind for e in events.read_events(log)].count("case") == 2
 
     return is_so
 
@@ -74,7 +74,7 @@ def test_a_signal_in_mid_case_keeps_what_was_finished(transport: str, number: si
     stored = read_run(run)
     assert [(r.case, r.status) for r in stored.records] == [(CASES[0], "ok"), (CASES[1], "failed")]
     assert stored.records[1].reason == f"interrupted by {number.name}"
-    assert (stored.events[-1]["kind"], stored.events[-1]["exit_code"]) == ("end", 3)
+    assert (stored.events[-1].kind, stored.events[-1].exit_code) == ("end", 3)
     assert job.nobody_is_left()
 
 
@@ -159,7 +159,7 @@ def test_a_signal_after_the_end_changes_nothing(tmp_path: Path) -> None:
     assert recorder.end() is Exit.GOOD
     assert recorder.fault(Fault("failed", (), "interrupted by SIGINT", -1)) is Exit.GOOD
     assert (listener.code, listener.error) == (Exit.GOOD, None)
-    assert [event["kind"] for event in read_run(tmp_path / "run").events].count("lost") == 0
+    assert [event.kind for event in read_run(tmp_path / "run").events].count("lost") == 0
 
 
 FULL = ["ncclbench: error: could not write to stdout: No space left on device"]

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from ncclbench.store.run_directory import read_run
+from tests.helpers.stored import known
 from tests.ranks.conftest import Job, Starter
 
 pytestmark = pytest.mark.ranks
@@ -79,11 +80,11 @@ def nodes() -> Iterator[Nodes]:
 def assert_two_nodes(run: Path, records: list[dict[str, Any]]) -> None:
     """The manifest has both nodes by their names, with two ranks each, and the bytes are those between nodes."""
     manifest = read_run(run).manifest
-    assert manifest["world_size"] == 4
-    topology = manifest["topology"]
-    assert topology["node_names"] == list(NAMES)
-    assert topology["nodes"] == [0, 0, 1, 1]
-    assert [rank["host"] for rank in manifest["ranks"]] == ["n0", "n0", "n1", "n1"]
+    assert manifest.world_size == 4
+    topology = known(manifest.topology)
+    assert topology.node_names == list(NAMES)
+    assert topology.nodes == [0, 0, 1, 1]
+    assert [rank.host for rank in manifest.ranks] == ["n0", "n0", "n1", "n1"]
     (record,) = records
     assert (record["status"], record["wrong"], record["world_size"]) == ("ok", 0, 4)
     sent = record["ledger"]["sent_bytes"]
@@ -101,7 +102,7 @@ def test_torchrun_with_an_agent_on_each_of_two_nodes(nodes: Nodes, jobs: Starter
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert second.out == ""  # only rank 0 prints
     assert_two_nodes(run, first.records)
-    assert read_run(run).manifest["provenance"]["launcher"] == "torchrun"
+    assert read_run(run).manifest.provenance.launcher == "torchrun"
 
 
 @pytest.mark.parametrize("transport", ["mpi", "gloo"])
@@ -129,7 +130,7 @@ def test_mpirun_with_a_host_file_of_two_nodes(transport: str, nodes: Nodes, jobs
     assert finished.code == 0, finished.err
     line = next(line for line in finished.out.splitlines() if line.startswith('{"run"'))
     assert_two_nodes(run, json.loads(line)["records"])
-    assert read_run(run).manifest["transport"] == transport
+    assert read_run(run).manifest.transport == transport
     assert job.nobody_is_left()
 
 
@@ -150,7 +151,7 @@ def test_nodes_that_are_one_machine_are_two_to_the_ranks_and_one_to_the_reader(p
     )
     finished = job.wait()
     assert finished.code == 0, finished.err
-    assert read_run(run).manifest["topology"]["node_names"] == ["node0", "node1"]
+    assert known(read_run(run).manifest.topology).node_names == ["node0", "node1"]
     assert "# nodes of one machine: proves logic, not a fabric" in finished.out.splitlines()
     assert job.nobody_is_left()
 

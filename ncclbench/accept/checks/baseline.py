@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from ncclbench.accept.case_facts import CaseView, unlike, views_of
 from ncclbench.accept.check_context import Subject, row
 from ncclbench.accept.profile import Limits
-from ncclbench.accept.verdict import Action, Result, Verdict
+from ncclbench.store.verdict import Action, CheckResult, Verdict
 from ncclbench.units import counted
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result a case, or one that says why there are none."""
     base, limits = subject.baseline, subject.rules.profile.limits
     if base is None:
         yield _result("run", Verdict.NOT_RUN, "no baseline was given")
         return
-    differences = unlike(base.manifest, subject.run.manifest, limits.may_differ)
+    differences = unlike(base, subject.run, limits.may_differ)
     if differences and not subject.forced:
         reason = f"not compared with {base.path.name}: " + "; ".join(differences[:8])
         yield _result("run", Verdict.INCONCLUSIVE, reason, evidence=[{"differences": differences}])
@@ -39,11 +39,11 @@ def check(subject: Subject) -> Iterator[Result]:
         yield _result(name, Verdict.NOT_RUN, f"{base.path.name} has this case, the run has not", required=True)
 
 
-def _result(subject: str, verdict: Verdict, reason: str, **more: object) -> Result:
-    return Result(check="baseline", subject=subject, verdict=verdict, reason=reason, **more)  # type: ignore[arg-type]
+def _result(subject: str, verdict: Verdict, reason: str, **more: object) -> CheckResult:
+    return CheckResult(check="baseline", subject=subject, verdict=verdict, reason=reason, **more)  # type: ignore[arg-type]
 
 
-def _compare(view: CaseView, base: CaseView, limits: Limits) -> Result:
+def _compare(view: CaseView, base: CaseView, limits: Limits) -> CheckResult:
     now, then = _span(view), _span(base)
     evidence = [row(r, run="baseline") for r in base.timed] + [row(r, run="this") for r in view.timed]
     if now is None or then is None:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from ncclbench.accept.case_facts import shown_ranks
 from ncclbench.accept.check_context import Subject, row
-from ncclbench.accept.verdict import Action, Result, Verdict
+from ncclbench.store.verdict import Action, CheckResult, Verdict
 from ncclbench.units import counted
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result a case that was measured."""
     for view in subject.cases:
         measured = [record for record in view.records if record.status in ("ok", "wrong")]
@@ -19,7 +19,7 @@ def check(subject: Subject) -> Iterator[Result]:
         if bad:
             ranks = sorted({rank for record in bad for rank in record.wrong_ranks})
             starts = ", ".join(str(record.start) for record in bad)
-            yield Result(
+            yield CheckResult(
                 check="data",
                 subject=view.id,
                 verdict=Verdict.FAIL,
@@ -29,7 +29,7 @@ def check(subject: Subject) -> Iterator[Result]:
                 cause="wrong_data",
             )
         elif unchecked:
-            yield Result(
+            yield CheckResult(
                 check="data",
                 subject=view.id,
                 verdict=Verdict.INCONCLUSIVE,
@@ -38,4 +38,4 @@ def check(subject: Subject) -> Iterator[Result]:
             )
         else:
             reason = f"all elements right in {counted(len(measured), 'start')}"
-            yield Result(check="data", subject=view.id, verdict=Verdict.PASS, reason=reason)
+            yield CheckResult(check="data", subject=view.id, verdict=Verdict.PASS, reason=reason)

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 from ncclbench.accept.check_context import Subject, row
 from ncclbench.accept.profile import Limits
-from ncclbench.accept.verdict import Action, Result, Verdict
 from ncclbench.store.records import Summary
+from ncclbench.store.verdict import Action, CheckResult, Verdict
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result a case."""
     limits = subject.rules.profile.limits
     for view in subject.cases:
         exemption = subject.exemption(view)
         if exemption:
-            yield Result(check="dispersion", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
+            yield CheckResult(check="dispersion", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
             continue
         complaints = []
         for record in view.timed:
@@ -23,7 +23,7 @@ def check(subject: Subject) -> Iterator[Result]:
             if complaint:
                 complaints.append(f"{complaint} (start {record.start})")
         if view.timed:
-            yield Result(
+            yield CheckResult(
                 check="dispersion",
                 subject=view.id,
                 verdict=Verdict.INCONCLUSIVE if complaints else Verdict.PASS,

@@ -1,42 +1,46 @@
 """Versions and settings that differ between ranks, or between process starts, or are not what the profile wants."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from ncclbench.accept.case_facts import matches_any, shown_ranks, software_of
+import msgspec
+
+from ncclbench.accept.case_facts import matches_any, shown_ranks
 from ncclbench.accept.check_context import Subject
-from ncclbench.accept.verdict import Action, Result, Verdict
+from ncclbench.store.manifest import SoftwareRecord
+from ncclbench.store.records import Json
+from ncclbench.store.run_directory import Run
+from ncclbench.store.verdict import Action, CheckResult, Verdict
 
 _KINDS = {"versions": "version", "variables": "setting"}
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result for each name that differs or is not as wanted, or one for all."""
-    views = software_of(subject.run.manifest)
+    views = subject.run.manifest.software_views
     may_differ = subject.rules.profile.limits.may_differ
     found = [result for kind in _KINDS for result in _between_ranks(views, kind, may_differ)]
     found += [result for kind in _KINDS for result in _wanted(subject, views, kind)]
     found += _between_starts(subject, may_differ)
     yield from found
     if not found:
-        told = isinstance(subject.run.manifest.get("software"), list)
+        told = subject.run.manifest.software is not None
         verdict = Verdict.PASS if told else Verdict.INCONCLUSIVE
         reason = "the same on all ranks and in all starts" if told else "only rank 0's versions were recorded"
-        yield Result(check="drift", subject="versions and settings", verdict=verdict, reason=reason)
+        yield CheckResult(check="drift", subject="versions and settings", verdict=verdict, reason=reason)
 
 
-def _between_ranks(views: list[dict[str, Any]], kind: str, may_differ: list[str]) -> Iterator[Result]:
-    names = sorted({name for view in views for name in view.get(kind) or {}})
+def _between_ranks(views: list[SoftwareRecord], kind: str, may_differ: list[str]) -> Iterator[CheckResult]:
+    names = sorted({name for view in views for name in _settings(view, kind)})
     for name in names:
         if kind == "variables" and matches_any(name, may_differ):
             continue
         ranks: dict[str, list[int]] = {}
         for view in views:
-            ranks.setdefault(str((view.get(kind) or {}).get(name, "not set")), []).extend(view.get("ranks", []))
+            ranks.setdefault(str(_settings(view, kind).get(name, "not set")), []).extend(view.ranks)
         if len(ranks) > 1:
             usual = max(ranks, key=lambda value: len(ranks[value]))
             others = "; ".join(f"{value} on {shown_ranks(sorted(r))}" for value, r in ranks.items() if value != usual)
-            yield Result(
+            yield CheckResult(
                 check="drift",
                 subject=f"{_KINDS[kind]} {name}",
                 verdict=Verdict.FAIL,
@@ -46,42 +50,42 @@ def _between_ranks(views: list[dict[str, Any]], kind: str, may_differ: list[str]
             )
 
 
-def _wanted(subject: Subject, views: list[dict[str, Any]], kind: str) -> Iterator[Result]:
+def _wanted(subject: Subject, views: list[SoftwareRecord], kind: str) -> Iterator[CheckResult]:
     if subject.fabric_mismatch:
         return
     for name, test in subject.rules.wanted[kind].items():
         for view in views:
-            value = (view.get(kind) or {}).get(name)
+            value = _settings(view, kind).get(name)
             if not test.holds(value):
                 unknown = value is None and kind == "versions"
-                yield Result(
+                yield CheckResult(
                     check="drift",
                     subject=f"{_KINDS[kind]} {name}",
                     verdict=Verdict.INCONCLUSIVE if unknown else Verdict.FAIL,
-                    reason=f"is {value if value is not None else 'not set'} on {shown_ranks(view.get('ranks', []))}; "
+                    reason=f"is {value if value is not None else 'not set'} on {shown_ranks(view.ranks)}; "
                     f"the profile wants {test.text}",
                     action=Action.MONITOR,
-                    evidence=[{"name": name, "value": value, "wanted": test.text, "ranks": view.get("ranks", [])}],
+                    evidence=[{"name": name, "value": value, "wanted": test.text, "ranks": view.ranks}],
                 )
 
 
-def _between_starts(subject: Subject, may_differ: list[str]) -> list[Result]:
+def _between_starts(subject: Subject, may_differ: list[str]) -> list[CheckResult]:
     first: dict[str, str] | None = None
     for event in subject.run.events:
-        if event["kind"] not in ("start", "resume") or not isinstance(event.get("software"), list):
+        if event.kind not in ("start", "resume") or event.software is None:
             continue
-        told = _told(_beside_modes(subject, event), may_differ)
+        told = _told(_beside_modes(subject.run, event.mode, event.software), may_differ)
         if first is None:
             first = told
         elif told != first:
             names = sorted(name for name in first.keys() | told.keys() if first.get(name) != told.get(name))
             first_seen, then = ({name: view.get(name, "not set") for name in names} for view in (first, told))
             return [
-                Result(
+                CheckResult(
                     check="drift",
                     subject="process starts",
                     verdict=Verdict.FAIL,
-                    reason=f"start {event.get('start', 0)} ran with other versions or settings than the first: "
+                    reason=f"start {event.start} ran with other versions or settings than the first: "
                     + "; ".join(f"{name} {then[name]} instead of {first_seen[name]}" for name in names[:4])
                     + (f" and {len(names) - 4} more" if len(names) > 4 else ""),
                     action=Action.MONITOR,
@@ -91,14 +95,14 @@ def _between_starts(subject: Subject, may_differ: list[str]) -> list[Result]:
     return []
 
 
-def _told(views: list[dict[str, Any]], may_differ: list[str]) -> dict[str, str]:
+def _told(views: list[SoftwareRecord], may_differ: list[str]) -> dict[str, str]:
     """Every version and setting of one start; where ranks have several, each with its ranks."""
     seen: dict[str, dict[str, list[int]]] = {}
     for view in views:
         for kind in _KINDS:
-            for name, value in (view.get(kind) or {}).items():
+            for name, value in _settings(view, kind).items():
                 if kind == "versions" or not matches_any(name, may_differ):
-                    seen.setdefault(name, {}).setdefault(str(value), []).extend(view.get("ranks", []))
+                    seen.setdefault(name, {}).setdefault(str(value), []).extend(view.ranks)
     return {
         name: next(iter(values))
         if len(values) == 1
@@ -107,19 +111,26 @@ def _told(views: list[dict[str, Any]], may_differ: list[str]) -> dict[str, str]:
     }
 
 
-def _beside_modes(subject: Subject, event: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _beside_modes(run: Run, mode: str | None, views: list[SoftwareRecord]) -> list[SoftwareRecord]:
     """What the ranks of a start ran, without the variables in which the plan's modes differ on purpose.
 
     A variable that its start's mode sets, and that had another value all the same, stays.
     """
-    modes = subject.run.mode_variables
-    mode = modes.get(str(event.get("mode")), {})
+    modes = run.mode_variables
+    own = modes.get(str(mode), {})
     differing = {name for variables in modes.values() for name in variables}
 
-    def meant(name: str, value: object) -> bool:
-        return name in differing and mode.get(name, value) == value
+    def meant(name: str, value: Json) -> bool:
+        return name in differing and own.get(name, value) == value
 
     return [
-        {**view, "variables": {k: v for k, v in (view.get("variables") or {}).items() if not meant(k, v)}}
-        for view in event["software"]
+        msgspec.structs.replace(
+            view, variables={name: value for name, value in (view.variables or {}).items() if not meant(name, value)}
+        )
+        for view in views
     ]
+
+
+def _settings(view: SoftwareRecord, kind: str) -> dict[str, Json]:
+    """The versions or the variables of a view."""
+    return (view.versions if kind == "versions" else view.variables) or {}

@@ -2,26 +2,26 @@
 
 from collections.abc import Iterator
 
-from ncclbench.accept.case_facts import gpu_names
 from ncclbench.accept.check_context import Subject
-from ncclbench.accept.verdict import Result, Verdict
+from ncclbench.store.records import Json
+from ncclbench.store.verdict import CheckResult, Verdict
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result."""
     profile, manifest = subject.rules.profile, subject.run.manifest
-    evidence = [
+    evidence: list[dict[str, Json]] = [
         {
             "profile": profile.name,
-            "transport": manifest.get("transport"),
-            "device": manifest.get("device"),
-            "gpus": gpu_names(manifest),
+            "transport": manifest.transport,
+            "device": manifest.device,
+            "gpus": manifest.gpu_names,
         }
     ]
     if subject.fabric_mismatch:
         verdict, reason = Verdict.INCONCLUSIVE, "another fabric: " + "; ".join(subject.fabric_mismatch)
-    elif profile.fabric.gpu and not gpu_names(manifest):
+    elif profile.fabric.gpu and not manifest.gpu_names:
         verdict, reason = Verdict.INCONCLUSIVE, "the run does not say which GPUs it had"
     else:
         verdict, reason = Verdict.PASS, "the one that the profile is for"
-    yield Result(check="fabric", subject=profile.name, verdict=verdict, reason=reason, evidence=evidence)
+    yield CheckResult(check="fabric", subject=profile.name, verdict=verdict, reason=reason, evidence=evidence)

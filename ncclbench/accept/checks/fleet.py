@@ -12,16 +12,17 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.accept.case_facts import CaseView, Place
+from ncclbench.accept.case_facts import CaseView
 from ncclbench.accept.check_context import Subject
 from ncclbench.accept.profile import Limits
-from ncclbench.accept.verdict import Action, Result, Verdict
-from ncclbench.store.records import Record, Summary
+from ncclbench.store.records import Json, Record, Summary
+from ncclbench.store.verdict import Action, CheckResult, Verdict
+from ncclbench.topology import Topology
+from ncclbench.topology.rank_names import group_name, rank_name
 
 # With fewer equals no one can say which of them is the odd one.
 FEWEST_UNITS = 4
@@ -46,10 +47,10 @@ class Unit:
     name: str
     time_us: float
     uncertainty_us: float
-    evidence: Mapping[str, Any]
+    evidence: Mapping[str, Json]
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result for each case that has enough equals, and one for each outlier."""
     compared = False
     for view in subject.cases:
@@ -59,7 +60,7 @@ def check(subject: Subject) -> Iterator[Result]:
             yield from _judge(view, starts, subject.rules.profile.limits)
     if not compared:
         reason = f"no case ran on {FEWEST_UNITS} or more equal groups side by side"
-        yield Result(check="fleet", subject="run", verdict=Verdict.NOT_RUN, reason=reason)
+        yield CheckResult(check="fleet", subject="run", verdict=Verdict.NOT_RUN, reason=reason)
 
 
 def outliers(log_times_SU: Floats, scale_floor: float, alpha: float) -> tuple[Floats, Floats, float]:
@@ -77,11 +78,11 @@ def outliers(log_times_SU: Floats, scale_floor: float, alpha: float) -> tuple[Fl
     return effect_U, effect_U / scale, bound
 
 
-def _judge(view: CaseView, starts: list[list[Unit]], limits: Limits) -> Iterator[Result]:
+def _judge(view: CaseView, starts: list[list[Unit]], limits: Limits) -> Iterator[CheckResult]:
     times_SU = np.array([[unit.time_us for unit in units] for units in starts])
     if not (np.isfinite(times_SU).all() and (times_SU > 0).all()):
         reason = "a group's time is no possible figure"
-        yield Result(check="fleet", subject=view.id, verdict=Verdict.INCONCLUSIVE, reason=reason)
+        yield CheckResult(check="fleet", subject=view.id, verdict=Verdict.INCONCLUSIVE, reason=reason)
         return
     known = [unit.uncertainty_us / unit.time_us / 1.96 for units in starts for unit in units]
     floor = max(_CLOCK_US / float(np.median(times_SU)), statistics.median(known), 1e-6)
@@ -94,12 +95,12 @@ def _judge(view: CaseView, starts: list[list[Unit]], limits: Limits) -> Iterator
     if not len(slow):
         kind = starts[0][0].kind
         reason = f"{len(z_U)} equal {kind}s, the slowest {np.expm1(effect_U.max()):.1%} behind the median"
-        yield Result(check="fleet", subject=view.id, verdict=Verdict.PASS, reason=reason)
+        yield CheckResult(check="fleet", subject=view.id, verdict=Verdict.PASS, reason=reason)
 
 
 def _outlier(
     view: CaseView, starts: list[list[Unit]], index: int, times: int, effect: float, z: float, bound: float
-) -> Result:
+) -> CheckResult:
     """The result for one outlier, which was slow in `times` of the starts."""
     unit = starts[0][index]
     evidence = [
@@ -110,7 +111,7 @@ def _outlier(
     evidence.append({"median_of_all_us": others, "units": len(starts[0]), "z": z, "bound": bound})
     few = ", but in a single process start" if len(starts) == 1 else f", but in {times} of {len(starts)} starts only"
     sure = times == len(starts) > 1
-    return Result(
+    return CheckResult(
         check="fleet",
         subject=f"{view.id}: {unit.name}",
         verdict=Verdict.FAIL if sure else Verdict.INCONCLUSIVE,
@@ -130,15 +131,15 @@ def _alike(starts: list[list[Unit]]) -> bool:
 def _units(subject: Subject, record: Record) -> list[Unit]:
     """The equals of one record: its groups, or the endpoints of its flows."""
     if len({len(group.ranks) for group in record.groups}) == 1 and len(record.groups) > 1:
-        named = [(subject.place.name_group(group.ranks), group) for group in record.groups]
+        named = [(group_name(subject.run.topology, group.ranks), group) for group in record.groups]
         return [
             Unit(kind, name, g.time_us.p50, _uncertainty(g.time_us), {**_of(record), "ranks": g.ranks})
             for (kind, name), g in named
         ]
-    return _endpoints(subject.place, record)
+    return _endpoints(subject.run.topology, record)
 
 
-def _of(record: Record) -> dict[str, Any]:
+def _of(record: Record) -> dict[str, Json]:
     return {"start": record.start, "samples": record.samples}
 
 
@@ -148,14 +149,14 @@ def _uncertainty(summary: Summary) -> float:
     return (summary.p50_hi - summary.p50_lo) / 2
 
 
-def _endpoints(place: Place, record: Record) -> list[Unit]:
+def _endpoints(topology: Topology | None, record: Record) -> list[Unit]:
     """Each rank's sending and receiving side: the median over distinct peers of the time of 1e6 bytes, in us."""
     times: dict[tuple[str, int], dict[int, list[float]]] = {}
     for phase in record.phases:
         flows = phase.flows
-        if not flows or not flows.get("p50_us"):
+        if flows is None or not flows.p50_us:
             continue
-        for src, dst, nbytes, p50_us in zip(*(flows[key] for key in ("src", "dst", "nbytes", "p50_us")), strict=True):
+        for src, dst, nbytes, p50_us in zip(flows.src, flows.dst, flows.nbytes, flows.p50_us, strict=True):
             if src != dst and nbytes and p50_us:
                 for side, rank, peer in (("send", src, dst), ("receive", dst, src)):
                     times.setdefault((side, rank), {}).setdefault(peer, []).append(p50_us / nbytes * 1e6)
@@ -165,7 +166,7 @@ def _endpoints(place: Place, record: Record) -> list[Unit]:
     units = []
     for (side, rank), peers in sorted(times.items()):
         medians = [statistics.median(values) for values in peers.values()]
-        name = f"{side} side of {place.name_rank(rank)}"
+        name = f"{side} side of {rank_name(topology, rank)}"
         flows_us = {str(peer): statistics.median(values) for peer, values in sorted(peers.items())}
         evidence = {**_of(record), "rank": rank, "direction": side, "us_a_megabyte_by_peer": flows_us}
         units.append(Unit("endpoint", name, statistics.median(medians), 0.0, evidence))

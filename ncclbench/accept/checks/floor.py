@@ -7,20 +7,19 @@ missed is inconclusive at most.
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
-from ncclbench.accept.case_facts import CaseView
+from ncclbench.accept.case_facts import CaseView, scopes
 from ncclbench.accept.check_context import Estimate, Subject, row
 from ncclbench.accept.profile import SCOPE_FACTS, FloorRule
-from ncclbench.accept.verdict import Action, Result, Verdict
-from ncclbench.store.records import Record
+from ncclbench.store.records import Json, Record
+from ncclbench.store.verdict import Action, CheckResult, Verdict
 from ncclbench.units import counted, format_size
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result for each case and entry of the profile, and one for each entry that nothing measured."""
     if subject.fabric_mismatch:
-        yield Result(check="floor", subject="run", verdict=Verdict.NOT_RUN, reason=subject.skipped_by_mismatch())
+        yield CheckResult(check="floor", subject="run", verdict=Verdict.NOT_RUN, reason=subject.skipped_by_mismatch())
         return
     met: set[int] = set()
     for view in subject.cases:
@@ -33,7 +32,7 @@ def check(subject: Subject) -> Iterator[Result]:
             yield _no_entry(subject, view)
     for k, rule in enumerate(subject.rules.floors):
         if k not in met and _could_be_measured(subject, rule):
-            yield Result(
+            yield CheckResult(
                 check="floor",
                 subject=describe(rule),
                 verdict=Verdict.NOT_RUN,
@@ -58,10 +57,10 @@ def _could_be_measured(subject: Subject, rule: FloorRule) -> bool:
     if "nvls" in rule.tests and not any(rule.tests["nvls"].holds(state) for state in subject.nvls):
         return False
     tests = {name: test for name, test in rule.tests.items() if name in SCOPE_FACTS}
-    return any(all(test.holds(scope[name]) for name, test in tests.items()) for scope in subject.place.scopes())
+    return any(all(test.holds(scope[name]) for name, test in tests.items()) for scope in scopes(subject.run))
 
 
-def _judge(subject: Subject, view: CaseView, rule: FloorRule) -> Result:
+def _judge(subject: Subject, view: CaseView, rule: FloorRule) -> CheckResult:
     estimates = [(record, subject.estimate(record, rule)) for record in view.timed]
     evidence = [_source(rule), *(_evidence(record, estimate) for record, estimate in estimates)]
     verdict, reason = _compare(subject, rule, [(r, e) for r, e in estimates])
@@ -70,7 +69,7 @@ def _judge(subject: Subject, view: CaseView, rule: FloorRule) -> Result:
         verdict, reason = Verdict.INCONCLUSIVE, f"{reason}; that figure is assumed, so it proves nothing"
     elif assumed:
         reason += " (assumed)"
-    return Result(
+    return CheckResult(
         check="floor",
         subject=view.id,
         verdict=verdict,
@@ -141,7 +140,7 @@ def _unknown(subject: Subject, rule: FloorRule, estimates: list[tuple[Record, Es
     return f"the records have no {rule.floor.metric}" + (f" of phase {rule.floor.phase}" if rule.floor.phase else "")
 
 
-def _source(rule: FloorRule) -> dict[str, Any]:
+def _source(rule: FloorRule) -> dict[str, Json]:
     floor = rule.floor
     return {
         "entry": describe(rule),
@@ -156,22 +155,22 @@ def _source(rule: FloorRule) -> dict[str, Any]:
     }
 
 
-def _evidence(record: Record, estimate: Estimate | None) -> dict[str, Any]:
+def _evidence(record: Record, estimate: Estimate | None) -> dict[str, Json]:
     if estimate is None:
         return row(record, figure=None)
     return row(record, figure=estimate.value, low=estimate.low, high=estimate.high, part=estimate.part)
 
 
-def _no_entry(subject: Subject, view: CaseView) -> Result:
+def _no_entry(subject: Subject, view: CaseView) -> CheckResult:
     exemption = subject.exemption(view)
     if exemption:
-        return Result(check="floor", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
+        return CheckResult(check="floor", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
     facts = view.facts
-    what = f"{facts['pattern']} of {format_size(facts['bytes'])} on {counted(facts['ranks'], 'rank')}, "
-    what += counted(facts["nodes"], "node")
+    what = f"{facts.pattern} of {format_size(facts.bytes)} on {counted(facts.ranks, 'rank')}, "
+    what += counted(facts.nodes, "node")
     near = _nearest(subject, view)
     hint = f"the nearest is: {describe(near)}" if near else "it has no entry at all"
-    return Result(
+    return CheckResult(
         check="floor",
         subject=view.id,
         verdict=Verdict.INCONCLUSIVE,
@@ -185,19 +184,19 @@ def _nearest(subject: Subject, view: CaseView) -> FloorRule | None:
     """The entry of the same pattern with the fewest words that differ, then numbers that do, then how far apart."""
 
     def distance(rule: FloorRule) -> tuple[int, int, int, float]:
-        missed = [name for name, test in rule.tests.items() if not test.holds(view.facts[name])]
-        words = sum(isinstance(view.facts[name], str) for name in missed)
-        apart = sum(_apart(rule, name, view.facts[name]) for name in missed)
+        missed = [name for name, test in rule.tests.items() if not test.holds(view.facts.value(name))]
+        words = sum(isinstance(view.facts.value(name), str) for name in missed)
+        apart = sum(_apart(rule, name, view.facts.value(name)) for name in missed)
         return int("pattern" in missed), words, len(missed), apart
 
     return min(subject.rules.floors, key=distance, default=None)
 
 
-def _apart(rule: FloorRule, name: str, value: Any) -> float:
+def _apart(rule: FloorRule, name: str, value: str | int | None) -> float:
     """How many doublings lie between a number and what the test wants; 0 for what is no number."""
     test = rule.tests[name]
     wanted = [end for end in (test.low, test.high) if math.isfinite(end) and end > 0]
     wanted += [float(choice) for choice in test.one_of or () if isinstance(choice, int | float) and choice > 0]
-    if not wanted or not isinstance(value, int | float) or value <= 0:
+    if not wanted or not isinstance(value, int) or value <= 0:
         return 0.0
     return min(abs(math.log2(value / end)) for end in wanted)

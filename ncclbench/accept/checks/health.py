@@ -4,55 +4,65 @@ What a warning means is data: ``health.toml``, and the profile's own entries bef
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from ncclbench.accept.case_facts import matches_any, shown_ranks
 from ncclbench.accept.check_context import Subject
 from ncclbench.accept.profile import Health
-from ncclbench.accept.verdict import Result, Verdict
 from ncclbench.store.gpu_warnings import crc_warnings
+from ncclbench.store.records import GpuState, Record
+from ncclbench.store.verdict import CheckResult, Verdict
 from ncclbench.units import counted
 
-_STATES = {"rank": int, "before": dict, "after": dict}
-# Case, process start, the device's entry in the record, and the warning.
-Row = tuple[str, int, dict[str, Any], str]
+
+@dataclass(frozen=True)
+class Complaint:
+    """One warning of one device: where it was seen, on which rank and device, and its words."""
+
+    case: str
+    start: int
+    rank: int | None
+    device: str | None
+    warning: str
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result for each kind of device and warning, naming the ranks that have it."""
-    yield from _judge(subject, "gpu", subject.run.manifest.get("device") != "cpu")
-    yield from _judge(subject, "nic", expected=False)
+    records = subject.run.records
+    gpus = sum(len(record.gpus) for record in records)
+    warned = [
+        Complaint(record.case, record.start, gpu.rank, None, warning)
+        for record in records
+        for gpu in record.gpus
+        for warning in gpu.warnings
+    ]
+    # A rank has too few errors in any one case, and too many in all of them.
+    named = {(_kind_of(one.warning), one.start, one.rank) for one in warned}
+    over = [one for one in _over_starts(records) if (_kind_of(one.warning), one.start, one.rank) not in named]
+    yield from _judge(subject, "gpu", gpus, [*warned, *over], subject.run.manifest.device != "cpu")
+    read = [(record, record.path.counters) for record in records if record.path and record.path.counters]
+    moved = [
+        Complaint(record.case, record.start, move.rank, move.port, f"{move.counter} rose by {move.by}")
+        for record, counters in read
+        for move in counters.moved or []
+        if move.counter
+    ]
+    yield from _judge(subject, "nic", len(read), moved, expected=False)
 
 
-def _judge(subject: Subject, kind: str, expected: bool) -> Iterator[Result]:
-    seen, warned = _warned(subject.run.records, kind)
-    for text, rows in sorted(warned.items()):
-        yield _warning(kind, text, rows, subject.rules.health)
-    if not warned:
+def _judge(
+    subject: Subject, kind: str, seen: int, complaints: list[Complaint], expected: bool
+) -> Iterator[CheckResult]:
+    """Results of `seen` states of one kind of device."""
+    by_kind: dict[str, list[Complaint]] = {}
+    for one in complaints:
+        by_kind.setdefault(_kind_of(one.warning), []).append(one)
+    for text, group in sorted(by_kind.items()):
+        yield _warning(kind, text, group, subject.rules.health)
+    if not by_kind:
         verdict = Verdict.PASS if seen else Verdict.INCONCLUSIVE if expected else Verdict.NOT_RUN
         reason = "none throttled, no error counted" if seen else f"no state of a {kind.upper()} was recorded"
-        yield Result(check="health", subject=kind, verdict=verdict, reason=reason)
-
-
-def _warned(records: Sequence[Any], kind: str) -> tuple[int, dict[str, list[Row]]]:
-    """How many states of devices were recorded, and by kind of warning where each was."""
-    seen = 0
-    rows: list[Row] = []
-    for record in records:
-        for entry in _entries(record, kind):
-            seen += 1
-            told = entry.get("warnings") or []
-            rows += [
-                (record.case, record.start, entry, str(one)) for one in (told if isinstance(told, list) else [told])
-            ]
-    named = {(_kind_of(warning), start, entry.get("rank")) for _, start, entry, warning in rows}
-    for row in _over_starts(records) if kind == "gpu" else ():
-        if (_kind_of(row[3]), row[1], row[2]["rank"]) not in named:  # too few in any one case, and too many in all
-            rows.append(row)
-    warned: dict[str, list[Row]] = {}
-    for row in rows:
-        warned.setdefault(_kind_of(row[3]), []).append(row)
-    return seen, warned
+        yield CheckResult(check="health", subject=kind, verdict=verdict, reason=reason)
 
 
 def _kind_of(warning: str) -> str:
@@ -60,48 +70,27 @@ def _kind_of(warning: str) -> str:
     return " ".join(word for word in warning.partition(" rose by ")[0].split() if not word.isdecimal())
 
 
-def _over_starts(records: Iterable[Any]) -> Iterator[Row]:
+def _over_starts(records: Iterable[Record]) -> Iterator[Complaint]:
     """What each rank's GPU had of checksum errors over all cases of a process start."""
-    states: dict[tuple[int, int], list[tuple[Any, Any]]] = {}
+    states: dict[tuple[int, int], list[tuple[GpuState, GpuState]]] = {}
     for record in records:
-        for entry in _entries(record, "gpu"):
-            if all(isinstance(entry.get(name), kind) for name, kind in _STATES.items()):
-                key = int(record.start), int(entry["rank"])
-                states.setdefault(key, []).append((entry["before"], entry["after"]))
+        for gpu in record.gpus:
+            if gpu.rank is not None and gpu.before is not None and gpu.after is not None:
+                states.setdefault((record.start, gpu.rank), []).append((gpu.before, gpu.after))
     for (start, rank), stretches in states.items():
         for warning in crc_warnings(stretches):
-            yield "all cases of a start", start, {"rank": rank}, warning
+            yield Complaint("all cases of a start", start, rank, None, warning)
 
 
-def _entries(record: Any, kind: str) -> Sequence[dict[str, Any]]:
-    """The states of GPUs are a record's own; counters of NICs that moved meanwhile are in its path."""
-    if kind == "gpu":
-        return [entry for entry in record.gpus if isinstance(entry, dict)]
-    counters = (record.path or {}).get("counters")
-    if not isinstance(counters, dict):
-        return []
-    moved = [entry for entry in counters.get("moved") or [] if isinstance(entry, dict)]
-    told = [
-        {"rank": entry.get("rank"), "device": entry.get("port"), "warnings": [f"{name} rose by {entry.get('by')}"]}
-        for entry in moved
-        if (name := entry.get("counter"))
-    ]
-    return told or [{"warnings": []}]
-
-
-def _warning(kind: str, text: str, rows: list[Row], rules: Sequence[Health]) -> Result:
+def _warning(kind: str, text: str, complaints: list[Complaint], rules: Sequence[Health]) -> CheckResult:
     rule = next(rule for rule in rules if matches_any(text, [rule.match]))
-    ranks = sorted({int(entry["rank"]) for _, _, entry, _ in rows if isinstance(entry.get("rank"), int)})
-    where = shown_ranks(ranks) if ranks else f"{len(rows)} places"
-    evidence = [
-        {"case": case, "start": start, "rank": entry.get("rank"), "device": entry.get("device"), "warning": warning}
-        for case, start, entry, warning in rows[:64]
-    ]
-    return Result(
+    ranks = sorted({one.rank for one in complaints if one.rank is not None})
+    where = shown_ranks(ranks) if ranks else f"{len(complaints)} places"
+    return CheckResult(
         check="health",
         subject=f"{kind}: {text}",
         verdict=rule.verdict,
-        reason=f"{text} on {where}, in {counted(len({case for case, *_ in rows}), 'case')}",
+        reason=f"{text} on {where}, in {counted(len({one.case for one in complaints}), 'case')}",
         action=rule.action,
-        evidence=evidence,
+        evidence=[dict(vars(one)) for one in complaints[:64]],
     )

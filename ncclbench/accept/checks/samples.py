@@ -6,19 +6,19 @@ import numpy as np
 
 from ncclbench.accept.check_context import Subject, row
 from ncclbench.accept.sample_checks import impossible
-from ncclbench.accept.verdict import Result, Verdict
 from ncclbench.errors import UsageError
 from ncclbench.store.records import Record
+from ncclbench.store.verdict import CheckResult, Verdict
 from ncclbench.units import counted
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result a case."""
     for view in subject.cases:
         complaints = {record.start: _complaint(subject, record) for record in view.timed}
         bad = {start: complaint for start, complaint in complaints.items() if complaint}
         if view.timed:
-            yield Result(
+            yield CheckResult(
                 check="samples",
                 subject=view.id,
                 verdict=Verdict.INCONCLUSIVE if bad else Verdict.PASS,

@@ -6,12 +6,12 @@ import numpy as np
 
 from ncclbench.accept.case_facts import shown_ranks
 from ncclbench.accept.check_context import Subject, row
-from ncclbench.accept.verdict import Action, Result, Verdict
 from ncclbench.errors import UsageError
 from ncclbench.store.records import Record
+from ncclbench.store.verdict import Action, CheckResult, Verdict
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result a case."""
     limit = subject.rules.profile.limits.skew_share
     for view in subject.cases:
@@ -22,13 +22,13 @@ def check(subject: Subject) -> Iterator[Result]:
         ]
         exemption = subject.exemption(view)
         if exemption:
-            yield Result(check="skew", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
+            yield CheckResult(check="skew", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
         if exemption or not shares:
             continue
         share, record = max(shares, key=lambda pair: pair[0])
         late = share > limit
         who = f"; {_latest(subject, record)}" if late else ""
-        yield Result(
+        yield CheckResult(
             check="skew",
             subject=view.id,
             verdict=Verdict.INCONCLUSIVE if late else Verdict.PASS,

@@ -5,16 +5,19 @@ leaves its traces here.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Sequence
+
+import msgspec
 
 from ncclbench.accept.case_facts import CaseView, shown_ranks
 from ncclbench.accept.check_context import Subject, row
-from ncclbench.accept.verdict import Action, Result, Verdict
+from ncclbench.store.events import Event
+from ncclbench.store.records import Json
+from ncclbench.store.verdict import Action, CheckResult, Verdict
 from ncclbench.units import counted
 
 
-def check(subject: Subject) -> Iterator[Result]:
+def check(subject: Subject) -> Iterator[CheckResult]:
     """One result for the declared starts, one for each that is not as it should be, and one a case for their spread."""
     run, limits = subject.run, subject.rules.profile.limits
     broken = [result for start in range(run.declared_starts) for result in _of_start(subject, start)]
@@ -34,14 +37,29 @@ def check(subject: Subject) -> Iterator[Result]:
             yield _result(view.id, Verdict.NOT_RUN, exemption) if exemption else _spread(view, limits.start_spread)
 
 
-def _result(subject: str, verdict: Verdict, reason: str, **more: Any) -> Result:
-    return Result(check="starts", subject=subject, verdict=verdict, reason=reason, **more)
+def _result(
+    subject: str,
+    verdict: Verdict,
+    reason: str,
+    action: Action | None = None,
+    evidence: Sequence[dict[str, Json]] = (),
+    cause: str | None = None,
+) -> CheckResult:
+    return CheckResult(
+        check="starts",
+        subject=subject,
+        verdict=verdict,
+        reason=reason,
+        action=action,
+        evidence=list(evidence),
+        cause=cause,
+    )
 
 
-def _of_start(subject: Subject, start: int) -> Iterator[Result]:
+def _of_start(subject: Subject, start: int) -> Iterator[CheckResult]:
     """What is wrong with one start: not made, cut off, cases that failed, ranks that were lost on the way."""
     run, name = subject.run, f"start {start}"
-    events = [event for event in run.events if int(event.get("start", 0)) == start]
+    events = [event for event in run.events if event.start == start]
     failed = [r for r in run.records if r.start == start and r.status in ("failed", "timeout")]
     missing = run.missing_from(start)
     if failed:
@@ -59,34 +77,37 @@ def _of_start(subject: Subject, start: int) -> Iterator[Result]:
     elif missing:
         yield _result(name, Verdict.INCONCLUSIVE, "has not been made yet; go on with --resume")
     else:
-        lost = [event for event in events if event["kind"] == "lost" and event.get("ranks")]
+        lost = [event for event in events if event.kind == "lost" and event.ranks]
         if lost:
-            ranks = sorted({int(rank) for event in lost for rank in event["ranks"]})
-            reason = f"lost {shown_ranks(ranks)} on the way ({lost[0].get('reason')}), and a start that failed counts"
+            ranks = sorted({rank for event in lost for rank in event.ranks})
+            reason = f"lost {shown_ranks(ranks)} on the way ({lost[0].reason}), and a start that failed counts"
             yield _result(
-                name, Verdict.INCONCLUSIVE, reason, action=Action.ISOLATE, evidence=[dict(event) for event in lost]
+                name,
+                Verdict.INCONCLUSIVE,
+                reason,
+                action=Action.ISOLATE,
+                evidence=[msgspec.to_builtins(event) for event in lost],
             )
 
 
-def _begun(events: list[Mapping[str, Any]]) -> bool:
-    return any(event["kind"] in ("start", "resume", "case") for event in events)
+def _begun(events: list[Event]) -> bool:
+    return any(event.kind in ("start", "resume", "case") for event in events)
 
 
-def _same_processes(subject: Subject) -> Iterator[Result]:
+def _same_processes(subject: Subject) -> Iterator[CheckResult]:
     """Starts that share a process are no starts of their own."""
-    seen: dict[tuple[Any, ...], int] = {}
+    seen: dict[tuple[str | int | None, ...], int] = {}
     for event in subject.run.events:
-        pids = event.get("pids")
-        if event["kind"] == "start" and isinstance(pids, list) and pids:
-            start = int(event.get("start", 0))
+        if event.kind == "start" and event.pids:
             # Rank 0's mark, where there is one: in containers every start may have the same numbers.
-            other = seen.setdefault((event.get("process"), *pids), start)
-            if other != start:
+            other = seen.setdefault((event.process, *event.pids), event.start)
+            if other != event.start:
                 reason = f"ran in the very processes of start {other}"
-                yield _result(f"start {start}", Verdict.INCONCLUSIVE, reason, evidence=[{"pids": pids}])
+                pids: list[dict[str, Json]] = [{"pids": event.pids}]
+                yield _result(f"start {event.start}", Verdict.INCONCLUSIVE, reason, evidence=pids)
 
 
-def _spread(view: CaseView, limit: float) -> Result:
+def _spread(view: CaseView, limit: float) -> CheckResult:
     medians = [record.time_us.p50 for record in view.timed if record.time_us is not None]
     middle = statistics.median(medians)
     spread = (max(medians) - min(medians)) / middle if middle > 0 else float("inf")

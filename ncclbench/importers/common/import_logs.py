@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,10 +15,20 @@ from ncclbench.config.plugins import load, names
 from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.importers.common.imported_cases import ImportedCase, Reading, Stated, agreed, case_id
 from ncclbench.importers.common.log_file import DamageError, Log
+from ncclbench.store.manifest import (
+    ImportedSource,
+    LoggedTable,
+    Manifest,
+    PlannedCaseRecord,
+    PlanRecord,
+    ProvenanceRecord,
+    RankRecord,
+)
 from ncclbench.store.provenance import git_commit
-from ncclbench.store.records import SCHEMA
-from ncclbench.store.run_directory import RunWriter, check_target
-from ncclbench.topology import Topology
+from ncclbench.store.run_writer import RunWriter, check_target
+from ncclbench.topology import Topology, TopologyRecord
+
+T = TypeVar("T")
 
 
 def read_log(log: Log, stated: Stated, only: str | None = None) -> list[tuple[str, Reading]]:
@@ -35,8 +45,13 @@ def read_log(log: Log, stated: Stated, only: str | None = None) -> list[tuple[st
     for name, module in able.items():
         try:
             reading = module.read(log, stated)
-            for found in reading.cases:  # importers of logs that always name the pattern ignore `stated`
-                agreed(found.record.pattern, stated.pattern, "--pattern", (found.record.imported or {}).get("line"))
+            for found in reading.cases:  # importers whose logs always name the pattern do not look at it
+                agreed(
+                    found.record.pattern,
+                    stated.pattern,
+                    "--pattern",
+                    found.record.imported.line if found.record.imported else None,
+                )
         except DamageError as damage:
             hint = (
                 ""
@@ -68,14 +83,14 @@ def import_logs(logs: Sequence[Log], out: Path, stated: Stated, only: str | None
         for one in found:
             _append(writer, one)
         writer.event("end", exit_code=0)
-    return [f"{source['file']}: {warning}" for source in sources for warning in source["warnings"] + source["damaged"]]
+    return [f"{source.file}: {warning}" for source in sources for warning in source.warnings + source.damaged]
 
 
 def _gather(
     logs: Sequence[Log], stated: Stated, only: str | None
-) -> tuple[list[dict[str, Any]], list[Reading], list[ImportedCase]]:
+) -> tuple[list[ImportedSource], list[Reading], list[ImportedCase]]:
     """Sources for the manifest, the readings, and all cases with ids of their own."""
-    sources: list[dict[str, Any]] = []
+    sources: list[ImportedSource] = []
     readings: list[Reading] = []
     found: list[ImportedCase] = []
     for log in logs:
@@ -87,24 +102,25 @@ def _gather(
     return sources, readings, _distinct(found)
 
 
-def _source(log: Log, name: str, reading: Reading) -> dict[str, Any]:
-    return {
-        "file": log.name,
-        "sha256": log.sha256,
-        "bytes": log.size,
-        "importer": name,
-        "tool": reading.tool,
-        "version": reading.version,
-        "started": reading.started,
-        "cases": len(reading.cases),
-        "tables": reading.tables,
-        "warnings": reading.warnings,
-        "damaged": reading.damaged,
-    }
+def _source(log: Log, name: str, reading: Reading) -> ImportedSource:
+    return ImportedSource(
+        file=log.name,
+        sha256=log.sha256,
+        bytes=log.size,
+        importer=name,
+        tool=reading.tool,
+        version=reading.version,
+        started=reading.started,
+        cases=len(reading.cases),
+        tables=msgspec.convert(reading.tables, list[LoggedTable]),
+        warnings=reading.warnings,
+        damaged=reading.damaged,
+    )
 
 
 def _from_source(found: ImportedCase, place: int) -> ImportedCase:
-    origin = {"source": place, **(found.record.imported or {})}
+    assert found.record.imported is not None
+    origin = msgspec.structs.replace(found.record.imported, source=place)
     return ImportedCase(record=msgspec.structs.replace(found.record, imported=origin), samples=found.samples)
 
 
@@ -123,41 +139,39 @@ def _distinct(found: Sequence[ImportedCase]) -> list[ImportedCase]:
 
 
 def _manifest(
-    sources: list[dict[str, Any]], readings: list[Reading], found: list[ImportedCase], command: list[str]
-) -> dict[str, Any]:
+    sources: list[ImportedSource], readings: list[Reading], found: list[ImportedCase], command: list[str]
+) -> Manifest:
     ranks = readings[0].ranks if all(reading.ranks == readings[0].ranks for reading in readings) else []
-    return {
-        "schema": SCHEMA,
-        "plan": {"name": "imported", "cases": [{"id": one.record.case} for one in found]},
-        "transport": _common([one.record.transport for one in found]),
-        "device": "cuda" if all(reading.tool == "nccl-tests" for reading in readings) else None,
-        "world_size": _common([one.record.world_size for one in found]),
-        "topology": _topology(ranks),
-        "ranks": ranks,
-        # Of the machine that was measured, not of the machine that imports.
-        "provenance": {
-            "ncclbench": __version__,
-            "git_commit": git_commit(),
-            "command": command,
-            "versions": {name: value for reading in readings for name, value in reading.versions.items()},
-            "variables": {name: value for reading in readings for name, value in reading.variables.items()},
-        },
-        "imported": sources,
-        "started": None,
-    }
+    return Manifest(
+        plan=PlanRecord(name="imported", cases=[PlannedCaseRecord(id=one.record.case) for one in found]),
+        transport=_common([one.record.transport for one in found]),
+        device="cuda" if all(reading.tool == "nccl-tests" for reading in readings) else None,
+        world_size=_common([one.record.world_size for one in found]),
+        topology=_topology(ranks),
+        ranks=msgspec.convert(ranks, list[RankRecord]),
+        # Of the machine that was measured; the one that this runs on has nothing to do with it.
+        provenance=ProvenanceRecord(
+            ncclbench=__version__,
+            git_commit=git_commit(),
+            command=command,
+            versions={name: value for reading in readings for name, value in reading.versions.items()},
+            variables={name: value for reading in readings for name, value in reading.variables.items()},
+        ),
+        imported=sources,
+    )
 
 
-def _common(values: Sequence[Any]) -> Any:
-    """The value that all share; None if they differ."""
+def _common(values: Sequence[T | None]) -> T | None:
+    """The value, if all have the same; None otherwise."""
     return values[0] if values and all(value == values[0] for value in values) else None
 
 
-def _topology(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The topology from the host names of the log, if it has one for every rank; empty otherwise."""
+def _topology(ranks: Sequence[dict[str, Any]]) -> TopologyRecord:
+    """From the host names of the log, if it has one for every rank; empty otherwise."""
     if not ranks or [rank["rank"] for rank in ranks] != list(range(len(ranks))):
-        return {}
+        return TopologyRecord()
     hosts = [str(rank.get("host") or "") for rank in ranks]
-    return Topology.from_hosts(hosts).as_record() if all(hosts) else {}
+    return Topology.from_hosts(hosts).as_record() if all(hosts) else TopologyRecord()
 
 
 def _append(writer: RunWriter, found: ImportedCase) -> None:

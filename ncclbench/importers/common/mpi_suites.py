@@ -12,7 +12,7 @@ import msgspec
 
 from ncclbench.importers.common.imported_cases import ImportedCase, case_id, gb_per_s, one_sample
 from ncclbench.schedule.rates import bus_factor
-from ncclbench.store.records import Overlap, Record, Skew
+from ncclbench.store.records import OriginRecord, Overlap, Record, Skew
 
 # One rank's message is 1/n of S.
 SHARED_BY_MESSAGE = frozenset({"all_gather", "all_to_all", "gather", "scatter"})
@@ -71,7 +71,7 @@ def dtype_of(mpi: str | None) -> str | None:
     return _DTYPES.get(mpi, mpi) if mpi else None
 
 
-def case_of_row(row: MpiRow, table: int, place: int, transport: str, origin: Mapping[str, Any]) -> ImportedCase:
+def case_of_row(row: MpiRow, table: int, place: int, transport: str, origin: OriginRecord) -> ImportedCase:
     """The case of a row."""
     nbytes = _whole_buffer(row)
     itemsize = _ITEMSIZE.get(row.dtype or "", 0)
@@ -102,15 +102,15 @@ def case_of_row(row: MpiRow, table: int, place: int, transport: str, origin: Map
         alg_gb_per_s=rate,
         bus_gb_per_s=_bus(row, rate),
         notes=[] if nbytes is not None else [_NO_RANKS],
-        imported={
-            **origin,
-            "line": row.line,
-            "table": table,
-            "row": place,
-            "message_bytes": row.message,
-            "over_ranks": row.over_ranks,
-            "cells": dict(row.cells),
-        },
+        imported=msgspec.structs.replace(
+            origin,
+            line=row.line,
+            table=table,
+            row=place,
+            message_bytes=row.message,
+            over_ranks=row.over_ranks,
+            cells=dict(row.cells),
+        ),
     )
     return ImportedCase(record=msgspec.structs.replace(record, case=case_id(record)))
 

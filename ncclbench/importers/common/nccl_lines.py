@@ -1,16 +1,18 @@
 """NCCL's own lines in the log of another tool: removed from its rows, and read for the path of the data."""
 
 from collections.abc import Collection
-from typing import Any
+
+import msgspec
 
 from ncclbench.importers.common.log_file import DamageError, Log
+from ncclbench.store.records import PathRecord
 from ncclbench.transports.cuda.nccl_log import parse_nccl_log
 
 
-def nccl_path(log: Log) -> dict[str, Any] | None:
+def nccl_path(log: Log) -> PathRecord | None:
     """The path that NCCL's lines state, in the form of a record's `path`; None if there are none."""
     found = parse_nccl_log(line.text for line in log.lines if "NCCL " in line.text)
-    return found or None
+    return msgspec.convert(found, PathRecord) if found else None
 
 
 def without_nccl(text: str, hosts: Collection[str], row: int | None) -> str:

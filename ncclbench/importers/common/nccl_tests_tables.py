@@ -19,9 +19,9 @@ from ncclbench.analysis.summary import MICRO, skew, summarise
 from ncclbench.importers.common.imported_cases import ImportedCase, ImportedSamples, case_id, gb_per_s, one_sample
 from ncclbench.schedule.builders import IN_PLACE
 from ncclbench.schedule.rates import bus_factor
-from ncclbench.store.records import Record
+from ncclbench.store.records import OriginRecord, PathRecord, Placement, Record
 
-PLACEMENTS = ("out_of_place", "in_place")
+PLACEMENTS: tuple[Placement, ...] = ("out_of_place", "in_place")
 PATTERNS = {"alltoall": "all_to_all", "alltoallv": "all_to_all_v", "sendrecv": "send_recv"}
 _DTYPES = {
     **{"half": "float16", "float": "float32", "double": "float64"},
@@ -64,7 +64,7 @@ class Row:
     dtype: str
     redop: str | None
     root: int | None
-    halves: Mapping[str, Half]
+    halves: Mapping[Placement, Half]
     timestamp: str | None = None
 
 
@@ -138,8 +138,8 @@ def cases_of_table(
     table: NcclTestsTable,
     pattern: str,
     world_size: int | None,
-    origin: Mapping[str, Any],
-    path: dict[str, Any] | None = None,
+    origin: OriginRecord,
+    path: PathRecord | None = None,
 ) -> list[ImportedCase]:
     """The cases of a table.
 
@@ -162,8 +162,8 @@ class _Maker:
         table: NcclTestsTable,
         pattern: str,
         world_size: int | None,
-        origin: Mapping[str, Any],
-        path: dict[str, Any] | None,
+        origin: OriginRecord,
+        path: PathRecord | None,
     ) -> None:
         self.table, self.pattern, self.world_size, self.origin, self.path = table, pattern, world_size, origin, path
         groups = table.groups
@@ -171,7 +171,7 @@ class _Maker:
         self.group_size = (sizes.pop() if len(sizes) == 1 else None) if groups else world_size
         self.split = _split(groups)
         self.notes = [_SPLIT] if groups else []
-        if path and "NET/Socket" in path.get("links", []):
+        if path and "NET/Socket" in path.links:
             self.notes.append(_SOCKETS)
 
     def of_row(self, place: int, row: Row) -> list[ImportedCase]:
@@ -184,7 +184,7 @@ class _Maker:
                 found.append(self._iterations(base, row, half))
         return found
 
-    def _base(self, place: int, row: Row, placement: str, half: Half) -> Record:
+    def _base(self, place: int, row: Row, placement: Placement, half: Half) -> Record:
         return Record(
             case="",
             pattern=self.pattern,
@@ -211,7 +211,7 @@ class _Maker:
             imported=self._origin(place, row, placement, half),
         )
 
-    def _params(self, row: Row, placement: str) -> dict[str, Any]:
+    def _params(self, row: Row, placement: Placement) -> dict[str, Any]:
         params: dict[str, Any] = {}
         if placement != ("in_place" if self.pattern in IN_PLACE else "out_of_place"):
             params["placement"] = placement
@@ -223,22 +223,20 @@ class _Maker:
             params["group"] = self.split
         return params
 
-    def _origin(self, place: int, row: Row, placement: str, half: Half) -> dict[str, Any]:
-        origin = {
-            **self.origin,
-            "line": row.line,
-            "table": self.table.number,
-            "row": place,
-            "placement": placement,
-            "type": row.dtype,
-            "figure": "table",
-            "over_ranks": self.table.over_ranks,
-        }
-        if half.per_iteration:
-            origin["per_iteration"] = dict(half.per_iteration)
-        if row.timestamp:
-            origin["timestamp"] = row.timestamp
-        return {**origin, **half.extra}
+    def _origin(self, place: int, row: Row, placement: Placement, half: Half) -> OriginRecord:
+        return msgspec.structs.replace(
+            self.origin,
+            line=row.line,
+            table=self.table.number,
+            row=place,
+            placement=placement,
+            type=row.dtype,
+            figure="table",
+            over_ranks=self.table.over_ranks,
+            per_iteration=dict(half.per_iteration),
+            timestamp=row.timestamp or None,
+            **half.extra,
+        )
 
     def _figure(self, base: Record, half: Half) -> Record:
         """The record of the column `time`, with the rates as the log has them."""
@@ -265,7 +263,7 @@ class _Maker:
             alg_gb_per_s=rate,
             bus_gb_per_s=_bus(self.pattern, self.group_size, rate),
             notes=[*base.notes, _UNGATED],
-            imported={**(base.imported or {}), "figure": "per_iteration"},
+            imported=msgspec.structs.replace(base.imported, figure="per_iteration") if base.imported else None,
         )
         return ImportedCase(record=record, samples=ImportedSamples(seconds_RN=seconds_RN, ranks=ranks))
 

@@ -12,9 +12,8 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from ncclbench.store.records import Record
+from ncclbench.store.records import LedgerRecord, Record
 from ncclbench.store.run_directory import Run
-from ncclbench.store.stamps import is_simulated, time_is
 
 _TIMES = ("n", "min", "p50", "p50_lo", "p50_hi", "p95", "p99", "max", "mean", "cv")
 _LINKS = ("self", "node", "domain", "same_rail", "cross_rail", "cross_site")
@@ -133,8 +132,8 @@ def phases_frame(runs: Sequence[Run]) -> pd.DataFrame:
             "p50_lo_us": phase.time_us.p50_lo if phase.time_us else None,
             "p50_hi_us": phase.time_us.p50_hi if phase.time_us else None,
             **_sent(phase.ledger),
-            "bottleneck_bytes": phase.ledger.get("bottleneck_bytes"),
-            "bottleneck_gb_per_s": phase.ledger.get("bottleneck_gb_per_s"),
+            "bottleneck_bytes": phase.ledger.bottleneck_bytes,
+            "bottleneck_gb_per_s": phase.ledger.bottleneck_gb_per_s,
         }
         for run in runs
         for record in run.records
@@ -182,27 +181,23 @@ def _row(run: Run, record: Record) -> dict[str, Any]:
     time_us, skew_us = row.pop("time_us") or {}, row.pop("skew_us") or {}
     for name in _TIMES:
         row[name if name in ("n", "cv") else f"{name}_us"] = time_us.get(name)
-    row["time_is"] = time_is(record)
+    row["time_is"] = record.time_is
     row["skew_p50_us"], row["skew_max_us"] = skew_us.get("p50"), skew_us.get("max")
     row["overlap_percent"] = record.overlap.share_percent if record.overlap else None
     for name in ("deepep_dispatch", "deepep_combine"):
         figure = record.comparable.get(name)
         row[f"{name}_gb_per_s"] = figure.gb_per_s if figure else None
-    ledger = record.ledger or {}
-    row["bottleneck_bytes"], row["bottleneck_gb_per_s"] = (
-        ledger.get("bottleneck_bytes"),
-        ledger.get("bottleneck_gb_per_s"),
-    )
-    plan = run.manifest.get("plan")
-    topology = run.manifest.get("topology")
+    ledger = record.ledger or LedgerRecord()
+    row["bottleneck_bytes"], row["bottleneck_gb_per_s"] = ledger.bottleneck_bytes, ledger.bottleneck_gb_per_s
+    topology = run.manifest.topology
     return {
         "run": str(run.path),
-        "plan": plan.get("name") if isinstance(plan, dict) else None,
-        "device": run.manifest.get("device"),
-        "simulated": is_simulated(run.manifest),
-        "nodes": len(topology.get("node_names", [])) or None if isinstance(topology, dict) else None,
+        "plan": run.manifest.plan.name,
+        "device": run.manifest.device,
+        "simulated": run.is_simulated,
+        "nodes": (len(topology.node_names) or None) if topology else None,
         **_sent(ledger),
-        "path_proof": (record.path or {}).get("proof"),
+        "path_proof": record.path.proof if record.path else None,
         **row,
     }
 
@@ -211,6 +206,6 @@ def _flatten(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "params": params_text(row["params"]), "notes": " | ".join(row["notes"]) or None}
 
 
-def _sent(ledger: Mapping[str, Any]) -> dict[str, Any]:
-    sent = ledger.get("sent_bytes") or {}
+def _sent(ledger: LedgerRecord) -> dict[str, int | None]:
+    sent = ledger.sent_bytes
     return {f"sent_{link}_bytes": sent.get(link) for link in _LINKS}

@@ -3,9 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from ncclbench.store.run_directory import Run
-from ncclbench.store.stamps import is_simulated, ranks_per_gpu, share_a_machine, time_is
-from ncclbench.store.verdict import Judgement, read_judgement
+from ncclbench.store.run_directory import Run, Stamp
+from ncclbench.store.verdict import RunVerdict, read_verdict
 
 NO_VERDICT = "no verdict: this run was measured, not judged"
 CPU_ONLY = "CPU only: proves logic, not a fabric"
@@ -23,15 +22,15 @@ AS_DEEPEP = (
     "high; beside DeepEP's own figures only, no bus bandwidth"
 )
 
-# What a verdict's stamps are called in a report.
+# What stamps are called in a report. Those that are left out say it in other words, or in their own.
 _STAMPS = {
-    "cpu only": CPU_ONLY,
-    "shared GPUs": SHARED,
-    "nodes of one machine": ONE_MACHINE,
-    "simulated": "simulated",
-    "redacted": "redacted",
-    "forced": "forced: compared although fabric, versions or settings differ",
+    Stamp.SIMULATED: "simulated",
+    Stamp.CPU_ONLY: CPU_ONLY,
+    Stamp.SHARED_GPUS: SHARED,
+    Stamp.ONE_MACHINE: ONE_MACHINE,
+    Stamp.REDACTED: "redacted",
 }
+_JUDGED = {**_STAMPS, Stamp.FORCED: "forced: compared although fabric, versions or settings differ"}
 # Controls, and the marks that turn the direction of text or take no room: a name could hide behind them.
 _INVISIBLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
@@ -45,20 +44,15 @@ def visible(text: object, limit: int = 0) -> str:
     return shown if not limit or len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
-def stamps(run: Run, judgement: Judgement | None) -> list[str]:
+def stamps(run: Run, judgement: RunVerdict | None) -> list[str]:
     """What every page of a report on `run` must carry."""
-    found = ["simulated"] if is_simulated(run.manifest) else []
-    found += [CPU_ONLY] if run.manifest.get("device") == "cpu" and not found else []
-    found += [SHARED] if ranks_per_gpu(run.manifest) > 1 else []
-    found += [ONE_MACHINE] if share_a_machine(run.manifest) else []
-    sources = run.manifest.get("imported")
-    found += [
-        f"{IMPORTED} {visible(one.get('tool'))} {visible(one.get('version') or '')}".rstrip()
-        for one in (sources if isinstance(sources, list) else [])
-        if isinstance(one, dict)
-    ]
-    found += ["redacted"] if run.manifest.get("redacted") else []
-    judged = [_STAMPS.get(stamp, visible(stamp)) for stamp in (judgement.stamps if judgement else [])]
+    said = {stamp: words for stamp, words in _STAMPS.items() if stamp in run.stamps}
+    redacted = said.pop(Stamp.REDACTED, None)
+    found = [*said.values()]
+    found += [f"{IMPORTED} {visible(one.tool)} {visible(one.version or '')}".rstrip() for one in run.manifest.imported]
+    found += [redacted] if redacted else []
+    words = {stamp.value: text for stamp, text in _JUDGED.items()}
+    judged = [words.get(stamp, visible(stamp)) for stamp in (judgement.stamps if judgement else [])]
     # A profile's own words may be the end of what is said already.
     found += [stamp for stamp in judged if not any(said.endswith(f": {stamp}") for said in (*found, *judged))]
     return list(dict.fromkeys(found))
@@ -66,7 +60,7 @@ def stamps(run: Run, judgement: Judgement | None) -> list[str]:
 
 def times_are(run: Run) -> str:
     """What the headline times of a run are."""
-    kinds = {time_is(record) for record in run.records}
+    kinds = {record.time_is for record in run.records}
     if "mean" not in kinds:
         return "time is the median over iterations of the slowest rank"
     if "median" not in kinds:
@@ -74,12 +68,12 @@ def times_are(run: Run) -> str:
     return "time is a mean over launches, as the log has it, where n is 1, and the median over iterations elsewhere"
 
 
-def judgements(runs: Sequence[Run]) -> list[Judgement | None]:
+def judgements(runs: Sequence[Run]) -> list[RunVerdict | None]:
     """The verdict of each run that has one."""
-    return [read_judgement(run.path) for run in runs]
+    return [read_verdict(run.path) for run in runs]
 
 
-def verdict_line(judgement: Judgement | None) -> str:
+def verdict_line(judgement: RunVerdict | None) -> str:
     """The verdict and its reasons in a line."""
     if judgement is None:
         return NO_VERDICT
@@ -96,11 +90,7 @@ def unmeasured(run: Run) -> list[tuple[int, str]]:
 
 def losses_of(run: Run) -> list[str]:
     """What a run lost as a whole: warnings, ranks that died, a cut, and how much of the plan is missing for it."""
-    found = [
-        f"{event['kind']}: {visible(event.get('message') or event.get('text') or event.get('reason') or '')}"
-        for event in run.events
-        if event["kind"] in ("warning", "lost")
-    ]
+    found = [f"{event.kind}: {visible(event.says)}" for event in run.events if event.kind in ("warning", "lost")]
     if run.interrupted_in:
         found.append(f"cut off in {visible(run.interrupted_in)}; go on with --resume")
     if missing := len(unmeasured(run)):

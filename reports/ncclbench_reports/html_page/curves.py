@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from ncclbench.store.records import Record
-from ncclbench.store.verdict import Judgement
+from ncclbench.store.records import LedgerRecord, Record
+from ncclbench.store.verdict import RunVerdict
 from ncclbench_reports.common.wording import visible
 from ncclbench_reports.html_page.case_labels import Facets, short_labels
 from ncclbench_reports.html_page.figures import Figure, extent, log_axis, plot_text, rounded, size_axis, style
@@ -26,7 +26,7 @@ _FLOOR_UNITS = {"bus_gb_per_s": "gb_per_s", "bottleneck_gb_per_s": "gb_per_s", "
 Row = dict[str, Any]
 
 
-def limits_of(judged: Sequence[Judgement | None]) -> dict[str, dict[str, float]]:
+def limits_of(judged: Sequence[RunVerdict | None]) -> dict[str, dict[str, float]]:
     """The profile's floors, as the evidence of the check ``floor`` states them, by case."""
     found: dict[str, dict[str, float]] = {}
     for judgement in judged:
@@ -50,7 +50,7 @@ def bounds_of(records: Iterable[Record]) -> dict[str, dict[str, float]]:
             # A rate of phases that take turns is that of a whole rotation, and so is its bound.
             times = [phase.time_us.p50 for phase in record.phases if phase.time_us]
             share = sum(times) / sum(known) if by_turns and bound_us > 0 else record.time_us.p50 / (bound_us or 1.0)
-            rate = record.bus_gb_per_s or (record.ledger or {}).get("bottleneck_gb_per_s")
+            rate = record.bus_gb_per_s or (record.ledger or LedgerRecord()).bottleneck_gb_per_s
             if bound_us > 0:
                 found[record.case] = {"bound_us": bound_us}
                 if rate:

@@ -42,7 +42,12 @@ def flows_of(record: Record, world: int) -> Flows | None:
     for phase in record.phases:
         if not phase.flows:
             continue
-        columns = [phase.flows.get(name) or [] for name in ("src", "dst", "nbytes", "p50_us")]
+        columns: list[Sequence[float | None]] = [
+            phase.flows.src,
+            phase.flows.dst,
+            phase.flows.nbytes,
+            phase.flows.p50_us,
+        ]
         if len({len(column) for column in columns}) == 1:
             parts.append(np.array(columns, dtype=np.float64))  # None becomes NaN
     if not parts:

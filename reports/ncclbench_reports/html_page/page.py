@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
+from ncclbench.store.records import PathRecord
 from ncclbench.store.run_directory import Run
-from ncclbench.store.verdict import CheckResult, Judgement
+from ncclbench.store.verdict import CheckResult, RunVerdict
+from ncclbench.topology import TopologyRecord
 from ncclbench_reports.common.across_starts import across_starts, by_date
 from ncclbench_reports.common.record_frame import flat_frame, phases_frame, plain_rows
 from ncclbench_reports.common.wording import NO_VERDICT, judgements, stamps, times_are, visible, warnings_of
@@ -224,7 +228,7 @@ def _table(
     return DataTable(id=key, title=title, caption=caption, columns=columns, rows=rows).trimmed()
 
 
-def _checks_section(runs: Sequence[Run], judged: Sequence[Judgement | None], names: Mapping[str, str]) -> Section:
+def _checks_section(runs: Sequence[Run], judged: Sequence[RunVerdict | None], names: Mapping[str, str]) -> Section:
     several = len(names) > 1
     heads = [("run", False)] if several else []
     heads += [(name, False) for name in ("verdict", "check", "subject", "reason", "action", "evidence")]
@@ -266,9 +270,9 @@ def _data_section(runs: Sequence[Run], rows: Sequence[dict[str, Any]], names: di
     return Section(id="data", title="All figures", tables=tables)
 
 
-def _card(run: Run, judgement: Judgement | None, names: Mapping[str, str], problems: Sequence[str]) -> RunCard:
-    profile = (judgement.profile or {}) if judgement else {}
-    starts = (judgement.starts or {}) if judgement else {}
+def _card(run: Run, judgement: RunVerdict | None, names: Mapping[str, str], problems: Sequence[str]) -> RunCard:
+    profile = judgement.profile if judgement else None
+    starts = judgement.starts if judgement else None
     checks = judgement.checks if judgement else []
     failed = [check for check in checks if check.verdict == "FAIL" and check.action]
     return RunCard(
@@ -277,9 +281,9 @@ def _card(run: Run, judgement: Judgement | None, names: Mapping[str, str], probl
         verdict=judgement.verdict if judgement else "",
         says=judgement.verdict if judgement else NO_VERDICT,
         reasons=_reasons(judgement) if judgement else [],
-        profile=visible(f"{profile.get('name')} (sha256 {str(profile.get('sha256'))[:16]})") if profile else "",
+        profile=visible(f"{profile.name} (sha256 {profile.sha256[:16]})") if profile else "",
         starts=". ".join(
-            [f"{starts.get('present')} of {starts.get('declared')} process starts"] * bool(starts) + _counts(checks)
+            ([f"{starts.present} of {starts.declared} process starts"] if starts else []) + _counts(checks)
         ),
         actions=_actions(failed),
         facts=facts_of(run),
@@ -288,7 +292,7 @@ def _card(run: Run, judgement: Judgement | None, names: Mapping[str, str], probl
     )
 
 
-def _reasons(judgement: Judgement) -> list[str]:
+def _reasons(judgement: RunVerdict) -> list[str]:
     """The verdict's own reasons, and then what of the checks decided it: once for everybody who is blamed."""
     decisive = [check for check in judgement.checks if check.verdict == judgement.verdict and check.verdict != "PASS"]
     said = []
@@ -333,24 +337,25 @@ def _counts(checks: Sequence[CheckResult]) -> list[str]:
 def facts_of(run: Run) -> list[tuple[str, str]]:
     """Provenance: what was measured on what, in name and value."""
     manifest = run.manifest
-    topology, plan = (_mapping(manifest.get(name)) for name in ("topology", "plan"))
-    nodes = [str(name) for name in topology.get("node_names") or []]
+    topology = manifest.topology or TopologyRecord()
+    nodes = topology.node_names
     shown = ", ".join(visible(name, 80) for name in nodes[:8]) + (
         f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
     )
     facts: list[tuple[str, Any]] = [
         ("run directory", run.path),
-        ("started", manifest.get("started")),
-        ("plan", plan.get("name")),
-        ("transport", manifest.get("transport")),
-        ("device", manifest.get("device")),
-        ("ranks", manifest.get("world_size")),
+        ("started", manifest.started),
+        ("plan", manifest.plan.name),
+        ("transport", manifest.transport),
+        ("device", manifest.device),
+        ("ranks", manifest.world_size),
         ("nodes", f"{len(nodes)}: {shown}" if nodes else None),
     ]
-    facts += [(f"{name} known from", value) for name, value in (topology.get("sources") or {}).items()]
-    facts += [fact for fact in _flattened(_mapping(manifest.get("provenance"))) if fact[0] not in _SAID_BEFORE]
+    facts += [(f"{name} known from", value) for name, value in topology.sources.items()]
+    facts += [fact for fact in _flattened(msgspec.to_builtins(manifest.provenance)) if fact[0] not in _SAID_BEFORE]
     facts += _paths(run)
-    gpus = sorted({str(_mapping(gpu.get("before")).get("name")) for record in run.records for gpu in record.gpus})
+    states = [gpu.before for record in run.records for gpu in record.gpus if gpu.before]
+    gpus = sorted({*manifest.gpu_names, *(state.name for state in states if state.name)})
     facts += [("GPUs", ", ".join(gpus))] if gpus else []
     return [(visible(name), visible(value)) for name, value in facts if value not in (None, "", {}, [])]
 
@@ -359,17 +364,13 @@ def _paths(run: Run) -> list[tuple[str, Any]]:
     """What the library's log said of the way, over all records."""
     found: dict[str, Counter[str]] = {}
     for record in run.records:
-        for name, value in (record.path or {}).items():
+        for name, value in msgspec.to_builtins(record.path or PathRecord()).items():
             if name in _PATH_FACTS:
                 found.setdefault(f"path {name}", Counter())[str(_joined(value))] += 1
     return [
         (name, "; ".join(f"{value} ({count} cases)" if len(values) > 1 else value for value, count in values.items()))
         for name, values in sorted(found.items())
     ]
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _flattened(data: Mapping[str, Any]) -> list[tuple[str, Any]]:

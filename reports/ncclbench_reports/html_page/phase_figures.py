@@ -130,7 +130,7 @@ def _bytes(key: str, pattern: str, records: Sequence[Record], names: list[str]) 
 
 
 def _sent(phase: PhaseResult) -> dict[str, int]:
-    sent = phase.ledger.get("sent_bytes") or {}
+    sent = phase.ledger.sent_bytes
     return {link: sent.get(link, 0) for link in _LINKS if sent.get(link)}
 
 

@@ -1,8 +1,7 @@
 """Where each rank sits, in names: for hovers, heat maps and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,22 +33,18 @@ class Places:
 
     @classmethod
     def of(cls, run: Run) -> "Places":
-        """From the manifest; what it does not say is node 0 and rail 0."""
-        topology = run.manifest.get("topology")
-        topology = topology if isinstance(topology, Mapping) else {}
-        world = int(run.manifest.get("world_size") or 1)
-        nodes_R, rails_R = (_indices(topology, key, world) for key in ("nodes", "rails"))
-        names = [str(name) for name in topology.get("node_names") or []]
-        names += [f"node {index}" for index in range(len(names), int(nodes_R.max(initial=0)) + 1)]
-        wiring = topology.get("wiring")
-        wiring = wiring if isinstance(wiring, Mapping) else {}
-        leaves = [-1 if leaf is None else leaf for leaf in wiring.get("leaves") or []]
-        leaves_R = _indices({"leaves": leaves}, "leaves", world) if len(leaves) == world else None
-        leaf_names = [str(name) for name in wiring.get("leaf_names") or []]
-        if leaves_R is not None:
-            leaf_names += [f"leaf {index}" for index in range(len(leaf_names), int(leaves_R.max(initial=0)) + 1)]
-        devices = [str(device) for device in wiring.get("devices") or []]
-        return cls(nodes_R, rails_R, leaves_R, names, leaf_names, devices if len(devices) == world else [""] * world)
+        """From the run's topology; without one, every rank is on node 0 and rail 0."""
+        world = run.manifest.world_size or 1
+        topology = run.topology
+        if topology is None:
+            nowhere = np.zeros(world, np.int64)
+            named = run.manifest.topology.node_names if run.manifest.topology else []
+            return cls(nowhere, nowhere, None, named or ["node 0"], [], [""] * world)
+        wiring = topology.wiring
+        if wiring is None:
+            return cls(topology.nodes, topology.rails, None, topology.node_names, [], [""] * world)
+        leaves = wiring.leaves if (wiring.leaves >= 0).any() else None
+        return cls(topology.nodes, topology.rails, leaves, topology.node_names, wiring.leaf_names, wiring.devices)
 
     def rank(self, rank: int) -> str:
         """``n0 rail 1 (rank 1)``."""
@@ -67,14 +62,3 @@ class Places:
         if self.leaves_R is None or self.leaves_R[rank] < 0:
             return None
         return self.leaf_names[int(self.leaves_R[rank])]
-
-
-def _indices(topology: Mapping[str, Any], key: str, world: int) -> Ints:
-    stated = topology.get(key)
-    try:
-        values = np.asarray(stated, dtype=np.int64)
-    except (TypeError, ValueError, OverflowError):
-        return np.zeros(world, np.int64)
-    if values.shape != (world,) or (key != "leaves" and world and values.min() < 0):
-        return np.zeros(world, np.int64)
-    return values

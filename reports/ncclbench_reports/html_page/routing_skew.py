@@ -24,8 +24,8 @@ Point = tuple[float, float, float, float, str]
 
 def skew_of(record: Record) -> float | None:
     """Bytes of the busiest receiver over the mean's: the median over the routings of a case."""
-    found = [fact.get("max_over_mean_received") for fact in record.facts]
-    known = [float(value) for value in found if isinstance(value, int | float) and value > 0]
+    found = [facts.max_over_mean_received for facts in record.routing]
+    known = [value for value in found if value is not None and value > 0]
     return float(np.median(known)) if known else None
 
 
@@ -103,8 +103,8 @@ def _against_least_skewed(records: Sequence[Record]) -> list[Point]:
 def _payload(record: Record) -> float | None:
     """Remote bytes of a dispatch, the mean over the routings of a case."""
     basis = "selection" if record.params.get("dedup") == "selection" else "rank_dedup"
-    found = [((fact.get("bases") or {}).get(basis) or {}).get("remote_bytes") for fact in record.facts]
-    known = [float(value) for value in found if isinstance(value, int | float)]
+    counts = [(facts.bases or {}).get(basis) for facts in record.routing]
+    known = [count.remote_bytes for count in counts if count is not None and count.remote_bytes is not None]
     return float(np.mean(known)) if known else None
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ncclbench.accept.example_runs import write_example
-from ncclbench.accept.verdict import Verdict
 from ncclbench.store.run_directory import read_run
+from ncclbench.store.verdict import Verdict
 from tests.helpers.judged import NODE, RAIL, WORLD, case, example, of, only, verdict_on
 
 pytestmark = pytest.mark.usefixtures("unsynced")

@@ -24,12 +24,15 @@ from ncclbench.accept.check_context import Subject
 from ncclbench.accept.example_runs import Example, ExampleCase, with_warning, write_example
 from ncclbench.accept.profile import load_profile
 from ncclbench.accept.redact import Redactor, redact, redactor_for
-from ncclbench.accept.verdict import Document, ProfileName, Result, Starts, Verdict
 from ncclbench.accept.verify import verify
 from ncclbench.errors import UsageError
 from ncclbench.store import events
-from ncclbench.store.run_directory import RunWriter, read_run
+from ncclbench.store.files import line_hash
+from ncclbench.store.run_directory import read_run
+from ncclbench.store.run_writer import RunWriter
+from ncclbench.store.verdict import CheckResult, ProfileReference, RunVerdict, StartCounts, Verdict
 from tests.helpers.json_schemas import schema_of, stated_schema
+from tests.helpers.stored import known, like
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -44,7 +47,7 @@ EXAMPLE = Example(
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-def accept(path: Path, baseline: Path | None = None, *, forced: bool = False) -> Document:
+def accept(path: Path, baseline: Path | None = None, *, forced: bool = False) -> RunVerdict:
     base = read_run(baseline) if baseline else None
     return write_bundle(Subject(read_run(path), load_profile("h100-hgx-ib"), base, forced))
 
@@ -139,7 +142,7 @@ def remove_last_event(run: Path) -> None:
 
 def add_event(run: Path) -> None:
     def change(lines: list[bytes]) -> list[bytes]:
-        return [*lines, events.encode("note", events.line_hash(lines[-1]), {}).rstrip()]
+        return [*lines, events.encode("note", line_hash(lines[-1]), {}).rstrip()]
 
     edit_lines(run / "events.jsonl", change)
 
@@ -288,7 +291,7 @@ def test_a_run_killed_between_a_record_and_its_event_is_sound(tmp_path: Path) ->
 
 
 def test_the_schema_in_the_docs_is_that_of_the_verdict() -> None:
-    assert stated_schema(DOCS / "verdict.schema.json") == schema_of(Document)
+    assert stated_schema(DOCS / "verdict.schema.json") == schema_of(RunVerdict)
 
 
 # Redaction.
@@ -301,7 +304,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def edit(record: Any) -> Any:
         record = with_warning(record, 3, "NVLink 2 replay errors rose by 1")
         notes = ["n0001 was slow", "10.1.2.3:4791 to fe80::ec0d:9aff:fe8e:1", "N0001 is another"]
-        path = {**record.path, "warnings": ["on n0000.cluster: port GUID 0x1070fd0300b1c2d4", "ec:0d:9a:8e:00:01"]}
+        path = like(record.path, warnings=["on n0000.cluster: port GUID 0x1070fd0300b1c2d4", "ec:0d:9a:8e:00:01"])
         return msgspec.structs.replace(record, notes=notes, path=path)
 
     path = write_example(tmp_path_factory.mktemp("named") / "run", replace(EXAMPLE, edit=edit))
@@ -327,7 +330,7 @@ def contents(path: Path) -> Iterator[tuple[str, str]]:
 def test_redaction_leaves_no_name_anywhere_and_the_bundle_sound(named: Path, tmp_path: Path) -> None:
     assert all(any(secret in text for _, text in contents(named)) for secret in SECRETS), "they are there to be found"
     target = tmp_path / "handed-on"
-    redact(named, target, redactor_for([read_run(named).manifest], ""))
+    redact(named, target, redactor_for([named], ""))
     before, after = accept(named), accept(target)
     for name, text in contents(target):
         assert not [secret for secret in SECRETS if secret in text], name
@@ -336,24 +339,24 @@ def test_redaction_leaves_no_name_anywhere_and_the_bundle_sound(named: Path, tmp
     assert "redacted" in after.stamps
     assert "redacted" not in before.stamps
     manifest = read_run(target).manifest
-    assert manifest["ranks"][0]["gpu"] == "00000000:18:00.0", "a slot is no machine"
-    assert manifest["provenance"]["variables"]["NCCL_SOCKET_IFNAME"] == "eth0"
+    assert manifest.ranks[0].gpu == "00000000:18:00.0", "a slot is no machine"
+    assert known(manifest.provenance.variables)["NCCL_SOCKET_IFNAME"] == "eth0"
 
 
 def test_hashes_are_stable_and_the_same_in_every_file(named: Path, tmp_path: Path) -> None:
-    redactor = redactor_for([read_run(named).manifest], "")
+    redactor = redactor_for([named], "")
     for name in ("one", "two"):
         redact(named, tmp_path / name, redactor)
     assert (tmp_path / "one/results.jsonl").read_bytes() == (tmp_path / "two/results.jsonl").read_bytes()
-    host = read_run(tmp_path / "one").manifest["topology"]["node_names"][1]
+    host = known(read_run(tmp_path / "one").manifest.topology).node_names[1]
     assert re.fullmatch(r"host-[0-9a-f]{12}", host)
     assert f"{host} was slow" in read_run(tmp_path / "one").records[0].notes
-    keyed = redactor_for([read_run(named).manifest], "a secret")
+    keyed = redactor_for([named], "a secret")
     assert keyed.text("n0001") != redactor.text("n0001") == host
 
 
 def test_only_an_earlier_redacted_copy_is_overwritten(named: Path, tmp_path: Path) -> None:
-    redactor = redactor_for([read_run(named).manifest], "")
+    redactor = redactor_for([named], "")
     redact(named, tmp_path / "copy", redactor)
     redact(named, tmp_path / "copy", redactor)
     (tmp_path / "mine").mkdir()
@@ -380,14 +383,14 @@ def test_what_only_looks_like_an_address_stays(text: str) -> None:
 # Formats.
 
 
-def document(*results: Result) -> Document:
-    return Document(
+def document(*results: CheckResult) -> RunVerdict:
+    return RunVerdict(
         schema=1,
         verdict=Verdict.FAIL,
         reasons=["r"],
-        profile=ProfileName(name='p"\\\n', sha256=""),
+        profile=ProfileReference(name='p"\\\n', sha256=""),
         stamps=[],
-        starts=Starts(declared=3, present=2),
+        starts=StartCounts(declared=3, present=2),
         exit_code=1,
         judged_by="",
         baseline=None,
@@ -396,10 +399,10 @@ def document(*results: Result) -> Document:
 
 
 RESULTS = (
-    Result(check="floor", subject="=cmd()", verdict=Verdict.FAIL, reason='<slow> & "bad"\x00\x1b[31m'),
-    Result(check="floor", subject="b", verdict=Verdict.PASS, reason="fine, really"),
-    Result(check="floor", subject="c", verdict=Verdict.NOT_RUN, reason="not measured"),
-    Result(check="skew", subject='quo"te\\d\n', verdict=Verdict.INCONCLUSIVE, reason="noisy"),
+    CheckResult(check="floor", subject="=cmd()", verdict=Verdict.FAIL, reason='<slow> & "bad"\x00\x1b[31m'),
+    CheckResult(check="floor", subject="b", verdict=Verdict.PASS, reason="fine, really"),
+    CheckResult(check="floor", subject="c", verdict=Verdict.NOT_RUN, reason="not measured"),
+    CheckResult(check="skew", subject='quo"te\\d\n', verdict=Verdict.INCONCLUSIVE, reason="noisy"),
 )
 
 

@@ -2,14 +2,18 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from ncclbench.accept.checks.drift import _told
+from ncclbench.store.manifest import SoftwareRecord
 from ncclbench.store.provenance import recorded_variables
+from ncclbench.store.records import Json
 
+NCCL: dict[str, Json] = {"nccl": "2.28.9"}
 VIEWS = [
-    {"ranks": [0, 1], "versions": {"nccl": "2.28.9"}, "variables": {"NCCL_ALGO": "Ring", "NCCL_IB_HCA": "mlx5_0"}},
-    {"ranks": [2], "versions": {"nccl": "2.28.9"}, "variables": {"NCCL_ALGO": "Tree", "NCCL_IB_HCA": "mlx5_1"}},
+    SoftwareRecord(ranks=[0, 1], versions=NCCL, variables={"NCCL_ALGO": "Ring", "NCCL_IB_HCA": "mlx5_0"}),
+    SoftwareRecord(ranks=[2], versions=NCCL, variables={"NCCL_ALGO": "Tree", "NCCL_IB_HCA": "mlx5_1"}),
 ]
 
 
@@ -19,7 +23,7 @@ def test_what_ranks_have_in_common_is_said_once_and_what_may_differ_not_at_all()
 
 @pytest.mark.parametrize("views", [[], [{"ranks": [0]}], [{"ranks": [0], "versions": None, "variables": {}}]])
 def test_a_start_that_tells_nothing_differs_in_nothing(views: list[dict[str, Any]]) -> None:
-    assert _told(views, []) == {}
+    assert _told(msgspec.convert(views, list[SoftwareRecord]), []) == {}
 
 
 def test_the_order_in_which_ranks_were_told_does_not_matter() -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from ncclbench.accept.profile import load_profile
-from ncclbench.accept.verdict import Action, Verdict
 from ncclbench.config.plugins import load
 from ncclbench.errors import Exit
 from ncclbench.store.records import Record
+from ncclbench.store.verdict import Action, Verdict
 from tests.helpers.judged import NODE, RAIL, WORLD, M, case, made, of
+from tests.helpers.stored import plain
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -175,7 +176,7 @@ def test_flows_name_the_slow_side_of_a_rank(tmp_path: Path) -> None:
     named = {r.subject.rpartition(": ")[2] for r in of(document, "fleet", Verdict.FAIL)}
     assert named == {"send side of rank 5 (n0000, rail 5)"}
     (slow,) = of(document, "fleet", Verdict.FAIL)[:1]
-    rows = [row for row in slow.evidence if row.get("rank") == 5]
+    rows = [row for row in plain(slow.evidence) if row.get("rank") == 5]
     assert [row["start"] for row in rows] == [0, 1, 2]
     assert all(set(row["us_a_megabyte_by_peer"]) == {"6", "7", "8"} for row in rows)
     assert all((tmp_path / "made" / row["samples"]).is_file() for row in rows)

@@ -10,17 +10,18 @@ import pytest
 
 from ncclbench.accept.example_runs import ExampleCase, write_example
 from ncclbench.accept.profile import load_profile, parse_profile
-from ncclbench.accept.verdict import Action, Verdict
 from ncclbench.errors import Exit
 from ncclbench.store.records import Record
+from ncclbench.store.verdict import Action, Verdict
 from tests.helpers.judged import NODE, RAIL, WORLD, G, M, case, example, made, of, only, verdict_on
+from tests.helpers.stored import plain
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 def test_a_floor_result_holds_its_figure_bound_source_and_records(healthy: Path) -> None:
     results = [r for r in of(verdict_on(healthy), "floor", Verdict.PASS) if r.subject == WORLD.id]
-    (entry, *rows) = results[0].evidence
+    (entry, *rows) = plain(results[0].evidence)
     assert (entry["figure"], entry["tolerance"], entry["basis"]) == (386.6, 0.05, "published")
     assert "coreweave" in entry["source"]
     assert entry["date"]
@@ -150,7 +151,7 @@ def test_an_interval_that_straddles_the_floor_is_inconclusive(tmp_path: Path) ->
     at_the_floor = case(WORLD, bus_gb_per_s=386.6 * 0.95, noise=0.02)
     (result,) = of(made(tmp_path, cases=(NODE, RAIL, at_the_floor)), "floor", Verdict.INCONCLUSIVE)
     assert "0 of 3 starts are clearly good" in result.reason
-    assert all(row["low"] < 386.6 * 0.95 for row in result.evidence if "low" in row)
+    assert all(row["low"] < 386.6 * 0.95 for row in plain(result.evidence) if "low" in row)
 
 
 def test_a_time_whose_interval_straddles_the_ceiling_is_inconclusive(tmp_path: Path) -> None:

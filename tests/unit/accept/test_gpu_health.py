@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from ncclbench.accept.check_context import Subject
 from ncclbench.accept.example_runs import Example, ExampleCase, example_run, write_example
 from ncclbench.accept.profile import load_profile
-from ncclbench.accept.verdict import Verdict
 from ncclbench.cli import cli
 from ncclbench.config.plugins import load
 from ncclbench.errors import Exit
 from ncclbench.plan.plan import read_plan
+from ncclbench.store.verdict import Verdict
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

@@ -14,9 +14,9 @@ from ncclbench.accept.check_context import Subject
 from ncclbench.accept.example_runs import Example, ExampleCase, write_example
 from ncclbench.accept.judge import judge
 from ncclbench.accept.profile import load_profile
-from ncclbench.accept.verdict import Verdict
 from ncclbench.config import plugins as registry
 from ncclbench.store.run_directory import read_run
+from ncclbench.store.verdict import Verdict
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

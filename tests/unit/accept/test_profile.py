@@ -17,12 +17,13 @@ from ncclbench.accept.example_runs import Example, ExampleCase, write_example
 from ncclbench.accept.judge import judge
 from ncclbench.accept.profile import load_profile, parse_profile
 from ncclbench.accept.profile_from_run import make_profile
-from ncclbench.accept.verdict import Verdict
 from ncclbench.config.shipped_files import PROFILES
 from ncclbench.errors import UsageError
 from ncclbench.plan.plan import read_plan
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import read_run
+from ncclbench.store.verdict import Verdict
+from tests.helpers.stored import known, like
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -136,7 +137,7 @@ def test_the_floor_of_the_other_state_of_nvls_is_not_missed(nvls: str, stamped: 
 
 def test_nvls_that_differs_between_starts_is_not_known(tmp_path: Path) -> None:
     def edit(record: Record) -> Record:
-        switched_off = {**(record.path or {}), "nvls": False, "nvls_switched_off": True}
+        switched_off = like(known(record.path), nvls=False, nvls_switched_off=True)
         return msgspec.structs.replace(record, path=switched_off) if record.start == 1 else record
 
     case = ExampleCase(pattern="all_reduce", nbytes=8 * G, bus_gb_per_s=367, samples=12, noise=0.001)

@@ -14,10 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from ncclbench.accept.example_runs import write_example
-from ncclbench.accept.verdict import Action, Verdict
 from ncclbench.errors import Exit
 from ncclbench.store.records import Record
-from ncclbench.store.run_directory import read_run, write_samples
+from ncclbench.store.run_directory import read_run
+from ncclbench.store.samples import write_samples
+from ncclbench.store.verdict import Action, Verdict
 from tests.helpers.judged import NODE, RAIL, WORLD, example, made, of, only, verdict_on
 
 pytestmark = pytest.mark.usefixtures("unsynced")
@@ -86,7 +87,7 @@ def test_a_lost_rank_is_the_environments_fault_and_is_named(tmp_path: Path) -> N
 
 
 def test_a_start_that_lost_a_rank_counts_even_if_it_was_resumed(run: Path) -> None:
-    from ncclbench.store.run_directory import RunWriter
+    from ncclbench.store.run_writer import RunWriter
 
     RunWriter(run).event("lost", start=1, ranks=[5], reason="rank 5 died")
     document = verdict_on(run)
@@ -95,7 +96,7 @@ def test_a_start_that_lost_a_rank_counts_even_if_it_was_resumed(run: Path) -> No
 
 
 def test_an_interruption_by_the_user_counts_for_nothing(run: Path) -> None:
-    from ncclbench.store.run_directory import RunWriter
+    from ncclbench.store.run_writer import RunWriter
 
     RunWriter(run).event("lost", start=1, ranks=[], reason="interrupted by SIGINT")
     assert verdict_on(run).verdict is Verdict.PASS

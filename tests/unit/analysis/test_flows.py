@@ -1,5 +1,6 @@
 """What flows say, on records made by hand in which one thing is wrong and known."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -25,9 +26,11 @@ from ncclbench.analysis.flows import (
 from ncclbench.measure.case import build_variants, run_case
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Exchange
-from ncclbench.store.records import PhaseResult, Record
+from ncclbench.store.records import FlowTimes, GroupMedian, LedgerRecord, PhaseResult, Record
 from ncclbench.topology import Topology, Wiring
+from ncclbench.topology.wiring import UNKNOWN
 from ncclbench.transports.threads import play
+from tests.helpers.stored import plain
 
 NODES, RAILS, NBYTES = 8, 4, 1_000_000
 
@@ -71,8 +74,10 @@ def record(phases: list[PhaseResult]) -> Record:
 
 def flows(label: str, src: Any, dst: Any, gb_per_s: Any) -> PhaseResult:
     p50 = (NBYTES / np.asarray(gb_per_s, float) / 1e3).tolist()
-    data = {"src": list(src), "dst": list(dst), "nbytes": [NBYTES] * len(p50), "p50_us": p50}
-    return PhaseResult(label=label, ledger={}, flows={**data, "send_p50_us": p50, "recv_p50_us": p50})
+    times = FlowTimes(
+        src=list(src), dst=list(dst), nbytes=[NBYTES] * len(p50), p50_us=p50, send_p50_us=p50, recv_p50_us=p50
+    )
+    return PhaseResult(label=label, ledger=LedgerRecord(), flows=times)
 
 
 def measured(pattern: str, rate: Any, where: Topology, **params: Any) -> Record:
@@ -174,13 +179,13 @@ def test_spreading_is_judged_between_perfect_and_chance() -> None:
 
 
 def test_interference_of_rails_is_time_together_over_time_alone() -> None:
-    def groups(*times: tuple[list[int], float]) -> list[dict[str, Any]]:
-        return [{"ranks": ranks, "p50_us": p50} for ranks, p50 in times]
+    def groups(*times: tuple[list[int], float]) -> list[GroupMedian]:
+        return [GroupMedian(ranks=ranks, p50_us=p50) for ranks, p50 in times]
 
     phases = [
-        PhaseResult(label="rail=0", ledger={}, groups=groups(([0, 2], 10.0))),
-        PhaseResult(label="rail=1", ledger={}, groups=groups(([1, 3], 10.0))),
-        PhaseResult(label="all", ledger={}, groups=groups(([0, 2], 10.0), ([1, 3], 25.0))),
+        PhaseResult(label="rail=0", ledger=LedgerRecord(), groups=groups(([0, 2], 10.0))),
+        PhaseResult(label="rail=1", ledger=LedgerRecord(), groups=groups(([1, 3], 10.0))),
+        PhaseResult(label="all", ledger=LedgerRecord(), groups=groups(([0, 2], 10.0), ([1, 3], 25.0))),
     ]
     assert interference(record(phases)) == {"rail=0": 1.0, "rail=1": 2.5}
     assert interference(record(phases[:2])) == {}
@@ -210,12 +215,12 @@ def test_far_over_near_and_the_leaf_that_lost_an_uplink() -> None:
     by_leaf = contrast_by_leaf(found, leaves.tolist())
     assert by_leaf == {leaf: pytest.approx(0.25 if leaf == 2 else 0.5, rel=0.02) for leaf in range(8)}
     assert contrast(measured("same_rail", rate, where)) is None
-    assert contrast_by_leaf(found, [None] * len(leaves)) == {}
+    assert contrast_by_leaf(found, [UNKNOWN] * len(leaves)) == {}
 
 
 def test_all_of_it_as_plain_data() -> None:
     where = topology(per_leaf=4)
-    told = describe_flows(measured("leaf_contrast", lambda _src, _dst: 1.0, where), where.as_record())
+    told = describe_flows(measured("leaf_contrast", lambda _src, _dst: 1.0, where), where)
     assert set(told) == {
         "rail_matrix_gb_per_s",
         "send_gb_per_s",
@@ -223,18 +228,18 @@ def test_all_of_it_as_plain_data() -> None:
         "far_over_near",
         "far_over_near_by_leaf",
     }
-    assert told["rail_matrix_gb_per_s"][0][1] is None
-    assert list(told["far_over_near_by_leaf"]) == [f"leaf{k}" for k in range(8)]
-    assert describe_flows(record([]), where.as_record()) == {}
+    assert plain(told)["rail_matrix_gb_per_s"][0][1] is None
+    assert list(plain(told)["far_over_near_by_leaf"]) == [f"leaf{k}" for k in range(8)]
+    assert describe_flows(record([]), where) == {}
 
 
 def test_the_spreading_of_a_permutation_needs_the_uplinks_of_the_file() -> None:
     where = topology()
     found = msgspec.structs.replace(measured("permutation", lambda _src, _dst: 1.0, where), pattern="permutation")
-    told = describe_flows(found, where.as_record())
+    told = plain(describe_flows(found, where))
     assert told["spreading"]["null_load"] == pytest.approx(largest_load(2, 4))
     assert told["spreading"]["score"] > 0.8
-    assert "spreading" not in describe_flows(found, {**where.as_record(), "wiring": {}})
+    assert "spreading" not in describe_flows(found, replace(where, wiring=None))
 
 
 def test_a_hot_rail_is_uneven_in_bytes_by_hand_and_in_time_by_the_clock() -> None:
@@ -249,5 +254,5 @@ def test_a_hot_rail_is_uneven_in_bytes_by_hand_and_in_time_by_the_clock() -> Non
     assert found["factor=1"] == {"bytes": 1.0, "time": 1.0}
     p50 = {phase.label: phase.time_us.p50 for phase in measured_.record.phases if phase.time_us}
     assert found["factor=2"]["time"] == pytest.approx(p50["factor=2"] / p50["factor=1"])
-    assert describe_flows(measured_.record, where.as_record())["heat"] == found
+    assert describe_flows(measured_.record, where)["heat"] == found
     assert heat(record([])) == {}

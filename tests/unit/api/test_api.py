@@ -57,7 +57,7 @@ def test_a_run_is_silent_and_leaves_the_results_to_the_directory(
     done = api.run(msgspec.structs.replace(SMALL, out=tmp_path / "run"))
     assert done.exit_code is Exit.GOOD
     assert capfd.readouterr() == ("", "")
-    command = done.load().run.manifest["provenance"]["command"]
+    command = done.load().run.manifest.provenance.command
     assert command[1:3] == ["run", "--request"], "the command that repeats it"
     again = request_from_json(command[3], RunRequest)
     assert (again.patterns, again.iterations) == (("all_reduce",), 6)

@@ -86,7 +86,7 @@ def test_a_run_is_measured_to_its_end_though_nobody_sees_its_progress(
     assert ended(line, stream if of == "deaf" else subprocess.DEVNULL, stream) == Exit.GOOD
     run = read_run(tmp_path / "run")
     assert [record.status for record in run.records] == ["ok"] * 4
-    assert run.events[-1]["exit_code"] == Exit.GOOD
+    assert run.events[-1].exit_code == Exit.GOOD
 
 
 def test_a_usage_error_that_cannot_be_said_is_one(full: Stream) -> None:

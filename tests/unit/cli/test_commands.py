@@ -16,7 +16,9 @@ from ncclbench.config.plugins import names
 from ncclbench.config.shipped_files import MODELS
 from ncclbench.errors import Exit, worst
 from ncclbench.moe.model_presets import read_model
-from ncclbench.store.run_directory import RunWriter, read_run
+from ncclbench.store.run_directory import read_run
+from ncclbench.store.run_writer import RunWriter
+from tests.helpers.stored import manifest_of
 
 # A real run's manifest says more; to read a run, this will do.
 MANIFEST = {"schema": 1, "plan": {}, "topology": {"node_names": ["n0"]}, "transport": "gloo", "world_size": 2}
@@ -293,8 +295,8 @@ def test_each_process_start_records_what_the_user_typed(ncclbench: Callable[...,
     assert code == 0, err
     assert len(json.loads(out)["records"]) == 2
     run = read_run(Path("run"))
-    assert run.manifest["provenance"]["command"][1:] == list(typed)
-    assert [event["command"] for event in run.events if event["kind"] == "start"] == [list(typed)] * 2
+    assert run.manifest.provenance.command[1:] == list(typed)
+    assert [event.command for event in run.events if event.kind == "start"] == [list(typed)] * 2
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -569,7 +571,7 @@ def test_report_writes_the_table_into_a_file(ncclbench: Callable[..., Result]) -
 
 
 def test_report_refuses_what_it_cannot_read_or_write(refused: Callable[..., str], tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", MANIFEST)
+    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
     assert "is no run directory" in refused("report", "run", "nowhere")
     assert "is no run directory" in refused("report", ".")
     assert "cannot write -o nowhere/table.txt" in refused("report", "run", "-o", "nowhere/table.txt")
@@ -580,7 +582,7 @@ def test_report_refuses_what_it_cannot_read_or_write(refused: Callable[..., str]
 
 
 def test_report_into_a_directory_leaves_nothing_behind(refused: Callable[..., str], tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", MANIFEST)
+    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
     (tmp_path / "there").mkdir()
     assert "cannot write -o there" in refused("report", "run", "-o", "there")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]

@@ -17,9 +17,10 @@ from ncclbench.errors import EnvironmentFault, NcclbenchError, UsageError
 from ncclbench.importers.common import import_logs as _store
 from ncclbench.importers.common.imported_cases import Stated
 from ncclbench.importers.common.log_file import LONGEST_LINE, Log
-from ncclbench.store import events
-from ncclbench.store import run_directory as directory
-from ncclbench.store.run_directory import RunWriter, read_run
+from ncclbench.store import events, run_writer
+from ncclbench.store.run_directory import read_run
+from ncclbench.store.run_writer import RunWriter
+from tests.helpers.stored import known, plain
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 ALL = sorted(path for folder in ("nccl-tests", "osu", "imb") for path in (FIXTURES / folder).iterdir())
@@ -56,25 +57,25 @@ def test_every_fixture_becomes_a_run_that_every_report_reads(path: Path, tmp_pat
             assert load("reports", name).render([run])
     for one in run.records:
         assert one.imported is not None
-        assert (one.imported["file"], one.started) == (path.name, None)
-        assert run.manifest["imported"][one.imported["source"]]["tool"] == one.imported["tool"]
+        assert (one.imported.file, one.started) == (path.name, None)
+        assert run.manifest.imported[one.imported.source].tool == one.imported.tool
 
 
 def test_the_manifest_says_where_it_comes_from_and_nothing_of_this_machine(tmp_path: Path) -> None:
     run_import(TEXT, "-o", tmp_path / "run")
     manifest = read_run(tmp_path / "run").manifest
-    (source,) = manifest["imported"]
-    assert source["sha256"] == hashlib.sha256(TEXT.read_bytes()).hexdigest()
-    assert (source["file"], source["tool"], source["version"], source["cases"]) == (
+    (source,) = manifest.imported
+    assert source.sha256 == hashlib.sha256(TEXT.read_bytes()).hexdigest()
+    assert (source.file, source.tool, source.version, source.cases) == (
         TEXT.name,
         "nccl-tests",
         "2.19.6",
         30,
     )
-    assert (manifest["transport"], manifest["device"], manifest["world_size"]) == ("nccl", "cuda", 2)
-    assert manifest["topology"]["node_names"] == ["node0"]
-    assert manifest["ranks"][1]["gpu"] == "0000:00:07"
-    assert not {"cpu", "platform", "python", "cores", "launcher"} & set(manifest["provenance"])
+    assert (manifest.transport, manifest.device, manifest.world_size) == ("nccl", "cuda", 2)
+    assert known(manifest.topology).node_names == ["node0"]
+    assert manifest.ranks[1].gpu == "0000:00:07"
+    assert not {"cpu", "platform", "python", "cores", "launcher"} & set(plain(manifest.provenance))
 
 
 def test_the_table_shows_where_the_figures_come_from(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_nothing_half_written_stays(fails_at: str, tmp_path: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     if fails_at == "create":
-        monkeypatch.setattr(directory, "_write_whole", full)
+        monkeypatch.setattr(run_writer, "write_whole", full)
     elif fails_at == "rename":
         monkeypatch.setattr(Path, "replace", full)
     else:
@@ -225,7 +226,7 @@ def test_a_name_that_is_no_text_is_kept_as_far_as_it_is(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.txt"
     Path(os.fsdecode(path)).write_bytes(TEXT.read_bytes())
     run_import(os.fsdecode(path), "-o", tmp_path / "run")
-    assert read_run(tmp_path / "run").manifest["imported"][0]["file"] == "\ufffd.txt"
+    assert read_run(tmp_path / "run").manifest.imported[0].file == "\ufffd.txt"
 
 
 def test_an_importer_is_one_file_found_by_its_name() -> None:

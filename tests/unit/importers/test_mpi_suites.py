@@ -11,6 +11,7 @@ from ncclbench.importers.common.imported_cases import Reading, Stated
 from ncclbench.importers.common.log_file import Log
 from ncclbench.measure.compute_overlap import share_percent
 from ncclbench.store.records import Record, Skew
+from tests.helpers.stored import known
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
@@ -69,7 +70,7 @@ def test_without_f_only_the_mean_over_ranks_is_known() -> None:
             one.bus_gb_per_s,
         )
         assert nothing == (None,) * 7
-        assert (one.timing, (one.imported or {})["over_ranks"]) == ("averaged", "mean")
+        assert (one.timing, known(one.imported).over_ranks) == ("averaged", "mean")
 
 
 def test_with_f_the_slowest_rank_counts_and_the_spread_is_skew() -> None:
@@ -77,8 +78,8 @@ def test_with_f_the_slowest_rank_counts_and_the_spread_is_skew() -> None:
     assert times([first, last]) == [8.84, 1300.50]
     spread = pytest.approx(100.5)
     assert last.skew_us == Skew(p50=spread, max=spread)  # type: ignore[arg-type]
-    assert (last.dtype, last.launches_per_sample, (last.imported or {})["over_ranks"]) == ("int32", 100, "max")
-    assert (last.imported or {})["cells"]["Avg Latency"] == 1234.56
+    assert (last.dtype, last.launches_per_sample, known(last.imported).over_ranks) == ("int32", 100, "max")
+    assert known(known(last.imported).cells)["Avg Latency"] == 1234.56
 
 
 def test_the_whole_buffer_needs_the_number_of_ranks() -> None:
@@ -123,7 +124,7 @@ def test_a_non_blocking_collective_has_its_own_time_and_what_hides_behind_comput
     stated = (last.overlap.share_percent, last.overlap.pure_us, last.overlap.overlapped_us, last.overlap.compute_us)
     assert stated == (77.50, 1200.00, 1480.00, 1210.00)
     assert share_percent(*stated[1:]) == pytest.approx(77.50)  # OSU's formula is the one of our own records
-    assert (last.imported or {})["cells"]["MPI_Wait"] == 266.50
+    assert known(known(last.imported).cells)["MPI_Wait"] == 266.50
     old = records("osu/osu_barrier_and_iallreduce.txt")
     assert [(one.pattern, one.overlap is not None) for one in old] == [("barrier", False), ("all_reduce", True)]
     assert times(old) == [12.57, 2.30]
@@ -138,7 +139,7 @@ def test_a_title_of_osu_that_lacks_a_blank_is_understood() -> None:
 def test_tail_latencies_and_validation_are_kept_beside_the_figures() -> None:
     first, last = records("osu/osu_allreduce_tail.txt")
     assert times([first, last]) == [8.84, 1300.50]
-    assert (first.status, (first.imported or {})["cells"]["P99 Tail Lat"]) == ("ok", 9.90)
+    assert (first.status, known(known(first.imported).cells)["P99 Tail Lat"]) == ("ok", 9.90)
 
 
 @pytest.mark.parametrize(

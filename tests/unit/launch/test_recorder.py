@@ -20,7 +20,9 @@ from ncclbench.measure.sampling import Samples
 from ncclbench.plan.plan import Plan, parse_plan
 from ncclbench.store import events
 from ncclbench.store.records import Record, Status
-from ncclbench.store.run_directory import RunWriter, read_run
+from ncclbench.store.run_directory import read_run
+from ncclbench.store.run_writer import RunWriter
+from tests.helpers.stored import manifest_of
 
 PLAN = parse_plan('name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\n', "plan")
 MANIFEST: dict[str, Any] = {"schema": 1, "plan": PLAN.as_record(), "transport": "gloo", "topology": {}, "world_size": 2}
@@ -70,7 +72,7 @@ def prepared_run(
 def opened(path: Path, *, resume: bool = False) -> tuple[RunRecorder, RememberingListener]:
     listener = RememberingListener()
     recorder = RunRecorder(prepared_run(path, listener, resume=resume))
-    recorder.open(MANIFEST)
+    recorder.open(manifest_of(MANIFEST))
     return recorder, listener
 
 
@@ -100,7 +102,7 @@ def test_a_result_that_comes_after_a_fault_is_not_written(tmp_path: Path) -> Non
     assert late.is_alive(), "the measuring thread waits for the end of its process"
     run = read_run(tmp_path / "run")
     assert [record.status for record in run.records] == ["failed"]
-    assert [event["kind"] for event in run.events] == ["start", "case", "result", "lost", "end"]
+    assert [event.kind for event in run.events] == ["start", "case", "result", "lost", "end"]
 
 
 def test_only_the_first_fault_is_written(tmp_path: Path) -> None:
@@ -136,14 +138,14 @@ def test_a_run_goes_on_with_the_case_in_which_it_ended_however_it_did(fault: Fau
     del recorder
 
     recorder = RunRecorder(prepared_run(path, RememberingListener(), resume=True))
-    assert recorder.open(MANIFEST) == {first.case}, "which need not be measured again"
+    assert recorder.open(manifest_of(MANIFEST)) == {first.case}, "which need not be measured again"
     recorder.begin(1, PLAN.cases[1])
     recorder.finish(measured(1))
     assert recorder.end() is Exit.GOOD
     run = read_run(path)
     assert [record.status for record in run.records] == ["ok", "ok"]
     assert run.records[0] == first
-    assert [event["case"] for event in run.events if event["kind"] == "case"] == [first.case, second.case, second.case]
+    assert [event.case for event in run.events if event.kind == "case"] == [first.case, second.case, second.case]
     assert events.broken_link(path / "events.jsonl") is None
 
 
@@ -154,7 +156,7 @@ def test_wrong_data_outweigh_a_fault(tmp_path: Path) -> None:
     recorder.begin(1, PLAN.cases[1])
     assert recorder.fault(Fault("failed", (1,), "rank 1 died", 1)) is Exit.WRONG_DATA
     assert listener.code is Exit.WRONG_DATA
-    assert read_run(tmp_path / "run").events[-1]["exit_code"] == Exit.WRONG_DATA
+    assert read_run(tmp_path / "run").events[-1].exit_code == Exit.WRONG_DATA
 
 
 def test_rank_1_finishes_a_run_that_rank_0_left_open_and_no_other(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_rank_1_finishes_a_run_that_rank_0_left_open_and_no_other(tmp_path: Path
 def test_a_case_that_nobody_finished_says_that_it_was_staged(by_rank_1: bool, tmp_path: Path) -> None:
     listener = RememberingListener()
     recorder = RunRecorder(prepared_run(tmp_path / "run", listener, transport="mpi"))
-    recorder.open({**MANIFEST, "provenance": {"transport": {"staged": True}}})
+    recorder.open(manifest_of({**MANIFEST, "provenance": {"transport": {"staged": True}}}))
     recorder.begin(0, PLAN.cases[0])
     if by_rank_1:
         recorder = RunRecorder(recorder.prepared)
@@ -193,7 +195,7 @@ def test_a_run_of_which_every_case_was_skipped_says_nothing_and_says_so(tmp_path
     assert listener.code is Exit.INCONCLUSIVE
     assert listener.error is not None
     assert "nothing was measured: all 2 cases were skipped" in listener.error
-    assert read_run(tmp_path / "run").events[-1]["exit_code"] == Exit.INCONCLUSIVE
+    assert read_run(tmp_path / "run").events[-1].exit_code == Exit.INCONCLUSIVE
 
 
 def test_one_case_that_was_measured_is_enough(tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_samples_that_are_gone_are_warned_of_when_a_run_goes_on(
     recorder, listener = opened(tmp_path / "run", resume=True)
     (warning,) = listener.warnings
     assert f"the samples of {PLAN.cases[1].case.id} are gone" in warning
-    assert read_run(tmp_path / "run").events[-1]["kind"] == "warning"
+    assert read_run(tmp_path / "run").events[-1].kind == "warning"
     assert len(recorder.records) == 2
     whole, listener = opened(tmp_path / "other")
     whole.finish(replace(measured(0), samples=samples))
@@ -232,4 +234,4 @@ def test_a_longer_timeout_may_go_on_with_the_run(tmp_path: Path) -> None:
     longer = parse_plan(
         'name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\ntimeout = 600\n', "plan"
     ).as_record()
-    assert RunWriter.resume(tmp_path / "run", {**MANIFEST, "plan": longer}).path == tmp_path / "run"
+    assert RunWriter.resume(tmp_path / "run", manifest_of({**MANIFEST, "plan": longer})).path == tmp_path / "run"

@@ -24,6 +24,7 @@ from ncclbench.store.records import Record
 from ncclbench.topology import Topology, Wiring
 from ncclbench.transports.base import Program, Step
 from ncclbench.transports.threads import ThreadTransport, play
+from tests.helpers.stored import known
 
 NODES, RAILS = 3, 2
 MEGABYTE = 1 << 20
@@ -104,18 +105,18 @@ def test_a_nic_that_carried_its_bytes_is_proven(pattern: str, timing: Timing, mo
     """Checks, warm-up and timing all count: one launch forgotten and the bytes would not agree."""
     record = measured(Wire(fabric(), lambda rank: rank), monkeypatch, pattern, timing=timing)
     assert record.path is not None
-    assert record.path["proof"] == "proven", record.path
+    assert record.path.proof == "proven", record.path
     assert record.notes == []
-    for rail in record.path["counters"]["rails"]:
-        assert rail["sent"] == pytest.approx(1.045 * rail["expected_sent"], abs=8)
-        assert rail["received"] == pytest.approx(1.045 * rail["expected_received"], abs=8)
+    for rail in known(known(record.path.counters).rails):
+        assert rail.sent == pytest.approx(1.045 * known(rail.expected_sent), abs=8)
+        assert rail.received == pytest.approx(1.045 * known(rail.expected_received), abs=8)
 
 
 def test_no_headers_and_nothing_lost_is_exactly_what_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     record = measured(Wire(fabric(), lambda rank: rank, factor=1.0), monkeypatch, "cross_rail")
     assert record.path is not None
-    for rail in record.path["counters"]["rails"]:
-        assert (rail["sent"], rail["received"]) == (rail["expected_sent"], rail["expected_received"])
+    for rail in known(known(record.path.counters).rails):
+        assert (rail.sent, rail.received) == (rail.expected_sent, rail.expected_received)
 
 
 @pytest.mark.parametrize("pattern", ["same_rail", "cross_rail"])
@@ -123,12 +124,12 @@ def test_traffic_that_takes_another_rail_contradicts(pattern: str, monkeypatch: 
     """Rank 3's bytes go over its neighbour's NIC, as with a wrong route or a hop over NVLink."""
     record = measured(Wire(fabric(), lambda rank: 2 if rank == 3 else rank), monkeypatch, pattern)
     assert record.path is not None
-    assert record.path["proof"] == "contradicted"
-    assert record.path["reason"].startswith("nic3 of n1 (rank 3, rail 1) sent 0 B where ")
-    off = {(one["rank"], one["direction"]): one["counted_bytes"] for one in record.path["counters"]["off"]}
+    assert record.path.proof == "contradicted"
+    assert known(record.path.reason).startswith("nic3 of n1 (rank 3, rail 1) sent 0 B where ")
+    off = {(one.rank, one.direction): one.counted_bytes for one in known(known(record.path.counters).off)}
     assert set(off) == {(2, "sent"), (2, "received"), (3, "sent"), (3, "received")}
     assert off[3, "sent"] == 0
-    assert record.notes == [f"path contradicted: {record.path['reason']}"]
+    assert record.notes == [f"path contradicted: {record.path.reason}"]
 
 
 @pytest.mark.parametrize("mode", ["spine", "pxn", "crossnic0"])
@@ -160,14 +161,14 @@ def test_bytes_that_fall_on_other_nics_under_pxn_are_expected_there() -> None:
 def test_too_little_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     record = measured(Wire(fabric(), lambda rank: rank), monkeypatch, "same_rail", nbytes=1024)
     assert record.path is not None
-    assert record.path["proof"] == "unverified"
-    assert record.path["reason"].endswith("is too little to be told from control messages")
+    assert record.path.proof == "unverified"
+    assert known(record.path.reason).endswith("is too little to be told from control messages")
 
 
 def test_the_route_of_an_all_reduce_is_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
     record = measured(Wire(fabric(), lambda rank: rank), monkeypatch, "all_reduce")
     assert record.path is not None
-    assert (record.path["proof"], record.path["reason"]) == (
+    assert (record.path.proof, record.path.reason) == (
         "unverified",
         "the library chooses the route of all_reduce",
     )
@@ -190,7 +191,7 @@ def test_threads_prove_nothing() -> None:
 def test_without_a_topology_file_nobody_knows_whose_nic_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     record = measured(Wire(fabric(devices=False), lambda rank: rank), monkeypatch, "same_rail")
     assert record.path is not None
-    assert record.path["reason"] == "rank 0: no topology file says which NIC is whose"
+    assert record.path.reason == "rank 0: no topology file says which NIC is whose"
 
 
 SOCKETS = {"links": ["NET/Socket", "P2P/CUMEM"], "network": "Socket"}
@@ -230,7 +231,7 @@ def test_a_case_is_accused_of_its_own_sockets_only(
     found = play(4, main)[0]
     assert found is not None
     assert found.record.path is not None
-    assert found.record.path["links"] == SOCKETS["links"]
+    assert found.record.path.links == SOCKETS["links"]
     assert ("NCCL used sockets (NET/Socket): this is not the fabric's speed" in found.record.notes) is accused
 
 

@@ -48,7 +48,7 @@ def measured(pattern: str, dead: set[int]) -> Measurement:
 
 def flows(found: Measurement) -> set[tuple[int, int]]:
     rounds = [phase.flows for phase in found.record.phases if phase.flows]
-    return {pair for one in rounds for pair in zip(one["src"], one["dst"], strict=True)}
+    return {pair for one in rounds for pair in zip(one.src, one.dst, strict=True)}
 
 
 @pytest.mark.parametrize("pattern", ["same_rail", "cross_rail", "pairs", "ring"])

@@ -67,7 +67,7 @@ def test_each_branch_has_a_time_of_its_own_and_slowdowns_are_reported() -> None:
     for name in ("experts", "data_parallel"):
         together = record.subtotals[f"both.{name}"].time_us.p50
         assert record.ratios[f"slowdown_{name}"] == pytest.approx(together / median[name])
-    ledgers = {phase.label: phase.ledger["sent_bytes"]["node"] for phase in record.phases}
+    ledgers = {phase.label: phase.ledger.sent_bytes["node"] for phase in record.phases}
     assert ledgers["both"] == ledgers["experts"] + ledgers["data_parallel"]
 
 

@@ -466,22 +466,22 @@ def test_every_flow_has_a_result_of_its_own(pattern: str) -> None:
     for phase, one in zip(measurement.record.phases, made(pattern, topology, nbytes=512), strict=True):
         (wire,) = exchanges((one,))
         assert phase.flows is not None
-        assert phase.flows["src"] == wire.src.tolist()
-        assert phase.flows["dst"] == wire.dst.tolist()
-        assert set(phase.flows["nbytes"]) == {512}
+        assert phase.flows.src == wire.src.tolist()
+        assert phase.flows.dst == wire.dst.tolist()
+        assert set(phase.flows.nbytes) == {512}
         seconds = samples.seconds_RNK[:, :, samples.labels.index(phase.label)]
         seconds = seconds[:, ~np.isnan(seconds[0])]
         for k, (a, b) in enumerate(zip(wire.src, wire.dst, strict=True)):
-            assert phase.flows["p50_us"][k] == pytest.approx(np.median(np.maximum(seconds[a], seconds[b])) * 1e6)
-            assert phase.flows["send_p50_us"][k] == pytest.approx(np.median(seconds[a]) * 1e6)
-            assert phase.flows["recv_p50_us"][k] == pytest.approx(np.median(seconds[b]) * 1e6)
+            assert phase.flows.p50_us[k] == pytest.approx(np.median(np.maximum(seconds[a], seconds[b])) * 1e6)
+            assert phase.flows.send_p50_us[k] == pytest.approx(np.median(seconds[a]) * 1e6)
+            assert phase.flows.recv_p50_us[k] == pytest.approx(np.median(seconds[b]) * 1e6)
 
 
 def test_flows_of_a_case_with_one_round_are_reported_too() -> None:
     record = measure("same_rail", fabric(2, 2), Settings(iterations=6)).record
     assert record.variants == 1
     assert record.phases[0].flows is not None
-    assert record.phases[0].flows["src"] == [0, 1, 2, 3]
+    assert record.phases[0].flows.src == [0, 1, 2, 3]
 
 
 def test_flows_that_cannot_be_told_apart_are_not_reported() -> None:
@@ -491,7 +491,7 @@ def test_flows_that_cannot_be_told_apart_are_not_reported() -> None:
 
 def test_groups_of_each_phase_are_reported() -> None:
     record = measure("rail_groups", fabric(2, 2), Settings(iterations=6)).record
-    groups = {phase.label: [g["ranks"] for g in phase.groups or []] for phase in record.phases}
+    groups = {phase.label: [g.ranks for g in phase.groups or []] for phase in record.phases}
     assert groups == {"rail=0": [[0, 2]], "rail=1": [[1, 3]], "all": [[0, 2], [1, 3]]}
     assert record.groups == []
 

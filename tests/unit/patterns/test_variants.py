@@ -73,7 +73,7 @@ def test_every_variant_is_measured_equally_often(pattern: str) -> None:
     there = ~np.isnan(samples.seconds_RNK[0, :, 1:])
     assert np.array_equal(there, np.eye(3, dtype=bool)[np.arange(12) % 3])
     assert [(p.label, p.time_us.n if p.time_us else 0) for p in record.phases] == [(f"shift_{s}", 4) for s in SHIFTS]
-    assert [p.ledger["bottleneck_bytes"] for p in record.phases] == [64 * s for s in SHIFTS]
+    assert [p.ledger.bottleneck_bytes for p in record.phases] == [64 * s for s in SHIFTS]
 
 
 def test_bytes_and_rates_are_of_one_rotation(pattern: str) -> None:
@@ -81,14 +81,14 @@ def test_bytes_and_rates_are_of_one_rotation(pattern: str) -> None:
     record, samples = measurement.record, measurement.samples
     assert record.ledger is not None
     assert samples is not None
-    assert record.ledger["sent_bytes"]["node"] == RANKS * 64 * sum(SHIFTS)
-    assert record.ledger["bottleneck_bytes"] == 64 * sum(SHIFTS)
+    assert record.ledger.sent_bytes["node"] == RANKS * 64 * sum(SHIFTS)
+    assert record.ledger.bottleneck_bytes == 64 * sum(SHIFTS)
     seconds = sum(np.median(samples.slowest_N[k::3]) for k in range(3))
     assert record.alg_gb_per_s == pytest.approx(64 * sum(SHIFTS) / seconds / 1e9)
-    assert record.ledger["bottleneck_gb_per_s"] == pytest.approx(record.alg_gb_per_s)
+    assert record.ledger.bottleneck_gb_per_s == pytest.approx(record.alg_gb_per_s)
     if pattern == "one name":
         assert [p.label for p in record.phases] == ["shift"]
-        assert record.phases[0].ledger["bottleneck_bytes"] == 64 * sum(SHIFTS)
+        assert record.phases[0].ledger.bottleneck_bytes == 64 * sum(SHIFTS)
 
 
 @pytest.mark.usefixtures("pattern")

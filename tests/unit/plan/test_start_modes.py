@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -21,7 +22,9 @@ from ncclbench.launch.request import RunRequest, rank_arguments
 from ncclbench.launch.watchdog.attribution import Fault
 from ncclbench.plan.plan import parse_plan, read_plan
 from ncclbench.plan.start_modes import entered
+from ncclbench.store.events import Event
 from ncclbench.store.run_directory import Run, read_run
+from tests.helpers.stored import known, manifest_of
 from tests.unit.launch.test_recorder import MANIFEST, RememberingListener, prepared_run
 
 if TYPE_CHECKING:
@@ -175,9 +178,9 @@ def test_all_starts_of_all_modes_and_those_that_are_missing(tmp_path: Path) -> N
     assert (run.declared_starts, run.starts_of_a_case, run.open_start) == (4, 2, 2)
     assert [run.missing_from(k) for k in range(4)] == [[], [], [PXN, SAME], [SPINE]]
     told = [
-        (e["start"], e["mode"], e["software"][0]["variables"].get("NCCL_CROSS_NIC"))
+        (e.start, e.mode, known(known(e.software)[0].variables).get("NCCL_CROSS_NIC"))
         for e in run.events
-        if e["kind"] == "start"
+        if e.kind == "start"
     ]
     assert told == [(0, "pxn", None), (1, "spine", "1")]
     refused = ncclbench(tmp_path, "--resume", "--process-start", "5")
@@ -195,7 +198,7 @@ def test_a_start_that_is_killed_says_its_mode_and_is_the_one_to_go_on_with(tmp_p
     manifest = {**MANIFEST, "plan": plan.as_record()}
     for start in range(4):
         recorder = RunRecorder(prepared_run(tmp_path / "r", RememberingListener(), plan=plan, start=start))
-        elsewhere = recorder.open(manifest)
+        elsewhere = recorder.open(manifest_of(manifest))
         assert elsewhere == plan.elsewhere(start)
         mine = [planned for planned in plan.cases if planned.case.id not in elsewhere]
         recorder.begin(0, mine[0])
@@ -232,7 +235,12 @@ def test_modes_differ_on_purpose_and_in_nothing_else(
         {"kind": "start", "start": k, "mode": name, "software": [{"ranks": [0], "versions": {}, "variables": values}]}
         for k, (name, values) in enumerate([("pxn", first), (mode, variables)])
     ]
-    run = Run(tmp_path, {"plan": parse_plan(MODES, "p").as_record()}, (), tuple(events))
+    run = Run(
+        tmp_path,
+        manifest_of({"plan": parse_plan(MODES, "p").as_record()}),
+        (),
+        tuple(msgspec.convert(events, list[Event])),
+    )
 
     class Subject:
         """As much of one as is looked at."""

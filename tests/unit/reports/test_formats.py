@@ -21,11 +21,13 @@ import pytest
 from ncclbench import __version__
 from ncclbench.config.plugins import load, names
 from ncclbench.store.records import ComparableRate
-from ncclbench.store.run_directory import Run, RunWriter, read_run
+from ncclbench.store.run_directory import Run, read_run
+from ncclbench.store.run_writer import RunWriter
 from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, plain_rows
 from ncclbench_reports.csv import as_csv
 from ncclbench_reports.html_page.tables import results_table
 from tests.helpers.made_runs import CASE, HOSTILE, collective, manifest, rich_run, small_run
+from tests.helpers.stored import manifest_of
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -118,7 +120,9 @@ def test_the_table_and_markdown_round_the_same_numbers(rich: Run) -> None:
 
 
 def test_every_format_is_rendered_for_a_run_without_records(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", {"schema": 1, "plan": {}, "topology": {}, "transport": "gloo", "world_size": 2})
+    RunWriter.create(
+        tmp_path / "run", manifest_of({"schema": 1, "plan": {}, "topology": {}, "transport": "gloo", "world_size": 2})
+    )
     empty = read_run(tmp_path / "run")
     for fmt in names("reports"):
         if fmt in (*TEXT_FORMATS, "html", "parquet"):
@@ -200,7 +204,7 @@ def test_every_column_is_documented_with_its_unit() -> None:
 def as_deepep_counts(tmp_path: Path) -> Run:
     """A case with DeepEP's dispatch figure and no combine, and one that has nothing of the kind."""
     figure = ComparableRate(gb_per_s=123.456, bytes=8192, over="dispatch", definition="as DeepEP counts")
-    writer = RunWriter.create(tmp_path / "run", manifest())
+    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
     for nbytes, comparable in ((64, {"deepep_dispatch": figure}), (128, {})):
         record, _ = collective(nbytes, bus_gb_per_s=7.5, comparable=comparable)
         writer.append(record)
@@ -250,7 +254,7 @@ def test_runs_without_them_have_no_such_heads(rich: Run) -> None:
 
 def hostile_run(path: Path, text: str) -> Run:
     writer = RunWriter.create(
-        path, {"schema": 1, "plan": {"name": text}, "topology": {}, "transport": "gloo", "world_size": 6}
+        path, manifest_of({"schema": 1, "plan": {"name": text}, "topology": {}, "transport": "gloo", "world_size": 6})
     )
     record, _ = collective(64, case=text, reason=text, notes=[text], redop=text, status="wrong", wrong=3)
     writer.append(record)
@@ -309,7 +313,9 @@ def test_a_junit_suite_counts_what_is_in_it(rich: Run) -> None:
 def test_a_run_that_was_lost_between_cases_is_shown_as_lost(tmp_path: Path) -> None:
     """Its records are all good; what it did not come to must not look as if nobody had asked for it."""
     cases = [{"id": CASE}, {"id": "all_reduce/float32/2048/isolated"}, {"id": "all_reduce/float32/4096/isolated"}]
-    writer = RunWriter.create(tmp_path / "run", manifest(plan={"name": "made", "starts": 1, "cases": cases}))
+    writer = RunWriter.create(
+        tmp_path / "run", manifest_of(manifest(plan={"name": "made", "starts": 1, "cases": cases}))
+    )
     record, seconds_RN = collective(1 << 10)
     writer.append(record, ["total"], seconds_RN[:, :, None])
     writer.event("warning", text="the samples of another case are gone")

@@ -10,8 +10,9 @@ import pytest
 
 from ncclbench.analysis.summary import summarise
 from ncclbench.config.plugins import load
-from ncclbench.store.records import PhaseResult, Record, Subtotal
-from ncclbench.store.run_directory import Run, RunWriter, read_run
+from ncclbench.store.records import OriginRecord, PhaseResult, Record, Subtotal
+from ncclbench.store.run_directory import Run, read_run
+from ncclbench.store.run_writer import RunWriter
 from ncclbench_reports.common.record_frame import flat_frame, plain_rows
 from ncclbench_reports.html_page.case_labels import Facets, short_labels
 from ncclbench_reports.html_page.curves import bounds_of, curve_figures
@@ -33,10 +34,11 @@ from tests.helpers.made_runs import (
     seconds_of,
     verdict,
 )
+from tests.helpers.stored import manifest_of
 
 
 def run_of(*records: Record) -> Run:
-    return Run(Path("run"), manifest(), records, ())
+    return Run(Path("run"), manifest_of(manifest()), records, ())
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def test_columns_that_say_nothing_are_left_out() -> None:
 
 def test_flows_between_pairs_tell_nothing_of_arrival(tmp_path: Path) -> None:
     """Half of the ranks may be idle in a round: their short durations are no lateness."""
-    writer = RunWriter.create(tmp_path / "run", manifest())
+    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
     seconds_RN = seconds_of(1e-4, 20, 1)
     seconds_RN[::2] *= 0.01
     writer.append(flows(), ["total"], seconds_RN[:, :, None])
@@ -226,7 +228,7 @@ def test_flows_between_pairs_tell_nothing_of_arrival(tmp_path: Path) -> None:
 
 
 def single(**fields: Any) -> Record:
-    record, _ = collective(1024, imported={"tool": "nccl-tests", "version": "2.19.6"}, **fields)
+    record, _ = collective(1024, imported=OriginRecord(source=0, tool="nccl-tests", version="2.19.6"), **fields)
     return record_like(record, time_us=summarise(np.array([1e-4])))
 
 
@@ -236,7 +238,7 @@ def single(**fields: Any) -> Record:
         ([collective(1024)[0]], ["median"], "time is the median over iterations of the slowest rank"),
         ([single()], ["mean"], "time is a mean over launches, as the log has it"),
         (
-            [single(), record_like(collective(64)[0], imported={"tool": "nccl-tests"})],
+            [single(), record_like(collective(64)[0], imported=OriginRecord(source=0, tool="nccl-tests"))],
             ["mean", "median"],
             "where n is 1",
         ),
@@ -246,8 +248,8 @@ def single(**fields: Any) -> Record:
 def test_every_format_says_whether_a_figure_is_a_median_or_a_logs_mean(
     records: list[Record], kinds: list[str | None], words: str
 ) -> None:
-    sources = [{"tool": "nccl-tests", "version": "2.19.6", "file": "x.txt"}] if "mean" in kinds else None
-    run = Run(Path("run"), manifest(imported=sources), tuple(records), ())
+    sources = [{"tool": "nccl-tests", "version": "2.19.6", "file": "x.txt"}] if "mean" in kinds else []
+    run = Run(Path("run"), manifest_of(manifest(imported=sources)), tuple(records), ())
     assert [row["time_is"] for row in plain_rows(flat_frame([run]))] == kinds
     texts = {fmt: str(load("reports", fmt).render([run])) for fmt in ("table", "markdown", "prometheus", "junit")}
     assert words in texts["table"]

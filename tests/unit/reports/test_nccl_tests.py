@@ -14,8 +14,10 @@ from ncclbench.importers.common.import_logs import import_logs, read_log
 from ncclbench.importers.common.imported_cases import Stated
 from ncclbench.importers.common.log_file import Log
 from ncclbench.store.records import Record, Summary
-from ncclbench.store.run_directory import RunWriter, read_run
+from ncclbench.store.run_directory import read_run
+from ncclbench.store.run_writer import RunWriter
 from ncclbench_reports.nccl_tests import _figure
+from tests.helpers.stored import manifest_of
 
 MANIFEST: dict[str, Any] = {"schema": 1, "plan": {"name": "p", "cases": []}, "transport": "nccl", "world_size": 4}
 
@@ -52,7 +54,7 @@ def timed(pattern: str = "all_reduce", nbytes: int = 1024, p50: float = 12.34567
 
 
 def exported(path: Path, *records: Record, **manifest: Any) -> str:
-    writer = RunWriter.create(path, {**MANIFEST, **manifest})
+    writer = RunWriter.create(path, manifest_of({**MANIFEST, **manifest}))
     for one in records:
         writer.append(one)
     text = load("reports", "nccl-tests").render([read_run(path)])

@@ -16,10 +16,11 @@ from ncclbench.errors import UsageError
 from ncclbench.importers.common.import_logs import import_logs
 from ncclbench.importers.common.imported_cases import Stated
 from ncclbench.importers.common.log_file import Log
-from ncclbench.store.records import Record
-from ncclbench.store.run_directory import RunWriter, read_run, read_runs
+from ncclbench.store.records import FlowTimes, Record
+from ncclbench.store.run_directory import read_run, read_runs
+from ncclbench.store.run_writer import RunWriter
 from ncclbench.store.samples import lateness, seconds_of_ranks
-from ncclbench.store.verdict import read_judgement
+from ncclbench.store.verdict import read_verdict
 from ncclbench_reports.common.across_starts import across_starts, by_date
 from ncclbench_reports.common.record_frame import COLUMNS, NAMES, flat_frame, phases_frame, plain_rows
 from ncclbench_reports.common.wording import stamps, visible
@@ -39,6 +40,7 @@ from tests.helpers.made_runs import (
     rich_run,
     small_run,
 )
+from tests.helpers.stored import manifest_of
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_columns_and_types_are_the_documented_ones(rich: Path) -> None:
 
 
 def test_an_empty_frame_has_the_same_columns_and_types(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", manifest())
+    RunWriter.create(tmp_path / "run", manifest_of(manifest()))
     frame = flat_frame([read_run(tmp_path / "run")])
     assert len(frame) == 0
     assert {name: str(kind) for name, kind in frame.dtypes.items()} == {c.name: c.dtype for c in COLUMNS}
@@ -68,7 +70,7 @@ def test_the_numbers_are_the_records(rich: Path) -> None:
         assert row["p50_us"] == (record.time_us.p50 if record.time_us else None)
         assert row["skew_max_us"] == (record.skew_us.max if record.skew_us else None)
         assert row["bus_gb_per_s"] == record.bus_gb_per_s
-        assert row["sent_cross_rail_bytes"] == (record.ledger["sent_bytes"]["cross_rail"] if record.ledger else None)
+        assert row["sent_cross_rail_bytes"] == (record.ledger.sent_bytes["cross_rail"] if record.ledger else None)
         assert msgspec.json.decode(row["params"]) == record.params
 
 
@@ -135,7 +137,7 @@ def test_one_start_has_nothing_to_aggregate_and_other_rank_counts_are_other_case
 
 
 def test_starts_of_one_run_are_starts(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest())
+    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
     for start in range(2):
         writer.append(collective(1024, start=start, scale=1 + start)[0])
     run = read_run(tmp_path / "run")
@@ -147,7 +149,9 @@ def test_starts_of_one_run_are_starts(tmp_path: Path) -> None:
 
 def test_trends_go_by_date(tmp_path: Path) -> None:
     for name, day in (("late", "2026-02-01"), ("early", "2026-01-01")):
-        RunWriter.create(tmp_path / name, manifest()).append(collective(1024, started=f"{day}T00:00:00Z")[0])
+        RunWriter.create(tmp_path / name, manifest_of(manifest())).append(
+            collective(1024, started=f"{day}T00:00:00Z")[0]
+        )
     frame = by_date(flat_frame(read_runs([tmp_path / "late", tmp_path / "early"])))
     assert [Path(run).name for run in frame["run"]] == ["early", "late"]
 
@@ -219,7 +223,7 @@ def test_the_rank_that_comes_last_has_the_shortest_duration() -> None:
 
 
 def test_rank_statistics_find_the_slow_rank(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest())
+    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
     record, seconds_RN = collective(1 << 20)
     seconds_RN[SLOW_RANK] *= 1.5
     writer.append(record, ["total"], seconds_RN[:, :, None])
@@ -241,7 +245,7 @@ def test_flows_are_rates_and_what_never_ended_is_unknown() -> None:
 
 
 def test_the_slow_nic_is_named(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest())
+    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
     writer.append(flows())
     run = read_run(tmp_path / "run")
     nics = nic_residuals(run, Places.of(run))
@@ -256,7 +260,7 @@ def test_the_slow_nic_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flows_field", [{"src": [0]}, {"src": [99], "dst": [0], "nbytes": [1], "p50_us": [1]}, {}])
 def test_damaged_flows_are_no_flows(flows_field: dict[str, Any]) -> None:
     record = flows()
-    phase = msgspec.structs.replace(record.phases[0], flows=flows_field)
+    phase = msgspec.structs.replace(record.phases[0], flows=msgspec.convert(flows_field, FlowTimes))
     assert flows_of(record_like(record, phases=[phase]), WORLD) is None
 
 
@@ -298,7 +302,7 @@ def test_a_run_that_nobody_judged_says_so(tmp_path: Path) -> None:
 def test_a_verdict_that_cannot_be_read_is_not_no_verdict(content: str, rich: Path) -> None:
     (rich / "verdict.json").write_text(content)
     with pytest.raises(UsageError, match=r"verdict\.json"):
-        read_judgement(rich)
+        read_verdict(rich)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +424,7 @@ def test_ratios_and_sums_of_phases_have_tables(rich: Path) -> None:
 
 
 def test_phases_that_take_turns_are_not_stacked(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest())
+    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
     base = flows()
     assert base.time_us is not None
     half = msgspec.structs.replace(base.time_us, n=base.time_us.n // 2)

@@ -7,7 +7,9 @@ import pytest
 
 from ncclbench.config.plugins import load
 from ncclbench.store.records import GroupResult, Record, Skew, Summary
-from ncclbench.store.run_directory import Run, RunWriter, read_run
+from ncclbench.store.run_directory import Run, read_run
+from ncclbench.store.run_writer import RunWriter
+from tests.helpers.stored import manifest_of
 
 MANIFEST: dict[str, Any] = {
     "schema": 1,
@@ -65,7 +67,7 @@ def summary(**fields: Any) -> Summary:
 
 def render(path: Path, manifest: dict[str, Any], *records: Record) -> str:
     """What the table says of a run that was really stored, with the path taken out."""
-    writer = RunWriter.create(path, manifest)
+    writer = RunWriter.create(path, manifest_of(manifest))
     for one in records:
         writer.append(one)
     return shown(read_run(path))
@@ -196,7 +198,7 @@ def test_groups_side_by_side_are_each_shown(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_names_the_case(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", MANIFEST)
+    writer = RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
     writer.append(timed())
     writer.event("case", case="all_reduce/float32/2048/isolated")
     assert shown(read_run(tmp_path / "run")).splitlines()[-1] == (

@@ -19,9 +19,11 @@ from ncclbench.accept.profile_from_run import make_profile
 from ncclbench.accept.verify import verify
 from ncclbench.cli.report import command as report
 from ncclbench.errors import EnvironmentFault, UsageError
-from ncclbench.store.records import PhaseResult, Record
-from ncclbench.store.run_directory import RunWriter, read_run
+from ncclbench.store.records import GpuReading, GpuState, Json, LedgerRecord, OriginRecord, PhaseResult, Record
+from ncclbench.store.run_directory import read_run
+from ncclbench.store.run_writer import RunWriter
 from ncclbench.store.samples import seconds_of_ranks
+from tests.helpers.stored import manifest_of
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -43,7 +45,7 @@ def spoilt(run: Path, name: str, place: tuple[Any, ...], value: Any) -> Path:
     return run
 
 
-LEDGER = {"sent_bytes": {"node": 8}, "bottleneck_bytes": 8, "later": 1}
+LEDGER = LedgerRecord(sent_bytes={"node": 8}, bottleneck_bytes=8)
 
 
 @pytest.mark.parametrize(
@@ -59,14 +61,19 @@ LEDGER = {"sent_bytes": {"node": 8}, "bottleneck_bytes": 8, "later": 1}
         (("phases", 0, "ledger", "sent_bytes"), 1),
         (("facts", 0, "bases"), [None]),
         (("path",), {"links": 1}),
+        (("gpus", 0, "before", "errors"), ["ECC"]),
+        (("gpus", 0, "before", "throttled"), 7),
+        (("gpus", 0, "after", "clock_seconds"), "now"),
+        (("gpus", 0, "warnings"), "hardware slowdown"),
     ],
 )
 def test_a_record_of_another_shape_is_a_damaged_line(place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", MANIFEST)
+    writer = RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
     phases = [PhaseResult(label="a", ledger=LEDGER)]
-    facts = [{"bases": {"selection": {"remote_bytes": 1}}, "mine": [1]}]
-    writer.append(msgspec.structs.replace(RECORD, ledger=LEDGER, phases=phases, facts=facts))
-    assert read_run(tmp_path / "run").records[0].ledger == LEDGER  # what is not known is kept as it is
+    facts: list[dict[str, Json]] = [{"bases": {"selection": {"remote_bytes": 1}}, "mine": [1]}]
+    gpus = [GpuReading(rank=0, before=GpuState(), after=GpuState())]
+    writer.append(msgspec.structs.replace(RECORD, ledger=LEDGER, phases=phases, facts=facts, gpus=gpus))
+    assert read_run(tmp_path / "run").records[0].ledger == LEDGER
     with pytest.raises(UsageError, match=r"results\.jsonl, line 1 is damaged: "):
         read_run(spoilt(tmp_path / "run", "results.jsonl", place, value))
 
@@ -80,7 +87,7 @@ def test_a_record_of_another_shape_is_a_damaged_line(place: tuple[Any, ...], val
     ],
 )
 def test_a_manifest_of_another_shape_is_damaged(place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", {**MANIFEST, "plan": {"name": "p", "starts": 2}})
+    RunWriter.create(tmp_path / "run", manifest_of({**MANIFEST, "plan": {"name": "p", "starts": 2}}))
     assert read_run(tmp_path / "run").declared_starts == 2
     with pytest.raises(UsageError, match=r"manifest\.json is damaged: "):
         read_run(spoilt(tmp_path / "run", "manifest.json", place, value))
@@ -91,7 +98,7 @@ IMPORTED: dict[str, Any] = {
     "tool": "nccl-tests",
     "tables": [{"devices": [{"rank": 0}], "config": {"x": 1}}],
 }
-ORIGIN = {"tool": "nccl-tests", "figure": "table", "source": 0, "table": 0, "row": 0, "placement": "in_place"}
+ORIGIN = OriginRecord(tool="nccl-tests", figure="table", source=0, table=0, row=0, placement="in_place")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +119,7 @@ ORIGIN = {"tool": "nccl-tests", "figure": "table", "source": 0, "table": 0, "row
 def test_what_an_importer_wrote_has_its_shape_as_well(
     name: str, place: tuple[Any, ...], value: Any, said: str, tmp_path: Path
 ) -> None:
-    writer = RunWriter.create(tmp_path / "run", {**MANIFEST, "imported": [IMPORTED]})
+    writer = RunWriter.create(tmp_path / "run", manifest_of({**MANIFEST, "imported": [IMPORTED]}))
     writer.append(msgspec.structs.replace(RECORD, imported=ORIGIN))
     for fmt in ("table", "nccl-tests"):
         report.callback((tmp_path / "run",), fmt, None)  # type: ignore[misc]
@@ -124,7 +131,7 @@ def test_what_an_importer_wrote_has_its_shape_as_well(
 
 @pytest.mark.parametrize("value", [{"start": "x"}, {"ranks": 3}, {"software": [1]}])
 def test_an_event_of_another_shape_is_a_damaged_line(value: dict[str, Any], tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", MANIFEST).event("lost", **value)
+    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST)).event("lost", **value)
     with pytest.raises(UsageError, match=r"events\.jsonl, line 1 is damaged: "):
         read_run(tmp_path / "run")
 
@@ -132,7 +139,7 @@ def test_an_event_of_another_shape_is_a_damaged_line(value: dict[str, Any], tmp_
 @pytest.mark.parametrize("name", ["results.jsonl", "events.jsonl", "manifest.json", "verdict.json"])
 def test_what_is_no_regular_file_is_not_read(name: str, tmp_path: Path) -> None:
     """Reading a pipe would wait for ever, and a device would fill the memory."""
-    RunWriter.create(tmp_path / "run", MANIFEST)
+    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
     (tmp_path / "run" / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / "run" / name)
     with pytest.raises(UsageError, match=f"{name} is no regular file"):

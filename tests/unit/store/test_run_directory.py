@@ -19,8 +19,12 @@ import pytest
 
 from ncclbench.errors import EnvironmentFault, UsageError
 from ncclbench.store import events
-from ncclbench.store.records import GroupResult, PhaseResult, Record, Skew, Summary
-from ncclbench.store.run_directory import RunWriter, check_target, first_difference, read_run, write_samples
+from ncclbench.store.files import line_hash
+from ncclbench.store.records import GroupResult, LedgerRecord, PhaseResult, Record, Skew, Summary
+from ncclbench.store.run_directory import first_difference, read_run
+from ncclbench.store.run_writer import RunWriter, check_target
+from ncclbench.store.samples import write_samples
+from tests.helpers.stored import manifest_of
 
 MANIFEST: dict[str, Any] = {
     "schema": 1,
@@ -67,7 +71,7 @@ FULL = record(
     skew_us=Skew(p50=0.5, max=1.5),
     alg_gb_per_s=0.4096,
     bus_gb_per_s=0.4096,
-    phases=[PhaseResult(label="bit_0", ledger={"sent_bytes": {"node": 1024}})],
+    phases=[PhaseResult(label="bit_0", ledger=LedgerRecord(sent_bytes={"node": 1024}))],
     groups=[
         GroupResult(
             ranks=[0, 2],
@@ -77,7 +81,7 @@ FULL = record(
             bus_gb_per_s=1.0,
         )
     ],
-    ledger={"sent_bytes": {"self": 0, "node": 2048}, "bottleneck_bytes": 1024},
+    ledger=LedgerRecord(sent_bytes={"self": 0, "node": 2048}, bottleneck_bytes=1024),
     ranks=[1],
 )
 
@@ -86,7 +90,7 @@ FULL = record(
 def run(tmp_path: Path) -> Path:
     """A run with two finished cases."""
     path = tmp_path / "run"
-    writer = RunWriter.create(path, MANIFEST)
+    writer = RunWriter.create(path, manifest_of(MANIFEST))
     writer.event("start", command=["run"])
     for number in range(2):
         writer.append(record(number), ["total", "bit_0"], SECONDS_RNK)
@@ -94,18 +98,18 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", MANIFEST)
+    writer = RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
     writer.event("start", command=["run", "all_reduce"])
     stored = writer.append(FULL, ["total", "bit_0"], SECONDS_RNK)
     skipped = writer.append(record(1, status="skipped", reason="needs 2 nodes"))
     writer.event("end", exit_code=0)
     back = read_run(tmp_path / "run")
-    assert back.manifest == MANIFEST
+    assert back.manifest == manifest_of(MANIFEST)
     assert back.records == (stored, skipped)
     assert stored == msgspec.structs.replace(FULL, samples=stored.samples)
     assert skipped.samples is None
-    assert [event["kind"] for event in back.events] == ["start", "result", "result", "end"]
-    assert back.events[0]["command"] == ["run", "all_reduce"]
+    assert [event.kind for event in back.events] == ["start", "result", "result", "end"]
+    assert back.events[0].command == ["run", "all_reduce"]
     assert back.interrupted_in is None
 
 
@@ -192,23 +196,23 @@ def test_a_torn_last_line_is_ignored_on_read_and_cut_on_resume(name: str, run: P
     back = read_run(run)
     (run / name).write_bytes(whole + whole.splitlines()[0][:-7])
     assert read_run(run) == back
-    RunWriter.resume(run, MANIFEST)
+    RunWriter.resume(run, manifest_of(MANIFEST))
     assert (run / name).read_bytes() == whole
 
 
 def test_the_chain_goes_on_after_a_torn_line(run: Path) -> None:
     with (run / "events.jsonl").open("ab") as file:
         file.write(b'{"time":"2026-01-01T')
-    writer = RunWriter.resume(run, MANIFEST)
+    writer = RunWriter.resume(run, manifest_of(MANIFEST))
     writer.event("resume", finished=2)
     assert events.broken_link(run / "events.jsonl") is None
-    assert [event["kind"] for event in read_run(run).events] == ["start", "result", "result", "resume"]
+    assert [event.kind for event in read_run(run).events] == ["start", "result", "result", "resume"]
 
 
 def test_every_event_carries_the_hash_of_the_line_before(run: Path) -> None:
     lines = (run / "events.jsonl").read_bytes().splitlines()
     previous = [json.loads(line)["previous"] for line in lines]
-    assert previous == ["0" * 64, *(events.line_hash(line) for line in lines[:-1])]
+    assert previous == ["0" * 64, *(line_hash(line) for line in lines[:-1])]
     assert events.broken_link(run / "events.jsonl") is None
 
 
@@ -265,13 +269,15 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_resume_refuses_another_run_and_names_the_difference(path: str, value: Any, words: str, run: Path) -> None:
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     with pytest.raises(UsageError) as caught:
-        RunWriter.resume(run, changed(path, value))
+        RunWriter.resume(run, manifest_of(changed(path, value)))
     assert str(caught.value) == f"cannot resume {run}: {words}"
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
 def test_resume_does_not_mind_another_time_or_machine_state(run: Path) -> None:
-    RunWriter.resume(run, {**MANIFEST, "started": "2027-01-01T00:00:00Z", "provenance": {"python": "3.13"}})
+    RunWriter.resume(
+        run, manifest_of({**MANIFEST, "started": "2027-01-01T00:00:00Z", "provenance": {"python": "3.13"}})
+    )
 
 
 def test_a_tuple_is_a_list_and_a_whole_float_an_integer_on_disk() -> None:
@@ -325,9 +331,9 @@ def test_a_disk_that_fails_at_the_very_start_does_not_speak_of_what_was_stored(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ncclbench.store.run_directory._write_whole", full)
+    monkeypatch.setattr("ncclbench.store.run_writer.write_whole", full)
     with pytest.raises(EnvironmentFault, match="No space left on device; nothing was stored; name another directory"):
-        RunWriter.create(tmp_path / "new", MANIFEST)
+        RunWriter.create(tmp_path / "new", manifest_of(MANIFEST))
 
 
 @pytest.mark.parametrize("content", ["{}", '{"schema": "1"}', "[]"])
@@ -373,17 +379,17 @@ def test_what_is_no_run_is_refused(content: bytes | None, tmp_path: Path) -> Non
 
 def test_a_directory_that_holds_something_is_not_written_into(run: Path) -> None:
     with pytest.raises(UsageError, match="is not empty"):
-        RunWriter.create(run, MANIFEST)
+        RunWriter.create(run, manifest_of(MANIFEST))
 
 
 def test_a_directory_is_made_with_its_parents(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "a" / "b" / "c", MANIFEST)
+    RunWriter.create(tmp_path / "a" / "b" / "c", manifest_of(MANIFEST))
     assert read_run(tmp_path / "a" / "b" / "c").records == ()
 
 
 def test_an_empty_directory_will_do(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path, MANIFEST)
-    assert read_run(tmp_path).manifest == MANIFEST
+    RunWriter.create(tmp_path, manifest_of(MANIFEST))
+    assert read_run(tmp_path).manifest == manifest_of(MANIFEST)
 
 
 def test_a_file_is_no_target(tmp_path: Path) -> None:
@@ -448,7 +454,7 @@ def test_a_full_disk_does_not_break_the_event_chain(run: Path, monkeypatch: pyte
             writer.event("case", case="x")
     writer.event("end", exit_code=3)
     assert events.broken_link(run / "events.jsonl") is None
-    assert read_run(run).events[-1]["kind"] == "end"
+    assert read_run(run).events[-1].kind == "end"
 
 
 # A real file-size limit: the kernel takes half of a line and refuses the rest, as a disk does that fills up.
@@ -456,11 +462,12 @@ _UNTIL_FULL = """
 import resource, sys
 from pathlib import Path
 from ncclbench.errors import EnvironmentFault
-from ncclbench.store.run_directory import RunWriter
+from ncclbench.store.manifest import Manifest
+from ncclbench.store.run_writer import RunWriter
 from ncclbench.store.records import Record
 
 run = Path(sys.argv[1])
-writer = RunWriter.create(run, {"schema": 1})
+writer = RunWriter.create(run, Manifest())
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 for k in range(1000):
     try:
@@ -495,10 +502,11 @@ _FOREVER = """
 import sys
 from pathlib import Path
 import numpy as np
-from ncclbench.store.run_directory import RunWriter
+from ncclbench.store.manifest import Manifest
+from ncclbench.store.run_writer import RunWriter
 from ncclbench.store.records import Record
 
-run, manifest = Path(sys.argv[1]), {"schema": 1, "plan": {}, "topology": {}, "transport": "t", "world_size": 2}
+run, manifest = Path(sys.argv[1]), Manifest(transport="t", world_size=2)
 writer = RunWriter.resume(run, manifest) if run.exists() else RunWriter.create(run, manifest)
 print(writer.path, flush=True)
 k = 0

@@ -13,6 +13,7 @@ from ncclbench.store.run_directory import read_run
 from ncclbench.topology import Link, Topology
 from ncclbench.topology.placement import place_ranks, plan_placement
 from ncclbench.topology.topology_file import parse_topology, read_topology
+from tests.helpers.stored import known
 
 LAB = """
 schema = 1
@@ -134,9 +135,9 @@ def test_the_manifest_has_what_is_known_and_the_file_s_hash(tmp_path: Path) -> N
     file = tmp_path / "lab.toml"
     file.write_text(LAB)
     record = place_ranks(read_topology(file), HOSTS).as_record()
-    assert record["wiring"]["nic_gbit_per_s"] == [0.1, 0.1, 0.1, None]
-    assert record["wiring"]["leaf_names"] == ["leaf0", "leaf1"]
-    assert record["sources"]["file"] == f"{file} sha256:{hashlib.sha256(LAB.encode()).hexdigest()}"
+    assert known(record.wiring).nic_gbit_per_s == [0.1, 0.1, 0.1, None]
+    assert known(record.wiring).leaf_names == ["leaf0", "leaf1"]
+    assert record.sources["file"] == f"{file} sha256:{hashlib.sha256(LAB.encode()).hexdigest()}"
 
 
 def test_ranks_that_have_not_started_are_laid_out_in_the_file_s_order() -> None:
@@ -248,8 +249,8 @@ def test_run_places_threads_by_the_file_and_its_manifest_says_so(tmp_path: Path)
     code, text = run_threads(*arguments, "--topology", file, "-o", out)
     assert code == 0, text
     run = read_run(out)
-    assert run.manifest["topology"]["node_names"] == ["n0", "n1.cluster"]
-    assert run.manifest["topology"]["sources"]["rail"] == f"topology file {file}, [[rank]]"
+    assert known(run.manifest.topology).node_names == ["n0", "n1.cluster"]
+    assert known(run.manifest.topology).sources["rail"] == f"topology file {file}, [[rank]]"
     assert [record.status for record in run.records] == ["ok"]
     code, text = run_threads(*arguments, "--topology", file, "--dry-run")
     assert code == 0
