@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from ncclbench.config import plugins
 from ncclbench.errors import UsageError
 from ncclbench.store.events import GENESIS
 from ncclbench.store.files import line_hash, whole_lines
@@ -21,8 +22,8 @@ from ncclbench.store.records import Json
 from ncclbench.store.run_directory import read_run
 
 KEY = "NCCLBENCH_REDACT_KEY"
-# Words of ours that are no secret even if somebody calls a host so.
-_NOT_HOSTS = frozenset({"local", "localhost", "gloo", "nccl", "mpi", "threads", "model", "cpu", "cuda", "lo", ""})
+# Words of ours that are no secret even where a host is called so; the names of transports are added.
+_NOT_HOSTS = frozenset({"local", "localhost", "cpu", "cuda", "lo", ""})
 _IDENTITY_KEYS = re.compile(r"(serial|uuid|guid|boot|host|hostname|mac|address)s?", re.IGNORECASE)
 # Fields that other programs key on, and that name no machine.
 _KEPT = frozenset(
@@ -54,7 +55,8 @@ class Redactor:
         self._key = key
         names = {name.lower(): "host" for host in hosts for name in (host, host.partition(".")[0])}
         names |= {text.lower(): "id" for text in identities}
-        self._names = {name: kind for name, kind in names.items() if name not in _NOT_HOSTS}
+        kept = _NOT_HOSTS | set(plugins.names("transports"))
+        self._names = {name: kind for name, kind in names.items() if name not in kept}
         # The longest first, so that n1.cluster is not left with a tail.
         ordered = sorted(self._names, key=len, reverse=True)
         known = "|".join(map(re.escape, ordered))

@@ -5,11 +5,12 @@ Memory is checked before anything is allocated: a size that does not fit is refu
 
 from collections.abc import Callable, Iterable, Mapping
 from math import gcd
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ncclbench.buffers.kinds import Cache, Device, Kind, is_registered
 from ncclbench.buffers.nccl_mem_alloc import BLOCKS
 from ncclbench.errors import TooLarge
 from ncclbench.schedule.dtypes import Array
@@ -17,12 +18,9 @@ from ncclbench.schedule.schedule import Schedule, shared_buffers
 from ncclbench.topology.host_memory import available_memory
 from ncclbench.units import format_bytes
 
-Device = Literal["cpu", "cuda"]
-Kind = Literal["pool", "nccl", "torch"]
-Cache = Literal["cold", "warm"]
 Buffers = Mapping[str, Array]
 
-# The room whose memory cases keep from one another; the other is a node's.
+# The memory that cases keep from one another; a node's is given back.
 ON_GPU = "a GPU"
 
 # What the interpreter, the libraries and the validation need beside the buffers.
@@ -55,7 +53,7 @@ def device_bytes(nbytes: int, kind: Kind = "pool") -> Any:
     """Device memory: from CuPy's pool, from ncclMemAlloc, or from torch's caching allocator."""
     import cupy
 
-    if kind == "nccl":
+    if is_registered(kind):
         block = BLOCKS.take(nbytes)
         memory = cupy.cuda.UnownedMemory(block.pointer, block.nbytes, block)
         return cupy.ndarray(nbytes, np.uint8, cupy.cuda.MemoryPointer(memory, 0))
@@ -130,10 +128,22 @@ def rotation(nbytes: int, l2: int, cache: Cache, variants: int = 1) -> Rotation:
     return Rotation(copies, True) if copies <= _MOST_COPIES else WARM
 
 
-def rooms_of(
-    device: Device, staged: bool | None, local_size: int, ranks_per_gpu: int = 1
-) -> list[tuple[int, int, str]]:
-    """Where a rank's buffers must fit: how many ranks share the memory, bytes free in it, and its name.
+class MemoryLimit(NamedTuple):
+    """Memory that buffers must fit into.
+
+    Attributes:
+        ranks: how many ranks share it.
+        available: bytes that are free in it.
+        where: its name.
+    """
+
+    ranks: int
+    available: int
+    where: str
+
+
+def memory_limits(device: Device, staged: bool | None, local_size: int, ranks_per_gpu: int = 1) -> list[MemoryLimit]:
+    """Every memory that a rank's buffers must fit into.
 
     Args:
         device: where the buffers are.
@@ -141,15 +151,15 @@ def rooms_of(
         local_size: ranks on this node.
         ranks_per_gpu: ranks on one GPU.
     """
-    rooms = [] if device == "cpu" else [(ranks_per_gpu, free_device_memory(), ON_GPU)]
+    limits = [] if device == "cpu" else [MemoryLimit(ranks_per_gpu, free_device_memory(), ON_GPU)]
     if device == "cpu" or staged:
-        rooms.append((local_size, available_memory(), "this node"))
-    return rooms
+        limits.append(MemoryLimit(local_size, available_memory(), "this node"))
+    return limits
 
 
-def room_for_one(rooms: Iterable[tuple[int, int, str]]) -> int:
-    """Bytes of buffers that one rank may have in every one of its `rooms_of`."""
-    return min(available // ranks - _RESERVE for ranks, available, _where in rooms)
+def budget_of_one_rank(limits: Iterable[MemoryLimit]) -> int:
+    """Bytes of buffers that one rank may have within all `limits`."""
+    return min(available // ranks - _RESERVE for ranks, available, _where in limits)
 
 
 def refuse_too_large(

@@ -25,7 +25,7 @@ def command(as_json: bool) -> None:
     findings = examine(Machine())
     missing = [finding for finding in findings if finding.verdict == "missing"]
     if as_json:
-        page = {"missing": len(missing), "findings": [finding.as_record() for finding in findings]}
+        page = {"missing": len(missing), "findings": [finding._asdict() for finding in findings]}
         click.echo(msgspec.json.encode(page).decode())
     else:
         width = max(len(finding.name) for finding in findings)

@@ -22,6 +22,7 @@ def command(kind: str) -> None:
     """
     from ncclbench.config.plugins import load, names
     from ncclbench.config.shipped_files import MODELS, PLANS, PROFILES
+    from ncclbench.transports.capabilities import capabilities_of
 
     if kind == "plans":
         rows = list(PLANS.titles().items())
@@ -35,7 +36,10 @@ def command(kind: str) -> None:
         rows = []
         for name in names(kind):
             try:
-                rows.append((name, (inspect.getdoc(load(kind, name)) or "").partition("\n")[0]))
+                module = load(kind, name)
+                if kind == "transports":
+                    capabilities_of(name).import_libraries()
+                rows.append((name, (inspect.getdoc(module) or "").partition("\n")[0]))
             except (NcclbenchError, ImportError) as error:
                 rows.append((name, f"not usable here: {error}"))
     width = max(len(name) for name, _ in rows)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ncclbench import api
+from ncclbench.buffers.kinds import KINDS, Kind
 from ncclbench.cli.options import HELP, complete
 from ncclbench.errors import Exit, UsageError
 
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--buffers",
-    type=click.Choice(["pool", "nccl", "torch"]),
+    type=click.Choice(KINDS),
     help="On GPUs: CuPy's pool, ncclMemAlloc or torch's allocator.  [default: pool]",
 )
 @click.option(
@@ -140,7 +141,7 @@ def command(
     timeout: float | None,
     check: bool | None,
     cache: Literal["cold", "warm"] | None,
-    buffers: Literal["pool", "nccl", "torch"] | None,
+    buffers: Kind | None,
     device: Literal["auto", "cpu", "cuda"],
     bind: Literal["none", "auto"],
     seed: int | None,

@@ -3,7 +3,7 @@
 A file in `ncclbench_patterns`, `ncclbench_reports`, `ncclbench.transports`, `ncclbench.importers` or
 `ncclbench.accept.checks` *is* its registration. Other distributions add theirs through an entry point in the group
 `ncclbench.patterns`, `ncclbench.reports`, `ncclbench.transports`, `ncclbench.importers` or `ncclbench.checks`; its
-value is a module (a transport's has `open_transport`, a check's has `check`).
+value is a module (a transport's has `open_transport`, or `open_executor` where it has no ranks, a check's has `check`).
 Nothing is imported to list the names.
 """
 
@@ -24,16 +24,14 @@ _PACKAGES = {
     "importers": "ncclbench.importers",
     "checks": "ncclbench.accept.checks",
 }
-# One file may serve several names: torch.distributed has one backend a name.
+# A module cannot be called what people call these.
 _SERVED_BY = {
-    ("transports", "torch_dist"): ("gloo", "nccl"),
-    # A module cannot be called what people call these.
     ("reports", "nccl_tests"): ("nccl-tests",),
     ("importers", "nccl_tests"): ("nccl-tests",),
     ("importers", "nccl_tests_json"): ("nccl-tests-json",),
 }
 # What every transport is written against is not itself a transport.
-_NOT_PLUGINS = {("transports", "base")}
+_NOT_PLUGINS = {("transports", name) for name in ("base", "capabilities", "library_checks")}
 
 
 @cache

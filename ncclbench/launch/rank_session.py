@@ -5,7 +5,6 @@ rendezvous -> agree on plan and versions -> check memory -> open the run directo
 
 import hashlib
 import os
-import signal
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,22 +16,22 @@ import msgspec
 import numpy as np
 
 from ncclbench import __version__
-from ncclbench.buffers.arrays import ON_GPU, WARM, Rotation, refuse_too_large, room_for_one, rooms_of
+from ncclbench.buffers.arrays import ON_GPU, MemoryLimit, Rotation, budget_of_one_rank, memory_limits, refuse_too_large
+from ncclbench.buffers.kinds import Device
 from ncclbench.buffers.nccl_mem_alloc import BLOCKS
 from ncclbench.config.plugins import load
-from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError, worst
+from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError, TransportError, Unable, UsageError
 from ncclbench.launch.core_binding import allowed_cores, bind
 from ncclbench.launch.launcher_detection import LOCAL_PARENT
 from ncclbench.launch.preparation import PreparedRun
 from ncclbench.launch.rank_supervisor import outlive_parent
 from ncclbench.launch.recorder import RunRecorder
 from ncclbench.launch.rendezvous import with_store
-from ncclbench.launch.signals import heeding, settled
 from ncclbench.launch.watchdog.attribution import Fault
-from ncclbench.launch.watchdog.watchdog import Watchdog, end_process
-from ncclbench.measure.buffer_plan import Demand, Held, agreed_room, rotations
-from ncclbench.measure.case import build_variants, demand, run_case
-from ncclbench.measure.telemetry import Witness
+from ncclbench.launch.watchdog.watchdog import Watchdog
+from ncclbench.measure.buffer_plan import HeldMemory, MemoryDemand, agreed_budget, rotations
+from ncclbench.measure.case import build_variants, memory_demand
+from ncclbench.measure.executor import RankExecutor
 from ncclbench.measure.timing_host import Progress
 from ncclbench.plan.plan import Plan, PlannedCase
 from ncclbench.store.events import utc_now
@@ -42,23 +41,23 @@ from ncclbench.topology import Topology
 from ncclbench.topology.host_detection import boot_id, detect_host, nearest_nics
 from ncclbench.topology.network_addresses import LOOPBACK, local_addresses
 from ncclbench.topology.placement import RankDetection, place_detected_ranks, place_ranks
-from ncclbench.transports.base import Seat, Transport, all_gather_text, broadcast_text
+from ncclbench.transports.base import RankIdentity, Transport, all_gather_text, broadcast_text
+from ncclbench.transports.capabilities import capabilities_of
 
 _GIB = float(1 << 30)
 
 
 def run_rank(
-    prepared: PreparedRun, seat: Seat, transport: Transport, recorder: RunRecorder, watch_host: str | None
+    prepared: PreparedRun, identity: RankIdentity, transport: Transport, recorder: RunRecorder, watch_host: str
 ) -> Exit:
     """Run the plan as one rank of the job.
 
     Args:
         prepared: what to run; the same on all ranks.
-        seat: this rank's place.
+        identity: this rank's place.
         transport: this rank's, joined.
         recorder: rank 0's is written to.
-        watch_host: where rank 0 can be reached for the watchdog, as `Watchdog.open` takes it; None
-            where ranks share a process.
+        watch_host: where rank 0 can be reached for the watchdog, as `Watchdog.open` takes it.
 
     Raises:
         UsageError, EnvironmentFault: before the first case; afterwards faults end in the run directory.
@@ -66,22 +65,22 @@ def run_rank(
     progress = Progress()
     try:
         with transport.translating("start"):
-            finished, topology, watchdog, rotating = _prepare(prepared, seat, transport, recorder, progress, watch_host)
+            finished, topology, watchdog, rotations = _prepare(
+                prepared, identity, transport, recorder, progress, watch_host
+            )
     except NcclbenchError:
         transport.close()  # a library's own threads would otherwise end the process with words of their own
         raise
-    witness = Witness(transport)
+    executor = RankExecutor(transport, progress, rotations, prepared.request.command)
     try:
         for number, planned in enumerate(prepared.plan.cases):
             if planned.case.id not in finished:
-                rotation = rotating.get(number, WARM)
-                _run_one(number, planned, transport, topology, recorder, progress, watchdog, rotation, witness)
+                _run_one(number, planned, executor, topology, recorder, watchdog)
         transport.barrier()
     except Exception as error:
         _give_up(watchdog, error)
         raise
-    if watchdog:
-        watchdog.close()
+    watchdog.close()
     try:
         return recorder.end() if transport.rank == 0 else Exit.GOOD
     finally:
@@ -90,24 +89,24 @@ def run_rank(
 
 def _prepare(
     prepared: PreparedRun,
-    seat: Seat,
+    identity: RankIdentity,
     transport: Transport,
     recorder: RunRecorder,
     progress: Progress,
-    watch_host: str | None,
-) -> tuple[set[str], Topology, Watchdog | None, dict[int, Rotation]]:
+    watch_host: str,
+) -> tuple[set[str], Topology, Watchdog, dict[str, Rotation]]:
     """Everything before the first case: the cases already finished, where the ranks sit, the watch, and the memory."""
-    _cross_check(seat, transport)
-    texts = all_gather_text(transport.control, _describe_rank(prepared, seat, transport))
+    _cross_check(identity, transport)
+    texts = all_gather_text(transport.control, _describe_rank(prepared, identity, transport))
     ranks = [msgspec.json.decode(text, type=RankEnvironment) for text in texts]
     _refuse_disagreement(prepared, transport)
     hosts = [place.host for place in ranks]
     found = [place.found for place in ranks]
     topology = place_ranks(prepared.topology, hosts) if prepared.topology else place_detected_ranks(hosts, found)
-    rotating = _plan_memory(prepared, seat, topology, transport)
-    finished = _open_run(prepared, seat, topology, ranks, transport, recorder)
-    watchdog = _start_watchdog(ranks, transport, recorder, progress, watch_host) if watch_host else None
-    return finished, topology, watchdog, rotating
+    rotations = _plan_memory(prepared, identity, topology, transport)
+    finished = _open_run(prepared, identity, topology, ranks, transport, recorder)
+    watchdog = _start_watchdog(ranks, transport, recorder, progress, watch_host)
+    return finished, topology, watchdog, rotations
 
 
 class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,23 +146,27 @@ def _rank_record(place: RankEnvironment) -> RankRecord:
     )
 
 
-def _describe_rank(prepared: PreparedRun, seat: Seat, transport: Transport) -> str:
+def _describe_rank(prepared: PreparedRun, identity: RankIdentity, transport: Transport) -> str:
     """This rank's `RankEnvironment` as JSON; binds it first, if it is to be bound."""
     described = dict(transport.describe())
     gpu = described.get("pci_bus_id")
-    cores = bind(seat, gpu) if prepared.request.bind else allowed_cores()
-    host = "local" if seat.launcher == "threads" else socket.gethostname()
-    return _text(
-        RankEnvironment(
-            host=host,
-            boot=boot_id(),
-            pid=os.getpid(),
-            cores=cores,
-            gpu=gpu,
-            device=described.get("device") or {},
-            software=software(described),
-            found=RankDetection() if seat.launcher == "threads" else _surroundings(gpu),
-        )
+    cores = bind(identity, gpu) if prepared.request.bind else allowed_cores()
+    return _text(rank_environment(described, socket.gethostname(), cores, _surroundings(gpu)))
+
+
+def rank_environment(
+    described: Mapping[str, Any], host: str, cores: list[int], found: RankDetection
+) -> RankEnvironment:
+    """Where a rank of this process runs; `described` is what its transport says of itself."""
+    return RankEnvironment(
+        host=host,
+        boot=boot_id(),
+        pid=os.getpid(),
+        cores=cores,
+        gpu=described.get("pci_bus_id"),
+        device=described.get("device") or {},
+        software=software(described),
+        found=found,
     )
 
 
@@ -184,49 +187,38 @@ def _surroundings(gpu: str | None) -> RankDetection:
     )
 
 
-def _cross_check(seat: Seat, transport: Transport) -> None:
+def _cross_check(identity: RankIdentity, transport: Transport) -> None:
     """What the launcher's variables say must be what the library says, or several jobs are running as one."""
-    if (seat.rank, seat.world_size) != (transport.rank, transport.world_size):
+    if (identity.rank, identity.world_size) != (transport.rank, transport.world_size):
         raise EnvironmentFault(
-            f"{seat.launcher} says rank {seat.rank} of {seat.world_size}, {transport.name} says rank {transport.rank} "
-            f"of {transport.world_size}: start all ranks with one launcher, and its own MPI"
+            f"{identity.launcher} says rank {identity.rank} of {identity.world_size}, {transport.name} says rank "
+            f"{transport.rank} of {transport.world_size}: start all ranks with one launcher, and its own MPI"
         )
 
 
 def _run_one(
     number: int,
     planned: PlannedCase,
-    transport: Transport,
+    executor: RankExecutor,
     topology: Topology,
     recorder: RunRecorder,
-    progress: Progress,
-    watchdog: Watchdog | None,
-    rotation: Rotation,
-    witness: Witness,
+    watchdog: Watchdog,
 ) -> None:
-    if transport.rank == 0:
+    if executor.transport.rank == 0:
         recorder.begin(number, planned)
-    progress.case = number
-    if watchdog:
-        watchdog.limit = planned.settings.timeout * (1.0 + planned.case.nbytes / _GIB)
-    measured = run_case(
-        *(planned.case, transport, topology, planned.settings),
-        progress=progress,
-        rotation=rotation,
-        witness=witness,
-        command=recorder.prepared.request.command,
-    )
+    executor.progress.case = number
+    watchdog.limit = planned.settings.timeout * (1.0 + planned.case.nbytes / _GIB)
+    measured = executor.execute(planned.case, topology, planned.settings)
     if measured is not None:
         recorder.finish(measured)
 
 
-def _give_up(watchdog: Watchdog | None, error: BaseException) -> None:
-    """Tell the watchdog, which ends this process; without one, the error goes on to the caller."""
-    if watchdog:
-        watchdog.fail("transport" if isinstance(error, TransportError) else "raised", _in_a_line(error))
+def _give_up(watchdog: Watchdog, error: BaseException) -> None:
+    """Tell the watchdog, which ends this process."""
+    watchdog.fail("transport" if isinstance(error, TransportError) else "raised", in_a_line(error))
 
 
-def _in_a_line(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
     """What went wrong; an error that is not one of ours is named by its type as well."""
     return str(error) if isinstance(error, NcclbenchError) else f"{type(error).__name__}: {error}"
 
@@ -249,17 +241,18 @@ def _text(data: Any) -> str:
     return msgspec.json.encode(data).decode()
 
 
-def _plan_memory(prepared: PreparedRun, seat: Seat, topology: Topology, transport: Transport) -> dict[int, Rotation]:
-    """Refuse what does not fit; on GPUs, over how many sets of buffers each case rotates, by its number.
+def _plan_memory(
+    prepared: PreparedRun, identity: RankIdentity, topology: Topology, transport: Transport
+) -> dict[str, Rotation]:
+    """Refuse what does not fit; on GPUs, over how many sets of buffers each case rotates, by its id.
 
     Every rank checks its own GPU and node; the first refusal is everybody's.
     """
-    staged, sharing = getattr(transport, "staged", None), getattr(transport, "ranks_per_gpu", 1)
-    rooms = rooms_of(transport.device, staged, seat.local_size, sharing)
+    limits = memory_limits(transport.device, transport.staged, identity.local_size, transport.ranks_per_gpu)
     message, demands = "", {}
     try:
-        demands = _demands(prepared, topology)
-        _refuse_too_large(prepared.plan, demands, rooms)
+        demands = demands_of(prepared.plan, topology)
+        refuse_without_memory(prepared.plan, demands, limits)
     except UsageError as error:
         message = str(error)
     refusals = [text for text in all_gather_text(transport.control, message) if text]
@@ -267,31 +260,32 @@ def _plan_memory(prepared: PreparedRun, seat: Seat, topology: Topology, transpor
         raise UsageError(refusals[0])
     if transport.device == "cpu":
         return {}
-    each, held = rotations(list(demands.values()), *agreed_room(transport, room_for_one(rooms)))
+    each, held = rotations(list(demands.values()), *agreed_budget(transport, budget_of_one_rank(limits)))
     BLOCKS.plan(held.blocks)
-    return dict(zip(demands, each, strict=True))
+    cases = prepared.plan.cases
+    return {cases[number].case.id: rotation for number, rotation in zip(demands, each, strict=True)}
 
 
-def _demands(prepared: PreparedRun, topology: Topology) -> dict[int, Demand]:
+def demands_of(plan: Plan, topology: Topology) -> dict[int, MemoryDemand]:
     """What each case that can run here asks of memory, by its number."""
     found = {}
-    for number, planned in enumerate(prepared.plan.cases):
+    for number, planned in enumerate(plan.cases):
         with suppress(Unable):
-            found[number] = demand(build_variants(planned.case, topology), planned.settings)
+            found[number] = memory_demand(build_variants(planned.case, topology), planned.settings)
     return found
 
 
-def _refuse_too_large(plan: Plan, demands: Mapping[int, Demand], rooms: Sequence[tuple[int, int, str]]) -> None:
+def refuse_without_memory(plan: Plan, demands: Mapping[int, MemoryDemand], limits: Sequence[MemoryLimit]) -> None:
     """One set of buffers of every case must fit, on GPUs with what the cases before it keep.
 
     Raises:
         UsageError: naming the first case that does not.
     """
-    held = Held()
+    held = HeldMemory()
     for number, one in demands.items():
-        held, alone = held.after(one), Held().after(one)
+        held, alone = held.after(one), HeldMemory().after(one)
         name = plan.cases[number].case.id
-        for ranks, available, where in rooms:
+        for ranks, available, where in limits:
             if where != ON_GPU:
                 refuse_too_large(name, one.nbytes, ranks, available, where)
                 continue
@@ -299,9 +293,32 @@ def _refuse_too_large(plan: Plan, demands: Mapping[int, Demand], rooms: Sequence
             refuse_too_large(name + kept, held.nbytes, ranks, available, where)
 
 
+def manifest_of(
+    prepared: PreparedRun,
+    launcher: str,
+    device: Device | None,
+    topology: Topology,
+    ranks: list[RankEnvironment],
+    described: Mapping[str, Any],
+) -> Manifest:
+    """The manifest that rank 0 stores; `described` is what the transport says of itself."""
+    return Manifest(
+        plan=msgspec.convert(prepared.plan.as_record(), PlanRecord),
+        transport=prepared.transport,
+        simulated=capabilities_of(prepared.transport).simulated,
+        device=device,
+        world_size=topology.world_size,
+        topology=topology.as_record(),
+        ranks=[_rank_record(place) for place in ranks],
+        software=distinct_software(ranks),
+        provenance=provenance(launcher, list(prepared.request.command), dict(described)),
+        started=utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
+    )
+
+
 def _open_run(
     prepared: PreparedRun,
-    seat: Seat,
+    identity: RankIdentity,
     topology: Topology,
     ranks: list[RankEnvironment],
     transport: Transport,
@@ -309,19 +326,9 @@ def _open_run(
 ) -> set[str]:
     """Rank 0 opens the run directory; all learn which cases are finished, or why it could not be opened."""
     answer: dict[str, Any] = {}
-    command = list(prepared.request.command)
     if transport.rank == 0:
-        manifest = Manifest(
-            plan=msgspec.convert(prepared.plan.as_record(), PlanRecord),
-            transport=prepared.transport,
-            device=transport.device,
-            world_size=transport.world_size,
-            topology=topology.as_record(),
-            ranks=[_rank_record(place) for place in ranks],
-            software=distinct_software(ranks),
-            provenance=provenance(seat.launcher, command, dict(transport.describe())),
-            started=utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
-        )
+        described = dict(transport.describe())
+        manifest = manifest_of(prepared, identity.launcher, transport.device, topology, ranks, described)
         try:
             answer = {"finished": sorted(recorder.open(manifest)), "out": str(recorder.out.absolute())}
         except NcclbenchError as error:
@@ -347,8 +354,7 @@ def _start_watchdog(
     here = {rank: place.pid for rank, place in enumerate(ranks) if place.host == socket.gethostname()}
     # The parent's number as it was at the start: one that died meanwhile must not be taken for another.
     parent = int(os.environ.get(LOCAL_PARENT) or os.getppid())
-    trouble = getattr(transport, "trouble", None)
-    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, parent, trouble)
+    watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, parent, transport.trouble)
     watchdog.join(broadcast_text(transport.control, watchdog.open(host) if transport.rank == 0 else ""))
     outlive_parent()
     # Nobody measures before everybody is watched.
@@ -356,48 +362,21 @@ def _start_watchdog(
     return watchdog
 
 
-def join_and_run(prepared: PreparedRun, seat: Seat, timeout: float) -> tuple[Exit, Path]:
+def join_and_run(prepared: PreparedRun, identity: RankIdentity, timeout: float) -> tuple[Exit, Path]:
     """Join the job that a launcher has started, and run the plan; what it ended in, and rank 0's run directory."""
     module = load("transports", prepared.transport)
-    if getattr(module, "NEEDS_STORE", False):
-        seat = with_store(seat)
-    seat = replace(seat, device=prepared.request.device)
-    transport: Transport = module.open_transport(prepared.transport, seat, timeout)
+    if capabilities_of(prepared.transport).needs_store:
+        identity = with_store(identity)
+    identity = replace(identity, device=prepared.request.device)
+    transport: Transport = module.open_transport(prepared.transport, identity, timeout)
     recorder = RunRecorder(prepared)
-    code = run_rank(prepared, seat, transport, recorder, _watch_hosts(seat))
+    code = run_rank(prepared, identity, transport, recorder, _watch_hosts(identity))
     return code, recorder.out
 
 
-def _watch_hosts(seat: Seat) -> str:
+def _watch_hosts(identity: RankIdentity) -> str:
     """Where rank 0 can be reached, comma-separated, the likeliest first; only rank 0's answer counts."""
-    if seat.local_size == seat.world_size:
+    if identity.local_size == identity.world_size:
         return LOOPBACK
     named = [os.environ[name] for name in ("MASTER_ADDR",) if os.environ.get(name)]
     return ",".join(dict.fromkeys(named + local_addresses()))
-
-
-def play_ranks(prepared: PreparedRun, nproc: int) -> Exit:
-    """Run the plan on ranks that are threads of this process."""
-    from ncclbench.transports.threads import ThreadTransport, play
-
-    recorder = RunRecorder(prepared)
-
-    def main(transport: ThreadTransport) -> Exit:
-        seat = Seat(
-            rank=transport.rank, world_size=nproc, local_rank=transport.rank, local_size=nproc, launcher="threads"
-        )
-        return run_rank(prepared, seat, transport, recorder, None)
-
-    def interrupted(number: signal.Signals) -> None:
-        end_process(recorder.fault(Fault("failed", (), f"interrupted by {number.name}", -1)))
-
-    timeout = max(planned.settings.timeout for planned in prepared.plan.cases)
-    with heeding(interrupted):
-        try:
-            code = worst(play(nproc, main, timeout))
-        except Exception as error:
-            if recorder.writer is None or recorder.is_over:  # nothing is open, or the end could not be shown
-                raise
-            code = recorder.fault(Fault("failed", (), _in_a_line(error), -1))
-        settled.set()
-        return code

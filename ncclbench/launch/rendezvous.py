@@ -16,33 +16,33 @@ from ncclbench.errors import EnvironmentFault
 from ncclbench.launch.launcher_detection import slurm_step
 from ncclbench.topology.network_addresses import LOOPBACK
 from ncclbench.topology.slurm import expand_nodes
-from ncclbench.transports.base import Seat
+from ncclbench.transports.base import RankIdentity
 
 # Below the ports that the kernel gives out by itself (32768 on), so none is taken by chance.
 _FIRST_PORT, _PORTS = 15000, 15000
 
 
-def with_store(seat: Seat, environ: MutableMapping[str, str] = os.environ) -> Seat:
-    """`seat` with the address of a store, and on rank 0 with a socket that already listens there.
+def with_store(identity: RankIdentity, environ: MutableMapping[str, str] = os.environ) -> RankIdentity:
+    """`identity` with the address of a store, and on rank 0 with a socket that already listens there.
 
     Raises:
         EnvironmentFault: if there is no way to agree on one, or the port is taken.
     """
-    if seat.address is not None or seat.launcher == "torchrun":
-        return seat
-    if seat.local_size == seat.world_size:
+    if identity.address is not None or identity.launcher == "torchrun":
+        return identity
+    if identity.local_size == identity.world_size:
         stay_on_this_host(environ)
     if environ.get("MASTER_ADDR") and environ.get("MASTER_PORT"):
-        return _listening(seat, environ["MASTER_ADDR"], _port(environ), "MASTER_PORT")
-    if seat.launcher == "slurm":
-        return _by_slurm(seat, environ)
-    if seat.launcher in ("openmpi", "mpich"):
+        return _listening(identity, environ["MASTER_ADDR"], _port(environ), "MASTER_PORT")
+    if identity.launcher == "slurm":
+        return _by_slurm(identity, environ)
+    if identity.launcher in ("openmpi", "mpich"):
         from ncclbench.transports.mpi import agree_on_store
 
-        return agree_on_store(seat)
+        return agree_on_store(identity)
     raise EnvironmentFault(
-        f"{seat.launcher} names no meeting place: set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) "
-        "on all ranks, or start with torchrun"
+        f"{identity.launcher} names no meeting place: set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port "
+        "there) on all ranks, or start with torchrun"
     )
 
 
@@ -59,7 +59,7 @@ def _port(environ: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _by_slurm(seat: Seat, environ: Mapping[str, str]) -> Seat:
+def _by_slurm(identity: RankIdentity, environ: Mapping[str, str]) -> RankIdentity:
     try:
         listed, job, step = slurm_step(environ)
         nodes = expand_nodes(listed)
@@ -68,19 +68,19 @@ def _by_slurm(seat: Seat, environ: Mapping[str, str]) -> Seat:
             f"Slurm names no meeting place ({error}): set MASTER_ADDR and MASTER_PORT on all ranks"
         ) from None
     port = _FIRST_PORT + (64 * job + step) % _PORTS
-    host = LOOPBACK if seat.local_size == seat.world_size else nodes[0]
-    return _listening(seat, host, port, "Slurm's job id")
+    host = LOOPBACK if identity.local_size == identity.world_size else nodes[0]
+    return _listening(identity, host, port, "Slurm's job id")
 
 
-def _listening(seat: Seat, host: str, port: int, source: str) -> Seat:
+def _listening(identity: RankIdentity, host: str, port: int, source: str) -> RankIdentity:
     """Rank 0 takes the port now, so that a port that is taken is found out here and said plainly."""
-    if seat.rank:
-        return replace(seat, address=(host, port))
+    if identity.rank:
+        return replace(identity, address=(host, port))
     try:
-        listener = socket.create_server(("", port), backlog=min(seat.world_size, 4096))
+        listener = socket.create_server(("", port), backlog=min(identity.world_size, 4096))
     except OSError as error:
         raise EnvironmentFault(
             f"port {port} (from {source}) on {host}: {error.strerror or error}; set MASTER_ADDR and MASTER_PORT on "
             "all ranks to a port that is free"
         ) from None
-    return replace(seat, address=(host, port), listen_fd=listener.detach())
+    return replace(identity, address=(host, port), listen_fd=listener.detach())

@@ -1,4 +1,4 @@
-"""Room for buffers on GPUs: over how many sets of them each case of a plan can rotate; the same on all ranks."""
+"""Memory for buffers on GPUs: over how many sets of them each case of a plan can rotate; the same on all ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ncclbench.buffers.arrays import WARM, Cache, Kind, Rotation, l2_bytes, room_for_one, rooms_of, rotation
+from ncclbench.buffers.arrays import WARM, Rotation, budget_of_one_rank, l2_bytes, memory_limits, rotation
+from ncclbench.buffers.kinds import Cache, Kind, is_registered
 from ncclbench.buffers.nccl_mem_alloc import widened
 from ncclbench.transports.base import Transport
 
 
 @dataclass(frozen=True)
-class Demand:
+class MemoryDemand:
     """What a case asks of memory.
 
     Attributes:
@@ -33,7 +34,7 @@ class Demand:
         return sum(self.sizes)
 
 
-class Held(NamedTuple):
+class HeldMemory(NamedTuple):
     """Memory of a GPU that one rank holds when cases have run one after the other.
 
     Attributes:
@@ -49,37 +50,37 @@ class Held(NamedTuple):
         """In all."""
         return sum(self.blocks) + self.other
 
-    def after(self, one: Demand, copies: int = 1) -> "Held":
+    def after(self, one: MemoryDemand, copies: int = 1) -> "HeldMemory":
         """What is held when a case with so many sets of buffers has run as well."""
-        if one.kind == "nccl":
+        if is_registered(one.kind):
             return self._replace(blocks=widened(self.blocks, one.sizes * copies))
         return self._replace(other=max(self.other, one.nbytes * copies))
 
 
-def rotations(demands: Sequence[Demand], room: int, l2: int) -> tuple[list[Rotation], Held]:
+def rotations(demands: Sequence[MemoryDemand], budget: int, l2: int) -> tuple[list[Rotation], HeldMemory]:
     """The rotation of each case, and what is held when all have run.
 
     One set of each case fits, or the plan would have been refused. As many as a case needs to be cold are used where
-    they fit into `room` bytes with what is held besides; where they do not, the case is warm.
+    they fit into `budget` bytes with what is held besides; where they do not, the case is warm.
     """
-    each, held = [], Held()
+    each, held = [], HeldMemory()
     for one in demands:
         held = held.after(one)
     for one in demands:
         wanted = rotation(one.nbytes, l2, one.cache, one.variants)
         grown = held.after(one, wanted.copies)
-        fits = wanted.copies == 1 or grown.nbytes <= room
+        fits = wanted.copies == 1 or grown.nbytes <= budget
         each.append(wanted if fits else WARM)
         held = grown if fits else held
     return each, held
 
 
-def agreed_room(transport: Transport, room: int | None = None) -> tuple[int, int]:
-    """Bytes of buffers that every rank can have, `room` on this one or what its GPU has left, and the largest L2.
+def agreed_budget(transport: Transport, budget: int | None = None) -> tuple[int, int]:
+    """Bytes of buffers that every rank can have, `budget` on this one or what its GPU has left, and the largest L2.
 
     All ranks call it.
     """
-    if room is None:
-        room = room_for_one(rooms_of("cuda", None, 1, getattr(transport, "ranks_per_gpu", 1)))
-    least = transport.control.all_gather(np.array([room, -l2_bytes()], np.int64)).min(axis=0)
+    if budget is None:
+        budget = budget_of_one_rank(memory_limits("cuda", None, 1, transport.ranks_per_gpu))
+    least = transport.control.all_gather(np.array([budget, -l2_bytes()], np.int64)).min(axis=0)
     return int(least[0]), -int(least[1])

@@ -13,19 +13,20 @@ import numpy as np
 
 from ncclbench.analysis.summary import Floats
 from ncclbench.buffers.arrays import WARM, Rotation, allocate, uploader
+from ncclbench.buffers.kinds import is_registered
 from ncclbench.buffers.nccl_mem_alloc import BLOCKS
 from ncclbench.config.plugins import load
 from ncclbench.errors import EnvironmentFault, Unable, UsageError
 from ncclbench.measure import compute_overlap as overlap
 from ncclbench.measure import timing_device as device
 from ncclbench.measure import timing_host as regimes
-from ncclbench.measure.buffer_plan import Demand, agreed_room, rotations
-from ncclbench.measure.network.path_proof import Expected, PortWatch, expected
-from ncclbench.measure.reachability import Lost, leave_out_silent, name_lost
+from ncclbench.measure.buffer_plan import MemoryDemand, agreed_budget, rotations
+from ncclbench.measure.network.path_proof import ExpectedTraffic, PortWatch, expected_traffic
+from ncclbench.measure.reachability import LostFlows, leave_out_silent, name_lost
 from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
 from ncclbench.measure.requirements import check_needs
 from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, collect
-from ncclbench.measure.telemetry import Witness
+from ncclbench.measure.telemetry import Telemetry
 from ncclbench.measure.timing_host import LAUNCHES_PER_BLOCK, Clock, Loop, Progress
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case, Timing
@@ -87,10 +88,10 @@ def memory_needed(case: Case, topology: Topology, *, check: bool = True) -> int:
     return sum(shared_buffers(variants).values())
 
 
-def demand(variants: Sequence[Schedule], settings: Settings) -> Demand:
+def memory_demand(variants: Sequence[Schedule], settings: Settings) -> MemoryDemand:
     """What a case with these schedules asks of memory."""
     sizes = tuple(shared_buffers(variants).values())
-    return Demand(sizes, len(variants), settings.buffers, settings.cache)
+    return MemoryDemand(sizes, len(variants), settings.buffers, settings.cache)
 
 
 def run_case(
@@ -102,7 +103,7 @@ def run_case(
     clock: Clock = time.perf_counter,
     progress: Progress | None = None,
     rotation: Rotation | None = None,
-    witness: Witness | None = None,
+    telemetry: Telemetry | None = None,
     command: Sequence[str] = (),
 ) -> Measurement | None:
     """Check and time one case; all ranks call it, rank 0 gets the measurement, the others None.
@@ -115,7 +116,7 @@ def run_case(
         clock: seconds, monotonic; tests pass their own.
         progress: told how far it is, for a watchdog.
         rotation: the sets of buffers that were planned for it on a GPU; None looks at what is free now.
-        witness: asks the library and the GPUs, one for all cases of a run.
+        telemetry: asks the library and the GPUs, one for all cases of a run.
         command: the user's command line, for a case that needs its process started in another way.
 
     Raises:
@@ -124,7 +125,7 @@ def run_case(
     settings, progress = settings or Settings(), progress or Progress()
     started = datetime.datetime.now(datetime.UTC)
     base = base_record(case, transport.name, topology.world_size, started)
-    base = msgspec.structs.replace(base, staged=getattr(transport, "staged", None))
+    base = msgspec.structs.replace(base, staged=transport.staged)
     try:
         variants = build_variants(case, topology)
         check_needs(load("patterns", case.pattern), case, transport, command=command)
@@ -139,10 +140,8 @@ def run_case(
             variants, lost = leave_out_silent(variants, transport)
             if not variants:
                 return _nothing_left(base, lost) if transport.rank == 0 else None
-            rotation = _rotation(rotation, variants, transport, settings)
-            witness = witness or Witness(transport)
-            measuring = _Measuring(case, variants, transport, topology, settings, clock, progress, rotation, witness)
-            outcome = _all_or_none(measuring)
+            rank = RankContext(transport, topology, settings, clock, progress, telemetry or Telemetry(transport))
+            outcome = _all_or_none(CaseOnRank(case, variants, rank, _rotation(rotation, variants, rank)))
     except Unable as unable:
         skipped = msgspec.structs.replace(base, status="skipped", reason=str(unable))
         return Measurement(skipped) if transport.rank == 0 else None
@@ -152,12 +151,12 @@ def run_case(
     return Measurement(name_lost(record, lost), outcome.samples)
 
 
-def _nothing_left(base: Record, lost: Lost | None) -> Measurement:
+def _nothing_left(base: Record, lost: LostFlows | None) -> Measurement:
     """All flows were left out: a record that says so, and has no figures."""
     return Measurement(name_lost(base, lost))
 
 
-def _all_or_none(measuring: "_Measuring") -> Outcome | None:
+def _all_or_none(measuring: "CaseOnRank") -> Outcome | None:
     """What is measured; a rank that finds itself unable only now would leave the others waiting, so the run ends."""
     try:
         return measuring.run()
@@ -165,23 +164,21 @@ def _all_or_none(measuring: "_Measuring") -> Outcome | None:
         raise RuntimeError(f"found to be impossible when other ranks had begun: {late}") from late
 
 
-def _rotation(
-    planned: Rotation | None, variants: tuple[Schedule, ...], transport: Transport, settings: Settings
-) -> Rotation:
+def _rotation(planned: Rotation | None, variants: tuple[Schedule, ...], rank: "RankContext") -> Rotation:
     """What was planned, or what free memory allows now.
 
     Where variants were left out since, they and the sets may no longer meet in every pair: then one set is used.
     """
-    if transport.device == "cpu":
+    if rank.transport.device == "cpu":
         return WARM
     if planned is None:
-        (planned,), _held = rotations([demand(variants, settings)], *agreed_room(transport))
+        (planned,), _held = rotations([memory_demand(variants, rank.settings)], *agreed_budget(rank.transport))
     return planned if gcd(planned.copies, len(variants)) == 1 else WARM
 
 
 def _about(transport: Transport) -> list[str]:
     """What a reader must know of where the ranks are."""
-    sharing = getattr(transport, "ranks_per_gpu", 1)
+    sharing = transport.ranks_per_gpu
     return [f"{sharing} ranks share a GPU: proves logic, not a fabric"] if sharing > 1 else []
 
 
@@ -203,25 +200,37 @@ def _compare_fingerprints(variants: tuple[Schedule, ...], transport: Transport) 
         )
 
 
-class _Measuring:
+@dataclass(frozen=True)
+class RankContext:
+    """What one rank measures with.
+
+    Attributes:
+        transport: this rank's.
+        topology: where the ranks are.
+        settings: how to measure.
+        clock: seconds, monotonic.
+        progress: how far the rank is, for a watchdog.
+        telemetry: asks the library and the GPUs.
+    """
+
+    transport: Transport
+    topology: Topology
+    settings: Settings
+    clock: Clock
+    progress: Progress
+    telemetry: Telemetry
+
+
+class CaseOnRank:
     """One case on one rank, while it is being measured."""
 
-    def __init__(
-        self,
-        case: Case,
-        variants: tuple[Schedule, ...],
-        transport: Transport,
-        topology: Topology,
-        settings: Settings,
-        clock: Clock,
-        progress: Progress,
-        rotation: Rotation,
-        witness: Witness,
-    ) -> None:
+    def __init__(self, case: Case, variants: tuple[Schedule, ...], rank: RankContext, rotation: Rotation) -> None:
         """Allocate the buffers and compile the programs: one for each variant and set of buffers."""
-        progress.enter("compile")
-        self.case, self.variants, self.transport, self.settings = case, variants, transport, settings
-        self.topology, self.clock, self.progress, self.witness = topology, clock, progress, witness
+        self.case, self.variants = case, variants
+        self.transport, self.topology, self.settings = rank.transport, rank.topology, rank.settings
+        self.clock, self.progress, self.telemetry = rank.clock, rank.progress, rank.telemetry
+        self.progress.enter("compile")
+        transport, settings = self.transport, self.settings
         self.overlaps = overlap.is_overlapped(variants, case.timing)
         copies, self.cold = rotation
         BLOCKS.begin_case()
@@ -254,7 +263,7 @@ class _Measuring:
     def run(self) -> Outcome | None:
         """Check, warm up, time, check again; the outcome on rank 0, None elsewhere."""
         settings, transport, progress = self.settings, self.transport, self.progress
-        before, ports = self.witness.before(), PortWatch(self.topology, transport)
+        before, ports = self.telemetry.before(), PortWatch(self.topology, transport)
         wrong = self._check("check before", _BEFORE, 0)
         seconds_each = self._warm_up()
         loop = self._loop()
@@ -270,7 +279,7 @@ class _Measuring:
         samples = collect(measure, columns, rule, transport.control, self.clock, launches * seconds_each)
         wrong += self._check("check after", _AFTER, len(self.buffers) - 1)
         counts = transport.control.gather(np.array([wrong], np.int64))
-        after, counted = self.witness.after(), ports.finish()
+        after, counted = self.telemetry.after(), ports.finish()
         if samples is None or counts is None:
             return None
         checked = Validation(counts[:, 0], self.timed.tolerance, self.timed.why) if settings.check else None
@@ -286,7 +295,7 @@ class _Measuring:
             wanted=self._wanted(samples.seconds_RNK.shape[1], launches),
         )
 
-    def _wanted(self, samples: int, launches: int) -> Expected:
+    def _wanted(self, samples: int, launches: int) -> ExpectedTraffic:
         """What every NIC must have carried in all that was run, checks and warm-up included."""
         turns = len(self.variants)
         timed = samples * launches + (2 * launches if self.case.timing is Timing.GRAPH else 0)
@@ -294,7 +303,7 @@ class _Measuring:
         runs_V = [checks + timed // turns + len(range(v, warm, turns)) for v in range(turns)]
         asked = getattr(load("patterns", self.case.pattern), "needs", None)
         needs = asked(self.case) if asked else None
-        return expected(self.variants, runs_V, self.topology, self.transport.name, needs)
+        return expected_traffic(self.variants, runs_V, self.topology, self.transport.capabilities, needs)
 
     def _oracle(self, variant: Schedule, salt: int) -> Oracle:
         seed, upload = 3 * self.settings.seed + salt, uploader(self.transport.device)
@@ -333,7 +342,7 @@ class _Measuring:
 
     def _warm_up_rounds(self) -> int:
         """Every variant once at least, and every set of registered buffers: NCCL maps one when it first meets it."""
-        least = len(self.programs) if self.settings.buffers == "nccl" else len(self.variants)
+        least = len(self.programs) if is_registered(self.settings.buffers) else len(self.variants)
         return max(self.settings.warmup, least if least > 1 else 0)
 
     def _refill(self) -> None:
@@ -381,6 +390,6 @@ class _Measuring:
             "copies": len(self.buffers),
             "cache": "cold" if self.cold else "warm",
         }
-        if self.settings.buffers == "nccl":
-            setup["registered"] = getattr(self.transport, "registered", False)
+        if is_registered(self.settings.buffers):
+            setup["registered"] = self.transport.registered
         return setup

@@ -12,21 +12,19 @@ from ncclbench.buffers.arrays import refuse_too_large
 from ncclbench.config.plugins import load
 from ncclbench.errors import TooLarge, Unable
 from ncclbench.measure.case import memory_needed
-from ncclbench.measure.estimate import Pace, estimate_seconds, pace_of
 from ncclbench.measure.requirements import why_not
+from ncclbench.measure.sampling import FEWEST_SAMPLES, MAX_SAMPLES
+from ncclbench.measure.timing_host import LAUNCHES_PER_BLOCK
 from ncclbench.plan.plan import Plan, PlannedCase
 from ncclbench.schedule.case import Timing
 from ncclbench.topology import Topology
 from ncclbench.topology.host_memory import available_memory
+from ncclbench.transports.capabilities import HOST_PACE, Capabilities, Hosting, Pace, capabilities_of
 from ncclbench.units import counted, format_bytes, format_seconds
-
-# The ranks of the threads transport hold what they have received and what is compared beside their buffers.
-_THREADS_MEMORY = 3
-_ON_GPUS = ("nccl", "cupy_nccl")
 
 
 @dataclass(frozen=True)
-class Expected:
+class CaseForecast:
     """One planned case.
 
     Attributes:
@@ -57,14 +55,14 @@ class Forecast:
     """All of a plan, for so many ranks over a transport."""
 
     plan: Plan
-    transport: str
+    transport: Capabilities
     world_size: int
-    cases: tuple[Expected, ...]
+    cases: tuple[CaseForecast, ...]
 
     @property
     def pace(self) -> Pace:
         """What its times are guessed from."""
-        return pace_of(self.transport)
+        return self.transport.pace
 
     @property
     def seconds(self) -> float:
@@ -76,7 +74,7 @@ class Forecast:
         """One compact object, like that of a run."""
         plan = self.plan
         summary: dict[str, Any] = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
-        summary |= {"plan": plan.name, "transport": self.transport, "world_size": self.world_size}
+        summary |= {"plan": plan.name, "transport": self.transport.name, "world_size": self.world_size}
         summary |= {"starts": plan.process_starts, "modes": [mode.name for mode in plan.modes]}
         summary |= {"start_seconds": self.pace.start_seconds, "seconds": self.seconds}
         cases = [
@@ -94,7 +92,7 @@ class Forecast:
 
     def as_table(self) -> str:
         """For a reader."""
-        plan, over = self.plan, f"{counted(self.world_size, 'rank')} over {self.transport}"
+        plan, over = self.plan, f"{counted(self.world_size, 'rank')} over {self.transport.name}"
         lines = [
             f"plan {plan.name}: {counted(len(plan.cases), 'case')} on {over}; nothing is started",
             *self._starts(),
@@ -122,15 +120,18 @@ class Forecast:
             yield f"process start {numbers}: {mode.in_words}"
 
 
-def forecast(plan: Plan, transport: str, topology: Topology, command: Sequence[str] = ()) -> Forecast:
-    """Look at every case of `plan` as it would run on `topology`; `command` is the user's command line."""
-    cases = []
+def forecast(plan: Plan, name: str, topology: Topology, command: Sequence[str] = ()) -> Forecast:
+    """Look at every case of `plan` as it would run over the transport `name` on `topology`.
+
+    `command` is the user's command line.
+    """
+    cases, transport = [], capabilities_of(name)
     on_this_node = int(np.bincount(topology.nodes).max())
     for planned, memory, unable, too_large in sizes(plan, topology):
         skipped = unable or _no_graph(planned, transport) or _wrong_start(planned, plan, transport, command)
-        seconds = 0.0 if skipped else estimate_seconds(planned, memory, pace_of(transport))
+        seconds = 0.0 if skipped else estimate_seconds(planned, memory, transport.pace)
         refused = "" if skipped else too_large or _refused(planned, memory, transport, on_this_node)
-        cases.append(Expected(planned, memory, seconds, skipped, refused))
+        cases.append(CaseForecast(planned, memory, seconds, skipped, refused))
     return Forecast(plan, transport, topology.world_size, tuple(cases))
 
 
@@ -149,38 +150,53 @@ def sizes(plan: Plan, topology: Topology) -> list[tuple[PlannedCase, int, str, s
     return found
 
 
-def refuse_on_this_node(plan: Plan, transport: str, topology: Topology) -> None:
+def refuse_on_this_node(plan: Plan, name: str, topology: Topology) -> None:
     """Before any rank starts; each checks again for itself, and a GPU's memory is asked for where the GPU is.
 
     Raises:
         TooLarge: naming the first case that is.
     """
+    transport = capabilities_of(name)
     for planned, memory, _unable, too_large in sizes(plan, topology):
         if refusal := too_large or _refused(planned, memory, transport, topology.world_size):
             raise TooLarge(refusal)
 
 
-def _refused(planned: PlannedCase, memory: int, transport: str, ranks: int) -> str:
-    """Why `ranks` on a node with this one's free memory cannot hold the case; "" if they can, or on GPUs."""
-    if transport in _ON_GPUS:
+def _refused(planned: PlannedCase, memory: int, transport: Capabilities, ranks: int) -> str:
+    """Why `ranks` on a node with this one's free memory cannot hold the case; "" if they can, or hold nothing here."""
+    if transport.needs_gpu or transport.hosting is Hosting.NONE:
         return ""
-    factor = _THREADS_MEMORY if transport == "threads" else 1
     try:
-        refuse_too_large(planned.case.id, factor * memory, ranks, available_memory())
+        refuse_too_large(planned.case.id, transport.memory_factor * memory, ranks, available_memory())
     except TooLarge as error:
         return str(error)
     return ""
 
 
-def _no_graph(planned: PlannedCase, transport: str) -> str:
-    if planned.case.timing is Timing.GRAPH and transport not in _ON_GPUS:
-        return f"graph timing needs a GPU transport; {transport} runs on the host"
+def _no_graph(planned: PlannedCase, transport: Capabilities) -> str:
+    if planned.case.timing is Timing.GRAPH and not transport.graphs:
+        return f"graph timing needs a GPU transport; {transport.name} runs on the host"
     return ""
 
 
-def _wrong_start(planned: PlannedCase, plan: Plan, transport: str, command: Sequence[str]) -> str:
+def _wrong_start(planned: PlannedCase, plan: Plan, transport: Capabilities, command: Sequence[str]) -> str:
     """Why the processes, as they will be started, could not measure the case; "" if they could."""
     case, module = planned.case, load("patterns", planned.case.pattern)
     set_by_mode = next((dict(mode.variables) for mode in plan.modes if mode.name == planned.mode), {})
     environ = {**os.environ, **set_by_mode}
     return why_not(case, module.needs(case), transport, environ, command) if hasattr(module, "needs") else ""
+
+
+def estimate_seconds(planned: PlannedCase, memory_bytes: int, pace: Pace = HOST_PACE) -> float:
+    """Seconds for warm-up, validation and timing; at most `max_seconds` of timing unless iterations are fixed."""
+    settings = planned.settings
+    each = pace.seconds + memory_bytes / pace.bytes_per_second
+    block = 1
+    if planned.case.timing is Timing.PIPELINED:
+        block = settings.iterations or LAUNCHES_PER_BLOCK
+    if settings.iterations is not None:
+        timed = each * (FEWEST_SAMPLES * block if planned.case.timing is Timing.PIPELINED else settings.iterations)
+    else:
+        timed = min(max(settings.max_seconds, FEWEST_SAMPLES * block * each), MAX_SAMPLES * block * each)
+    checks = 2 * (each + 2 * memory_bytes / pace.bytes_per_second) if settings.check else 0.0
+    return timed + checks + settings.warmup * each

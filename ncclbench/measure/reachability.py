@@ -6,9 +6,7 @@ to and from them are left out and named, and all others are measured. A link tha
 the watchdog's.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -23,16 +21,8 @@ ANSWER_SECONDS = 3.0
 _MOST_NAMED = 12
 
 
-@runtime_checkable
-class Asking(Protocol):
-    """A transport that can ask whether a rank answers on the network that is measured."""
-
-    def silent(self, ranks: Sequence[int], seconds: float) -> list[int]:
-        """Those of `ranks` that do not answer this rank within `seconds`; all ranks call it at the same time."""
-
-
 @dataclass(frozen=True)
-class Lost:
+class LostFlows:
     """Flows that were left out: pairs of ranks, each once, and how many pairs there are in all."""
 
     pairs: tuple[tuple[int, int], ...]
@@ -40,7 +30,7 @@ class Lost:
 
     @property
     def ranks(self) -> list[int]:
-        """Who is at most of their ends, then of those that this leaves, and so on; both ends where nothing tells."""
+        """The ranks at most of their ends, then at most of those that are left, and so on; both ends of a tie."""
         left = list(self.pairs)
         blamed: set[int] = set()
         while left:
@@ -60,26 +50,30 @@ class Lost:
         )
 
 
-def leave_out_silent(variants: tuple[Schedule, ...], transport: Transport) -> tuple[tuple[Schedule, ...], Lost | None]:
+def leave_out_silent(
+    variants: tuple[Schedule, ...], transport: Transport
+) -> tuple[tuple[Schedule, ...], LostFlows | None]:
     """The variants without flows whose ends do not reach each other, and what was left out; all ranks call it.
 
     Only cases that consist of rounds of flows can lose some of them and still mean something.
     """
     rounds = [phase for variant in variants for phase in variant.phases]
-    if not isinstance(transport, Asking) or not all(isinstance(phase, Exchange) for phase in rounds):
+    if not all(isinstance(phase, Exchange) for phase in rounds):
         return variants, None
     pairs = sorted({pair for phase in rounds if isinstance(phase, Exchange) for pair in _wires(phase)})
     mine = [dst for src, dst in pairs if src == transport.rank]
     silent = transport.silent(mine, ANSWER_SECONDS)
+    if silent is None:  # this transport cannot ask, on any rank
+        return variants, None
     answers = all_gather_text(transport.control, msgspec.json.encode(silent).decode())
     lost = [(src, dst) for src, answer in enumerate(answers) for dst in msgspec.json.decode(answer, type=list[int])]
     if not lost:
         return variants, None
     kept = [cut for cut in (_without(variant, set(lost)) for variant in variants) if cut is not None]
-    return tuple(kept), Lost(tuple(lost), len(pairs))
+    return tuple(kept), LostFlows(tuple(lost), len(pairs))
 
 
-def name_lost(record: Record, lost: Lost | None) -> Record:
+def name_lost(record: Record, lost: LostFlows | None) -> Record:
     """The record, saying which flows it does not have; data that are wrong are worse."""
     if lost is None:
         return record

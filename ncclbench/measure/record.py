@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -10,9 +10,8 @@ import numpy as np
 
 from ncclbench.analysis.summary import MICRO, Floats, skew, summarise
 from ncclbench.measure.compute_overlap import overlap_of
-from ncclbench.measure.derived_metrics import comparable_of, ratios_of, subtotals_of
-from ncclbench.measure.flow_results import flow_results, group_medians
-from ncclbench.measure.network.path_proof import Counted, Expected, proof_notes, reconcile
+from ncclbench.measure.derived_results import comparable_of, flow_results, group_medians, ratios_of, subtotals_of
+from ncclbench.measure.network.path_proof import Counted, ExpectedTraffic, proof_notes, reconcile
 from ncclbench.measure.sampling import Samples
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case
@@ -61,18 +60,18 @@ class Outcome:
         before: each rank's evidence (what its library and its GPU say) before timing.
         after: the same afterwards.
         counted: what each rank's NIC counted; empty where nothing leaves an NVLink domain.
-        wanted: what the NICs must have carried.
+        wanted: what the NICs must have carried; None where none counted.
     """
 
     samples: Samples
-    validation: Validation | None
-    launches_per_sample: int
-    setup: Mapping[str, Any]
-    remarks: Sequence[str]
-    before: Sequence[Mapping[str, Any]]
-    after: Sequence[Mapping[str, Any]]
-    counted: Sequence[Counted]
-    wanted: Expected
+    validation: Validation | None = None
+    launches_per_sample: int = 1
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
+    before: Sequence[Mapping[str, Any]] = ()
+    after: Sequence[Mapping[str, Any]] = ()
+    counted: Sequence[Counted] = ()
+    wanted: ExpectedTraffic | None = None
 
 
 def base_record(
@@ -124,7 +123,7 @@ def complete_record(
     remarks = _placement(base, topology)
     ledgers = [schedule_ledger(variant, topology) for variant in variants]
     path = merge_paths(outcome.before, outcome.after)
-    if outcome.counted:
+    if outcome.counted and outcome.wanted is not None:
         path = {**(path or {}), **reconcile(outcome.wanted, outcome.counted, topology, path)}
     return msgspec.structs.replace(
         base,

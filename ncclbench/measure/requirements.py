@@ -13,12 +13,10 @@ from ncclbench.errors import Unable
 from ncclbench.schedule.case import Case, Needs
 from ncclbench.store.records import Record
 from ncclbench.transports.base import Transport, all_gather_text
+from ncclbench.transports.capabilities import Capabilities
 
 # How the reason begins, wherever it stands: such a case is not finished for another start.
 WRONG_START = "NCCL reads its settings once"
-_NCCL = ("nccl", "cupy_nccl")
-# Transports that only play a fabric can play NCCL's choices too.
-_PLAYED = ("threads", "model")
 # What NCCL does where a variable is not set; source: its documentation of environment variables.
 _UNSET_MEANS = {"NCCL_PXN_DISABLE": "0", "NCCL_P2P_PXN_LEVEL": "2", "NCCL_CROSS_NIC": "2"}
 
@@ -37,21 +35,21 @@ def check_needs(
     """
     if not hasattr(pattern, "needs"):
         return
-    mine = why_not(case, pattern.needs(case), transport.name, environ, command)
+    mine = why_not(case, pattern.needs(case), transport.capabilities, environ, command)
     for rank, reason in enumerate(all_gather_text(transport.control, mine)):
         if reason:
             raise Unable(reason if rank == 0 else f"rank {rank}: {reason}")
 
 
-def why_not(case: Case, needs: Needs, transport: str, environ: Mapping[str, str], arguments: Sequence[str]) -> str:
-    """Why a process cannot measure the case; "" if it can."""
-    if transport in _PLAYED:
+def why_not(
+    case: Case, needs: Needs, transport: Capabilities, environ: Mapping[str, str], arguments: Sequence[str]
+) -> str:
+    """Why a process cannot measure the case; "" if it can, as without NICs, where no path is taken at all."""
+    if not transport.uses_nics:
         return ""
-    if transport not in _NCCL:
-        what = needs.only_nccl
-        return (
-            f"{case.pattern}: {what} is a path that only NCCL takes; {transport} always goes straight" if what else ""
-        )
+    if not transport.reads_nccl_settings:
+        what, name = needs.only_nccl, transport.name
+        return f"{case.pattern}: {what} is a path that only NCCL takes; {name} always goes straight" if what else ""
     wrong = {
         name: value for name, value in needs.variables.items() if environ.get(name, _UNSET_MEANS.get(name)) != value
     }

@@ -14,7 +14,7 @@ from ncclbench.transports.base import Transport, all_gather_text
 _SERVES_SECONDS = 0.25
 
 
-class Witness:
+class Telemetry:
     """Asks this rank's transport, and gathers what all ranks answer; one for all cases of a run.
 
     Args:
@@ -29,7 +29,7 @@ class Witness:
 
     def before(self) -> list[Mapping[str, Any]]:
         """Each rank's evidence from before a case, as `Transport.evidence` has it; empty on the host."""
-        # Each rank looks at its own clock: whoever does not ask again says the same again.
+        # Each rank looks at its own clock: one that does not ask again repeats its answer.
         if self._clock() - self._answered > _SERVES_SECONDS:
             self._ask()
         return self._gather()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ncclbench.buffers.arrays import Cache, Kind
+from ncclbench.buffers.kinds import Cache, Kind
 from ncclbench.config.plugins import load
 from ncclbench.config.refusals import unknown
 from ncclbench.config.shipped_files import PLANS

@@ -12,14 +12,15 @@ before every call.
 import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.buffers.arrays import Buffers, pinned_bytes
 from ncclbench.schedule.dtypes import Array
-from ncclbench.schedule.phases import AllToAllV, Collective, Exchange, SimplePhase
+from ncclbench.schedule.phases import AllToAllV, Collective, Exchange, Local, SimplePhase
+from ncclbench.schedule.row_work import RowWork
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.schedule.symbolic_trace import pieces
 from ncclbench.transports.base import Call, Split
@@ -189,15 +190,21 @@ def _all_of(*calls: Call) -> Call:
 
 def sent_by(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[Stretch]:
     """What `phase` reads of a rank's `read` buffer, in bytes."""
-    if isinstance(phase, Exchange):
-        for k in np.flatnonzero(phase.src == rank):
-            start = int(phase.send_offset[k])
-            yield start, start + int(phase.nbytes[k])
-    elif isinstance(phase, AllToAllV):
-        for group, member in np.argwhere(phase.groups == rank).tolist():
-            yield 0, int(phase.splits(group, member)[0].sum())
-    elif isinstance(phase, Collective) and np.any(phase.groups == rank):
-        yield 0, phase.read_count * itemsize
+    match phase:
+        case Exchange():
+            for k in np.flatnonzero(phase.src == rank):
+                start = int(phase.send_offset[k])
+                yield start, start + int(phase.nbytes[k])
+        case AllToAllV():
+            for group, member in np.argwhere(phase.groups == rank).tolist():
+                yield 0, int(phase.splits(group, member)[0].sum())
+        case Collective():
+            if np.any(phase.groups == rank):
+                yield 0, phase.read_count * itemsize
+        case Local() | RowWork():  # these run where the buffers are
+            return
+        case _:
+            assert_never(phase)
 
 
 def written_by(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[Stretch]:

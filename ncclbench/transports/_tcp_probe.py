@@ -19,11 +19,11 @@ from ncclbench.transports.base import Control, all_gather_text
 _UNDER_WAY = (0, errno.EINPROGRESS)
 
 
-class Doors:
-    """One listening socket a rank on the measured network, and the addresses of all.
+class Listeners:
+    """One listening socket per rank on the measured network, and the addresses of all.
 
     Args:
-        control: over which the addresses are exchanged; all ranks make their doors at the same time.
+        control: over which the addresses are exchanged; all ranks make theirs at the same time.
         interface: the network interface of the measured network on this rank.
 
     Raises:
@@ -31,25 +31,25 @@ class Doors:
     """
 
     def __init__(self, control: Control, interface: str) -> None:
-        """Open this rank's door, and learn where the others are."""
+        """Listen on this rank, and learn where the others listen."""
         self._address = address_of_interface(interface)
-        self._door = socket.create_server((self._address, 0), backlog=4096)
-        self._door.setblocking(False)
-        texts = all_gather_text(control, msgspec.json.encode(self._door.getsockname()).decode())
-        self._doors = [msgspec.json.decode(text, type=tuple[str, int]) for text in texts]
+        self._listener = socket.create_server((self._address, 0), backlog=4096)
+        self._listener.setblocking(False)
+        texts = all_gather_text(control, msgspec.json.encode(self._listener.getsockname()).decode())
+        self._addresses = [msgspec.json.decode(text, type=tuple[str, int]) for text in texts]
 
     def silent(self, ranks: Sequence[int], seconds: float) -> list[int]:
         """Those of `ranks` with which no connection comes about within `seconds`; the kernel answers for them."""
         selector = selectors.DefaultSelector()
         missing = set(ranks)
         for rank in ranks:
-            knock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            knock.setblocking(False)
-            knock.bind((self._address, 0))
-            if knock.connect_ex(self._doors[rank]) in _UNDER_WAY:
-                selector.register(knock, selectors.EVENT_WRITE, rank)
+            attempt = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            attempt.setblocking(False)
+            attempt.bind((self._address, 0))
+            if attempt.connect_ex(self._addresses[rank]) in _UNDER_WAY:
+                selector.register(attempt, selectors.EVENT_WRITE, rank)
             else:
-                knock.close()
+                attempt.close()
         deadline = time.monotonic() + seconds
         while selector.get_map() and (left := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(left):
@@ -66,11 +66,11 @@ class Doors:
         return sorted(missing)
 
     def _clear(self) -> None:
-        """Take in what others have left at the door; they have gone already."""
+        """Accept and close the connections of others, which have closed them already."""
         with suppress(OSError):
             while True:
-                self._door.accept()[0].close()
+                self._listener.accept()[0].close()
 
     def close(self) -> None:
-        """Nobody is heard any more."""
-        self._door.close()
+        """Listen no more."""
+        self._listener.close()

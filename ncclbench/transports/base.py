@@ -5,6 +5,7 @@ but call them. Control traffic (decisions, samples) goes through `Control`, over
 fabric that is measured and never as pickle.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ncclbench.buffers.arrays import Buffers, Device
+from ncclbench.buffers.arrays import Buffers
+from ncclbench.buffers.kinds import Device
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.schedule import Schedule
+from ncclbench.transports.capabilities import Capabilities
 
 Call = Callable[[], object]
 
@@ -130,25 +133,34 @@ class DeviceStream(Protocol):
         """One call that replays `launches` as one graph."""
 
 
-class Transport(Protocol):
-    """Moves data for one rank.
+class Transport(ABC):
+    """Moves data for one rank. A transport inherits from this class, which has defaults for what few transports have.
 
     Attributes:
         name: as on the command line and in records.
+        capabilities: what its module declares.
         rank: this rank.
         world_size: how many there are.
         device: where the buffers of `compile` must live.
         stream: what programs launch on, where launching does not block; None on the host.
         control: for the suite's own messages.
+        staged: whether GPU buffers go through the host; None where buffers are there anyway, or never.
+        ranks_per_gpu: ranks on the GPU with most of them.
+        registered: whether the buffers of the last program are registered with the library, on all ranks.
     """
 
     name: str
+    capabilities: Capabilities
     rank: int
     world_size: int
     device: Device
-    stream: DeviceStream | None
+    stream: DeviceStream | None = None
     control: Control
+    staged: bool | None = None
+    ranks_per_gpu: int = 1
+    registered: bool = False
 
+    @abstractmethod
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         """Ready calls for this rank's part of `schedule` on these buffers.
 
@@ -159,12 +171,15 @@ class Transport(Protocol):
             TransportError: if the library fails.
         """
 
+    @abstractmethod
     def barrier(self) -> None:
         """Return when all ranks have called it."""
 
+    @abstractmethod
     def translating(self, what: str) -> AbstractContextManager[None]:
         """Inside, the library's own errors become a `TransportError` that names `what` and this rank."""
 
+    @abstractmethod
     def describe(self) -> Mapping[str, Any]:
         """Versions and settings for the manifest."""
 
@@ -173,14 +188,28 @@ class Transport(Protocol):
 
         Asked before and after each case, of transports that have a stream.
         """
+        return {}
 
+    def trouble(self) -> str | None:
+        """An asynchronous error of the library, in its words; any thread may ask, while a call does not return."""
+        return None
+
+    def silent(self, ranks: Sequence[int], seconds: float) -> list[int] | None:
+        """Those of `ranks` that do not answer on the measured network within `seconds`; all ranks call it at once.
+
+        None, on all ranks alike, from a transport that cannot ask.
+        """
+        del ranks, seconds
+        return None
+
+    @abstractmethod
     def close(self) -> None:
         """Give everything back; all ranks call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seat:
-    """Which rank this process is, and how it meets the others.
+class RankIdentity:
+    """Which rank this process is, and how it reaches the others.
 
     Attributes:
         rank: 0 to world_size - 1.
@@ -191,7 +220,7 @@ class Seat:
         device: where buffers are to be, for a transport that can have them on a GPU and on the host: ``auto``,
             ``cpu`` or ``cuda``.
         address: host and port of rank 0's store, where the launcher's environment does not say it itself.
-        listen_fd: on rank 0, a socket that already listens on that port, so that nobody can take it meanwhile.
+        listen_fd: on rank 0, a socket that already listens on that port, so that no other process takes it meanwhile.
     """
 
     rank: int

@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, assert_never
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from ncclbench.buffers.arrays import Buffers, Device
+from ncclbench.buffers.arrays import Buffers
+from ncclbench.buffers.kinds import Device
 from ncclbench.errors import TransportError
 from ncclbench.schedule.dtypes import Array, Redop, finish_average, reducer
 from ncclbench.schedule.phases import (
@@ -23,25 +24,27 @@ from ncclbench.schedule.phases import (
     WRITES_ALL_SHARDS,
     AllToAllV,
     Collective,
-    Concurrent,
     Exchange,
     Ints,
-    Local,
     Op,
-    SimplePhase,
 )
-from ncclbench.schedule.row_work import RowWork
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._local import branches_step, local_call, refuse_what_only_mpi_has
-from ncclbench.transports.base import Call, Control, DeviceStream, Program, Step, nothing
+from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_what_only_mpi_has
+from ncclbench.transports.base import Call, Control, Program, Transport, nothing
+from ncclbench.transports.capabilities import Capabilities, Hosting
+
+# Ranks hold what they have received and what is compared beside their buffers, all in one process.
+CAPABILITIES = Capabilities(name="threads", hosting=Hosting.THREADS, devices=("cpu",), uses_nics=False, memory_factor=3)
 
 T = TypeVar("T")
 
-# What one rank is to write: a stretch of its own buffer, and the values.
+# Phases that move data between ranks.
+Moving: TypeAlias = Collective | AllToAllV | Exchange
+# What one rank writes: a stretch of its own buffer, and the values.
 Write = tuple[slice, Array]
 
 
-class _Shared(dict[int, Buffers]):
+class ProgramBuffers(dict[int, Buffers]):
     """The buffers of one program, by rank."""
 
 
@@ -59,7 +62,7 @@ class ThreadWorld:
         self.timeout = timeout
         self.reason = ""
         # Held by the calls of the programs: a program that is dropped lets go of its buffers.
-        self._programs: WeakValueDictionary[int, _Shared] = WeakValueDictionary()
+        self._programs: WeakValueDictionary[int, ProgramBuffers] = WeakValueDictionary()
         self.posted: dict[tuple[Hashable, int], Array] = {}
         self._barriers: dict[Hashable, threading.Barrier] = {}
         self._lock = threading.Lock()
@@ -72,12 +75,12 @@ class ThreadWorld:
                 barrier.abort()
             return barrier
 
-    def program(self, number: int) -> "_Shared":
+    def program(self, number: int) -> "ProgramBuffers":
         """The buffers of all ranks in a program, made by whoever asks first."""
         with self._lock:
             shared = self._programs.get(number)
             if shared is None:
-                shared = self._programs[number] = _Shared()
+                shared = self._programs[number] = ProgramBuffers()
             return shared
 
     def abort(self, reason: str) -> None:
@@ -115,12 +118,12 @@ class ThreadControl:
         return np.asarray(self.all_gather(array)[0])
 
 
-class ThreadTransport:
+class ThreadTransport(Transport):
     """One rank of a `ThreadWorld`."""
 
-    name = "threads"
+    name = CAPABILITIES.name
+    capabilities = CAPABILITIES
     device: Device = "cpu"
-    stream: DeviceStream | None = None
 
     def __init__(self, world: ThreadWorld, rank: int) -> None:
         """Take part as `rank`."""
@@ -134,43 +137,7 @@ class ThreadTransport:
         self._programs += 1
         shared = self.world.program(self._programs)
         shared[self.rank] = buffers
-        steps = []
-        for k, phase in enumerate(schedule.phases):
-            if isinstance(phase, Concurrent):
-                branches = [
-                    [self._call(step, (k, b, s), buffers, shared) for s, step in enumerate(branch)]
-                    for b, branch in enumerate(phase.branches)
-                ]
-                steps.append(branches_step(phase, branches))
-            else:
-                steps.append(Step(phase.label, self._call(phase, (k,), buffers, shared)))
-        return Program(tuple(steps))
-
-    def _call(self, phase: SimplePhase, path: tuple[int, ...], buffers: Buffers, shared: _Shared) -> Call:
-        if isinstance(phase, Local | RowWork):
-            return local_call(phase, self.rank, buffers)
-        if isinstance(phase, Collective):
-            refuse_what_only_mpi_has(phase, "threads have")
-        party = participants(phase, self.rank)
-        if self.rank not in party:
-            return nothing
-        program, target = self._programs, buffers[phase.write]
-        key = (program, path, tuple(party))
-        ready = self.world.barrier((*key, "ready"), len(party))
-        read = self.world.barrier((*key, "read"), len(party))
-        written = self.world.barrier((*key, "written"), len(party))
-        itemsize = target.dtype.itemsize
-
-        def launch() -> None:
-            ready.wait()
-            sources = {r: shared[r][phase.read] for r in party}
-            writes = list(received(phase, self.rank, party, sources, itemsize))
-            read.wait()  # nobody overwrites what another still reads, in place or not
-            for where, values in writes:
-                target[where] = values
-            written.wait()
-
-        return launch
+        return Program(_ThreadCompiler(self.world, self._programs, self.rank, schedule, buffers, shared).steps())
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -187,47 +154,95 @@ class ThreadTransport:
 
     def describe(self) -> Mapping[str, Any]:
         """Versions for the manifest."""
-        return {"transport": "threads", "numpy": np.__version__}
-
-    def evidence(self) -> Mapping[str, Any]:
-        """There is nothing to ask."""
-        return {}
+        return {"transport": self.name, "numpy": np.__version__}
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def participants(phase: Collective | AllToAllV | Exchange, rank: int) -> list[int]:
-    """The ranks that meet `rank` in a phase: its group in order, or all ends of a round of flows."""
-    if isinstance(phase, Exchange):
-        return sorted({*phase.src.tolist(), *phase.dst.tolist()})
-    for group in phase.groups:
-        if rank in group:
-            return [int(r) for r in group]
-    return []
+class _ThreadCompiler(PhaseCompiler):
+    """Copies between the ranks' arrays, between barriers."""
+
+    def __init__(
+        self, world: ThreadWorld, program: int, rank: int, schedule: Schedule, buffers: Buffers, shared: ProgramBuffers
+    ) -> None:
+        """Compile program number `program` of `world`; `shared` has the buffers of its ranks."""
+        super().__init__(rank, schedule, buffers)
+        self._world, self._program, self._shared = world, program, shared
+        self._phases = 0
+
+    def collective(self, phase: Collective, branch: Branch) -> Call:
+        """All members read, then all write."""
+        refuse_what_only_mpi_has(phase, "threads have")
+        return self._move(phase, branch)
+
+    def all_to_all_v(self, phase: AllToAllV, branch: Branch) -> Call:
+        """All members read, then all write."""
+        return self._move(phase, branch)
+
+    def exchange(self, phase: Exchange, branch: Branch) -> Call:
+        """All ends of the round read, then all write."""
+        return self._move(phase, branch)
+
+    def _move(self, phase: Moving, branch: Branch) -> Call:
+        self._phases += 1  # the same on all ranks, which compile the same phases in the same order
+        party = participants(phase, self.rank)
+        if self.rank not in party:
+            return nothing
+        world, shared, rank, target = self._world, self._shared, self.rank, self.buffers[phase.write]
+        key = (self._program, self._phases, branch, tuple(party))
+        ready = world.barrier((*key, "ready"), len(party))
+        read = world.barrier((*key, "read"), len(party))
+        written = world.barrier((*key, "written"), len(party))
+        itemsize = target.dtype.itemsize
+
+        def launch() -> None:
+            ready.wait()
+            sources = {r: shared[r][phase.read] for r in party}
+            writes = list(received(phase, rank, party, sources, itemsize))
+            read.wait()  # no rank overwrites what another still reads, in place or not
+            for where, values in writes:
+                target[where] = values
+            written.wait()
+
+        return launch
+
+
+def participants(phase: Moving, rank: int) -> list[int]:
+    """The ranks that take part in a phase with `rank`: its group in order, or all ends of a round of flows."""
+    match phase:
+        case Exchange():
+            return sorted({*phase.src.tolist(), *phase.dst.tolist()})
+        case Collective() | AllToAllV():
+            return next(([int(r) for r in group] for group in phase.groups if rank in group), [])
+        case _:
+            assert_never(phase)
 
 
 def received(
-    phase: Collective | AllToAllV | Exchange, rank: int, party: list[int], sources: Mapping[int, Array], itemsize: int
+    phase: Moving, rank: int, party: list[int], sources: Mapping[int, Array], itemsize: int
 ) -> Iterator[Write]:
     """What `rank` writes, as copies, from what all of its party hold."""
-    if isinstance(phase, Exchange):
-        for k in np.flatnonzero(phase.dst == rank):
-            count = int(phase.nbytes[k]) // itemsize
-            first, start = int(phase.send_offset[k]) // itemsize, int(phase.recv_offset[k]) // itemsize
-            yield slice(start, start + count), sources[int(phase.src[k])][first : first + count].copy()
-    elif isinstance(phase, AllToAllV):
-        group = int(np.flatnonzero(np.any(phase.groups == rank, axis=1))[0])
-        rows_NN: Ints = phase.rows[group] * (phase.row_bytes // itemsize)
-        me, start = party.index(rank), 0
-        for j, source in enumerate(party):
-            first, count = int(rows_NN[j, :me].sum()), int(rows_NN[j, me])
-            yield slice(start, start + count), sources[source][first : first + count].copy()
-            start += count
-    else:
-        values = _collective(phase, party.index(rank), [sources[r] for r in party])
-        if values is not None:
-            yield slice(0, len(values)), values
+    match phase:
+        case Exchange():
+            for k in np.flatnonzero(phase.dst == rank):
+                count = int(phase.nbytes[k]) // itemsize
+                first, start = int(phase.send_offset[k]) // itemsize, int(phase.recv_offset[k]) // itemsize
+                yield slice(start, start + count), sources[int(phase.src[k])][first : first + count].copy()
+        case AllToAllV():
+            group = int(np.flatnonzero(np.any(phase.groups == rank, axis=1))[0])
+            rows_NN: Ints = phase.rows[group] * (phase.row_bytes // itemsize)
+            me, start = party.index(rank), 0
+            for j, source in enumerate(party):
+                first, count = int(rows_NN[j, :me].sum()), int(rows_NN[j, me])
+                yield slice(start, start + count), sources[source][first : first + count].copy()
+                start += count
+        case Collective():
+            values = _collective(phase, party.index(rank), [sources[r] for r in party])
+            if values is not None:
+                yield slice(0, len(values)), values
+        case _:
+            assert_never(phase)
 
 
 def _collective(phase: Collective, me: int, arrays: list[Array]) -> Array | None:

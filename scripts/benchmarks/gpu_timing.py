@@ -32,9 +32,10 @@ from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Timing
 from ncclbench.schedule.rates import bus_gb_per_s
 from ncclbench.topology import Topology
+from ncclbench.transports._cupy_nccl import CupyNcclTransport
+from ncclbench.transports.capabilities import capabilities_of
 from ncclbench.transports.cuda.nccl_log import NcclLog
-from ncclbench.transports.cupy_nccl import CupyNcclTransport
-from ncclbench.transports.torch_dist import open_transport
+from ncclbench.transports.nccl import open_transport
 
 GRAPH_SIZES = [8, 64, 1 << 10, 1 << 13, 1 << 16, 1 << 19, 1 << 22, 1 << 25, 1 << 28, 1 << 30]
 LARGE_OPS = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"]
@@ -53,7 +54,7 @@ class Bare:
         """Take the communicator and the stream of `transport`."""
         self.rank, self.world_size = transport.rank, transport.world_size
         self.barrier, self.gather = transport.barrier, transport.control.gather
-        self.comm = transport._communicator(tuple(range(self.world_size)))
+        self.comm = transport.communicator(tuple(range(self.world_size)))
         self.stream = transport._cupy_stream
         self.enter = transport.stream.make_current
 
@@ -235,7 +236,7 @@ def main() -> None:
     assert launched is not None, "start this with torchrun"
     log = NcclLog.switch_on()
     by_nccl = open_transport("nccl", launched, 60.0)
-    by_cupy_nccl = CupyNcclTransport(launched, by_nccl, log)
+    by_cupy_nccl = CupyNcclTransport(capabilities_of("cupy_nccl"), launched, by_nccl, log)
     topology, bare, report = Topology.single_node(launched.world_size), Bare(by_cupy_nccl), Report(launched.rank)
     transports: list[Any] = [by_nccl, by_cupy_nccl]
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()

@@ -162,7 +162,7 @@ def rank_main(seconds: float) -> None:
     from ncclbench.plan.plan import Settings
     from ncclbench.schedule import Case
     from ncclbench.topology import Topology
-    from ncclbench.transports.torch_dist import open_transport
+    from ncclbench.transports.gloo import open_transport
 
     launched = detect(os.environ)
     assert launched is not None, "this part runs under torchrun"

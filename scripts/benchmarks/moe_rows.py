@@ -39,7 +39,7 @@ from ncclbench.schedule.phases import flatten
 from ncclbench.schedule.row_formats import FORMATS
 from ncclbench.schedule.row_work import ENTRY_BYTES
 from ncclbench.topology import Topology
-from ncclbench.transports._local import local_call
+from ncclbench.transports._local_work import local_call
 from ncclbench.transports.cuda.stream import CudaStream
 
 EXPERT_PARALLEL = 8
@@ -250,7 +250,7 @@ def main() -> None:
     """Measure everything; rank 0 prints."""
     began, launched, lines, transport = time.monotonic(), detect(os.environ), list[str](), None
     if launched is not None and launched.world_size > 1:
-        from ncclbench.transports.torch_dist import open_transport
+        from ncclbench.transports.nccl import open_transport
 
         transport = open_transport("nccl", launched, 60.0)
     rank, world = (transport.rank, transport.world_size) if transport else (0, 1)

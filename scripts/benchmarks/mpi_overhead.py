@@ -20,8 +20,8 @@ from ncclbench.measure.timing_host import quiet_gc
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case
 from ncclbench.topology import Topology
-from ncclbench.transports._mpi import MPI, library, start_mpi
-from ncclbench.transports.mpi import MpiTransport
+from ncclbench.transports._mpi_library import MPI, library, start_mpi
+from ncclbench.transports._mpi_transport import MpiTransport
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 WITHIN_PERCENT, WITHIN_US = 3.0, 0.3

@@ -69,6 +69,7 @@ import os
 import socket
 
 from ncclbench.config.plugins import load
+from ncclbench.transports.capabilities import Capabilities
 
 
 def sockets():
@@ -113,7 +114,7 @@ def open_transport(name, seat, timeout):
     return transport
 
 
-NEEDS_STORE = True
+CAPABILITIES = Capabilities(name="saboteur", devices=("cuda",), needs_store=True)
 """
 
 

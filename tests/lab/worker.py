@@ -24,7 +24,7 @@ from ncclbench.schedule.case import Case
 from ncclbench.topology.placement import place_ranks
 from ncclbench.topology.topology_file import read_topology
 from ncclbench.transports.base import Transport, all_gather_text, broadcast_text
-from ncclbench.transports.torch_dist import open_transport
+from ncclbench.transports.gloo import open_transport
 
 _PATIENCE_SECONDS = 600.0
 

@@ -214,12 +214,12 @@ import socket
 import time
 from pathlib import Path
 
-from ncclbench.transports import torch_dist
+from ncclbench.transports import gloo
 
 
 def open_transport(name, seat, timeout):
     """Join as everybody does."""
-    transport = torch_dist.open_transport("gloo", seat, timeout)
+    transport = gloo.open_transport("gloo", seat, timeout)
     for plot in filter(None, os.environ.get("SABOTAGE", "").split(";")):
         kind, rank, nbytes, number = plot.split(":")
         if seat.rank == int(rank):

@@ -26,9 +26,9 @@ from ncclbench.schedule import DTYPES, AllToAllV, Case, Collective, Concurrent, 
 from ncclbench.schedule.oracle import Oracle
 from ncclbench.topology import Topology
 from ncclbench.transports import mpi
-from ncclbench.transports._mpi import MPI, start_mpi
+from ncclbench.transports._mpi_library import MPI, start_mpi
+from ncclbench.transports._mpi_transport import MpiTransport
 from ncclbench.transports.base import Transport
-from ncclbench.transports.mpi import MpiTransport
 from tests.ranks.fake_device import FakeDevice
 
 SETTINGS = Settings(iterations=6, warmup=1)

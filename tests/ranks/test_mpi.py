@@ -429,11 +429,11 @@ def test_mpi_says_itself_that_it_will_not_run_as_root(tmp_path: Path) -> None:
 FAULTY = '''
 """MPI, but one rank breaks in the middle of a collective."""
 import os, signal
-from ncclbench.transports import mpi
+from ncclbench.transports import _mpi_transport as mpi
 from ncclbench.transports.base import Program, Step
+from ncclbench.transports.capabilities import Capabilities
 
 class Faulty(mpi.MpiTransport):
-    name = "faulty"
     calls = 0
 
     def compile(self, schedule, buffers):
@@ -452,7 +452,7 @@ class Faulty(mpi.MpiTransport):
 
 def open_transport(name, seat, timeout):
     mpi.start_mpi()
-    return Faulty(mpi.MPI.COMM_WORLD, owned=True)
+    return Faulty(mpi.MPI.COMM_WORLD, capabilities=Capabilities(name="faulty"), owned=True)
 '''
 
 
@@ -543,7 +543,7 @@ def left_over(out: Path) -> list[list[str]]:
 @pytest.mark.parametrize("port", ["", "abc", "70000"])
 def test_a_control_network_without_a_meeting_place_is_refused(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ncclbench.errors import UsageError
-    from ncclbench.transports.mpi import _control_apart
+    from ncclbench.transports._mpi_transport import _control_apart
 
     monkeypatch.delenv("NCCLBENCH_CONTROL_IFNAME", raising=False)
     assert _control_apart() is None

@@ -2,17 +2,26 @@
 
 InfiniBand and RoCE count in ``class/infiniband/DEVICE/ports/N/{counters,hw_counters}``, where data are counted in
 words of 4 bytes; everything else in ``class/net/DEVICE/statistics``. RDMA traffic is not in the latter. Pause frames
-are only told by the driver itself, which `ethtool` asks.
+are only in the driver's own counters, as ``ethtool -S`` shows them.
 """
 
+import array
+import fcntl
 import re
+import socket
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ncclbench.measure.network.ethtool import driver_counters
-
 SYS = Path("/sys")
+
+# From linux/ethtool.h: how many counters a driver has, what they are called, what they say.
+_SIOCETHTOOL = 0x8946
+_DRIVER_INFO, _STRINGS, _STATS = 0x03, 0x1B, 0x1D
+_STATS_SET = 1
+_INFO_BYTES, _COUNT_AT, _NAME_BYTES = 196, 180, 32
+_MOST = 1 << 16
 
 _WORD = 4  # bytes: the unit of port_xmit_data and port_rcv_data, InfiniBand specification 1.7, 16.1.3.5
 _WRAP = 1 << 32
@@ -135,3 +144,27 @@ def own_ports(ports: Mapping[str, Port], devices: str) -> tuple[list[str], str]:
         names += matching
     unreadable = [name for name in names if ports[name].sent is None or ports[name].received is None]
     return names, f"the counters of {unreadable[0]} cannot be read" if unreadable else ""
+
+
+def driver_counters(interface: str) -> dict[str, int]:
+    """Every counter of the driver of `interface`; empty where it has none or does not tell."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+            info = _ask(handle, interface, struct.pack("I", _DRIVER_INFO).ljust(_INFO_BYTES, b"\0"))
+            count = struct.unpack_from("I", info, _COUNT_AT)[0]
+            if not 0 < count <= _MOST:
+                return {}
+            head = struct.pack("III", _STRINGS, _STATS_SET, count)
+            texts = _ask(handle, interface, head + bytes(count * _NAME_BYTES))[len(head) :]
+            values = _ask(handle, interface, struct.pack("II", _STATS, count) + bytes(count * 8))[8:]
+    except (OSError, struct.error):
+        return {}
+    names = [texts[k * _NAME_BYTES : (k + 1) * _NAME_BYTES].partition(b"\0")[0] for k in range(count)]
+    return dict(zip((name.decode(errors="replace") for name in names), struct.unpack(f"{count}Q", values), strict=True))
+
+
+def _ask(handle: socket.socket, interface: str, question: bytes) -> bytes:
+    buffer = array.array("B", question)
+    address, _ = buffer.buffer_info()
+    fcntl.ioctl(handle, _SIOCETHTOOL, struct.pack("16sP", interface.encode()[:15], address))
+    return buffer.tobytes()

@@ -11,7 +11,7 @@ right in every time and rate, and only the ports know.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 import numpy as np
@@ -27,6 +27,7 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.topology import Topology
 from ncclbench.topology.network_addresses import addresses_of_interfaces
 from ncclbench.transports.base import Transport, all_gather_text
+from ncclbench.transports.capabilities import Capabilities
 from ncclbench.units import format_bytes
 
 _TOLERANCE = 0.05
@@ -43,9 +44,6 @@ _MOST_MOVED = 256
 _LOSSY, _FEWEST_LOST = 0.002, 3
 # All of them are told to rank 0.
 _MOST_CONNECTIONS = 1024
-
-_NCCL = ("nccl", "cupy_nccl")
-_PLAYED = ("threads", "model")
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +77,7 @@ class PortWatch:
         """Note where all counters stand; free where no byte of the case can leave its NVLink domain."""
         self._transport = transport
         self.needed = len(np.unique(topology.domains)) > 1
-        self._reads = self.needed and transport.name not in _PLAYED
+        self._reads = self.needed and transport.capabilities.uses_nics
         self._devices = topology.wiring.devices[transport.rank] if topology.wiring else ""
         self._before = self._read() if self._reads else {}
         # What a GPU sends is no socket's; where NCCL falls back to sockets, that is worse than a lost packet.
@@ -161,7 +159,7 @@ def _others(before: Mapping[str, Port], after: Mapping[str, Port], own: Sequence
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Expected:
+class ExpectedTraffic:
     """What the NICs of a case must have carried.
 
     Attributes:
@@ -177,16 +175,20 @@ class Expected:
     pxn: bool | None = None
 
 
-def expected(
-    variants: Sequence[Schedule], runs_V: Sequence[int], topology: Topology, transport: str, needs: Needs | None = None
-) -> Expected:
+def expected_traffic(
+    variants: Sequence[Schedule],
+    runs_V: Sequence[int],
+    topology: Topology,
+    transport: Capabilities,
+    needs: Needs | None = None,
+) -> ExpectedTraffic:
     """The bytes that each NIC carries when variant v is run ``runs_V[v]`` times.
 
     Args:
         variants: of the case.
         runs_V: how often each was run.
         topology: where ranks sit.
-        transport: its name; libraries differ in what they route as given.
+        transport: what it can do; libraries differ in what they route as given.
         needs: how the process was started, which settles NCCL's choice of NIC.
     """
     total = np.zeros((2, topology.world_size), np.int64)
@@ -197,10 +199,10 @@ def expected(
             reason = reason or _routed_by_library(phase, transport)
             _add(total, phase, schedule, topology, runs, aligned=schedule.aligned)
             _add(other, phase, schedule, topology, runs, aligned=not schedule.aligned)
-    if transport in _NCCL and needs is None and not np.array_equal(total, other):
+    if transport.reads_nccl_settings and needs is None and not np.array_equal(total, other):
         reason = reason or "NCCL may hop over NVLink to another rail (PXN), and both would be right"
-    pxn = needs.pxn if needs and transport in _NCCL else None
-    return Expected(bytes_2R=total, launches=sum(runs_V), reason=reason, pxn=pxn)
+    pxn = needs.pxn if needs and transport.reads_nccl_settings else None
+    return ExpectedTraffic(bytes_2R=total, launches=sum(runs_V), reason=reason, pxn=pxn)
 
 
 def _add(
@@ -213,18 +215,22 @@ def _add(
         np.add.at(total_2R[1], into[outside], runs * nbytes[outside])
 
 
-def _routed_by_library(phase: SimplePhase, transport: str) -> str:
+def _routed_by_library(phase: SimplePhase, transport: Capabilities) -> str:
     """Why the bytes of a phase on each NIC are not known beforehand; "" if they are."""
-    if isinstance(phase, Exchange | Local | RowWork):
-        return ""
-    if isinstance(phase, AllToAllV) or phase.op is Op.ALL_TO_ALL:
-        return f"{transport} chooses the route of an all-to-all" if transport == "mpi" else ""
-    assert isinstance(phase, Collective)
-    return "" if phase.op is Op.BARRIER else f"the library chooses the route of {phase.op}"
+    all_to_all = f"{transport.name} chooses the route of an all-to-all" if transport.routes_all_to_all else ""
+    match phase:
+        case Exchange() | Local() | RowWork() | Collective(op=Op.BARRIER):
+            return ""
+        case AllToAllV() | Collective(op=Op.ALL_TO_ALL):
+            return all_to_all
+        case Collective():
+            return f"the library chooses the route of {phase.op}"
+        case _:
+            assert_never(phase)
 
 
 def reconcile(
-    wanted: Expected, counted: Sequence[Counted], topology: Topology, log: Mapping[str, Any] | None = None
+    wanted: ExpectedTraffic, counted: Sequence[Counted], topology: Topology, log: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The part of a record's `path` that the counters give, and what NCCL's `log` says of its way.
 
@@ -260,7 +266,7 @@ def reconcile(
 
 
 def _judge(
-    wanted: Expected, counted: Sequence[Counted], topology: Topology, short: Any, long: Any, enough: Any
+    wanted: ExpectedTraffic, counted: Sequence[Counted], topology: Topology, short: Any, long: Any, enough: Any
 ) -> tuple[str, str]:
     if wanted.reason:
         return "unverified", wanted.reason
@@ -298,7 +304,7 @@ def _judge_hop(wanted: bool, seen: bool | None, proof: str, reason: str) -> tupl
     return proof, reason
 
 
-def _off(rank: int, k: int, wanted: Expected, counted: Sequence[Counted], topology: Topology) -> dict[str, Any]:
+def _off(rank: int, k: int, wanted: ExpectedTraffic, counted: Sequence[Counted], topology: Topology) -> dict[str, Any]:
     one = counted[rank]
     return {
         "rank": rank,

@@ -13,10 +13,10 @@ from collections.abc import MutableMapping
 from typing import Protocol
 
 from ncclbench.errors import EnvironmentFault
-from ncclbench.transports.base import SHARE_GPU, Control, Seat, all_gather_text
+from ncclbench.transports.base import SHARE_GPU, Control, RankIdentity, all_gather_text
 
 
-def claim_gpu(seat: Seat, count: int, environ: MutableMapping[str, str] = os.environ) -> int:
+def claim_gpu(identity: RankIdentity, count: int, environ: MutableMapping[str, str] = os.environ) -> int:
     """The index of this rank's GPU among the `count` that it sees: its place on the node.
 
     A launcher that shows each rank only its own GPU is honoured. To be called before NCCL reads its variables.
@@ -25,18 +25,18 @@ def claim_gpu(seat: Seat, count: int, environ: MutableMapping[str, str] = os.env
         EnvironmentFault: if there are fewer GPUs than ranks, and they are not to share.
     """
     if count == 0:
-        raise EnvironmentFault(f"rank {seat.rank} sees no CUDA GPU; use --transport gloo")
+        raise EnvironmentFault(f"rank {identity.rank} sees no CUDA GPU; use --transport gloo")
     shown = environ.get("CUDA_VISIBLE_DEVICES", "")
     if _may_share(environ):
-        environ.setdefault("NCCL_HOSTID", f"{socket.gethostname()}-{seat.local_rank // count}")
-        return seat.local_rank % count
-    if count == 1 and seat.local_size > 1 and shown and "," not in shown:
+        environ.setdefault("NCCL_HOSTID", f"{socket.gethostname()}-{identity.local_rank // count}")
+        return identity.local_rank % count
+    if count == 1 and identity.local_size > 1 and shown and "," not in shown:
         return 0  # if it is the same one for two ranks, `ranks_per_gpu` or `refuse_shared` finds out
-    if seat.local_rank >= count:
+    if identity.local_rank >= count:
         raise EnvironmentFault(
-            f"{seat.local_size} ranks on a node of {count} GPUs: start at most one a GPU, --nproc {count}"
+            f"{identity.local_size} ranks on a node of {count} GPUs: start at most one a GPU, --nproc {count}"
         )
-    return seat.local_rank
+    return identity.local_rank
 
 
 def cupy_gpus(instead: str) -> int:

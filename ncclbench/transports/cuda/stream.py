@@ -12,9 +12,9 @@ import numpy as np
 
 from ncclbench.schedule.dtypes import Dtype
 from ncclbench.schedule.phases import Collective
-from ncclbench.transports._local import adds_float8, refuse_float8
 from ncclbench.transports.base import Call, nothing
 from ncclbench.transports.cuda.gpu_ownership import unusable_cupy
+from ncclbench.transports.cuda.nccl_limits import adds_float8, refuse_float8
 
 # One thread spins on a flag in pinned host memory until the host opens the gate. If the host never does (a peer died,
 # a queue is full), the gate opens by itself after `limit` nanoseconds and leaves a 2 in the flag.

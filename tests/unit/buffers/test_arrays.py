@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ncclbench.buffers import arrays as buffers
-from ncclbench.buffers.arrays import Device, allocate, refuse_too_large, rooms_of, uploader
+from ncclbench.buffers.arrays import allocate, memory_limits, refuse_too_large, uploader
+from ncclbench.buffers.kinds import Device
 from ncclbench.errors import UsageError
 from ncclbench.measure.case import build_schedule
 from ncclbench.schedule import DTYPES, Case
@@ -158,4 +159,4 @@ def test_buffers_that_are_staged_must_fit_on_the_host_too(
 ) -> None:
     monkeypatch.setattr(buffers, "available_memory", lambda: 100)
     monkeypatch.setattr(buffers, "free_device_memory", lambda: 10)
-    assert rooms_of(device, staged, 4) == rooms
+    assert memory_limits(device, staged, 4) == rooms

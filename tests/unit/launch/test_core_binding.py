@@ -37,8 +37,8 @@ def test_cores_near_a_gpu_come_from_its_numa_node(tmp_path: Path) -> None:
 
 def test_a_bound_process_stays_on_its_share() -> None:
     code = (
-        "import os; from ncclbench.launch.core_binding import bind; from ncclbench.transports.base import Seat;"
-        "seat = Seat(rank=1, world_size=2, local_rank=1, local_size=2, launcher='local');"
+        "import os; from ncclbench.launch.core_binding import bind; from ncclbench.transports.base import RankIdentity;"
+        "seat = RankIdentity(rank=1, world_size=2, local_rank=1, local_size=2, launcher='local');"
         "print(bind(seat) == sorted(os.sched_getaffinity(0)), bind(seat))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from ncclbench.cli.doctor import command
-from ncclbench.launch.doctor import Finding, Machine, ask_python, examine
+from ncclbench.launch.doctor import Machine, ask_python, examine
+from ncclbench.transports.library_checks import HealthFinding
 
 TORCH_CPU = {"version": "2.13.0+cpu", "cuda": None, "gloo": True, "nccl": False, "gpus": 0}
 TORCH_CUDA = {
@@ -27,7 +28,7 @@ def machine(root: Path, torch: Mapping[str, Any] | str, mpi: Mapping[str, Any] |
     return Machine(root=root, environ=more.pop("environ", {}), ask=lambda p: mpi if "mpi4py" in p else torch, **more)
 
 
-def by_name(machine: Machine) -> dict[str, Finding]:
+def by_name(machine: Machine) -> dict[str, HealthFinding]:
     return {finding.name: finding for finding in examine(machine)}
 
 

@@ -8,7 +8,7 @@ from ncclbench.launch.rendezvous import with_store
 from ncclbench.topology import network_addresses as _address
 from ncclbench.topology.network_addresses import LOOPBACK, connect_first, interface_addresses, local_addresses
 from ncclbench.topology.slurm import expand_nodes
-from ncclbench.transports.base import Seat
+from ncclbench.transports.base import RankIdentity
 
 # As srun sets them for `srun -N 2 --ntasks-per-node 2`, on rank 3.
 SLURM = {
@@ -21,7 +21,7 @@ SLURM = {
     "SLURM_LOCALID": "1",
     "SLURM_NODEID": "1",
 }
-SEAT = Seat(rank=3, world_size=4, local_rank=1, local_size=2, launcher="slurm")
+SEAT = RankIdentity(rank=3, world_size=4, local_rank=1, local_size=2, launcher="slurm")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_launcher_that_names_no_place_is_refused() -> None:
 
 
 @pytest.mark.parametrize("seat", [replace(SEAT, launcher="torchrun"), replace(SEAT, address=("here", 1))])
-def test_a_place_that_is_known_is_kept(seat: Seat) -> None:
+def test_a_place_that_is_known_is_kept(seat: RankIdentity) -> None:
     assert with_store(seat, {}) == seat
 
 

@@ -7,26 +7,27 @@ from typing import Any
 
 import pytest
 
-from ncclbench.buffers.arrays import ON_GPU, WARM, Cache, Kind, Rotation, rotation
+from ncclbench.buffers.arrays import ON_GPU, WARM, MemoryLimit, Rotation, rotation
+from ncclbench.buffers.kinds import Cache, Kind
 from ncclbench.buffers.nccl_mem_alloc import Blocks
 from ncclbench.errors import UsageError
 from ncclbench.launch import rank_session as session
-from ncclbench.launch.rank_session import _refuse_too_large
-from ncclbench.measure import buffer_plan as room_module
+from ncclbench.launch.rank_session import refuse_without_memory
+from ncclbench.measure import buffer_plan
 from ncclbench.measure import case as case_room
-from ncclbench.measure.buffer_plan import Demand, Held, agreed_room, rotations
+from ncclbench.measure.buffer_plan import HeldMemory, MemoryDemand, agreed_budget, rotations
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case
 from ncclbench.topology import Topology
-from ncclbench.transports.base import Seat
+from ncclbench.transports.base import RankIdentity
 from ncclbench.transports.threads import ThreadTransport, play
 
 MIB, GIB = 1 << 20, 1 << 30
 L2 = 50 * MIB
 
 
-def asked(*mib: int, kind: Kind = "pool", cache: Cache = "cold", variants: int = 1) -> Demand:
-    return Demand(tuple(size * MIB for size in mib), variants, kind, cache)
+def asked(*mib: int, kind: Kind = "pool", cache: Cache = "cold", variants: int = 1) -> MemoryDemand:
+    return MemoryDemand(tuple(size * MIB for size in mib), variants, kind, cache)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +58,8 @@ def test_a_set_is_used_again_only_when_twice_l2_was_touched(variants: int) -> No
 
 def test_sets_must_fit_to_the_byte() -> None:
     case = asked(50, 50)
-    assert rotations([case], 200 * MIB, L2) == ([Rotation(2, True)], Held(other=200 * MIB))
-    assert rotations([case], 200 * MIB - 1, L2) == ([WARM], Held(other=100 * MIB))
+    assert rotations([case], 200 * MIB, L2) == ([Rotation(2, True)], HeldMemory(other=200 * MIB))
+    assert rotations([case], 200 * MIB - 1, L2) == ([WARM], HeldMemory(other=100 * MIB))
 
 
 def test_one_set_that_is_cold_by_itself_is_so_however_small_the_room() -> None:
@@ -70,44 +71,47 @@ def test_what_nccl_cases_keep_leaves_less_for_every_other() -> None:
     one_set = (60 * MIB, 40 * MIB, 30 * MIB)
     two_sets = (60 * MIB, 60 * MIB, 40 * MIB, 40 * MIB)  # of the second, which serve the third too
     cold = Rotation(2, True)
-    assert rotations(cases, 400 * MIB, L2) == ([cold, cold, WARM, WARM], Held(two_sets, 200 * MIB))
-    assert rotations(cases, 400 * MIB - 1, L2) == ([cold, WARM, WARM, WARM], Held(one_set, 200 * MIB))
-    assert rotations(cases, 330 * MIB - 1, L2) == ([WARM, cold, WARM, WARM], Held(two_sets, 100 * MIB))
-    assert rotations(cases, 300 * MIB - 1, L2) == ([WARM] * 4, Held(one_set, 100 * MIB))
+    assert rotations(cases, 400 * MIB, L2) == ([cold, cold, WARM, WARM], HeldMemory(two_sets, 200 * MIB))
+    assert rotations(cases, 400 * MIB - 1, L2) == ([cold, WARM, WARM, WARM], HeldMemory(one_set, 200 * MIB))
+    assert rotations(cases, 330 * MIB - 1, L2) == ([WARM, cold, WARM, WARM], HeldMemory(two_sets, 100 * MIB))
+    assert rotations(cases, 300 * MIB - 1, L2) == ([WARM] * 4, HeldMemory(one_set, 100 * MIB))
 
 
 def test_the_smallest_room_and_the_largest_cache_count_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     caches = [L2, 2 * L2, L2]
-    monkeypatch.setattr(room_module, "l2_bytes", lambda: caches.pop())
+    monkeypatch.setattr(buffer_plan, "l2_bytes", lambda: caches.pop())
 
     def main(transport: ThreadTransport) -> tuple[int, int]:
-        return agreed_room(transport, (7 - transport.rank) * GIB)
+        return agreed_budget(transport, (7 - transport.rank) * GIB)
 
     assert play(3, main, 20.0) == [(5 * GIB, 2 * L2)] * 3
 
 
 def test_without_a_plan_what_is_free_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_module, "l2_bytes", lambda: L2)
+    monkeypatch.setattr(buffer_plan, "l2_bytes", lambda: L2)
     monkeypatch.setattr("ncclbench.buffers.arrays.free_device_memory", lambda: GIB)
-    assert play(1, agreed_room, 20.0) == [(GIB - (256 << 20), L2)]
+    assert play(1, agreed_budget, 20.0) == [(GIB - (256 << 20), L2)]
 
 
 def test_a_plan_says_of_each_case_that_can_run_over_how_many_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_module, "l2_bytes", lambda: L2)
+    monkeypatch.setattr(buffer_plan, "l2_bytes", lambda: L2)
     monkeypatch.setattr("ncclbench.buffers.arrays.free_device_memory", lambda: GIB)
     blocks = Blocks()
     monkeypatch.setattr(session, "BLOCKS", blocks)
     settings = Settings(buffers="nccl")
-    cases = [Case(pattern=name, nbytes=100 * MIB) for name in ("all_reduce", "cross_rail", "all_reduce")]
+    chosen = (("all_reduce", "float32"), ("cross_rail", "float32"), ("all_reduce", "int32"))
+    cases = [Case(pattern=name, dtype=dtype, nbytes=100 * MIB) for name, dtype in chosen]
     planned = [SimpleNamespace(case=case, settings=settings) for case in cases]
     job: Any = SimpleNamespace(plan=SimpleNamespace(cases=planned))
 
-    def main(transport: ThreadTransport) -> dict[int, Rotation]:
+    def main(transport: ThreadTransport) -> dict[str, Rotation]:
         transport.device = "cuda"
-        seat = Seat(rank=transport.rank, world_size=2, local_rank=transport.rank, local_size=2, launcher="threads")
+        seat = RankIdentity(
+            rank=transport.rank, world_size=2, local_rank=transport.rank, local_size=2, launcher="threads"
+        )
         return session._plan_memory(job, seat, Topology.single_node(2), transport)
 
-    assert play(2, main, 20.0) == [{0: Rotation(2, True), 2: Rotation(2, True)}] * 2  # there is one node
+    assert play(2, main, 20.0) == [{cases[k].id: Rotation(2, True) for k in (0, 2)}] * 2  # there is one node
     assert blocks._planned == [100 * MIB] * 2  # which serve both
 
 
@@ -115,18 +119,18 @@ def test_a_plan_says_of_each_case_that_can_run_over_how_many_sets(monkeypatch: p
 def test_where_variants_were_left_out_and_the_sets_no_longer_meet_all_one_is_used(
     left: int, expected: Rotation
 ) -> None:
-    transport: Any = SimpleNamespace(device="cuda")
+    rank: Any = SimpleNamespace(transport=SimpleNamespace(device="cuda"), settings=Settings())
     variants: Any = tuple(range(left))
-    assert case_room._rotation(Rotation(2, True), variants, transport, Settings()) == expected
+    assert case_room._rotation(Rotation(2, True), variants, rank) == expected
 
 
-def refusal(demands: Sequence[Demand], *rooms: tuple[int, int, str]) -> str:
+def refusal(demands: Sequence[MemoryDemand], *limits: tuple[int, int, str]) -> str:
     """What is said of the cases a, b, ...; "" if nothing is."""
     job: Any = SimpleNamespace(
         plan=SimpleNamespace(cases=[SimpleNamespace(case=SimpleNamespace(id=c)) for c in "abcd"])
     )
     try:
-        _refuse_too_large(job.plan, dict(enumerate(demands)), rooms)
+        refuse_without_memory(job.plan, dict(enumerate(demands)), [MemoryLimit(*limit) for limit in limits])
     except UsageError as error:
         return str(error)
     return ""

@@ -11,10 +11,17 @@ from ncclbench.buffers.arrays import Buffers
 from ncclbench.config.plugins import load
 from ncclbench.measure.case import build_variants, run_case
 from ncclbench.measure.network import path_proof as proof
-from ncclbench.measure.network.counters import Port, moved, own_ports, read_ports
-from ncclbench.measure.network.ethtool import driver_counters
-from ncclbench.measure.network.path_proof import Counted, Expected, count, expected, proof_notes, reconcile, sent_again
-from ncclbench.measure.telemetry import Witness
+from ncclbench.measure.network.counters import Port, driver_counters, moved, own_ports, read_ports
+from ncclbench.measure.network.path_proof import (
+    Counted,
+    ExpectedTraffic,
+    count,
+    expected_traffic,
+    proof_notes,
+    reconcile,
+    sent_again,
+)
+from ncclbench.measure.telemetry import Telemetry
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Schedule, Timing
 from ncclbench.schedule.flow_rounds import Round, flow_schedule
@@ -23,6 +30,7 @@ from ncclbench.schedule.phases import flatten
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology, Wiring
 from ncclbench.transports.base import Program, Step
+from ncclbench.transports.capabilities import Capabilities, capabilities_of
 from ncclbench.transports.threads import ThreadTransport, play
 from tests.helpers.stored import known
 
@@ -70,7 +78,7 @@ class Wire:
             program = compiled(schedule, buffers)
             return Program(tuple(Step(s.label, self._launching(s, schedule, transport.rank)) for s in program.steps))
 
-        transport.name = "wire"
+        transport.name, transport.capabilities = "wire", Capabilities(name="wire")
         transport.compile = compile_  # type: ignore[method-assign]
         return transport
 
@@ -138,7 +146,7 @@ def test_a_hop_over_nvlink_is_told_by_the_log_alone(mode: str, seen: bool | None
     """With all rails busy PXN puts as many bytes on every NIC as going straight."""
     topology, case = fabric(), Case(pattern="cross_rail", nbytes=100 * MEGABYTE, params={"mode": mode})
     needs = load("patterns", "cross_rail").needs(case)
-    asked = expected(build_variants(case, topology), [1, 0], topology, "nccl", needs)
+    asked = expected_traffic(build_variants(case, topology), [1, 0], topology, capabilities_of("nccl"), needs)
     assert set(asked.bytes_2R.ravel()) == {100 * MEGABYTE}
     log = {} if seen is None else {"pxn": seen}
     path = reconcile(asked, all_but(0, Counted(sent=100 * MEGABYTE, received=100 * MEGABYTE)), topology, log)
@@ -152,7 +160,7 @@ def test_bytes_that_fall_on_other_nics_under_pxn_are_expected_there() -> None:
     topology, case = fabric(), Case(pattern="x", nbytes=64)
     for aligned, carrier in ((False, 0), (True, 1)):
         one = flow_schedule(case, topology, Round("r", np.array([0]), np.array([3])), aligned=aligned)
-        bytes_2R = expected([one], [2], topology, "threads").bytes_2R
+        bytes_2R = expected_traffic([one], [2], topology, capabilities_of("threads")).bytes_2R
         assert np.flatnonzero(bytes_2R[0]).tolist() == [carrier]
         assert np.flatnonzero(bytes_2R[1]).tolist() == [3]
         assert bytes_2R[0, carrier] == 128
@@ -215,7 +223,7 @@ def test_a_case_is_accused_of_its_own_sockets_only(
 ) -> None:
     """NCCL's log names what every case of the process so far took."""
 
-    class Played(Witness):
+    class Played(Telemetry):
         """Speaks for all ranks; no thread has a library to ask."""
 
         def before(self) -> list[Mapping[str, Any]]:
@@ -226,7 +234,7 @@ def test_a_case_is_accused_of_its_own_sockets_only(
 
     def main(transport: ThreadTransport) -> Any:
         case = Case(pattern="all_reduce", nbytes=4096, params={"group": group})
-        return run_case(case, transport, topology, Settings(iterations=6), witness=Played(transport))
+        return run_case(case, transport, topology, Settings(iterations=6), telemetry=Played(transport))
 
     found = play(4, main)[0]
     assert found is not None
@@ -238,8 +246,8 @@ def test_a_case_is_accused_of_its_own_sockets_only(
 # By hand
 
 
-def wanted(nbytes: int, launches: int = 1) -> Expected:
-    return Expected(bytes_2R=np.full((2, 6), nbytes, np.int64), launches=launches)
+def wanted(nbytes: int, launches: int = 1) -> ExpectedTraffic:
+    return ExpectedTraffic(bytes_2R=np.full((2, 6), nbytes, np.int64), launches=launches)
 
 
 def all_but(rank: int, one: Counted, nbytes: int = 100 * MEGABYTE) -> list[Counted]:
@@ -298,9 +306,9 @@ def test_the_wire_s_own_direction_of_nccl_is_not_guessed() -> None:
     """Where PXN would put other bytes on a NIC, nothing is proven unless the process was started one way."""
     topology = fabric()
     hot = flow_schedule(Case(pattern="x", nbytes=64), topology, Round("r", np.array([0]), np.array([3])))
-    assert "PXN" in expected([hot], [1], topology, "nccl").reason
+    assert "PXN" in expected_traffic([hot], [1], topology, capabilities_of("nccl")).reason
     straight = build_variants(Case(pattern="same_rail", nbytes=MEGABYTE), topology)
-    assert expected(straight, [1, 1], topology, "nccl").reason == ""
+    assert expected_traffic(straight, [1, 1], topology, capabilities_of("nccl")).reason == ""
 
 
 # Reading

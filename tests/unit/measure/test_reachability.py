@@ -10,12 +10,12 @@ import pytest
 
 from ncclbench.errors import EnvironmentFault
 from ncclbench.measure.case import run_case
-from ncclbench.measure.reachability import Lost
+from ncclbench.measure.reachability import LostFlows
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case
 from ncclbench.topology import Topology
 from ncclbench.topology.network_addresses import address_of_interface
-from ncclbench.transports._tcp_probe import Doors
+from ncclbench.transports._tcp_probe import Listeners
 from ncclbench.transports.threads import ThreadTransport, play
 
 if TYPE_CHECKING:
@@ -91,11 +91,11 @@ def test_wrong_data_are_worse_than_lost_flows(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_who_is_blamed(pairs: list[tuple[int, int]], ranks: list[int]) -> None:
-    assert Lost(tuple(pairs), 12).ranks == ranks
+    assert LostFlows(tuple(pairs), 12).ranks == ranks
 
 
 def test_a_reason_is_one_line_however_many_flows() -> None:
-    reason = Lost(tuple((0, k) for k in range(1, 500)), 900).as_reason()
+    reason = LostFlows(tuple((0, k) for k in range(1, 500)), 900).as_reason()
     assert reason.startswith("499 of 900 flows got no answer within 3 s")
     assert "and 487 more" in reason
     assert len(reason) < 300
@@ -113,15 +113,15 @@ class _Alone:
         return array
 
 
-def test_a_door_is_answered_by_the_kernel_and_a_closed_one_is_silent() -> None:
-    doors = Doors(_Alone(), "lo")  # type: ignore[arg-type]
-    assert doors.silent([0], 5.0) == []
+def test_a_listener_is_answered_by_the_kernel_and_a_closed_one_is_silent() -> None:
+    listeners = Listeners(_Alone(), "lo")  # type: ignore[arg-type]
+    assert listeners.silent([0], 5.0) == []
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        doors._doors.append(closed.getsockname())
-    assert doors.silent([0, 1], 5.0) == [1]
-    assert doors.silent([], 5.0) == []
-    doors.close()
-    assert doors.silent([0], 5.0) == [0]
+        listeners._addresses.append(closed.getsockname())
+    assert listeners.silent([0, 1], 5.0) == [1]
+    assert listeners.silent([], 5.0) == []
+    listeners.close()
+    assert listeners.silent([0], 5.0) == [0]
 
 
 def test_an_interface_that_is_not_there_is_named() -> None:

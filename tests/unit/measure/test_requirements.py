@@ -1,5 +1,6 @@
 """Cases that need a process started in a certain way, and what is said to one that was not."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -9,13 +10,14 @@ from click.testing import CliRunner
 from ncclbench.cli.run import command as run_command
 from ncclbench.config.plugins import load
 from ncclbench.errors import Unable
-from ncclbench.measure import requirements as needs_room
 from ncclbench.measure.requirements import check_needs, why_not
 from ncclbench.schedule import Case, Needs
 from ncclbench.store.run_directory import read_run
+from ncclbench.transports.capabilities import capabilities_of
 from ncclbench.transports.threads import ThreadTransport, play
 
 CASE = Case(pattern="cross_rail", nbytes=64)
+NCCL = capabilities_of("nccl")
 RIGHT = {
     "spine": {"NCCL_PXN_DISABLE": "1", "NCCL_CROSS_NIC": "1"},
     "pxn": {},
@@ -30,27 +32,27 @@ def needs(mode: str) -> Needs:
 
 @pytest.mark.parametrize("mode", RIGHT)
 def test_each_mode_of_cross_rail_is_a_start_of_its_own(mode: str) -> None:
-    able = [other for other, environ in RIGHT.items() if not why_not(CASE, needs(mode), "nccl", environ, [])]
+    able = [other for other, environ in RIGHT.items() if not why_not(CASE, needs(mode), NCCL, environ, [])]
     assert able == [mode]
 
 
 @pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
 def test_the_reason_is_what_is_wrong_and_the_command_that_starts_it_right(transport: str) -> None:
     arguments = ["run", "cross_rail", "-b", "1M", "-o", "runs/a", "--resume"]
-    why = why_not(CASE, needs("spine"), transport, {"NCCL_CROSS_NIC": "0"}, arguments)
+    why = why_not(CASE, needs("spine"), capabilities_of(transport), {"NCCL_CROSS_NIC": "0"}, arguments)
     assert "NCCL_PXN_DISABLE is not set, NCCL_CROSS_NIC is 0" in why
     assert why.endswith("start again with: NCCL_PXN_DISABLE=1 NCCL_CROSS_NIC=1 ncclbench run cross_rail -b 1M")
 
 
 def test_what_nccl_does_by_itself_need_not_be_set() -> None:
-    assert why_not(CASE, needs("pxn"), "nccl", {"NCCL_PXN_DISABLE": "0"}, []) == ""
-    assert "NCCL_PXN_DISABLE is 1" in why_not(CASE, needs("pxn"), "nccl", {"NCCL_PXN_DISABLE": "1"}, [])
+    assert why_not(CASE, needs("pxn"), NCCL, {"NCCL_PXN_DISABLE": "0"}, []) == ""
+    assert "NCCL_PXN_DISABLE is 1" in why_not(CASE, needs("pxn"), NCCL, {"NCCL_PXN_DISABLE": "1"}, [])
 
 
 @pytest.mark.parametrize("transport", ["gloo", "mpi"])
 def test_other_libraries_go_straight_and_nowhere_else(transport: str) -> None:
-    assert why_not(CASE, needs("spine"), transport, {}, []) == ""
-    assert why_not(CASE, needs("pxn"), transport, {}, []) == (
+    assert why_not(CASE, needs("spine"), capabilities_of(transport), {}, []) == ""
+    assert why_not(CASE, needs("pxn"), capabilities_of(transport), {}, []) == (
         f"cross_rail: mode=pxn is a path that only NCCL takes; {transport} always goes straight"
     )
 
@@ -61,7 +63,7 @@ def test_all_ranks_skip_if_one_was_started_otherwise() -> None:
     module.needs = lambda _case: Needs(variables={"NCCL_CROSS_NIC": "0"})  # type: ignore[attr-defined]
 
     def main(transport: ThreadTransport) -> str:
-        transport.name = "nccl"
+        transport.capabilities = NCCL
         try:
             check_needs(module, CASE, transport, {"NCCL_CROSS_NIC": "0" if transport.rank == 0 else "1"})
         except Unable as unable:
@@ -79,8 +81,8 @@ def test_a_pattern_without_needs_asks_nothing() -> None:
 
 def test_one_run_directory_takes_every_mode_a_start_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As a user does it: the plan once, then --resume in processes that were started otherwise."""
-    monkeypatch.setattr(needs_room, "_NCCL", ("threads",))
-    monkeypatch.setattr(needs_room, "_PLAYED", ())
+    like_nccl = replace(ThreadTransport.capabilities, reads_nccl_settings=True, uses_nics=True)
+    monkeypatch.setattr(ThreadTransport, "capabilities", like_nccl)
     plan, fabric, out = tmp_path / "modes.toml", tmp_path / "fabric.toml", tmp_path / "run"
     case = 'pattern = "cross_rail"\nbytes = 4096\niterations = 6\nparams = { mode = ["spine", "pxn", "crossnic0"] }\n'
     plan.write_text(f'name = "modes"\n[[case]]\n{case}')

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ncclbench.measure.telemetry import Witness
+from ncclbench.measure.telemetry import Telemetry
 from ncclbench.transports.threads import ThreadTransport, play
 
 
@@ -27,14 +27,14 @@ def told(evidence: list[Mapping[str, Any]]) -> list[tuple[int, int]]:
 def test_what_was_said_after_a_case_serves_the_next_for_a_moment() -> None:
     def main(real: ThreadTransport) -> list[list[tuple[int, int]]]:
         now = [100.0]
-        witness = Witness(Counting(real), clock=lambda: now[0])  # type: ignore[arg-type]
-        seen = [told(witness.before()), told(witness.after())]  # however short a case, it is asked after it
+        telemetry = Telemetry(Counting(real), clock=lambda: now[0])  # type: ignore[arg-type]
+        seen = [told(telemetry.before()), told(telemetry.after())]  # however short a case, it is asked after it
         now[0] += 0.01
-        seen += [told(witness.before())]
+        seen += [told(telemetry.before())]
         now[0] += 0.01
-        seen += [told(witness.after())]
+        seen += [told(telemetry.after())]
         now[0] += 0.3 if real.rank else 0.1  # one rank is slower: each goes by its own clock, and none waits
-        return [*seen, told(witness.before())]
+        return [*seen, told(telemetry.before())]
 
     for seen in play(2, main, 20.0):
         assert seen == [
@@ -48,7 +48,7 @@ def test_what_was_said_after_a_case_serves_the_next_for_a_moment() -> None:
 
 def test_on_the_host_there_is_nothing_to_ask() -> None:
     def main(real: ThreadTransport) -> list[Any]:
-        witness = Witness(real)
-        return [witness.before(), witness.after()]
+        telemetry = Telemetry(real)
+        return [telemetry.before(), telemetry.after()]
 
     assert play(2, main, 20.0) == [[[], []], [[], []]]

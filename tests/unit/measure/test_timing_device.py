@@ -21,14 +21,14 @@ from ncclbench.measure.timing_host import Loop, Progress
 from ncclbench.schedule import Case
 from ncclbench.schedule.phases import Collective, Concurrent, Exchange, Kernel, Local, Op
 from ncclbench.topology import Topology
-from ncclbench.transports._local import (
+from ncclbench.transports.base import Call, Program, Step, nothing
+from ncclbench.transports.cuda.nccl_limits import (
     COLLECTIVE_LAUNCHES,
     EXCHANGE_LAUNCHES,
     branches_launches,
     launches_of,
-    steps_of,
 )
-from ncclbench.transports.base import Call, Program, Step, nothing
+from tests.helpers.compilers import steps_of
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
@@ -18,9 +18,10 @@ from ncclbench.plan.plan import Settings
 from ncclbench.schedule import AllToAllV, Case, Collective, Concurrent, Op, Schedule
 from ncclbench.schedule.phases import SimplePhase
 from ncclbench.topology import Topology
-from ncclbench.transports._local import branches_step, steps_of
+from ncclbench.transports._branches import branches_step
 from ncclbench.transports.base import Call, Program, Step
 from ncclbench.transports.threads import ThreadTransport, play
+from tests.helpers.compilers import Branching, steps_of
 
 SMALL: dict[str, Any] = {"hidden": 32, "tokens": "12", "experts": 16, "top_k": 4, "routings": 1}
 QUICK = Settings(iterations=6, warmup=1)
@@ -144,7 +145,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cupy.cuda.get_current_stream = lambda: Stream.current
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
-    rooms = ("ncclbench.transports.cuda.stream", "ncclbench.transports.cupy_nccl")
+    rooms = ("ncclbench.transports.cuda.stream", "ncclbench.transports._cupy_nccl")
     for name in rooms:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield
@@ -152,19 +153,16 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         sys.modules.pop(name, None)
 
 
-Branching = Callable[[Concurrent, Sequence[Sequence[Call]]], Step]
-
-
 def of_cupy(_patch: pytest.MonkeyPatch) -> Branching:
-    from ncclbench.transports.cupy_nccl import CupyNcclTransport
+    from ncclbench.transports._cupy_nccl import CupyNcclTransport
 
     transport: Any = object.__new__(CupyNcclTransport)
     transport._cupy_stream, transport._branch_streams = Stream.current, {}
-    return cast("Branching", transport._branches_step)
+    return cast("Branching", transport.branches_step)
 
 
 def of_torch(patch: pytest.MonkeyPatch) -> Branching:
-    from ncclbench.transports import torch_dist
+    from ncclbench.transports import _torch_dist as torch_dist
 
     cuda = SimpleNamespace(Stream=Stream, stream=lambda _stream: nullcontext())
     patch.setattr(torch_dist, "torch", SimpleNamespace(cuda=cuda))

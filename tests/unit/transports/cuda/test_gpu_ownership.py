@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from ncclbench.errors import EnvironmentFault
-from ncclbench.transports.base import Seat
+from ncclbench.transports.base import RankIdentity
 from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu, refuse_shared
 from ncclbench.transports.threads import ThreadTransport, play
 
 
-def seat(rank: int, size: int) -> Seat:
-    return Seat(rank=rank, world_size=size, local_rank=rank, local_size=size, launcher="torchrun")
+def seat(rank: int, size: int) -> RankIdentity:
+    return RankIdentity(rank=rank, world_size=size, local_rank=rank, local_size=size, launcher="torchrun")
 
 
 def test_each_rank_has_the_gpu_of_its_place() -> None:

@@ -14,7 +14,7 @@ import pytest
 from ncclbench.errors import Unable
 from ncclbench.schedule import RowKernel, RowPlan, RowWork
 from ncclbench.schedule.phases import Kernel, Local
-from ncclbench.transports._local import local_call
+from ncclbench.transports._local_work import local_call
 from ncclbench.transports.base import Call
 from ncclbench.transports.cuda.row_kernels import NAMES, SOURCE, Shape, kernel_call
 from tests.helpers.rows import LAYERS, Work, works

@@ -18,27 +18,34 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
-from ncclbench.buffers.arrays import Buffers, Device
+from ncclbench.buffers.arrays import Buffers
+from ncclbench.buffers.kinds import Device
 from ncclbench.buffers.nccl_library import NcclLibrary, first_trouble, loaded_nccl
 from ncclbench.buffers.nccl_mem_alloc import BLOCKS
 from ncclbench.errors import EnvironmentFault, TransportError, Unable
-from ncclbench.schedule.dtypes import Array, Dtype, Redop
-from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Local, Op, SimplePhase
-from ncclbench.schedule.row_work import RowWork
+from ncclbench.schedule.dtypes import Array, Redop
+from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Op
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._local import branches_launches, branches_step, local_call, refuse_what_only_mpi_has, steps_of
-from ncclbench.transports._tcp_probe import Doors
-from ncclbench.transports.base import CONTROL_NETWORK, Call, Control, DeviceStream, Program, Seat, Step, nothing
+from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_what_only_mpi_has
+from ncclbench.transports._tcp_probe import Listeners
+from ncclbench.transports.base import (
+    CONTROL_NETWORK,
+    Call,
+    Program,
+    RankIdentity,
+    Step,
+    Transport,
+    nothing,
+)
+from ncclbench.transports.capabilities import Capabilities
 from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu, refuse_shared
+from ncclbench.transports.cuda.nccl_limits import branches_launches
 from ncclbench.transports.cuda.nccl_log import NcclLog
 from ncclbench.transports.cuda.nvml import gpu_identity, gpu_state
 from ncclbench.transports.cuda.registration import register_buffers
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
-# Ranks meet at a TCP store, which only some launchers name; see `ncclbench.launch.rendezvous`.
-NEEDS_STORE = True
 
 _GLOO_NETWORK = "GLOO_SOCKET_IFNAME"
 
@@ -55,54 +62,59 @@ _REDOPS = {
 }
 
 
-def open_transport(name: str, seat: Seat, timeout: float) -> "TorchTransport":
-    """Join the job as `seat` with the backend `name`, ``gloo`` or ``nccl``.
+def open_transport(capabilities: Capabilities, identity: RankIdentity, timeout: float) -> "TorchTransport":
+    """Join the job as `identity` with the backend that `capabilities` names, ``gloo`` or ``nccl``.
 
     Raises:
         EnvironmentFault: if the backend is not in this torch, there is no GPU for this rank, or the ranks do not meet.
     """
-    limit = datetime.timedelta(seconds=timeout)
+    name, limit = capabilities.name, datetime.timedelta(seconds=timeout)
     if os.environ.get(CONTROL_NETWORK):
         # Connections are made at first use: a link that is down must not keep the others from being measured.
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     available = dist.is_nccl_available() if name == "nccl" else dist.is_gloo_available()
     if not available:
         raise EnvironmentFault(f"this torch ({torch.__version__}) was built without {name}; use --transport gloo")
-    device, log = (_claim_gpu(seat), NcclLog.switch_on()) if name == "nccl" else (None, None)
+    device, log = (_claim_gpu(identity), NcclLog.switch_on()) if name == "nccl" else (None, None)
     try:
-        store = _meet(seat, limit)
+        store = _meet(identity, limit)
         if device is not None:
             from ncclbench.transports.cuda.stream import gpu_id
 
             # torchrun's store outlives the ranks that it starts again.
             board = PrefixStore(f"gpus/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-            refuse_shared(board, seat.rank, seat.world_size, gpu_id(device.index))
+            refuse_shared(board, identity.rank, identity.world_size, gpu_id(device.index))
         dist.init_process_group(
-            name, store=store, rank=seat.rank, world_size=seat.world_size, timeout=limit, device_id=device
+            name, store=store, rank=identity.rank, world_size=identity.world_size, timeout=limit, device_id=device
         )
-        return TorchTransport(name, log)
+        return TorchTransport(capabilities, log)
     except (RuntimeError, ValueError) as error:
-        raise TransportError(f"rank {seat.rank} could not join the {name} job: {first_line(error)}") from error
+        raise TransportError(f"rank {identity.rank} could not join the {name} job: {first_line(error)}") from error
 
 
-def _meet(seat: Seat, limit: datetime.timedelta) -> Any:
+def _meet(identity: RankIdentity, limit: datetime.timedelta) -> Any:
     """The store that all ranks have in common."""
-    if seat.address is None:  # torchrun has one, whose address it tells by variables
-        store, _, _ = next(rendezvous("env://", seat.rank, seat.world_size, timeout=limit))
+    if identity.address is None:  # torchrun has one, whose address it tells by variables
+        store, _, _ = next(rendezvous("env://", identity.rank, identity.world_size, timeout=limit))
         store.set_timeout(limit)
         return store
-    host, port = seat.address
+    host, port = identity.address
     return TCPStore(
-        host, port, seat.world_size, is_master=seat.rank == 0, timeout=limit, master_listen_fd=seat.listen_fd
+        host,
+        port,
+        identity.world_size,
+        is_master=identity.rank == 0,
+        timeout=limit,
+        master_listen_fd=identity.listen_fd,
     )
 
 
-def _claim_gpu(seat: Seat) -> torch.device:
+def _claim_gpu(identity: RankIdentity) -> torch.device:
     """This rank's GPU, made current for torch and for CuPy."""
     cupy_gpus("--transport gloo")
     # Our watchdog names who failed; torch's own would end this process with SIGABRT before it can.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    index = claim_gpu(seat, torch.cuda.device_count())
+    index = claim_gpu(identity, torch.cuda.device_count())
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -172,25 +184,23 @@ def _control_group() -> tuple[Any, bool]:
             os.environ[_GLOO_NETWORK] = measured
 
 
-class TorchTransport:
+class TorchTransport(Transport):
     """One rank of a torch.distributed job."""
 
-    def __init__(self, name: str, log: NcclLog | None) -> None:
+    def __init__(self, capabilities: Capabilities, log: NcclLog | None) -> None:
         """Wrap the default process group, and make a gloo group for control messages."""
-        self.name = name
+        self.capabilities = capabilities
+        self.name = name = capabilities.name
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device: Device = "cuda" if name == "nccl" else "cpu"
         control_group, apart = _control_group()
         self._start_group: Any = control_group if apart or name == "nccl" else None
         self._messages = TorchControl(control_group, self.rank, self.world_size)
-        self.control: Control = self._messages
+        self.control = self._messages
         # Without a network of its own for control messages a job does not outlive a dead link anyway.
         measured = os.environ.get(_GLOO_NETWORK) if apart and name == "gloo" else None
-        self._doors = Doors(self.control, measured) if measured else None
+        self._listeners = Listeners(self.control, measured) if measured else None
         self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
-        self.stream: DeviceStream | None = None
-        self.ranks_per_gpu = 1
-        self.registered = False
         self._library: NcclLibrary | None = None
         self._communicators: list[int] = []
         if log is not None:
@@ -215,11 +225,7 @@ class TorchTransport:
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         """Ready calls on tensors that share the buffers' memory."""
-
-        def call(phase: SimplePhase, branch: tuple[int, ...]) -> Call:
-            return self._call(phase, schedule.dtype, buffers, branch)
-
-        steps = steps_of(schedule.phases, call, branches_step if self.stream is None else _device_branches)
+        steps = _TorchCompiler(self, schedule, buffers).steps()
         if self.stream is None:
             return Program(steps)
         self._communicators = self._addresses()
@@ -238,33 +244,7 @@ class TorchTransport:
         """An asynchronous error of NCCL, behind which its kernels would wait for ever."""
         return first_trouble(self._library, self._communicators) if self._library else None
 
-    def _call(self, phase: SimplePhase, dtype: Dtype, buffers: Buffers, branch: tuple[int, ...]) -> Call:
-        if isinstance(phase, Local | RowWork):
-            return local_call(phase, self.rank, buffers)
-        if isinstance(phase, Exchange):
-            return self._exchange_call(phase, buffers, branch)
-        group, index, member = self._join(phase, branch)
-        if isinstance(phase, AllToAllV):
-            return self._uneven_call(phase, index, member, group, buffers) if member >= 0 else nothing
-        self._refuse_impossible(phase, dtype)
-        return self._collective_call(phase, index, member, group, dtype, buffers) if member >= 0 else nothing
-
-    def _refuse_impossible(self, phase: Collective, dtype: Dtype) -> None:
-        if phase.op in (Op.ALL_REDUCE, Op.BROADCAST, Op.REDUCE) and phase.read != phase.write:
-            raise Unable(f"torch.distributed has {phase.op} in place only")
-        refuse_what_only_mpi_has(phase, "torch.distributed has")
-        if phase.op not in REDUCING:
-            return
-        if dtype.name in _ADDED_NOWHERE or (self.name == "gloo" and dtype.name in _MOVED_AS):
-            raise Unable(f"{'gloo' if self.name == 'gloo' else 'torch.distributed'} has no reductions of {dtype.name}")
-        if self.name == "nccl":
-            from ncclbench.transports.cuda.stream import refuse_float8_here
-
-            refuse_float8_here(phase, dtype)
-        elif phase.redop is Redop.AVG and not dtype.is_float:
-            raise Unable(f"gloo has no avg of {dtype.name}")
-
-    def _group(self, ranks: tuple[int, ...], branch: tuple[int, ...]) -> Any:
+    def group(self, ranks: tuple[int, ...], branch: Branch) -> Any:
         """The process group of `ranks`, made at first need; all ranks of the job ask in the same order.
 
         The world is None, as in the calls that users write: torch looks at a named group at every call.
@@ -274,74 +254,6 @@ class TorchTransport:
         if (ranks, branch) not in self._groups:
             self._groups[ranks, branch] = dist.new_group(list(ranks), backend=self.name)
         return self._groups[ranks, branch]
-
-    def _join(self, phase: Collective | AllToAllV, branch: tuple[int, ...]) -> tuple[Any, int, int]:
-        """This rank's process group in a phase, the group's index, and this rank's place in it (-1: in none)."""
-        mine, index, member = None, -1, -1
-        for g, ranks in enumerate(phase.groups.tolist()):
-            group = self._group(tuple(sorted(ranks)), branch)
-            if ranks != sorted(ranks):
-                raise Unable("torch.distributed orders the ranks of a group; this schedule has another order")
-            if self.rank in ranks:
-                mine, index, member = group, g, ranks.index(self.rank)
-        return mine, index, member
-
-    def _collective_call(
-        self, phase: Collective, index: int, member: int, group: Any, dtype: Dtype, buffers: Buffers
-    ) -> Call:
-        name = dtype.name if phase.op in REDUCING else _MOVED_AS.get(dtype.name, dtype.name)
-        send = tensor_of(buffers[phase.read], name)[: phase.read_count]
-        recv = tensor_of(buffers[phase.write], name)[: phase.write_count]
-        redop = _REDOPS[phase.redop]
-        match phase.op:
-            case Op.ALL_REDUCE:
-                # torch's own defaults are left out, as users write it: keywords take time before anything is sent.
-                told = {} if redop is dist.ReduceOp.SUM and group is None else {"op": redop, "group": group}
-                return partial(dist.all_reduce, recv, **told)
-            case Op.ALL_GATHER:
-                return partial(_all_gather, recv, send, group=group)
-            case Op.REDUCE_SCATTER:
-                return partial(_reduce_scatter, recv, send, op=redop, group=group)
-            case Op.ALL_TO_ALL:
-                return partial(dist.all_to_all_single, recv, send, group=group)
-            case Op.BARRIER:
-                return partial(dist.barrier, group=group)
-            case _:
-                return _rooted_call(
-                    phase, int(phase.groups[index, phase.root]), member == phase.root, group, send, recv
-                )
-
-    def _uneven_call(self, phase: AllToAllV, index: int, member: int, group: Any, buffers: Buffers) -> Call:
-        sent, received = (split // phase.row_bytes for split in phase.splits(index, member))
-        send = tensor_of(buffers[phase.read])[: int(sent.sum()) * phase.row_bytes]
-        recv = tensor_of(buffers[phase.write])[: int(received.sum()) * phase.row_bytes]
-        return partial(
-            dist.all_to_all_single,
-            recv.view(-1, phase.row_bytes),
-            send.view(-1, phase.row_bytes),
-            received.tolist(),
-            sent.tolist(),
-            group=group,
-        )
-
-    def _exchange_call(self, phase: Exchange, buffers: Buffers, branch: tuple[int, ...]) -> Call:
-        group = self._group(tuple(range(self.world_size)), branch)
-        send, recv = (tensor_of(buffers[name]) for name in (phase.read, phase.write))
-        remote: list[Any] = []
-        copies: list[Call] = []
-        for k in np.flatnonzero((phase.src == self.rank) | (phase.dst == self.rank)):
-            src, dst, nbytes = int(phase.src[k]), int(phase.dst[k]), int(phase.nbytes[k])
-            out = send[int(phase.send_offset[k]) :][:nbytes]
-            into = recv[int(phase.recv_offset[k]) :][:nbytes]
-            if src == dst:
-                copies.append(partial(into.copy_, out))
-            elif src == self.rank:
-                remote.append(dist.P2POp(dist.isend, out, dst, group))
-            else:
-                remote.append(dist.P2POp(dist.irecv, into, src, group))
-        if not remote and not copies:
-            return nothing
-        return partial(_run_flows, remote, copies)
 
     def barrier(self) -> None:
         """Wait for all ranks, on the CPU.
@@ -355,7 +267,7 @@ class TorchTransport:
 
     def silent(self, ranks: Sequence[int], seconds: float) -> list[int]:
         """Those of `ranks` that do not answer on the measured network; none where that is the control network too."""
-        return self._doors.silent(ranks, seconds) if self._doors else []
+        return self._listeners.silent(ranks, seconds) if self._listeners else []
 
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
@@ -396,13 +308,124 @@ class TorchTransport:
             self.stream.synchronize()
             self._log.remove()
             BLOCKS.deregister_all()
-        if self._doors is not None:
-            self._doors.close()
+        if self._listeners is not None:
+            self._listeners.close()
         dist.destroy_process_group()
         BLOCKS.free_all()
         self._groups.clear()
         self._start_group = self._messages.group = None
         gc.collect()
+
+
+class _TorchCompiler(PhaseCompiler):
+    """Calls of torch.distributed on tensors that share the buffers' memory."""
+
+    def __init__(self, transport: TorchTransport, schedule: Schedule, buffers: Buffers) -> None:
+        """Compile for the rank of `transport`, on its process groups."""
+        super().__init__(transport.rank, schedule, buffers)
+        self._transport = transport
+
+    def collective(self, phase: Collective, branch: Branch) -> Call:
+        """One call of the op's function."""
+        group, index, member = self._join(phase, branch)
+        self._refuse_impossible(phase)
+        return self._collective_call(phase, index, member, group) if member >= 0 else nothing
+
+    def all_to_all_v(self, phase: AllToAllV, branch: Branch) -> Call:
+        """One all-to-all with splits."""
+        group, index, member = self._join(phase, branch)
+        return self._uneven_call(phase, index, member, group) if member >= 0 else nothing
+
+    def concurrent(self, phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
+        """Branches in threads on the host, on streams of their own on a GPU."""
+        on_host = self._transport.stream is None
+        return super().concurrent(phase, branches) if on_host else _device_branches(phase, branches)
+
+    def _refuse_impossible(self, phase: Collective) -> None:
+        dtype, name = self.dtype, self._transport.name
+        if phase.op in (Op.ALL_REDUCE, Op.BROADCAST, Op.REDUCE) and phase.read != phase.write:
+            raise Unable(f"torch.distributed has {phase.op} in place only")
+        refuse_what_only_mpi_has(phase, "torch.distributed has")
+        if phase.op not in REDUCING:
+            return
+        if dtype.name in _ADDED_NOWHERE or (name == "gloo" and dtype.name in _MOVED_AS):
+            raise Unable(f"{'gloo' if name == 'gloo' else 'torch.distributed'} has no reductions of {dtype.name}")
+        if name == "nccl":
+            from ncclbench.transports.cuda.stream import refuse_float8_here
+
+            refuse_float8_here(phase, dtype)
+        elif phase.redop is Redop.AVG and not dtype.is_float:
+            raise Unable(f"gloo has no avg of {dtype.name}")
+
+    def _join(self, phase: Collective | AllToAllV, branch: Branch) -> tuple[Any, int, int]:
+        """This rank's process group in a phase, the group's index, and this rank's place in it (-1: in none)."""
+        mine, index, member = None, -1, -1
+        for g, ranks in enumerate(phase.groups.tolist()):
+            group = self._transport.group(tuple(sorted(ranks)), branch)
+            if ranks != sorted(ranks):
+                raise Unable("torch.distributed orders the ranks of a group; this schedule has another order")
+            if self.rank in ranks:
+                mine, index, member = group, g, ranks.index(self.rank)
+        return mine, index, member
+
+    def _collective_call(self, phase: Collective, index: int, member: int, group: Any) -> Call:
+        dtype, buffers = self.dtype, self.buffers
+        name = dtype.name if phase.op in REDUCING else _MOVED_AS.get(dtype.name, dtype.name)
+        send = tensor_of(buffers[phase.read], name)[: phase.read_count]
+        recv = tensor_of(buffers[phase.write], name)[: phase.write_count]
+        redop = _REDOPS[phase.redop]
+        match phase.op:
+            case Op.ALL_REDUCE:
+                # torch's own defaults are left out, as users write it: keywords take time before anything is sent.
+                told = {} if redop is dist.ReduceOp.SUM and group is None else {"op": redop, "group": group}
+                return partial(dist.all_reduce, recv, **told)
+            case Op.ALL_GATHER:
+                return partial(_all_gather, recv, send, group=group)
+            case Op.REDUCE_SCATTER:
+                return partial(_reduce_scatter, recv, send, op=redop, group=group)
+            case Op.ALL_TO_ALL:
+                return partial(dist.all_to_all_single, recv, send, group=group)
+            case Op.BARRIER:
+                return partial(dist.barrier, group=group)
+            case _:
+                return _rooted_call(
+                    phase, int(phase.groups[index, phase.root]), member == phase.root, group, send, recv
+                )
+
+    def _uneven_call(self, phase: AllToAllV, index: int, member: int, group: Any) -> Call:
+        buffers = self.buffers
+        sent, received = (split // phase.row_bytes for split in phase.splits(index, member))
+        send = tensor_of(buffers[phase.read])[: int(sent.sum()) * phase.row_bytes]
+        recv = tensor_of(buffers[phase.write])[: int(received.sum()) * phase.row_bytes]
+        return partial(
+            dist.all_to_all_single,
+            recv.view(-1, phase.row_bytes),
+            send.view(-1, phase.row_bytes),
+            received.tolist(),
+            sent.tolist(),
+            group=group,
+        )
+
+    def exchange(self, phase: Exchange, branch: Branch) -> Call:
+        """One batch of sends and receives, and copies of a rank's flows to itself."""
+        buffers = self.buffers
+        group = self._transport.group(tuple(range(self._transport.world_size)), branch)
+        send, recv = (tensor_of(buffers[name]) for name in (phase.read, phase.write))
+        remote: list[Any] = []
+        copies: list[Call] = []
+        for k in np.flatnonzero((phase.src == self.rank) | (phase.dst == self.rank)):
+            src, dst, nbytes = int(phase.src[k]), int(phase.dst[k]), int(phase.nbytes[k])
+            out = send[int(phase.send_offset[k]) :][:nbytes]
+            into = recv[int(phase.recv_offset[k]) :][:nbytes]
+            if src == dst:
+                copies.append(partial(into.copy_, out))
+            elif src == self.rank:
+                remote.append(dist.P2POp(dist.isend, out, dst, group))
+            else:
+                remote.append(dist.P2POp(dist.irecv, into, src, group))
+        if not remote and not copies:
+            return nothing
+        return partial(_run_flows, remote, copies)
 
 
 def _device_branches(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:

@@ -1,14 +1,19 @@
-"""The result of every flow and group of a variant by itself: point-to-point patterns are never averaged over flows."""
+"""What a record says beyond the times of its phases: flows and groups, subtotals, rates as others define them, ratios.
 
-from collections.abc import Sequence
+Point-to-point patterns are never averaged over flows: each flow and group of a variant has a result by itself.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ncclbench.analysis.summary import MICRO, Floats
+from ncclbench.analysis.summary import MICRO, Floats, summarise
 from ncclbench.measure.sampling import Samples
 from ncclbench.schedule.phases import Collective, Exchange, Ints, Phase
+from ncclbench.schedule.rates import alg_gb_per_s
 from ncclbench.schedule.schedule import Schedule
+from ncclbench.store.records import ComparableRate, Subtotal, Summary
 
 # Flows summarised at once: of thousands with a thousand samples each, all would be gigabytes.
 _BLOCK = 256
@@ -63,3 +68,45 @@ def _longer_ends(seconds_RN: Floats, src: Ints, dst: Ints) -> Floats:
     blocks = [slice(k, k + _BLOCK) for k in range(0, len(src), _BLOCK)]
     medians = [np.median(np.maximum(seconds_RN[src[b]], seconds_RN[dst[b]]), axis=1) for b in blocks]
     return np.asarray(np.concatenate(medians) * MICRO, dtype=np.float64)
+
+
+def subtotals_of(variants: Sequence[Schedule], samples: Samples) -> dict[str, Subtotal]:
+    """The named sums of phases; none where phases were not timed by themselves.
+
+    A rank's durations are added up first and the slowest rank is taken then: a rank that was late in one phase has
+    waited less in the next.
+    """
+    named: dict[str, tuple[str, ...]] = {}
+    for variant in variants:
+        named |= variant.subtotals
+    found = {}
+    for name, labels in named.items():
+        columns = [samples.labels.index(label) for label in labels if label in samples.labels]
+        if columns and len(columns) == len(labels):
+            seconds_N = samples.seconds_RNK[:, :, columns].sum(axis=2).max(axis=0)
+            found[name] = Subtotal(labels=list(labels), time_us=summarise(seconds_N[~np.isnan(seconds_N)]))
+    return found
+
+
+def comparable_of(variants: Sequence[Schedule], times_us: Mapping[str, Summary | None]) -> dict[str, ComparableRate]:
+    """Rates as others define them, over the median of a phase or subtotal in `times_us`; bytes are a mean variant's."""
+    found = {}
+    for name, one in variants[0].comparable.items():
+        time_us = times_us.get(one.over)
+        sizes = [variant.comparable[name].nbytes for variant in variants if name in variant.comparable]
+        mean = round(sum(sizes) / len(sizes))
+        if time_us is not None and time_us.p50 > 0:
+            rate = alg_gb_per_s(mean, time_us.p50 / MICRO)
+            found[name] = ComparableRate(gb_per_s=rate, bytes=mean, over=one.over, definition=one.definition)
+    return found
+
+
+def ratios_of(variants: Sequence[Schedule], times_us: Mapping[str, Summary | None]) -> dict[str, float]:
+    """The medians that a pattern wants divided, where both were timed."""
+    found = {}
+    for variant in variants:
+        for name, (over, under) in variant.ratios.items():
+            one, other = times_us.get(over), times_us.get(under)
+            if one is not None and other is not None and other.p50 > 0:
+                found[name] = one.p50 / other.p50
+    return found
