@@ -25,7 +25,7 @@ from ncclbench.plan.plan import Settings
 from ncclbench.schedule import DTYPES, AllToAllV, Case, Collective, Concurrent, Exchange, Kernel, Local, Op, Schedule
 from ncclbench.schedule.oracle import Oracle
 from ncclbench.topology import Topology
-from ncclbench.transports import mpi
+from ncclbench.transports import _mpi_transport as mpi
 from ncclbench.transports._mpi_library import MPI, start_mpi
 from ncclbench.transports._mpi_transport import MpiTransport
 from ncclbench.transports.base import Transport
