@@ -41,7 +41,7 @@ class HealthFinding(NamedTuple):
     Attributes:
         area: ``launcher``, ``mpi``, ``torch``, ``gpu``, ``nic``, ``system`` or ``variables``.
         name: what was looked at.
-        verdict: ``ok``; ``warning`` if it works and figures suffer; ``missing`` if this machine needs it; ``info``.
+        verdict: ``ok``; ``warning``: it works, and figures will suffer; ``missing``: it is needed here; ``info``.
         value: what was found.
         why: why it matters, and what to do if it is not ``ok``.
     """

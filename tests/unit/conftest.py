@@ -6,6 +6,7 @@ Examples are drawn the same way on every run, so that a red test is red for ever
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from ncclbench.accept.example_runs import write_example
+from ncclbench.config import plugins
 from ncclbench.schedule import (
     DTYPES,
     AllToAllV,
@@ -187,3 +189,17 @@ def _locals(draw: st.DrawFn, label: str, world: int, redops: list[Redop], read: 
     number = draw(st.integers(1, 6))
     rows = draw(st.lists(st.integers(0, 5), min_size=world * number, max_size=world * number))
     return Local(label, kernel, count, rows=np.reshape(rows, (world, number)), read=read, write=write)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on sys.path, as an installer would fill one."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield folder
+    plugins._third_party.cache_clear()
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and str(folder) in str(sys.modules[name].__file__):
+            del sys.modules[name]

@@ -1,7 +1,5 @@
 """Look-ups: built in by file name, third-party by entry point, and failures that name the choices."""
 
-import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from ncclbench.plan.plan import Settings, parse_plan
 from ncclbench.schedule import Case
 from ncclbench.topology import Topology
 from ncclbench.transports.threads import play
+from tests.helpers.third_party import install
 
 RELAY = '''
 """Rank 0's buffer, in two hops."""
@@ -44,40 +43,14 @@ BUILT_IN = [
 ]
 
 
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on sys.path, as an installer would fill one."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    before = set(sys.modules)
-    yield folder
-    registry._third_party.cache_clear()
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and str(folder) in str(sys.modules[name].__file__):
-            del sys.modules[name]
-
-
-def install(site: Path, entry_points: str, **modules: str) -> None:
-    """What pip leaves behind: modules, and a dist-info with the entry points."""
-    info = site / "outsider-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(entry_points)
-    for name, text in modules.items():
-        (site / f"{name}.py").write_text(text)
-    registry._third_party.cache_clear()
-
-
 def test_built_in_patterns_are_found_by_file_name() -> None:
     assert set(registry.names("patterns")) >= set(BUILT_IN)
     assert registry.names("patterns") == sorted(registry.names("patterns"))
 
 
-def test_one_file_serves_two_transports_and_helpers_are_none() -> None:
+def test_transports_are_files_and_what_they_share_is_none() -> None:
     found = registry.names("transports")
-    assert {"gloo", "nccl", "threads"} <= set(found)
-    assert not {"base", "torch_dist", "_local"} & set(found)
+    assert set(found) == {"cupy_nccl", "gloo", "mpi", "nccl", "threads"}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
