@@ -368,7 +368,10 @@ def join_and_run(prepared: PreparedRun, identity: RankIdentity, timeout: float) 
     if capabilities_of(prepared.transport).needs_store:
         identity = with_store(identity)
     identity = replace(identity, device=prepared.request.device)
-    transport: Transport = module.open_transport(prepared.transport, identity, timeout)
+    transport = module.open_transport(prepared.transport, identity, timeout)
+    if not isinstance(transport, Transport):
+        base = f"{Transport.__module__}.{Transport.__name__}"
+        raise UsageError(f"transport {prepared.transport!r}: its class must inherit from `{base}`")
     recorder = RunRecorder(prepared)
     code = run_rank(prepared, identity, transport, recorder, _watch_hosts(identity))
     return code, recorder.out

@@ -32,6 +32,7 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_what_only_mpi_has
 from ncclbench.transports.base import Call, Control, Program, RankIdentity, Step, Transport, nothing
 from ncclbench.transports.capabilities import Capabilities
+from ncclbench.transports.cuda.cupy_types import Communicator, Stream
 from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports.cuda.nccl_limits import branches_launches
 from ncclbench.transports.cuda.nccl_log import NcclLog
@@ -82,17 +83,19 @@ class CupyNcclTransport(Transport):
         self.rank, self.world_size = identity.rank, identity.world_size
         self._on_cpus = on_cpus
         self.control: Control = on_cpus.control
-        self._cupy_stream = cupy.cuda.Stream(non_blocking=True)
+        self._cupy_stream: Stream = cupy.cuda.Stream(non_blocking=True)
         self.stream = CudaStream(self._cupy_stream, line_up=self._all_reduce_token)
         self._pci = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
         self._log = log
-        self._communicators: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
-        self._branch_streams: dict[tuple[int, ...], Any] = {(): self._cupy_stream}
-        self._world = self.communicator(tuple(range(self.world_size)))  # set-up is eager, not inside the first case
+        self._communicators: dict[tuple[tuple[int, ...], Branch], Communicator | None] = {}
+        self._branch_streams: dict[Branch, Stream] = {(): self._cupy_stream}
+        world = self.communicator(tuple(range(self.world_size)))  # set-up is eager, not inside the first case
+        assert world is not None, "this rank is in the world"
+        self._world = world
         self._token = cupy.zeros(1, np.int32)
         self._library = NcclLibrary.only()
 
-    def communicator(self, ranks: tuple[int, ...], branch: Branch = ()) -> Any:
+    def communicator(self, ranks: tuple[int, ...], branch: Branch = ()) -> Communicator | None:
         """The communicator of `ranks`, or None on others; all ranks of the job ask in the same order.
 
         What runs at the same time must not share one, so each branch of a concurrent phase has its own.
@@ -113,7 +116,7 @@ class CupyNcclTransport(Transport):
         token = address(self._token)
         self._world.allReduce(token, token, 1, _DTYPES["int32"], _REDOPS[Redop.SUM], self._cupy_stream.ptr)
 
-    def stream_of(self, branch: Branch) -> Any:
+    def stream_of(self, branch: Branch) -> Stream:
         """The stream that a branch's phases are launched on; outside branches the transport's own."""
         if branch not in self._branch_streams:
             self._branch_streams[branch] = cupy.cuda.Stream(non_blocking=True)
@@ -211,15 +214,15 @@ class _CupyCompiler(PhaseCompiler):
         """One call of the op's function, or a group of sends and receives where NCCL has none."""
         refuse_what_only_mpi_has(phase, "NCCL has")
         refuse_float8_here(phase, self.dtype)
-        group, member, comm = self._join(phase, branch)
-        if group < 0:
+        _, member, comm = self._join(phase, branch)
+        if comm is None:
             return nothing
         return self._collective_call(phase, member, comm, self._transport.stream_of(branch).ptr)
 
     def all_to_all_v(self, phase: AllToAllV, branch: Branch) -> Call:
         """One group of sends and receives."""
         group, member, comm = self._join(phase, branch)
-        if group < 0:
+        if comm is None:
             return nothing
         return self._uneven_call(phase, group, member, comm, self._transport.stream_of(branch).ptr)
 
@@ -227,16 +230,16 @@ class _CupyCompiler(PhaseCompiler):
         """Branches on streams of their own."""
         return self._transport.branches_step(phase, branches)
 
-    def _join(self, phase: Collective | AllToAllV, branch: Branch) -> tuple[int, int, Any]:
+    def _join(self, phase: Collective | AllToAllV, branch: Branch) -> tuple[int, int, Communicator | None]:
         """This rank's group in a phase, its place in that, and the communicator; (-1, -1, None) in no group."""
-        found: tuple[int, int, Any] = -1, -1, None
+        found: tuple[int, int, Communicator | None] = -1, -1, None
         for g, ranks in enumerate(phase.groups.tolist()):
             communicator = self._transport.communicator(tuple(ranks), branch)
             if self.rank in ranks:
                 found = g, ranks.index(self.rank), communicator
         return found
 
-    def _collective_call(self, phase: Collective, me: int, comm: Any, stream: int) -> Call:
+    def _collective_call(self, phase: Collective, me: int, comm: Communicator, stream: int) -> Call:
         dtype, buffers = self.dtype, self.buffers
         send, recv = address(buffers[phase.read]), address(buffers[phase.write])
         # What is only moved is bytes to an NCCL that has no floats of 8 bits.
@@ -258,7 +261,7 @@ class _CupyCompiler(PhaseCompiler):
             case _:
                 return _grouped(comm, stream, *_shard_messages(phase, me, send, recv, count * dtype.itemsize))
 
-    def _uneven_call(self, phase: AllToAllV, group: int, me: int, comm: Any, stream: int) -> Call:
+    def _uneven_call(self, phase: AllToAllV, group: int, me: int, comm: Communicator, stream: int) -> Call:
         buffers = self.buffers
         sent, received = phase.splits(group, me)
         starts, lands = np.cumsum(sent) - sent, np.cumsum(received) - received
@@ -272,6 +275,7 @@ class _CupyCompiler(PhaseCompiler):
         """One group of sends and receives."""
         transport, buffers = self._transport, self.buffers
         comm = transport.communicator(tuple(range(transport.world_size)), branch)
+        assert comm is not None, "this rank is in the world"
         send, recv = address(buffers[phase.read]), address(buffers[phase.write])
         sends = [
             (send + int(phase.send_offset[k]), int(phase.nbytes[k]), int(phase.dst[k]))
@@ -290,7 +294,7 @@ def address(array: Any) -> int:
 
 
 def _grouped(
-    comm: Any, stream: int, sends: Sequence[tuple[int, int, int]], receives: Sequence[tuple[int, int, int]]
+    comm: Communicator, stream: int, sends: Sequence[tuple[int, int, int]], receives: Sequence[tuple[int, int, int]]
 ) -> Call:
     """One group of sends and receives, each an address, a number of bytes and a peer."""
     if not sends and not receives:

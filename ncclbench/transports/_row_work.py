@@ -3,11 +3,12 @@
 Rows are worked on in chunks, so that what is decoded to float32 stays in a cache.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ncclbench.buffers.arrays import Buffers, pinned_bytes
 from ncclbench.schedule.dtypes import Array
@@ -15,6 +16,9 @@ from ncclbench.schedule.row_formats import bf16_to_float, float_to_bf16
 from ncclbench.schedule.row_work import ENTRY_BYTES, Ints, RowKernel, RowPlan, RowWork
 from ncclbench.transports.base import Call, nothing
 from ncclbench.transports.cuda.row_kernels import CupyEngine, kernel_call
+
+# Rows of the sum (all where None), the rows added to them, and the weights of all rows where there are any.
+Term: TypeAlias = tuple[Ints | None, Ints, NDArray[np.float32] | None]
 
 # Bytes of float32 worked on at once on the host.
 _CHUNK_BYTES = 1 << 20
@@ -37,18 +41,18 @@ def row_call(phase: RowWork, rank: int, buffers: Buffers) -> Call:
     return _sum_call(phase, plan, source.view(np.uint16), target.view(np.uint16), buffers)
 
 
-def is_on_host(array: Any) -> bool:
+def is_on_host(array: object) -> bool:
     """Whether an array is NumPy's, and not CuPy's."""
     return isinstance(array, np.ndarray)
 
 
-def _rows(array: Array, row_bytes: int) -> Any:
+def _rows(array: Array, row_bytes: int) -> NDArray[np.uint8]:
     """A buffer as bytes, shape (rows, row_bytes)."""
     raw = array.view(np.uint8)
     return raw[: len(raw) // row_bytes * row_bytes].reshape(-1, row_bytes)
 
 
-def _take_call(source: Any, target: Any, index: Ints) -> Call:
+def _take_call(source: NDArray[np.uint8], target: NDArray[np.uint8], index: Ints) -> Call:
     width = next(w for w in (8, 4, 2, 1) if source.shape[1] % w == 0)
     wide, out = source.view(f"u{width}"), target.view(f"u{width}")
     blank = np.flatnonzero(index < 0)
@@ -62,7 +66,9 @@ def _take(source: Array, target: Array, index: Ints, blank: Ints | None) -> None
         target[blank] = 0
 
 
-def _scale_call(phase: RowWork, plan: RowPlan, source: Any, target: Any, buffers: Buffers) -> Call:
+def _scale_call(
+    phase: RowWork, plan: RowPlan, source: NDArray[np.uint8], target: NDArray[np.uint8], buffers: Buffers
+) -> Call:
     format, hidden = phase.format, phase.hidden
     payload_bytes = format.payload_bytes(hidden)
     scales = _rows(buffers[phase.scales], format.scale_bytes(hidden)) if phase.scales else source[:, payload_bytes:]
@@ -81,7 +87,9 @@ def _scale_call(phase: RowWork, plan: RowPlan, source: Any, target: Any, buffers
     return scale
 
 
-def _sum_call(phase: RowWork, plan: RowPlan, source: Any, target: Any, buffers: Buffers) -> Call:
+def _sum_call(
+    phase: RowWork, plan: RowPlan, source: NDArray[np.uint16], target: NDArray[np.uint16], buffers: Buffers
+) -> Call:
     hidden, weights = source.shape[1], None
     if phase.weights:
         count, slots = plan.index.shape
@@ -107,9 +115,9 @@ def _sum_call(phase: RowWork, plan: RowPlan, source: Any, target: Any, buffers: 
     return weighted_sum
 
 
-def _sum_into(out: Any, source: Any, terms: list[tuple[Any, Any, Any]]) -> None:
+def _sum_into(out: NDArray[np.uint16], source: NDArray[np.uint16], terms: Sequence[Term]) -> None:
     """`out` becomes the sum of the terms: which rows of it, rows of `source`, weights of all rows or None."""
-    total: Any = None
+    total: NDArray[np.float32] | None = None
     for rows, index, weights in terms:
         values = bf16_to_float(source[index])
         if weights is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from ncclbench.buffers.arrays import Buffers
@@ -92,9 +92,10 @@ def open_transport(capabilities: Capabilities, identity: RankIdentity, timeout: 
         raise TransportError(f"rank {identity.rank} could not join the {name} job: {first_line(error)}") from error
 
 
-def _meet(identity: RankIdentity, limit: datetime.timedelta) -> Any:
+def _meet(identity: RankIdentity, limit: datetime.timedelta) -> Store:
     """The store that all ranks have in common."""
     if identity.address is None:  # torchrun has one, whose address it tells by variables
+        store: Store
         store, _, _ = next(rendezvous("env://", identity.rank, identity.world_size, timeout=limit))
         store.set_timeout(limit)
         return store
@@ -138,7 +139,7 @@ class _TorchGraphs:
 class TorchControl:
     """Control messages over a gloo group of their own, whatever backend is measured."""
 
-    def __init__(self, group: Any, rank: int, world_size: int) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, rank: int, world_size: int) -> None:
         """Use `group`, a process group that holds all ranks."""
         self.group, self._rank, self._world_size = group, rank, world_size
 
@@ -164,7 +165,7 @@ class TorchControl:
         return np.asarray(mine.numpy())
 
 
-def _control_group() -> tuple[Any, bool]:
+def _control_group() -> tuple[dist.ProcessGroup | None, bool]:
     """A gloo group for control messages, and whether it has a network of its own.
 
     gloo looks at ``GLOO_SOCKET_IFNAME`` whenever a group is made. ``NCCLBENCH_CONTROL_IFNAME`` names another interface
@@ -194,13 +195,13 @@ class TorchTransport(Transport):
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device: Device = "cuda" if name == "nccl" else "cpu"
         control_group, apart = _control_group()
-        self._start_group: Any = control_group if apart or name == "nccl" else None
+        self._start_group: dist.ProcessGroup | None = control_group if apart or name == "nccl" else None
         self._messages = TorchControl(control_group, self.rank, self.world_size)
         self.control = self._messages
         # Without a network of its own for control messages a job does not outlive a dead link anyway.
         measured = os.environ.get(_GLOO_NETWORK) if apart and name == "gloo" else None
         self._listeners = Listeners(self.control, measured) if measured else None
-        self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
+        self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], dist.ProcessGroup] = {}
         self._library: NcclLibrary | None = None
         self._communicators: list[int] = []
         if log is not None:
@@ -244,7 +245,7 @@ class TorchTransport(Transport):
         """An asynchronous error of NCCL, behind which its kernels would wait for ever."""
         return first_trouble(self._library, self._communicators) if self._library else None
 
-    def group(self, ranks: tuple[int, ...], branch: Branch) -> Any:
+    def group(self, ranks: tuple[int, ...], branch: Branch) -> dist.ProcessGroup | None:
         """The process group of `ranks`, made at first need; all ranks of the job ask in the same order.
 
         The world is None, as in the calls that users write: torch looks at a named group at every call.
@@ -357,7 +358,7 @@ class _TorchCompiler(PhaseCompiler):
         elif phase.redop is Redop.AVG and not dtype.is_float:
             raise Unable(f"gloo has no avg of {dtype.name}")
 
-    def _join(self, phase: Collective | AllToAllV, branch: Branch) -> tuple[Any, int, int]:
+    def _join(self, phase: Collective | AllToAllV, branch: Branch) -> tuple[dist.ProcessGroup | None, int, int]:
         """This rank's process group in a phase, the group's index, and this rank's place in it (-1: in none)."""
         mine, index, member = None, -1, -1
         for g, ranks in enumerate(phase.groups.tolist()):
@@ -368,7 +369,7 @@ class _TorchCompiler(PhaseCompiler):
                 mine, index, member = group, g, ranks.index(self.rank)
         return mine, index, member
 
-    def _collective_call(self, phase: Collective, index: int, member: int, group: Any) -> Call:
+    def _collective_call(self, phase: Collective, index: int, member: int, group: dist.ProcessGroup | None) -> Call:
         dtype, buffers = self.dtype, self.buffers
         name = dtype.name if phase.op in REDUCING else _MOVED_AS.get(dtype.name, dtype.name)
         send = tensor_of(buffers[phase.read], name)[: phase.read_count]
@@ -377,7 +378,9 @@ class _TorchCompiler(PhaseCompiler):
         match phase.op:
             case Op.ALL_REDUCE:
                 # torch's own defaults are left out, as users write it: keywords take time before anything is sent.
-                told = {} if redop is dist.ReduceOp.SUM and group is None else {"op": redop, "group": group}
+                told: dict[str, Any] = (
+                    {} if redop is dist.ReduceOp.SUM and group is None else {"op": redop, "group": group}
+                )
                 return partial(dist.all_reduce, recv, **told)
             case Op.ALL_GATHER:
                 return partial(_all_gather, recv, send, group=group)
@@ -392,7 +395,7 @@ class _TorchCompiler(PhaseCompiler):
                     phase, int(phase.groups[index, phase.root]), member == phase.root, group, send, recv
                 )
 
-    def _uneven_call(self, phase: AllToAllV, index: int, member: int, group: Any) -> Call:
+    def _uneven_call(self, phase: AllToAllV, index: int, member: int, group: dist.ProcessGroup | None) -> Call:
         buffers = self.buffers
         sent, received = (split // phase.row_bytes for split in phase.splits(index, member))
         send = tensor_of(buffers[phase.read])[: int(sent.sum()) * phase.row_bytes]
@@ -411,7 +414,7 @@ class _TorchCompiler(PhaseCompiler):
         buffers = self.buffers
         group = self._transport.group(tuple(range(self._transport.world_size)), branch)
         send, recv = (tensor_of(buffers[name]) for name in (phase.read, phase.write))
-        remote: list[Any] = []
+        remote: list[dist.P2POp] = []
         copies: list[Call] = []
         for k in np.flatnonzero((phase.src == self.rank) | (phase.dst == self.rank)):
             src, dst, nbytes = int(phase.src[k]), int(phase.dst[k]), int(phase.nbytes[k])
@@ -461,7 +464,7 @@ def _device_branches(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> S
 
 
 def _rooted_call(
-    phase: Collective, root: int, is_root: bool, group: Any, send: torch.Tensor, recv: torch.Tensor
+    phase: Collective, root: int, is_root: bool, group: dist.ProcessGroup | None, send: torch.Tensor, recv: torch.Tensor
 ) -> Call:
     match phase.op:
         case Op.REDUCE:
@@ -480,7 +483,7 @@ def _shards(tensor: torch.Tensor, phase: Collective) -> list[torch.Tensor]:
     return list(tensor.view(phase.members, phase.count))
 
 
-def _run_flows(remote: list[Any], copies: list[Call]) -> None:
+def _run_flows(remote: list[dist.P2POp], copies: list[Call]) -> None:
     pending = dist.batch_isend_irecv(remote) if remote else []
     for copy in copies:
         copy()

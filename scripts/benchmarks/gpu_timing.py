@@ -54,7 +54,7 @@ class Bare:
         """Take the communicator and the stream of `transport`."""
         self.rank, self.world_size = transport.rank, transport.world_size
         self.barrier, self.gather = transport.barrier, transport.control.gather
-        self.comm = transport.communicator(tuple(range(self.world_size)))
+        self.comm: Any = transport.communicator(tuple(range(self.world_size)))
         self.stream = transport._cupy_stream
         self.enter = transport.stream.make_current
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ncclbench.buffers.arrays import Buffers
 from ncclbench.errors import Unable
@@ -37,23 +36,24 @@ _WORD, _ELEMENTS = 16, 8
 class Engine(Protocol):
     """What launches the kernels; tests bring one that plays them on the host."""
 
-    def put(self, array: NDArray[Any]) -> Any:
+    def put(self, array: Array) -> Array:
         """`array` where the kernels can read it."""
 
-    def launcher(self, name: str, grid: int, block: tuple[int, int], arguments: Sequence[Any]) -> Call:
+    def launcher(self, name: str, grid: int, block: tuple[int, int], arguments: Sequence[object]) -> Call:
         """A call that launches the kernel `name`; arrays, and NumPy scalars of the types in the source."""
 
 
 class CupyEngine:
     """The GPU that is current."""
 
-    def put(self, array: NDArray[Any]) -> Any:
+    def put(self, array: Array) -> Array:
         """A copy on the device."""
         import cupy
 
-        return cupy.asarray(array)
+        copy: Array = cupy.asarray(array)
+        return copy
 
-    def launcher(self, name: str, grid: int, block: tuple[int, int], arguments: Sequence[Any]) -> Call:
+    def launcher(self, name: str, grid: int, block: tuple[int, int], arguments: Sequence[object]) -> Call:
         """A launch on whatever stream is current when it is called."""
         import cupy
 
@@ -109,7 +109,7 @@ def _raw(buffers: Buffers, name: str) -> Array:
     return buffers[name].view(np.uint8)
 
 
-def _take(phase: RowWork, plan: RowPlan, index: Any, buffers: Buffers, engine: Engine) -> Call:
+def _take(phase: RowWork, plan: RowPlan, index: Array, buffers: Buffers, engine: Engine) -> Call:
     width = next(w for w in (16, 8, 4, 2, 1) if phase.read_row % w == 0)
     rows, words = len(plan.index), phase.read_row // width
     shape = Shape.over(rows, words)
@@ -117,7 +117,7 @@ def _take(phase: RowWork, plan: RowPlan, index: Any, buffers: Buffers, engine: E
     return engine.launcher(f"take_{width}", shape.grid, shape.block, arguments)
 
 
-def _sum(phase: RowWork, plan: RowPlan, index: Any, buffers: Buffers, engine: Engine) -> Call:
+def _sum(phase: RowWork, plan: RowPlan, index: Array, buffers: Buffers, engine: Engine) -> Call:
     rows, terms = plan.index.shape
     words = phase.write_row // _WORD
     shape = Shape.over(rows, words)
@@ -127,7 +127,7 @@ def _sum(phase: RowWork, plan: RowPlan, index: Any, buffers: Buffers, engine: En
     return engine.launcher("sum_weighted" if weights else "sum_plain", shape.grid, shape.block, arguments)
 
 
-def _scale(phase: RowWork, plan: RowPlan, index: Any, buffers: Buffers, engine: Engine) -> Call:
+def _scale(phase: RowWork, plan: RowPlan, index: Array, buffers: Buffers, engine: Engine) -> Call:
     format, rows, words = phase.format, len(plan.index), phase.write_row // _WORD
     payload = _raw(buffers, phase.read)
     payload_bytes = format.payload_bytes(phase.hidden)

@@ -5,7 +5,6 @@ runs launch after launch without waiting for the host.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import cupy
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from ncclbench.schedule.dtypes import Dtype
 from ncclbench.schedule.phases import Collective
 from ncclbench.transports.base import Call, nothing
+from ncclbench.transports.cuda.cupy_types import Event, Stream
 from ncclbench.transports.cuda.gpu_ownership import unusable_cupy
 from ncclbench.transports.cuda.nccl_limits import adds_float8, refuse_float8
 
@@ -31,7 +31,7 @@ extern "C" __global__ void gate(volatile int* flag, unsigned long long limit) {
 """
 
 
-def make_current(stream: Any) -> None:
+def make_current(stream: Stream) -> None:
     """Have CuPy launch on `stream` from here on, for good.
 
     CuPy enters and leaves `with` blocks of its own, such as to fetch an array that is not contiguous, and a block that
@@ -51,7 +51,7 @@ class CudaStream:
     """
 
     def __init__(
-        self, stream: Any, capture: Callable[[Sequence[Call]], Call] | None = None, line_up: Call = nothing
+        self, stream: Stream, capture: Callable[[Sequence[Call]], Call] | None = None, line_up: Call = nothing
     ) -> None:
         """Make it CuPy's, and put the gate's flag into pinned memory, which the device reads by the same address."""
         self.stream = stream
@@ -71,13 +71,13 @@ class CudaStream:
         """Have CuPy launch here; for whoever has two transports in one process."""
         make_current(self.stream)
 
-    def mark(self) -> Any:
+    def mark(self) -> Event:
         """An event, recorded now."""
-        event = cupy.cuda.Event()
+        event: Event = cupy.cuda.Event()
         event.record(self.stream)
         return event
 
-    def seconds_between(self, start: Any, end: Any) -> float:
+    def seconds_between(self, start: Event, end: Event) -> float:
         """Time between two events that have happened."""
         return float(cupy.cuda.get_elapsed_time(start, end)) * 1e-3
 
@@ -131,17 +131,18 @@ class BranchMarks:
 
     def __init__(self) -> None:
         """Nothing has been launched yet."""
-        self._begun: Any = None
-        self._ended: list[Any] = []
+        self._begun: Event | None = None
+        self._ended: list[Event] = []
 
-    def begin(self, stream: Any) -> Any:
+    def begin(self, stream: Stream) -> Event:
         """A launch begins on `stream`; returns the event that its branches wait for."""
         self._ended = []
-        self._begun = cupy.cuda.Event()
-        self._begun.record(stream)
-        return self._begun
+        begun: Event = cupy.cuda.Event()
+        self._begun = begun
+        begun.record(stream)
+        return begun
 
-    def end(self, stream: Any) -> Any:
+    def end(self, stream: Stream) -> Event:
         """The next branch has been launched on `stream`; returns the event of its end."""
         self._ended.append(cupy.cuda.Event())
         self._ended[-1].record(stream)

@@ -1,0 +1,78 @@
+"""What is used of CuPy's objects, which come without types; needs no CuPy."""
+
+from typing import Protocol
+
+
+class Event(Protocol):
+    """A `cupy.cuda.Event`."""
+
+    def record(self, stream: "Stream") -> None:
+        """Note the moment at which all that was launched on `stream` so far is done."""
+
+
+class Graph(Protocol):
+    """A `cupy.cuda.Graph`."""
+
+    def upload(self, stream: "Stream") -> None:
+        """Prepare it for launches on `stream`."""
+
+    def launch(self, stream: "Stream") -> None:
+        """Launch it on `stream`."""
+
+
+class Stream(Protocol):
+    """A `cupy.cuda.Stream`, or one that another library made."""
+
+    @property
+    def ptr(self) -> int:
+        """CUDA's handle."""
+
+    def __enter__(self) -> object:
+        """Launch here from now on."""
+
+    def use(self) -> object:
+        """Launch here until another stream is used."""
+
+    def synchronize(self) -> None:
+        """Wait until all that was launched here is done."""
+
+    def wait_event(self, event: Event) -> None:
+        """Have what is launched here from now on wait for `event`."""
+
+    def begin_capture(self) -> None:
+        """Put what is launched from now on into a graph."""
+
+    def end_capture(self) -> Graph:
+        """The graph."""
+
+
+class Communicator(Protocol):
+    """A `cupy.cuda.nccl.NcclCommunicator`: addresses, counts, and numbers of `nccl.h` for types and reductions."""
+
+    @property
+    def comm(self) -> int:
+        """NCCL's own pointer."""
+
+    def allReduce(self, send: int, recv: int, count: int, dtype: int, op: int, stream: int) -> None:
+        """``ncclAllReduce``."""
+
+    def reduceScatter(self, send: int, recv: int, count: int, dtype: int, op: int, stream: int) -> None:
+        """``ncclReduceScatter``."""
+
+    def allGather(self, send: int, recv: int, count: int, dtype: int, stream: int) -> None:
+        """``ncclAllGather``."""
+
+    def broadcast(self, send: int, recv: int, count: int, dtype: int, root: int, stream: int) -> None:
+        """``ncclBroadcast``."""
+
+    def reduce(self, send: int, recv: int, count: int, dtype: int, op: int, root: int, stream: int) -> None:
+        """``ncclReduce``."""
+
+    def send(self, buffer: int, count: int, dtype: int, peer: int, stream: int) -> None:
+        """``ncclSend``."""
+
+    def recv(self, buffer: int, count: int, dtype: int, peer: int, stream: int) -> None:
+        """``ncclRecv``."""
+
+    def destroy(self) -> None:
+        """``ncclCommDestroy``."""
