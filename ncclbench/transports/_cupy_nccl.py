@@ -32,7 +32,7 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_what_only_mpi_has
 from ncclbench.transports.base import Call, Control, Program, RankIdentity, Step, Transport, nothing
 from ncclbench.transports.capabilities import Capabilities
-from ncclbench.transports.cuda.cupy_types import Communicator, Stream
+from ncclbench.transports.cuda.cupy_types import Communicator, CupyStream
 from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports.cuda.nccl_limits import branches_launches
 from ncclbench.transports.cuda.nccl_log import NcclLog
@@ -83,12 +83,12 @@ class CupyNcclTransport(Transport):
         self.rank, self.world_size = identity.rank, identity.world_size
         self._on_cpus = on_cpus
         self.control: Control = on_cpus.control
-        self._cupy_stream: Stream = cupy.cuda.Stream(non_blocking=True)
+        self._cupy_stream: CupyStream = cupy.cuda.Stream(non_blocking=True)
         self.stream = CudaStream(self._cupy_stream, line_up=self._all_reduce_token)
         self._pci = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
         self._log = log
         self._communicators: dict[tuple[tuple[int, ...], Branch], Communicator | None] = {}
-        self._branch_streams: dict[Branch, Stream] = {(): self._cupy_stream}
+        self._branch_streams: dict[Branch, CupyStream] = {(): self._cupy_stream}
         world = self.communicator(tuple(range(self.world_size)))  # set-up is eager, not inside the first case
         assert world is not None, "this rank is in the world"
         self._world = world
@@ -116,7 +116,7 @@ class CupyNcclTransport(Transport):
         token = address(self._token)
         self._world.allReduce(token, token, 1, _DTYPES["int32"], _REDOPS[Redop.SUM], self._cupy_stream.ptr)
 
-    def stream_of(self, branch: Branch) -> Stream:
+    def stream_of(self, branch: Branch) -> CupyStream:
         """The stream that a branch's phases are launched on; outside branches the transport's own."""
         if branch not in self._branch_streams:
             self._branch_streams[branch] = cupy.cuda.Stream(non_blocking=True)

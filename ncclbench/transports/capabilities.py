@@ -4,10 +4,10 @@ A transport's module has `CAPABILITIES` beside its `open_transport`. The command
 the proof of the path ask these, and know no transport by name. A module that declares none gets the defaults.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.util import find_spec
 
 from ncclbench.buffers.kinds import Device
 from ncclbench.config.plugins import load
@@ -116,7 +116,7 @@ class Capabilities:
         """
         if device == "cpu" or "cuda" not in self.devices:
             return True
-        return device == "auto" and "cpu" in self.devices and not find_spec("cupy")
+        return device == "auto" and "cpu" in self.devices and not importlib.util.find_spec("cupy")
 
     def refuse_without_packages(self) -> None:
         """Look for the packages, without importing them.
@@ -125,7 +125,7 @@ class Capabilities:
             EnvironmentFault: naming the first that is not installed.
         """
         for package in self.packages:
-            if find_spec(package.module) is None:
+            if importlib.util.find_spec(package.module) is None:
                 raise EnvironmentFault(
                     f"the {self.name} transport needs {package.module}, which is not installed: {package.hint}"
                 )
@@ -154,6 +154,6 @@ def automatic(launcher: str | None, *, gpus: bool) -> str:
         launcher: what started this process; None if it was started alone.
         gpus: whether GPUs are visible.
     """
-    if launcher in ("openmpi", "mpich") and find_spec("torch") is None:
+    if launcher in ("openmpi", "mpich") and importlib.util.find_spec("torch") is None:
         return "mpi"
     return "nccl" if gpus else "gloo"

@@ -3,24 +3,24 @@
 from typing import Protocol
 
 
-class Event(Protocol):
+class CupyEvent(Protocol):
     """A `cupy.cuda.Event`."""
 
-    def record(self, stream: "Stream") -> None:
+    def record(self, stream: "CupyStream") -> None:
         """Note the moment at which all that was launched on `stream` so far is done."""
 
 
 class Graph(Protocol):
     """A `cupy.cuda.Graph`."""
 
-    def upload(self, stream: "Stream") -> None:
+    def upload(self, stream: "CupyStream") -> None:
         """Prepare it for launches on `stream`."""
 
-    def launch(self, stream: "Stream") -> None:
+    def launch(self, stream: "CupyStream") -> None:
         """Launch it on `stream`."""
 
 
-class Stream(Protocol):
+class CupyStream(Protocol):
     """A `cupy.cuda.Stream`, or one that another library made."""
 
     @property
@@ -36,7 +36,7 @@ class Stream(Protocol):
     def synchronize(self) -> None:
         """Wait until all that was launched here is done."""
 
-    def wait_event(self, event: Event) -> None:
+    def wait_event(self, event: CupyEvent) -> None:
         """Have what is launched here from now on wait for `event`."""
 
     def begin_capture(self) -> None:

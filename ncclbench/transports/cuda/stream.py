@@ -12,7 +12,7 @@ import numpy as np
 from ncclbench.schedule.dtypes import Dtype
 from ncclbench.schedule.phases import Collective
 from ncclbench.transports.base import Call, nothing
-from ncclbench.transports.cuda.cupy_types import Event, Stream
+from ncclbench.transports.cuda.cupy_types import CupyEvent, CupyStream
 from ncclbench.transports.cuda.gpu_ownership import unusable_cupy
 from ncclbench.transports.cuda.nccl_limits import adds_float8, refuse_float8
 
@@ -31,7 +31,7 @@ extern "C" __global__ void gate(volatile int* flag, unsigned long long limit) {
 """
 
 
-def make_current(stream: Stream) -> None:
+def make_current(stream: CupyStream) -> None:
     """Have CuPy launch on `stream` from here on, for good.
 
     CuPy enters and leaves `with` blocks of its own, such as to fetch an array that is not contiguous, and a block that
@@ -51,7 +51,7 @@ class CudaStream:
     """
 
     def __init__(
-        self, stream: Stream, capture: Callable[[Sequence[Call]], Call] | None = None, line_up: Call = nothing
+        self, stream: CupyStream, capture: Callable[[Sequence[Call]], Call] | None = None, line_up: Call = nothing
     ) -> None:
         """Make it CuPy's, and put the gate's flag into pinned memory, which the device reads by the same address."""
         self.stream = stream
@@ -71,13 +71,13 @@ class CudaStream:
         """Have CuPy launch here; for whoever has two transports in one process."""
         make_current(self.stream)
 
-    def mark(self) -> Event:
+    def mark(self) -> CupyEvent:
         """An event, recorded now."""
-        event: Event = cupy.cuda.Event()
+        event: CupyEvent = cupy.cuda.Event()
         event.record(self.stream)
         return event
 
-    def seconds_between(self, start: Event, end: Event) -> float:
+    def seconds_between(self, start: CupyEvent, end: CupyEvent) -> float:
         """Time between two events that have happened."""
         return float(cupy.cuda.get_elapsed_time(start, end)) * 1e-3
 
@@ -131,18 +131,18 @@ class BranchMarks:
 
     def __init__(self) -> None:
         """Nothing has been launched yet."""
-        self._begun: Event | None = None
-        self._ended: list[Event] = []
+        self._begun: CupyEvent | None = None
+        self._ended: list[CupyEvent] = []
 
-    def begin(self, stream: Stream) -> Event:
+    def begin(self, stream: CupyStream) -> CupyEvent:
         """A launch begins on `stream`; returns the event that its branches wait for."""
         self._ended = []
-        begun: Event = cupy.cuda.Event()
+        begun: CupyEvent = cupy.cuda.Event()
         self._begun = begun
         begun.record(stream)
         return begun
 
-    def end(self, stream: Stream) -> Event:
+    def end(self, stream: CupyStream) -> CupyEvent:
         """The next branch has been launched on `stream`; returns the event of its end."""
         self._ended.append(cupy.cuda.Event())
         self._ended[-1].record(stream)
