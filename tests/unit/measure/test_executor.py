@@ -14,7 +14,6 @@ from ncclbench.measure.executor import ThreadExecutor
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case
 from ncclbench.store.run_directory import read_run
-from ncclbench.store.stamps import is_simulated
 from ncclbench.topology import Topology
 from ncclbench.transports.capabilities import Capabilities, Hosting, capabilities_of
 from tests.helpers.judged import verdict_on
@@ -66,7 +65,7 @@ def test_a_model_makes_a_run_directory_like_any_other(toy: Callable[..., Result]
     assert first.time_us.p50 == pytest.approx(2 * 7 / 8 * 1024 * 1e-3)  # a ring's bytes, at a nanosecond each
     assert first.samples is not None
     assert (out / first.samples).exists()
-    assert [event["kind"] for event in run.events][-1] == "end"
+    assert [event.kind for event in run.events][-1] == "end"
 
 
 def test_a_modelled_run_is_stamped_wherever_it_is_shown(toy: Callable[..., Result], tmp_path: Path) -> None:
@@ -74,7 +73,7 @@ def test_a_modelled_run_is_stamped_wherever_it_is_shown(toy: Callable[..., Resul
     done = toy("all_reduce", *SIZES, "-o", out)
     assert "simulated" in done.output  # the table
     run = read_run(out)
-    assert is_simulated(run.manifest)
+    assert run.is_simulated
     assert "simulated" in load("reports", "html").render([run])
     assert "simulated" in verdict_on(out).stamps
 
