@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
+from ncclbench.config.refusals import refuse_newer
 from ncclbench.errors import EnvironmentFault, UsageError
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -59,8 +60,7 @@ def decoded(content: bytes, kind: type[S], where: Path | str, newest: int) -> S:
         schema = data.get("schema")
         if type(schema) is not int or schema < 1:  # a bool is an int to isinstance
             raise UsageError(f"{where} has no schema number")
-        if schema > newest:
-            raise UsageError(f"{where} has schema {schema}; this ncclbench reads up to {newest}: use a newer one")
+        refuse_newer(schema, newest, where)
         return msgspec.convert(data, kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"{where} is damaged: {error}") from None
