@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ncclbench.measure.case import build_variants
 from ncclbench.schedule import AllToAllV, Case, Collective, Exchange, Ints, Phase
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.topology import Topology, Wiring
 
 FOLDER = Path(__file__).parents[1] / "docs/img"

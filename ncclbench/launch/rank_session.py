@@ -30,10 +30,11 @@ from ncclbench.launch.rendezvous import with_store
 from ncclbench.launch.watchdog.attribution import Fault
 from ncclbench.launch.watchdog.watchdog import Watchdog
 from ncclbench.measure.buffer_plan import HeldMemory, MemoryDemand, agreed_budget, rotations
-from ncclbench.measure.case import build_variants, memory_demand
+from ncclbench.measure.case import memory_demand
 from ncclbench.measure.executor import RankExecutor
 from ncclbench.measure.timing_host import Progress
 from ncclbench.plan.plan import Plan, PlannedCase
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.store.events import utc_now
 from ncclbench.store.manifest import GpuIdentity, Manifest, PlanRecord, RankRecord, SoftwareRecord
 from ncclbench.store.provenance import provenance, software

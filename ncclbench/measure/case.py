@@ -15,8 +15,7 @@ from ncclbench.analysis.summary import Floats
 from ncclbench.buffers.arrays import WARM, Rotation, allocate, uploader
 from ncclbench.buffers.kinds import is_registered
 from ncclbench.buffers.nccl_mem_alloc import BLOCKS
-from ncclbench.config.plugins import load
-from ncclbench.errors import EnvironmentFault, Unable, UsageError
+from ncclbench.errors import EnvironmentFault, Unable
 from ncclbench.measure import compute_overlap as overlap
 from ncclbench.measure import timing_device as device
 from ncclbench.measure import timing_host as regimes
@@ -31,6 +30,7 @@ from ncclbench.measure.timing_host import LAUNCHES_PER_BLOCK, Clock, Loop, Progr
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case, Timing
 from ncclbench.schedule.oracle import Oracle, refuse_unverifiable, repeats_before_overflow
+from ncclbench.schedule.pattern import build_variants, load_pattern
 from ncclbench.schedule.schedule import Schedule, shared_buffers
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology
@@ -47,27 +47,6 @@ class Measurement:
 
     record: Record
     samples: Samples | None = None
-
-
-def build_variants(case: Case, topology: Topology) -> tuple[Schedule, ...]:
-    """The schedules that the case's pattern makes of it here, through which iterations rotate; for most there is one.
-
-    Raises:
-        Unable: if the pattern cannot run on this topology.
-        UsageError: if there is no such pattern, or its parameters are wrong.
-    """
-    module = load("patterns", case.pattern)
-    try:
-        if hasattr(module, "variants"):
-            return tuple(module.variants(case, topology))
-        return (module.schedule(case, topology),)
-    except UsageError as error:  # of many cases in a plan, which one?
-        raise type(error)(f"{case.id}: {error}") from None
-
-
-def build_schedule(case: Case, topology: Topology) -> Schedule:
-    """The case's schedule, the first where it has variants."""
-    return build_variants(case, topology)[0]
 
 
 def memory_needed(case: Case, topology: Topology, *, check: bool = True) -> int:
@@ -128,7 +107,7 @@ def run_case(
     base = msgspec.structs.replace(base, staged=transport.staged)
     try:
         variants = build_variants(case, topology)
-        check_needs(load("patterns", case.pattern), case, transport, command=command)
+        check_needs(load_pattern(case.pattern).needs(case), case, transport, command=command)
         if settings.check:
             refuse_unverifiable(variants)
         if case.timing is Timing.GRAPH and transport.stream is None:
@@ -282,7 +261,9 @@ class CaseOnRank:
         after, counted = self.telemetry.after(), ports.finish()
         if samples is None or counts is None:
             return None
-        checked = Validation(counts[:, 0], self.timed.tolerance, self.timed.why) if settings.check else None
+        checked = (
+            Validation(counts[:, 0], self.timed.tolerance, self.timed.tolerance_reason) if settings.check else None
+        )
         return Outcome(
             samples=replace(samples, mixed=launches > 1),
             validation=checked,
@@ -301,8 +282,7 @@ class CaseOnRank:
         timed = samples * launches + (2 * launches if self.case.timing is Timing.GRAPH else 0)
         warm, checks = self._warm_up_rounds(), 2 if self.settings.check else 0
         runs_V = [checks + timed // turns + len(range(v, warm, turns)) for v in range(turns)]
-        asked = getattr(load("patterns", self.case.pattern), "needs", None)
-        needs = asked(self.case) if asked else None
+        needs = load_pattern(self.case.pattern).needs(self.case)
         return expected_traffic(self.variants, runs_V, self.topology, self.transport.capabilities, needs)
 
     def _oracle(self, variant: Schedule, salt: int) -> Oracle:

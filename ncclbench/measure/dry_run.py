@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ncclbench.buffers.arrays import refuse_too_large
-from ncclbench.config.plugins import load
 from ncclbench.errors import TooLarge, Unable
 from ncclbench.measure.case import memory_needed
 from ncclbench.measure.requirements import why_not
@@ -17,6 +16,7 @@ from ncclbench.measure.sampling import FEWEST_SAMPLES, MAX_SAMPLES
 from ncclbench.measure.timing_host import LAUNCHES_PER_BLOCK
 from ncclbench.plan.plan import Plan, PlannedCase
 from ncclbench.schedule.case import Timing
+from ncclbench.schedule.pattern import load_pattern
 from ncclbench.topology import Topology
 from ncclbench.topology.host_memory import available_memory
 from ncclbench.transports.capabilities import HOST_PACE, Capabilities, Hosting, Pace, capabilities_of
@@ -181,10 +181,10 @@ def _no_graph(planned: PlannedCase, transport: Capabilities) -> str:
 
 def _wrong_start(planned: PlannedCase, plan: Plan, transport: Capabilities, command: Sequence[str]) -> str:
     """Why the processes, as they will be started, could not measure the case; "" if they could."""
-    case, module = planned.case, load("patterns", planned.case.pattern)
+    case, needs = planned.case, load_pattern(planned.case.pattern).needs(planned.case)
     set_by_mode = next((dict(mode.variables) for mode in plan.modes if mode.name == planned.mode), {})
     environ = {**os.environ, **set_by_mode}
-    return why_not(case, module.needs(case), transport, environ, command) if hasattr(module, "needs") else ""
+    return why_not(case, needs, transport, environ, command) if needs else ""
 
 
 def estimate_seconds(planned: PlannedCase, memory_bytes: int, pace: Pace = HOST_PACE) -> float:

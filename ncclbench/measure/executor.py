@@ -12,13 +12,14 @@ import msgspec
 
 from ncclbench.buffers.arrays import Rotation
 from ncclbench.errors import Unable
-from ncclbench.measure.case import Measurement, build_variants, run_case
+from ncclbench.measure.case import Measurement, run_case
 from ncclbench.measure.record import Outcome, base_record, complete_record
 from ncclbench.measure.sampling import Samples
 from ncclbench.measure.telemetry import Telemetry
 from ncclbench.measure.timing_host import Clock, Progress
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.store.events import utc_now
 from ncclbench.topology import Topology

@@ -86,7 +86,7 @@ def base_record(
     return Record(
         case=case.id,
         pattern=case.pattern,
-        params=case.params,
+        params=dict(case.params),
         transport=transport,
         timing=case.timing.value,
         dtype=case.dtype,

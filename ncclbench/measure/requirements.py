@@ -7,7 +7,6 @@ it anyway would give a figure for a path that was not taken.
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 
 from ncclbench.errors import Unable
 from ncclbench.schedule.case import Case, Needs
@@ -22,7 +21,7 @@ _UNSET_MEANS = {"NCCL_PXN_DISABLE": "0", "NCCL_P2P_PXN_LEVEL": "2", "NCCL_CROSS_
 
 
 def check_needs(
-    pattern: ModuleType,
+    needs: Needs | None,
     case: Case,
     transport: Transport,
     environ: Mapping[str, str] = os.environ,
@@ -33,9 +32,9 @@ def check_needs(
     Raises:
         Unable: on every rank, with the reason of the first that was not.
     """
-    if not hasattr(pattern, "needs"):
+    if needs is None:
         return
-    mine = why_not(case, pattern.needs(case), transport.capabilities, environ, command)
+    mine = why_not(case, needs, transport.capabilities, environ, command)
     for rank, reason in enumerate(all_gather_text(transport.control, mine)):
         if reason:
             raise Unable(reason if rank == 0 else f"rank {rank}: {reason}")

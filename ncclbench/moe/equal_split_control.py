@@ -1,14 +1,20 @@
-"""The control of a dispatch: its bare all-to-alls, and as many bytes in equal splits.
+"""The control experiment of a dispatch: its bare all-to-alls, and the same bytes in equal splits.
 
-What the same layer would take if no expert were busier than another: every rank sends every other the same number of
-rows, and all rows together are as many as the routing has. The two take turns in one case, each from a barrier on, so
-that their ratio, the skew penalty, compares nothing but splits.
+The equal splits show how long the layer would take if all experts were equally busy. Every rank sends every other rank
+the same number of rows, and the total is that of the routing. The two schedules take turns in one case, each from a
+barrier on, so their ratio (the skew penalty) depends on the splits alone.
 """
 
 import numpy as np
 
-from ncclbench.moe import expected_buffers as contents
-from ncclbench.moe.expected_buffers import ExpectedRows, LayerContents, RowBuffer
+from ncclbench.moe.expected_buffers import (
+    ExpectedRows,
+    LayerContents,
+    RowBuffer,
+    render_bfloat16,
+    render_packed,
+    render_payload,
+)
 from ncclbench.moe.layer_schedule import LayerOptions
 from ncclbench.moe.routing import Routing
 from ncclbench.moe.row_routes import LayerRows, refuse_too_many_rows
@@ -20,7 +26,10 @@ from ncclbench.schedule.schedule import Schedule
 
 
 def equal_rows(rows_NN: Ints) -> Ints:
-    """As many rows in all, as equal as whole rows can be; what does not divide goes in turns over the offsets."""
+    """The same total as `rows_NN`, as equal as whole rows allow, shape (N, N).
+
+    The remainder is spread over the members, one offset after the other.
+    """
     members = len(rows_NN)
     base, extra = divmod(int(rows_NN.sum()), members * members)
     offset, turn = np.divmod(np.arange(members * members), members)
@@ -33,13 +42,13 @@ def build_split_control(layer: LayerRows, routing: Routing, options: LayerOption
     """Two all-to-alls: ``dispatch`` of rows in their format, ``combine`` of bfloat16 rows.
 
     Args:
-        layer: who sends which rows.
-        routing: what was drawn.
-        options: how rows look.
-        equal: in equal splits, labels beginning with ``control_``; otherwise in those of the routing.
+        layer: the rows between ranks.
+        routing: the routing that they follow from.
+        options: format and width of the rows.
+        equal: use equal splits, and labels that begin with ``control_``; otherwise the splits of the routing.
 
     Raises:
-        Unable: with more rows than an int32 counts.
+        Unable: if any rank has more rows than an int32 can count.
     """
     groups, prefix = layer.placement.groups, "control_" if equal else ""
     rows = np.stack([equal_rows(one) for one in layer.flat_rows]) if equal else layer.flat_rows
@@ -49,11 +58,11 @@ def build_split_control(layer: LayerRows, routing: Routing, options: LayerOption
     most_out, most_in = int(sent_R.max()), int(received_R.max())
 
     def own(rank: int) -> ExpectedRows:
-        g, member = layer.placement.seat(rank)
+        g, member = layer.placement.group_and_member(rank)
         return _numbered(np.full(int(sent_R[g, member]), rank), np.arange(int(sent_R[g, member])))
 
     def arrived(rank: int) -> ExpectedRows:
-        g, member = layer.placement.seat(rank)
+        g, member = layer.placement.group_and_member(rank)
         first_NN = np.cumsum(rows[g], axis=1) - rows[g]
         counts = rows[g][:, member]
         tok = np.concatenate([first_NN[j, member] + np.arange(n) for j, n in enumerate(counts.tolist())])
@@ -63,13 +72,13 @@ def build_split_control(layer: LayerRows, routing: Routing, options: LayerOption
         format = FORMATS["bf16"] if backward else options.format
         return TokenValues(options.hidden, format, routing.router.top_k, True, salt, backward)
 
-    render = contents.packed if options.format.block else contents.payload
-    held = {
+    render = render_packed if options.format.block else render_payload
+    row_buffers = {
         "packed": RowBuffer(own, render, row),
         "received": RowBuffer(arrived, render, row),
-        # What comes back are rows of its own kind, so that both all-to-alls are checked by what was filled in.
-        "partial": RowBuffer(arrived, contents.numbers, wide, backward=True),
-        "returned": RowBuffer(own, contents.numbers, wide, backward=True),
+        # The rows that come back are an input of their own, so that each all-to-all is checked by itself.
+        "partial": RowBuffer(arrived, render_bfloat16, wide, backward=True),
+        "returned": RowBuffer(own, render_bfloat16, wide, backward=True),
     }
     sizes = {
         "packed": most_out * row,
@@ -90,7 +99,7 @@ def build_split_control(layer: LayerRows, routing: Routing, options: LayerOption
         size_bytes=int(routing.tokens.max()) * row,
         count=int(routing.tokens.max()) * options.hidden,
         groups=groups,
-        contents=LayerContents(held, {}, values, 0.0),
+        contents=LayerContents(row_buffers, {}, values, 0.0),
         subtotals={f"{prefix}comm_only": (f"{prefix}dispatch", f"{prefix}combine")},
         ratios={"skew_penalty": ("comm_only", "control_comm_only")},
         fingerprint=routing.sha256,

@@ -19,23 +19,23 @@ from ncclbench.moe.token_values import Bytes, Floats, Ints, TokenValues
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.expected_contents import ExpectedBytes
 
-# Bytes of expected rows made at once. Four times as many take twice as long: what is worked on leaves the cache, and
-# memory is taken from the kernel and given back for every array.
+# Bytes of expected rows computed at once. Four times as many take twice as long: the data leave the cache, and every
+# array is allocated by the kernel and freed again.
 _CHUNK_BYTES = 1 << 20
-# Threads of a process that make them: a layer of 4,096 tokens holds more than a gigabyte of rows.
+# Threads per process that compute them: a layer of 4,096 tokens has more than a gigabyte of rows.
 _MOST_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class ExpectedRows:
-    """Rows of a buffer by name, with what the buffer needs of each.
+    """The rows of a buffer by name, with the data from which their contents follow.
 
     Attributes:
-        rank: whose token, shape (n,); -1 for a row of zeros.
-        tok: which token, shape (n,).
-        slots: choices carried, shape (n, S), for entries.
-        factor: what some of the rows are multiplied by, from the weights (m, k) of their tokens, shape (m,).
+        rank: the rank that owns the token, shape (n,); -1 for a row of zeros.
+        tok: index of the token on that rank, shape (n,).
         choices: experts of the tokens, shape (n, k).
+        slots: choices carried, shape (n, S), for metadata entries.
+        factor: computes the factors (m,) of a slice of the rows from the weights (m, k) of their tokens.
     """
 
     rank: Ints
@@ -45,32 +45,32 @@ class ExpectedRows:
     factor: Callable[[Floats, slice], Floats] | None = None
 
 
-# What a chunk of rows looks like in memory: shape (n, row) of uint8, or of uint16 for bfloat16.
+# Computes the bytes of a slice of the rows: shape (n, row) of uint8, or of uint16 for bfloat16.
 Render = Callable[[TokenValues, ExpectedRows, slice], Array]
 
 
-def payload(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
-    """Rows as they travel, without their scales."""
+def render_payload(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
+    """Rows as they are sent, without their scales."""
     return values.raw(rows.rank[part], rows.tok[part])[0]
 
 
-def scales(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
-    """The scales alone."""
+def render_scales(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
+    """The scales of the rows."""
     return values.raw(rows.rank[part], rows.tok[part])[1]
 
 
-def packed(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
-    """Payload and scales of each row behind each other."""
+def render_packed(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
+    """Payload and scales of each row, one after the other."""
     return np.concatenate(values.raw(rows.rank[part], rows.tok[part]), axis=1)
 
 
-def entries(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
-    """Routing metadata."""
+def render_entries(values: TokenValues, rows: ExpectedRows, part: slice) -> Bytes:
+    """Routing metadata of the rows."""
     return values.entries(rows.rank[part], rows.tok[part], rows.choices[part], rows.slots[part])
 
 
-def numbers(values: TokenValues, rows: ExpectedRows, part: slice) -> NDArray[np.uint16]:
-    """bfloat16 rows, multiplied."""
+def render_bfloat16(values: TokenValues, rows: ExpectedRows, part: slice) -> NDArray[np.uint16]:
+    """Rows as bfloat16, multiplied by their factors."""
     rank, tok = rows.rank[part], rows.tok[part]
     factor = np.ones(len(rank), np.float32) if rows.factor is None else rows.factor(values.weights(rank, tok), part)
     return values.weighted(rank, tok, factor)
@@ -78,7 +78,15 @@ def numbers(values: TokenValues, rows: ExpectedRows, part: slice) -> NDArray[np.
 
 @dataclass(frozen=True, eq=False)
 class RowBuffer:
-    """What a buffer holds: rows of a rank, and how they are laid out."""
+    """A buffer of rows: the rows on each rank, and their layout.
+
+    Attributes:
+        rows: the rows on a rank.
+        render: computes their bytes.
+        row_bytes: bytes per row.
+        tolerance: allowed error relative to the expected value.
+        backward: whether the rows are gradients.
+    """
 
     rows: Callable[[int], ExpectedRows]
     render: Render
@@ -89,71 +97,75 @@ class RowBuffer:
 
 @dataclass(frozen=True, eq=False)
 class CountBuffer:
-    """Exchanged counts: for each peer a stamp, the rows that it gets, and what its experts get; shape (N, m)."""
+    """A buffer of exchanged counts.
+
+    Attributes:
+        numbers: shape (N, m) on a rank: for each peer a stamp, the rows that it gets, and the rows per expert.
+    """
 
     numbers: Callable[[int], NDArray[np.int32]]
 
 
 @dataclass(frozen=True, eq=False)
 class LayerContents:
-    """See `Contents`.
+    """The contents of all buffers of a layer; implements `Contents`.
 
     Attributes:
-        held: what each buffer of rows holds.
-        counts: what each buffer of counts holds.
-        values: the values of a pass by its salt; of the rows themselves, and of the gradients.
-        allowed: tolerance of sums that are not exact; 0 where weights are powers of two.
+        row_buffers: the buffers of rows by name.
+        count_buffers: the buffers of counts by name.
+        values: the values of a pass from its salt, of the tokens (False) or of the gradients (True).
+        allowed: tolerance of sums that are not exact; 0 if weights are powers of two.
     """
 
-    held: Mapping[str, RowBuffer]
-    counts: Mapping[str, CountBuffer]
+    row_buffers: Mapping[str, RowBuffer]
+    count_buffers: Mapping[str, CountBuffer]
     values: Callable[[int, bool], TokenValues]
     allowed: float
 
     @property
     def tolerance(self) -> float:
-        """The largest of any stretch."""
+        """The largest tolerance of any buffer."""
         return self.allowed
 
     @property
-    def why(self) -> str | None:
-        """Why it is not zero."""
+    def tolerance_reason(self) -> str | None:
+        """Why the tolerance is not zero; None if it is."""
         return "fractional weights round in bfloat16 at every partial sum" if self.allowed else None
 
     def before(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
-        """Inputs hold before what they hold after."""
+        """No phase changes an input, so its contents are those of `after`."""
         yield from self.after(rank, buffer, salt)
 
     def after(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
-        """The rows of a buffer, some at a time."""
-        if buffer in self.counts:
-            table = self.counts[buffer].numbers(rank).copy()
-            table[:, 0] = salt + 1  # the stamp tells counts of this pass from those of another
+        """The contents of a buffer, about a megabyte at a time."""
+        if buffer in self.count_buffers:
+            table = self.count_buffers[buffer].numbers(rank).copy()
+            table[:, 0] = salt + 1  # the stamp distinguishes this pass from others
             yield ExpectedBytes(0, table.view(np.uint8).reshape(-1))
             return
-        held = self.held.get(buffer)
-        if held is None:
+        found = self.row_buffers.get(buffer)
+        if found is None:
             return
-        rows, values = held.rows(rank), self.values(salt, held.backward)
-        step = max(1, _CHUNK_BYTES // max(1, held.row_bytes))
+        rows, values = found.rows(rank), self.values(salt, found.backward)
+        step = max(1, _CHUNK_BYTES // max(1, found.row_bytes))
         firsts = range(0, len(rows.rank), step)
         parts = (slice(first, min(first + step, len(rows.rank))) for first in firsts)
-        made = _ahead(partial(held.render, values, rows, part) for part in parts)
-        for first, expected in zip(firsts, made, strict=True):
-            yield ExpectedBytes(first * held.row_bytes, expected, held.tolerance)
+        rendered = compute_ahead(partial(found.render, values, rows, part) for part in parts)
+        for first, expected in zip(firsts, rendered, strict=True):
+            yield ExpectedBytes(first * found.row_bytes, expected, found.tolerance)
 
 
 @cache
 def _threads() -> tuple[ThreadPoolExecutor, int]:
-    """What makes rows beside the thread that wants them, and how many at a time."""
+    """The thread pool that computes rows, and its number of threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ThreadPoolExecutor(min(cores, _MOST_THREADS), "expected-rows"), min(cores, _MOST_THREADS)
 
 
-def _ahead(calls: Iterable[Callable[[], Array]]) -> Iterator[Array]:
-    """What the calls return, in their order; as many as there are threads are under way at a time.
+def compute_ahead(calls: Iterable[Callable[[], Array]]) -> Iterator[Array]:
+    """The results of the calls, in order. As many calls as there are threads run ahead of the caller.
 
-    NumPy lets go of the interpreter's lock in all that takes long here.
+    NumPy releases the interpreter's lock in all long operations here.
     """
     pool, most = _threads()
     under_way: deque[Future[Array]] = deque()

@@ -1,8 +1,12 @@
-"""An expert all-to-all while data-parallel gradients are reduced: each alone, and both at the same time.
+"""An expert all-to-all beside the reduction of data-parallel gradients: each alone, then both at the same time.
 
-In the backward pass of a layer both want the same links. Three schedules take turns: the experts' dispatch and combine
-alone, a reduce-scatter of gradients and the all-gather of what comes out alone, and the two as branches on
-communicators of their own. A branch's time with the other over its time alone is its slowdown.
+In the backward pass of a layer both use the same links. Three schedules take turns:
+
+- the experts' dispatch and combine alone;
+- a reduce-scatter of gradients and the all-gather of its result alone;
+- the two as branches on communicators of their own.
+
+The slowdown of a branch is its time beside the other branch over its time alone.
 """
 
 from collections.abc import Iterator
@@ -27,11 +31,11 @@ _FLOAT = DTYPES["float32"]
 
 @dataclass(frozen=True, eq=False)
 class GradientContents:
-    """What the gradients' buffers hold, and those of the experts beside them.
+    """The contents of the gradients' buffers, and of the experts' buffers beside them; implements `Contents`.
 
     Attributes:
-        rows: what is known of the experts' buffers, or None where their all-to-alls do not run.
-        given: what is known of them before anything has run.
+        rows: the contents of the experts' buffers, or None if their all-to-alls do not run.
+        given: the contents of the experts' buffers before anything has run.
         reduced: whether the gradients are reduced in this schedule.
         groups: ranks that reduce together, shape (G, N).
         count: elements of a shard.
@@ -44,14 +48,14 @@ class GradientContents:
     count: int
 
     def before(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
-        """Inputs as filled."""
+        """The contents of an input."""
         if buffer == "grads":
             yield from _repeated(_gradients(rank, salt), 0, self.groups.shape[1] * self.count)
         else:
             yield from self.given.before(rank, buffer, salt)
 
     def after(self, rank: int, buffer: str, salt: int) -> Iterator[ExpectedBytes]:
-        """Inputs stay; shards are sums over the group."""
+        """Inputs are unchanged; shards are sums over the group."""
         if buffer in ("grads", "packed", "partial"):
             yield from self.before(rank, buffer, salt)
         elif buffer in ("shard", "gathered"):
@@ -71,34 +75,34 @@ class GradientContents:
 
     @property
     def tolerance(self) -> float:
-        """Sums of small whole numbers are exact."""
+        """Zero: sums of small whole numbers are exact."""
         return 0.0
 
     @property
-    def why(self) -> str | None:
-        """Nothing rounds."""
+    def tolerance_reason(self) -> str | None:
+        """None, since the tolerance is zero."""
         return None
 
 
 def _gradients(rank: int, salt: int) -> NDArray[np.float32]:
-    """One period of a rank's gradients."""
+    """One period of the gradients of a rank, shape (P,)."""
     return below(bits(key_of(salt, _STREAM_GRADIENTS, rank), np.arange(_PERIOD)), _LARGEST + 1).astype(np.float32)
 
 
 def _repeated(period: NDArray[np.float32], first: int, count: int) -> Iterator[ExpectedBytes]:
-    """`count` elements of the period repeated, from element `first` on, some at a time."""
+    """`count` elements of the repeated period, from element `first` on, in chunks."""
     turned = np.tile(np.roll(period, -(first % _PERIOD)), _CHUNK_PERIODS).view(np.uint32)
     for start in range(0, count, len(turned)):
         yield ExpectedBytes(start * 4, turned[: min(len(turned), count - start)])
 
 
 def overlap_schedules(bare: Schedule, groups: Ints, nbytes: int) -> list[Schedule]:
-    """The three that take turns.
+    """The three schedules that take turns.
 
     Args:
         bare: the experts' two all-to-alls, from `build_split_control`.
         groups: ranks that reduce gradients together, shape (G, N).
-        nbytes: of a rank's gradients, a whole number of float32 for each member.
+        nbytes: bytes of gradients per rank, at least one float32 per member.
     """
     assert bare.contents is not None
     members, count = groups.shape[1], nbytes // (_FLOAT.itemsize * groups.shape[1])

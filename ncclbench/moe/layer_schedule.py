@@ -1,8 +1,9 @@
 """The schedule of an expert-parallel layer: counts, splits, pack, dispatch, expert, combine, unpack.
 
-One builder makes all variants from a list of hops (`rows.Hop`): one hop straight to the ranks, or two, rail
-first and then inside the domain. Going out each hop packs rows and sends them; coming back each sends partial sums
-the same way in reverse and adds them up. Every phase is timed by itself; `docs/moe.md` defines them.
+One builder makes all variants from a list of hops (`row_routes.Hop`): one hop directly to the ranks, or two, first
+along the rail and then inside the domain. On the way out, each hop packs rows and sends them. On the way back, each hop
+sends partial sums in the opposite direction and adds them up. Every phase is timed by itself; `docs/moe.md` defines
+them.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,17 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ncclbench.moe import expected_buffers as contents
-from ncclbench.moe.expected_buffers import CountBuffer, ExpectedRows, LayerContents, RowBuffer
+from ncclbench.moe.expected_buffers import (
+    CountBuffer,
+    ExpectedRows,
+    LayerContents,
+    RowBuffer,
+    render_bfloat16,
+    render_entries,
+    render_packed,
+    render_payload,
+    render_scales,
+)
 from ncclbench.moe.routing import Routing
 from ncclbench.moe.row_routes import Hop, LayerRows, RowSet, all_positions, positions, refuse_too_many_rows
 from ncclbench.moe.token_values import Floats, Ints, TokenValues, expert_exponents
@@ -24,23 +34,24 @@ from ncclbench.schedule.row_work import ENTRY_BYTES, RowKernel, RowPlan, RowWork
 from ncclbench.schedule.schedule import Schedule
 
 _BF16 = FORMATS["bf16"]
-# A bfloat16 sum is rounded by at most this share of itself.
+# Largest relative rounding error of a bfloat16 sum.
 _ROUNDING = 2.0**-8 * 1.01
-_HELD_RANKS = 64
+# Ranks whose rows are cached.
+_CACHED_RANKS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerOptions:
-    """How a layer is moved.
+    """How the rows of a layer are moved.
 
     Attributes:
-        hidden: elements of a token.
-        format: how rows travel on their way out; sums come back as bfloat16.
-        separate_scales: scales go in a message of their own.
-        exchange_counts: counts are exchanged first and brought to the host, as a real layer must. Only what that costs
-            is measured: the all-to-alls take their splits from the routing, which every rank knows beforehand.
+        hidden: elements per token.
+        format: format of dispatched rows; sums come back as bfloat16.
+        separate_scales: send scales in a message of their own.
+        exchange_counts: exchange counts first and copy them to the host, as a real layer must. This is done for its
+            cost only: the all-to-alls take their splits from the routing, which every rank knows beforehand.
         exact: weights are powers of two, and results are compared bit by bit.
-        quad: the two all-to-alls of the backward pass follow.
+        quad: add the two all-to-alls of the backward pass.
     """
 
     hidden: int
@@ -53,28 +64,31 @@ class LayerOptions:
 
 @dataclass
 class _Parts:
-    """What a builder adds to, phase by phase."""
+    """What the builder collects, phase by phase.
+
+    `outward` and `homeward` have the labels of phases on the way out and back; `comm` has those of the all-to-alls per
+    hop.
+    """
 
     phases: list[Phase] = field(default_factory=list)
     buffers: dict[str, int] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
-    held: dict[str, RowBuffer] = field(default_factory=dict)
-    counts: dict[str, CountBuffer] = field(default_factory=dict)
+    row_buffers: dict[str, RowBuffer] = field(default_factory=dict)
+    count_buffers: dict[str, CountBuffer] = field(default_factory=dict)
     outward: list[str] = field(default_factory=list)
     homeward: list[str] = field(default_factory=list)
     comm: dict[str, list[str]] = field(default_factory=dict)
 
-    def buffer(self, name: str, nbytes: int, held: RowBuffer | None = None, *, given: bool = False) -> str:
-        """A buffer of at least a row, and what it holds."""
+    def buffer(self, name: str, nbytes: int, rows: RowBuffer | None = None, *, given: bool = False) -> None:
+        """Add a buffer of at least 8 bytes with its expected rows; `given` makes it an input."""
         self.buffers[name] = max(8, nbytes)
         if given:
             self.inputs.append(name)
-        if held is not None:
-            self.held[name] = held
-        return name
+        if rows is not None:
+            self.row_buffers[name] = rows
 
     def add(self, labels: list[str], phase: Phase) -> None:
-        """The next phase, counted in a subtotal."""
+        """Add the next phase, and its label to `labels`."""
         self.phases.append(phase)
         labels.append(phase.label)
 
@@ -83,23 +97,23 @@ class _Builder:
     """Builds one layer's schedule.
 
     Args:
-        layer: who sends which rows.
-        hops: the way there.
-        routing: what was drawn.
-        options: how.
+        layer: the rows between ranks.
+        hops: the route of the rows.
+        routing: the routing that they follow from.
+        options: how rows are moved.
     """
 
     def __init__(self, layer: LayerRows, hops: list[Hop], routing: Routing, options: LayerOptions) -> None:
-        """Sizes that every phase needs."""
+        """Derive the sizes that every phase needs."""
         self.layer, self.options, self.routing = layer, options, routing
-        self.hops = [_remembering(hop) for hop in hops]
+        self.hops = [_cached(hop) for hop in hops]
         self.tokens, self.top_k = routing.experts.shape[1:]
         self.exponents = expert_exponents(routing.router.experts)
         self.parts = _Parts()
         self.wide = options.hidden * 2
 
     def build(self) -> Schedule:
-        """All phases, buffers and expectations."""
+        """Make all phases, buffers and expected contents."""
         self._forward()
         forward = list(self.parts.outward), list(self.parts.homeward)
         comm = {name: tuple(labels) for name, labels in self.parts.comm.items()}
@@ -131,7 +145,9 @@ class _Builder:
             size_bytes=most * options.format.row_bytes(options.hidden),
             count=most * options.hidden,
             groups=self.layer.placement.groups,
-            contents=LayerContents(parts.held, parts.counts, self._values, self._allowed(len(self.hops) + 1)),
+            contents=LayerContents(
+                parts.row_buffers, parts.count_buffers, self._values, self._allowed(len(self.hops) + 1)
+            ),
             subtotals=subtotals,
             fingerprint=self.routing.sha256,
         )
@@ -150,16 +166,16 @@ class _Builder:
     def _allowed(self, roundings: int) -> float:
         return 0.0 if self.options.exact else roundings * _ROUNDING
 
-    # What rows are called in expectations.
+    # Names of rows in expected contents.
 
     def _named(self, rows: RowSet, rank: int) -> tuple[Ints, Ints, Ints]:
-        """Ranks and tokens of rows, and the experts that those tokens chose."""
-        g, _ = self.layer.placement.seat(rank)
+        """Ranks (n,) and tokens (n,) of rows, and the experts (n, k) that those tokens chose."""
+        g, _ = self.layer.placement.group_and_member(rank)
         ranks = np.where(rows.src < 0, -1, self.layer.placement.groups[g][rows.src])
         return ranks, rows.tok, self.routing.experts[ranks, rows.tok].astype(np.int64)
 
     def _rows(self, of: Callable[[int], RowSet]) -> Callable[[int], ExpectedRows]:
-        """Rows with the choices that they carry."""
+        """Rows with the choices that they carry, multiplied by the sum of weight x expert factor of these."""
 
         def rows(rank: int) -> ExpectedRows:
             found = of(rank)
@@ -176,11 +192,11 @@ class _Builder:
         return rows
 
     def _sorted_rows(self, rank: int) -> ExpectedRows:
-        """What the experts of a rank have computed: one expert after the other, each its rows as they came."""
+        """The outputs of the experts of a rank: expert by expert, each with its rows in the order of arrival."""
         found = self.hops[-1].received(rank)
         ranks, tok, choices = self._named(found, rank)
         carried = np.where(found.slots < 0, -1, np.take_along_axis(choices, np.maximum(found.slots, 0), axis=1))
-        g, member = self.layer.placement.seat(rank)
+        g, member = self.layer.placement.group_and_member(rank)
         of_expert = [
             (np.flatnonzero((carried == expert).any(axis=1)), int(expert))
             for expert in np.flatnonzero(self.layer.groups[g].hosts == member)
@@ -197,29 +213,29 @@ class _Builder:
         own: Callable[[int], RowSet] = self.layer.own
         format, hidden = options.format, options.hidden
         row = format.payload_bytes(hidden) if options.separate_scales else format.row_bytes(hidden)
-        render = contents.payload if options.separate_scales or not format.block else contents.packed
+        render = render_payload if options.separate_scales or not format.block else render_packed
         entry = self.top_k * ENTRY_BYTES
         parts.buffer("tokens", self.tokens * row, RowBuffer(self._rows(own), render, row), given=True)
-        choices = RowBuffer(self._rows(own), contents.entries, entry)
+        choices = RowBuffer(self._rows(own), render_entries, entry)
         parts.buffer("choices", self.tokens * entry, choices, given=True)
         if options.separate_scales:
             scale = format.scale_bytes(hidden)
-            parts.buffer("scales", self.tokens * scale, RowBuffer(self._rows(own), contents.scales, scale), given=True)
-        held, slots, names = own, self.top_k, {"": "tokens", "_meta": "choices", "_scales": "scales"}
+            parts.buffer("scales", self.tokens * scale, RowBuffer(self._rows(own), render_scales, scale), given=True)
+        stored, slots, names = own, self.top_k, {"": "tokens", "_meta": "choices", "_scales": "scales"}
         for hop in self.hops:
             suffix = f"_{hop.name}" if hop.name else ""
             if options.exchange_counts:
                 self._counts(hop, suffix)
             carried = hop.sent(0).slots.shape[1]
             comm = parts.comm.setdefault(hop.name or "flat", [])
-            names = {kind: self._hop_out(hop, held, source, kind, suffix, (slots, carried), comm)
+            names = {kind: self._hop_out(hop, stored, source, kind, suffix, (slots, carried), comm)
                      for kind, source in names.items() if kind != "_scales" or options.separate_scales}  # fmt: skip
-            held, slots = hop.received, carried
+            stored, slots = hop.received, carried
         self._expert(names, slots, "")
         self._home("", "partial", "combine")
 
     def _counts(self, hop: Hop, suffix: str) -> None:
-        """The exchange of counts, and their way to the host."""
+        """Add the exchange of counts, and their copy to the host."""
         parts, placement = self.parts, self.layer.placement
         last = hop is self.hops[-1]
         own_experts = int(np.bincount(self.layer.groups[0].hosts).max()) if last else 0
@@ -227,7 +243,7 @@ class _Builder:
         nbytes = row_bytes * hop.groups.shape[1]
         sent, received = f"counts{suffix}", f"counts{suffix}_in"
 
-        @lru_cache(maxsize=_HELD_RANKS)
+        @lru_cache(maxsize=_CACHED_RANKS)
         def table(rank: int, mine: bool) -> NDArray[np.int32]:
             where = np.argwhere(hop.groups == rank)[0]
             peers, rows = hop.groups[where[0]], hop.rows[where[0]]
@@ -240,8 +256,8 @@ class _Builder:
 
         parts.buffer(sent, nbytes, given=True)
         parts.buffer(received, nbytes)
-        parts.counts[sent] = CountBuffer(lambda rank: table(rank, True))
-        parts.counts[received] = CountBuffer(lambda rank: table(rank, False))
+        parts.count_buffers[sent] = CountBuffer(lambda rank: table(rank, True))
+        parts.count_buffers[received] = CountBuffer(lambda rank: table(rank, False))
         assert placement.members >= hop.groups.shape[1]
         parts.add(parts.outward, Collective(
             f"counts{suffix}", Op.ALL_TO_ALL, hop.groups, row_bytes, read=sent, write=received))  # fmt: skip
@@ -250,8 +266,8 @@ class _Builder:
             read_extent=nbytes))  # fmt: skip
 
     def _expert_counts(self, hop: Hop, source: int, target: int, number: int) -> NDArray[np.int32]:
-        """How many rows from `source` each expert of `target` gets, shape (number,)."""
-        g, member = self.layer.placement.seat(target)
+        """Rows that each expert of `target` gets from `source`, shape (number,)."""
+        g, member = self.layer.placement.group_and_member(target)
         first = int(np.flatnonzero(self.layer.groups[g].hosts == member).min(initial=1 << 30))
         rows = hop.received(target)
         mine = rows.take(_from(hop, source, target))
@@ -262,15 +278,15 @@ class _Builder:
     def _hop_out(
         self,
         hop: Hop,
-        held: Callable[[int], RowSet],
+        stored: Callable[[int], RowSet],
         source: str,
         kind: str,
         suffix: str,
         slots: tuple[int, int],
         comm: list[str],
     ) -> str:
-        """Packing and sending of one kind of rows (payload, ``_meta`` or ``_scales``); the buffer they arrive in."""
-        parts, before = self.parts, self.parts.held[source]
+        """Pack and send one kind of rows (payload, ``_meta`` or ``_scales``); return the name of the receive buffer."""
+        parts, before = self.parts, self.parts.row_buffers[source]
         meta = kind == "_meta"
         row = slots[1] * ENTRY_BYTES if meta else before.row_bytes
         packed, received = f"packed{suffix}{kind}", f"received{suffix}{kind}"
@@ -283,7 +299,7 @@ class _Builder:
         )
 
         def plan(rank: int) -> RowPlan:
-            sent, own = hop.sent(rank), held(rank)
+            sent, own = hop.sent(rank), stored(rank)
             where = positions(sent, own, self.tokens)
             return RowPlan(_entry_positions(sent, own, where) if meta else where)
 
@@ -300,7 +316,7 @@ class _Builder:
     # The experts.
 
     def _expert(self, names: dict[str, str], slots: int, backward: str) -> None:
-        """Rows sorted by expert and scaled, then the weighted sum of each row's experts."""
+        """Add two phases: sort rows by expert and scale them, then sum each row's experts by weight."""
         parts, options, last = self.parts, self.options, self.hops[-1]
         format = _BF16 if backward else options.format
         most_in = _most(last)[1]
@@ -308,10 +324,10 @@ class _Builder:
         experts, partial = f"experts{backward}", f"partial{backward}"
         grads = bool(backward)
         parts.buffer(
-            experts, computed * self.wide, RowBuffer(self._sorted_rows, contents.numbers, self.wide, backward=grads)
+            experts, computed * self.wide, RowBuffer(self._sorted_rows, render_bfloat16, self.wide, backward=grads)
         )
         parts.buffer(partial, most_in * self.wide, RowBuffer(
-            self._rows(last.received), contents.numbers, self.wide, self._allowed(1), grads))  # fmt: skip
+            self._rows(last.received), render_bfloat16, self.wide, self._allowed(1), grads))  # fmt: skip
 
         def sort_plan(rank: int) -> RowPlan:
             rows, order, experts_n = self._sorting(rank)
@@ -327,7 +343,7 @@ class _Builder:
         scales = names.get("_scales", "")
         parts.add(parts.outward, RowWork(
             label=f"expert{backward}", kernel=RowKernel.SCALE, read=source, write=experts,
-            read_row=parts.held[source].row_bytes, write_row=self.wide, read_extent=parts.buffers[source],
+            read_row=parts.row_buffers[source].row_bytes, write_row=self.wide, read_extent=parts.buffers[source],
             write_extent=computed * self.wide, plan=sort_plan, format=format, hidden=options.hidden, scales=scales,
             scales_extent=parts.buffers.get(scales, 0)))  # fmt: skip
         parts.add(parts.outward, RowWork(
@@ -336,7 +352,7 @@ class _Builder:
             plan=reduce_plan, weights=names["_meta"], weights_extent=most_in * slots * ENTRY_BYTES))  # fmt: skip
 
     def _sorting(self, rank: int) -> tuple[RowSet, Ints, Ints]:
-        """Received rows; which of their slots, counted through, come one after the other by expert; their experts."""
+        """Received rows, the flat indices of their slots in the order of experts, and these experts."""
         rows = self.hops[-1].received(rank)
         _, _, choices = self._named(rows, rank)
         carried = np.where(rows.slots < 0, -1, np.take_along_axis(choices, np.maximum(rows.slots, 0), axis=1)).ravel()
@@ -344,23 +360,23 @@ class _Builder:
         order = there[np.argsort(carried[there], kind="stable")]
         return rows, order, carried[order]
 
-    # The way home.
+    # The way back.
 
     def _home(self, backward: str, source: str, verb: str) -> None:
-        """Partial sums go back the way the rows came, and are added up at the end of every hop."""
+        """Send partial sums back along the route of the rows, and add them up at the end of every hop."""
         parts = self.parts
         for i in range(len(self.hops) - 1, -1, -1):
             hop = self.hops[i]
             suffix = (f"_{hop.name}" if hop.name else "") + backward
-            held = self.hops[i - 1].received if i else self.layer.own
+            stored = self.hops[i - 1].received if i else self.layer.own
             most_back = _most(hop)[0]
-            most_held = _most(self.hops[i - 1])[1] if i else self.tokens
+            most_stored = _most(self.hops[i - 1])[1] if i else self.tokens
             returned, target = f"returned{suffix}", f"summed{suffix}" if i else f"out{backward}"
             done, grads = len(self.hops) - i, bool(backward)
             parts.buffer(returned, most_back * self.wide, RowBuffer(
-                self._rows(hop.sent), contents.numbers, self.wide, self._allowed(done), grads))  # fmt: skip
-            parts.buffer(target, most_held * self.wide, RowBuffer(
-                self._rows(held), contents.numbers, self.wide, self._allowed(done + 1), grads))  # fmt: skip
+                self._rows(hop.sent), render_bfloat16, self.wide, self._allowed(done), grads))  # fmt: skip
+            parts.buffer(target, most_stored * self.wide, RowBuffer(
+                self._rows(stored), render_bfloat16, self.wide, self._allowed(done + 1), grads))  # fmt: skip
             label = f"{verb}{suffix}"
             parts.add(parts.homeward, AllToAllV(
                 label, hop.groups, hop.rows.transpose(0, 2, 1), self.wide, source, returned))  # fmt: skip
@@ -368,21 +384,21 @@ class _Builder:
                 parts.comm[hop.name or "flat"].append(label)
             parts.add(parts.homeward, RowWork(
                 label=f"unpack{suffix}", kernel=RowKernel.SUM, read=returned, write=target, read_row=self.wide,
-                write_row=self.wide, read_extent=most_back * self.wide, write_extent=most_held * self.wide,
-                plan=self._gathering(hop, held)))  # fmt: skip
+                write_row=self.wide, read_extent=most_back * self.wide, write_extent=most_stored * self.wide,
+                plan=self._gathering(hop, stored)))  # fmt: skip
             source = target
 
-    def _gathering(self, hop: Hop, held: Callable[[int], RowSet]) -> Callable[[int], RowPlan]:
-        return lambda rank: RowPlan(all_positions(held(rank), hop.sent(rank), self.tokens, hop.fan_out))
+    def _gathering(self, hop: Hop, stored: Callable[[int], RowSet]) -> Callable[[int], RowPlan]:
+        return lambda rank: RowPlan(all_positions(stored(rank), hop.sent(rank), self.tokens, hop.fan_out))
 
     def _backward(self) -> None:
-        """The backward twins: gradients go out as the combine's mirror image, and home as the dispatch's."""
+        """Add the backward counterparts: gradients leave in a reversed combine and return in a reversed dispatch."""
         parts = self.parts
         own: Callable[[int], RowSet] = self.layer.own
         parts.buffer("grad", self.tokens * self.wide,
-                     RowBuffer(self._rows_plain(own), contents.numbers, self.wide, backward=True),
+                     RowBuffer(self._rows_plain(own), render_bfloat16, self.wide, backward=True),
                      given=True)  # fmt: skip
-        source, held = "grad", own
+        source, stored = "grad", own
         for hop in self.hops:
             suffix = (f"_{hop.name}" if hop.name else "") + "_bwd"
             packed, received = f"packed{suffix}", f"received{suffix}"
@@ -391,25 +407,25 @@ class _Builder:
                 parts.buffer(
                     name,
                     most * self.wide,
-                    RowBuffer(self._rows_plain(rows), contents.numbers, self.wide, backward=True),
+                    RowBuffer(self._rows_plain(rows), render_bfloat16, self.wide, backward=True),
                 )
-            plan = self._picking(hop, held)
+            plan = self._picking(hop, stored)
             parts.add(parts.outward, RowWork(
                 label=f"pack{suffix}", kernel=RowKernel.TAKE, read=source, write=packed, read_row=self.wide,
                 write_row=self.wide, read_extent=parts.buffers[source], write_extent=most_out * self.wide,
                 plan=plan))  # fmt: skip
             parts.add(parts.outward, AllToAllV(
                 f"combine{suffix}", hop.groups, hop.rows, self.wide, packed, received))  # fmt: skip
-            source, held = received, hop.received
+            source, stored = received, hop.received
         meta = f"received{f'_{self.hops[-1].name}' if self.hops[-1].name else ''}_meta"
         self._expert({"": source, "_meta": meta}, self.hops[-1].sent(0).slots.shape[1], "_bwd")
         self._home("_bwd", "partial_bwd", "dispatch")
 
-    def _picking(self, hop: Hop, held: Callable[[int], RowSet]) -> Callable[[int], RowPlan]:
-        return lambda rank: RowPlan(positions(hop.sent(rank), held(rank), self.tokens))
+    def _picking(self, hop: Hop, stored: Callable[[int], RowSet]) -> Callable[[int], RowPlan]:
+        return lambda rank: RowPlan(positions(hop.sent(rank), stored(rank), self.tokens))
 
     def _rows_plain(self, of: Callable[[int], RowSet]) -> Callable[[int], ExpectedRows]:
-        """Rows that nothing has multiplied."""
+        """Rows that no factor applies to."""
 
         def rows(rank: int) -> ExpectedRows:
             return ExpectedRows(*self._named(of(rank), rank))
@@ -417,27 +433,27 @@ class _Builder:
         return rows
 
 
-def _remembering(hop: Hop) -> Hop:
-    """The same hop; a rank's rows are worked out once."""
-    remember = lru_cache(maxsize=_HELD_RANKS)
+def _cached(hop: Hop) -> Hop:
+    """The same hop, with the rows of recent ranks cached."""
+    remember = lru_cache(maxsize=_CACHED_RANKS)
     return Hop(hop.name, hop.groups, hop.rows, remember(hop.sent), remember(hop.received), hop.fan_out)
 
 
 def _most(hop: Hop) -> tuple[int, int]:
-    """The most rows that any rank sends, and receives."""
+    """The largest number of rows that any rank sends, and receives."""
     return int(hop.rows.sum(axis=2).max()), int(hop.rows.sum(axis=1).max())
 
 
 def _from(hop: Hop, source: int, target: int) -> NDArray[np.bool_]:
-    """Which rows of those that `target` receives came from `source`."""
+    """A mask over the rows that `target` receives: whether each came from `source`."""
     (g, me), (_, peer) = np.argwhere(hop.groups == target)[0], np.argwhere(hop.groups == source)[0]
     counts = hop.rows[g, :, me]
     return np.repeat(np.arange(len(counts)) == peer, counts)
 
 
 def _entry_positions(sent: RowSet, own: RowSet, where: Ints) -> Ints:
-    """Where each entry of the rows sent stands among the entries held, counted through; -1 for none."""
-    if not len(own):  # nothing but padding leaves
+    """The flat index among the stored entries of each entry sent, shape (n x S,); -1 for none."""
+    if not len(own):  # only padding is sent
         return np.full(sent.slots.size, -1, np.int64)
     width = own.slots.shape[1]
     matches = own.slots[where][:, None, :] == sent.slots[:, :, None]
@@ -449,7 +465,7 @@ def build_layer_schedule(layer: LayerRows, hops: list[Hop], routing: Routing, op
     """The schedule of one layer over `hops`.
 
     Raises:
-        Unable: with more rows than an int32 counts.
+        Unable: if any rank has more rows than an int32 can count.
     """
     for hop in hops:
         refuse_too_many_rows(hop.rows)

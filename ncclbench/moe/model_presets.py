@@ -1,4 +1,7 @@
-"""Model presets: numbers of real networks as data, each file with its sources, beside the patterns that use them."""
+"""Model presets: the numbers of real networks, read from TOML files in the package of the patterns.
+
+Every file names its sources.
+"""
 
 from functools import cache
 
@@ -10,7 +13,7 @@ from ncclbench.moe.routing import Router
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a model was spread over a number of GPUs; what a source does not say is None."""
+    """How a model was distributed over GPUs; None stands for what the source does not state."""
 
     name: str
     gpus: int
@@ -30,17 +33,17 @@ class ModelPreset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """One network.
 
     Attributes:
-        title: its name in full.
-        parameters: how large it is, in words.
-        hidden: elements of a token.
-        layers: all of them.
-        sources: where the numbers come from.
+        title: full name.
+        parameters: number of parameters, in words.
+        hidden: elements per token.
+        layers: number of layers.
+        sources: sources of the numbers.
         experts: routed experts; 0 for a dense model.
-        top_k: experts a token.
-        groups: groups of experts, where the router keeps some of them.
-        groups_kept: how many.
+        top_k: experts per token.
+        groups: groups of experts, if the router keeps some of them.
+        groups_kept: groups that it keeps.
         moe_layers: layers with experts.
-        layout: how it was spread over GPUs.
+        layout: known distributions over GPUs.
     """
 
     title: str
@@ -56,7 +59,7 @@ class ModelPreset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     layout: list[Layout] = []
 
     def router(self) -> Router:
-        """What a token chooses from."""
+        """The experts that a token chooses from."""
         return Router(experts=self.experts, top_k=self.top_k, groups=self.groups, groups_kept=self.groups_kept)
 
 
@@ -71,7 +74,7 @@ def read_model(name: str) -> ModelPreset:
 
 
 def model_line(name: str) -> str:
-    """What ``ncclbench list models`` says of it."""
+    """The line of a preset in ``ncclbench list models``."""
     model = read_model(name)
     router = f"{model.experts} experts, top {model.top_k}" if model.experts else "dense"
     if model.groups > 1:

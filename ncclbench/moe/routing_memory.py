@@ -1,8 +1,8 @@
-"""What tables of an expert-parallel layer take in host memory, known before any of them is made.
+"""Host memory that the tables of an expert-parallel layer take, estimated before any of them is allocated.
 
-Buffers are not the whole of a case: every process holds the choices of all ranks' tokens, where each of them lives, and
-which rows its own ranks send and receive. That is in proportion to tokens x k x ranks: a number with a few zeros too
-many would take a machine's memory before a single buffer is asked for.
+Besides its buffers, every process has the choices of all ranks' tokens, the destination of each choice, and the rows
+that its own ranks send and receive. These tables grow with tokens x k x ranks. A number with a few zeros too many would
+exhaust the memory of a machine before the first buffer is allocated.
 """
 
 import gc
@@ -13,25 +13,25 @@ from ncclbench.errors import TooLarge
 from ncclbench.topology.host_memory import available_memory
 from ncclbench.units import counted, format_bytes
 
-# Of a choice: the expert in the routing and in its group's copy (int32 both), its rank and its domain (int64 both).
+# Per choice: the expert in the routing and in its group's copy (int32 both), its rank and its domain (int64 both).
 _CHOICE_BYTES = 4 + 4 + 8 + 8
-# Of a choice of the routing that is being drawn, while it is sorted, hashed and counted.
-_DRAWING_BYTES = 16
+# Per choice of the routing that is being sampled: for sorting, hashing and counting.
+_SAMPLING_BYTES = 16
 _WORD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingMemory:
-    """Numbers that tables are in proportion to.
+    """The numbers that the size of the tables depends on.
 
     Attributes:
-        ranks: W, of the job.
+        ranks: W, ranks of the job.
         tokens: T, of the rank that has most.
-        top_k: k.
+        top_k: k, choices per token.
         members: N, ranks of an expert-parallel group.
-        domains: D, of a group.
-        routings: how many are drawn.
-        dedup: whether a token goes to a rank once, or once a choice.
+        domains: D, domains of a group.
+        routings: number of routings.
+        dedup: whether a token is sent to a rank once, or once per choice.
         hops: all-to-alls on the way out.
     """
 
@@ -46,13 +46,13 @@ class RoutingMemory:
 
     @property
     def shared_bytes(self) -> int:
-        """Of all ranks' tokens: choices, and whether a token goes to a rank and to a domain (a byte each)."""
-        of_token = self.top_k * _CHOICE_BYTES + self.members + self.domains
-        return self.ranks * self.tokens * (self.routings * of_token + self.top_k * _DRAWING_BYTES)
+        """Bytes for all ranks' tokens: choices, and one byte per token and rank and per token and domain."""
+        per_token = self.top_k * _CHOICE_BYTES + self.members + self.domains
+        return self.ranks * self.tokens * (self.routings * per_token + self.top_k * _SAMPLING_BYTES)
 
     @property
     def own_bytes(self) -> int:
-        """Of the rows of one rank, as many received as sent: who they are, and where the kernels find them."""
+        """Bytes for the rows of one rank, as many received as sent: their names, and their indices for the kernels."""
         rows, slots = (min(self.top_k, self.members), self.top_k) if self.dedup else (self.top_k, 1)
         row_sets = 2 * (2 + slots) * _WORD
         plans = (2 + 2 * slots) * _WORD
@@ -60,22 +60,22 @@ class RoutingMemory:
 
     @property
     def nbytes(self) -> int:
-        """Of a process with one rank."""
+        """Bytes of a process with one rank."""
         return self.shared_bytes + self.own_bytes
 
-    def make_room(self, give_up: Callable[[], None]) -> None:
-        """Refuse tables that the memory that is free here could not hold once.
+    def refuse_if_too_large(self, clear_caches: Callable[[], None]) -> None:
+        """Refuse tables that do not fit into the free memory of this host.
 
         Args:
-            give_up: lets go of what is only kept in case it is asked for again; called where that would be needed.
+            clear_caches: frees cached schedules; called only if the tables do not fit beside them.
 
         Raises:
-            TooLarge: naming what they need, what they are of, and what there is.
+            TooLarge: naming the bytes needed, what they depend on, and the bytes free.
         """
         needed = self.nbytes
         if needed > available_memory():
-            give_up()
-            gc.collect()  # schedules and what builds them refer to each other
+            clear_caches()
+            gc.collect()  # schedules and their builders refer to each other
         available = available_memory()
         if needed > available:
             raise TooLarge(

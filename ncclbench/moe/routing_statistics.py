@@ -1,48 +1,48 @@
-"""What a record says of a routing: how skewed it was, and its rows between every two ranks, in three bases.
+"""Statistics of a routing for the record: its skew, and the rows between every two ranks in three bases.
 
-- ``selection``: a row a choice, k a token.
-- ``rank_dedup``: a row a token and rank.
-- ``domain_dedup``: a row a token and domain, counted at the member in the sender's place there.
+- ``selection``: one row per choice, k per token.
+- ``rank_dedup``: one row per token and destination rank.
+- ``domain_dedup``: one row per token and destination domain, counted at the member at the sender's position there.
 
-Counted from the table that was drawn, never from its expectation. What a rank keeps for itself is on the diagonal, and
-no "remote" figure counts it.
+All are counted from the sampled table, never from its expectation. Rows that a rank sends to itself are on the
+diagonal, and no "remote" figure counts them.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ncclbench.errors import Unable
 from ncclbench.moe.routing import Ints, Routing
 from ncclbench.moe.row_routes import GroupRows, Hop, LayerRows
+from ncclbench.schedule.case import JsonValue
 from ncclbench.schedule.row_formats import RowFormat
 from ncclbench.schedule.row_work import ENTRY_BYTES
 
-# Matrices of larger groups are left out of the record; their sums are in it.
+# Larger matrices are not recorded; their sums are.
 _LARGEST_MATRIX = 64
 
 
 def bases(group: GroupRows, by_domain: Ints | None) -> dict[str, Ints]:
-    """Rows from each member to each, shape (N, N), by basis; `by_domain` (D, L) where domains are of equal size."""
+    """Rows from member to member, shape (N, N), by basis; `by_domain` (D, L) if domains are of equal size."""
     found = {"selection": group.selection_rows, "rank_dedup": group.rank_rows}
     if by_domain is not None:
         matrix = np.zeros_like(group.rank_rows)
-        for place in by_domain.T:  # the members in one place, one in each domain
-            matrix[np.ix_(place, place)] = group.domain_rows[place]
+        for peers_D in by_domain.T:  # the members at one position, one in each domain
+            matrix[np.ix_(peers_D, peers_D)] = group.domain_rows[peers_D]
         found["domain_dedup"] = matrix
     return found
 
 
-def remote(matrix: Ints) -> Ints:
-    """The matrix without what stays where it is."""
-    return np.asarray(matrix - np.diag(np.diag(matrix)))
+def remote(matrix_NN: Ints) -> Ints:
+    """The matrix with a diagonal of zeros."""
+    return np.asarray(matrix_NN - np.diag(np.diag(matrix_NN)))
 
 
 def received_in_all(hops: Sequence[Hop]) -> Ints:
     """Rows that reach each rank from others, over all hops; shape (W,).
 
-    A rank that passes rows on has received them once before, and what it passes on to itself comes from nobody.
+    A rank that passes rows on has received them in the hop before. Rows that it passes on to itself are not counted.
     """
     total = np.zeros(hops[0].groups.size, np.int64)
     for hop in hops:
@@ -51,10 +51,10 @@ def received_in_all(hops: Sequence[Hop]) -> Ints:
     return total
 
 
-def routing_statistics(
+def describe_routing(
     layer: LayerRows, hops: Sequence[Hop], routing: Routing, format: RowFormat, hidden: int, capacity: float
-) -> dict[str, Any]:
-    """Plain data of one routing, for the record; `hops` is the way its rows go, without padding."""
+) -> dict[str, JsonValue]:
+    """The statistics of one routing; `hops` is the route of its rows, without padding."""
     tokens = routing.tokens
     try:
         by_domain: Ints | None = layer.placement.by_domain
@@ -62,7 +62,7 @@ def routing_statistics(
         by_domain = None
     matrices = [bases(g, None if by_domain is None else by_domain[i]) for i, g in enumerate(layer.groups)]
     received = received_in_all(hops)
-    facts: dict[str, Any] = {
+    facts: dict[str, JsonValue] = {
         "routing_sha256": routing.sha256,
         "tokens": {"total": int(tokens.sum()), "min": int(tokens.min()), "max": int(tokens.max())},
         "max_vio": routing.max_vio,
@@ -83,10 +83,10 @@ def routing_statistics(
     return facts
 
 
-def _totals(matrices: list[Ints], row_bytes: int) -> dict[str, Any]:
-    """Payload bytes of a dispatch: remote, over all ranks, and the busiest rank's."""
-    apart = [remote(matrix) for matrix in matrices]
-    sent, received = (np.concatenate([m.sum(axis=axis) for m in apart]) * row_bytes for axis in (1, 0))
+def _totals(matrices: list[Ints], row_bytes: int) -> dict[str, JsonValue]:
+    """Payload bytes of a dispatch: kept, remote over all ranks, and of the busiest rank."""
+    off_diagonal = [remote(matrix) for matrix in matrices]
+    sent, received = (np.concatenate([m.sum(axis=axis) for m in off_diagonal]) * row_bytes for axis in (1, 0))
     return {
         "self_bytes": int(sum(np.trace(matrix) for matrix in matrices)) * row_bytes,
         "remote_bytes": int(sent.sum()),

@@ -1,24 +1,24 @@
-"""Recorded routings, replayed: JSON lines or Parquet, one row a token. ``docs/formats.md`` has the columns.
+"""Reader of recorded routings: JSON lines or Parquet, one row per token. ``docs/formats.md`` has the columns.
 
-A trace says which experts every token of every rank chose, in one or more iterations. Whatever no router could have
-done is refused with the row that says so: an unknown expert, the same expert twice, another number of choices.
+A trace has the experts that every token of every rank chose, in one or more iterations. Rows that no router could
+produce are refused: an unknown expert, the same expert twice, another number of choices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.errors import UsageError
-from ncclbench.moe.routing import Router, Routing, from_trace
+from ncclbench.moe.routing import Router, Routing
 
 Ints = NDArray[np.int64]
 
 
-# What the arrays below hold.
+# The range of the arrays below.
 Number = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
@@ -32,12 +32,12 @@ class TraceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_trace(path: str, router: Router, ranks: int) -> list[Routing]:
-    """The routings in `path`, one an iteration.
+    """The routings in `path`, one per iteration.
 
     Args:
         path: a file that ends in ``.jsonl`` or ``.parquet``.
-        router: how many experts there are, and how many choices a token.
-        ranks: W; ranks that the trace does not name have no tokens.
+        router: the experts, and the number of choices per token.
+        ranks: W; a rank that is not in the trace has no tokens.
 
     Raises:
         UsageError: naming the file and the row that is wrong.
@@ -65,7 +65,7 @@ def read_trace(path: str, router: Router, ranks: int) -> list[Routing]:
             choices.append(experts_Nk[mine])
         if not sum(map(len, choices)):
             raise UsageError(f"the trace {path}: iteration {i} has no tokens; iterations count from 0 without gaps")
-        found.append(from_trace(choices, router))
+        found.append(Routing.from_choices(choices, router))
     return found
 
 
@@ -75,7 +75,7 @@ Columns = tuple[Ints, Ints, Ints, Ints]
 def _refuse_impossible(path: str, columns: Columns, router: Router, ranks: int) -> None:
     iteration_N, rank_N, token_N, experts_Nk = columns
 
-    def refuse(bad_N: Any, what: str) -> None:
+    def refuse(bad_N: NDArray[np.bool_] | np.bool_, what: str) -> None:
         if np.any(bad_N):
             k = int(np.flatnonzero(bad_N)[0])
             where = f"iteration {iteration_N[k]}, rank {rank_N[k]}, token {token_N[k]}"
@@ -126,7 +126,7 @@ def _parquet_rows(file: Path) -> Columns:
     try:
         rank_N, token_N = (_whole_numbers(table[name]) for name in ("rank", "token"))
         iteration_N = _whole_numbers(table["iteration"]) if "iteration" in table.column_names else np.zeros_like(rank_N)
-        return _columns(str(file), iteration_N, rank_N, token_N, table["experts"].to_pylist())
+        return _columns(str(file), iteration_N, rank_N, token_N, [row or [] for row in table["experts"].to_pylist()])
     except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise UsageError(f"the trace {file}: columns must be whole numbers, experts lists of them: {error}") from None
 
@@ -138,7 +138,7 @@ def _whole_numbers(column: "object") -> Ints:
     return values.astype(np.int64)
 
 
-def _columns(path: str, iteration_N: Ints, rank_N: Ints, token_N: Ints, experts: list[Any]) -> Columns:
+def _columns(path: str, iteration_N: Ints, rank_N: Ints, token_N: Ints, experts: Sequence[Sequence[int]]) -> Columns:
     lengths = {len(row) for row in experts}
     if len(lengths) > 1:
         raise UsageError(f"the trace {path}: tokens have {sorted(lengths)} choices; all must have the same number")

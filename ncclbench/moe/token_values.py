@@ -1,8 +1,9 @@
-"""What the rows of an expert-parallel layer hold, so chosen that no order of summation and no hierarchy rounds.
+"""Contents of the rows of an expert-parallel layer, chosen so that no sum rounds, in any order and any hierarchy.
 
-A row is small whole numbers q times block scales of 1 or 2; an expert multiplies by 1 or 2, a weight is 1 or 2. With k
-choices the sum of a token stays at or below 256, up to which bfloat16 has every whole number. The first numbers of a
-row spell the hash of (salt, rank, token), so that no two rows are alike; the others are a window of one long vector.
+A row is small whole numbers q times block scales of 1 or 2; an expert multiplies by 1 or 2, and a weight is 1 or 2.
+With k choices the sum of a token is at most 256, up to which bfloat16 represents every whole number. The first numbers
+of a row encode the hash of (salt, rank, token), so that no two rows are alike. The others are a window of one long
+vector.
 """
 
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-# A prime, longer than rows are, so that windows of it differ.
+# A prime, larger than the length of a row, so that windows differ.
 _PERIOD = 65521
-_SPELLED = 16
+# Elements at the start of a row that encode its hash.
+_HASHED = 16
 _STREAM_VECTOR, _STREAM_ROW, _STREAM_WEIGHT = range(10, 13)
-# An expert's factor times a weight, at most.
+# Largest product of an expert's factor and a weight.
 _LARGEST_PRODUCT = 4
 
 
@@ -34,11 +36,11 @@ class TokenValues:
     """The values of one pass.
 
     Attributes:
-        hidden: elements of a row.
-        format: how rows travel.
-        top_k: k, how many terms a sum has at most.
+        hidden: elements per row.
+        format: format of the rows.
+        top_k: k, the largest number of terms of a sum.
         exact: weights are powers of two; otherwise any fraction, and results have a tolerance.
-        salt: which set of values.
+        salt: selects a set of values.
         backward: whether the rows are gradients; the weights are those of the tokens.
     """
 
@@ -54,30 +56,30 @@ class TokenValues:
         """The largest code q of an element."""
         return _largest(self.top_k, self.format)
 
-    def _drawn(self, rank_n: Ints, tok_n: Ints) -> tuple[Bytes, Bytes]:
-        """Codes (n, H) and scale exponents (n, blocks) of some rows."""
+    def _codes(self, rank_n: Ints, tok_n: Ints) -> tuple[Bytes, Bytes]:
+        """Codes (n, H) and scale exponents (n, blocks) of rows."""
         codes, exponents = _vectors(key_of(self.salt, _STREAM_VECTOR, self.backward), self.largest, self.hidden)
         random = bits(key_of(self.salt, _STREAM_ROW, self.backward), (rank_n << 40) + tok_n)
         start = below(random, _PERIOD)
-        drawn = np.lib.stride_tricks.sliding_window_view(codes, self.hidden)[start]
+        codes_nH = np.lib.stride_tricks.sliding_window_view(codes, self.hidden)[start]
         base, rest = np.uint64(self.largest + 1), random.copy()
-        for column in range(min(_SPELLED, self.hidden)):
-            drawn[:, column] = rest % base
+        for column in range(min(_HASHED, self.hidden)):
+            codes_nH[:, column] = rest % base
             rest //= base
         blocks = self.format.blocks(self.hidden)
-        scales = np.lib.stride_tricks.sliding_window_view(exponents, blocks)[start] if blocks else drawn[:, :0]
-        return drawn, scales
+        scales = np.lib.stride_tricks.sliding_window_view(exponents, blocks)[start] if blocks else codes_nH[:, :0]
+        return codes_nH, scales
 
     def raw(self, rank_n: Ints, tok_n: Ints) -> tuple[Bytes, Bytes]:
-        """Payload and scales of rows as they travel; rows of rank -1 are zeros."""
-        payload, scales = self.format.encode(*self._drawn(rank_n, tok_n))
+        """Encoded payload and scales of rows; rows of rank -1 are zeros."""
+        payload, scales = self.format.encode(*self._codes(rank_n, tok_n))
         payload[rank_n < 0] = 0
         scales[rank_n < 0] = 0
         return payload, scales
 
     def numbers(self, rank_n: Ints, tok_n: Ints) -> Floats:
-        """Rows as the numbers that they stand for, shape (n, H)."""
-        codes, exponents = self._drawn(rank_n, tok_n)
+        """Decoded rows, shape (n, H)."""
+        codes, exponents = self._codes(rank_n, tok_n)
         values = codes.astype(np.float32)
         if self.format.block:
             values *= np.repeat(np.exp2(exponents.astype(np.float32)), self.format.block, axis=1)[:, : self.hidden]
@@ -85,11 +87,11 @@ class TokenValues:
         return values
 
     def weighted(self, rank_n: Ints, tok_n: Ints, factor_n: Floats) -> NDArray[np.uint16]:
-        """Rows times a factor each, as the bits of bfloat16."""
+        """Rows times one factor each, as the bits of bfloat16, shape (n, H)."""
         return np.asarray(float_to_bf16(self.numbers(rank_n, tok_n) * factor_n.astype(np.float32)[:, None]))
 
     def weights(self, rank_n: Ints, tok_n: Ints) -> Floats:
-        """Weight of each choice of some tokens, shape (n, k)."""
+        """Weight of each choice of the tokens, shape (n, k)."""
         lanes = ((rank_n << 40) + tok_n)[:, None] * 64 + np.arange(self.top_k)
         random = bits(key_of(self.salt, _STREAM_WEIGHT), lanes)
         if self.exact:
@@ -97,7 +99,7 @@ class TokenValues:
         return unit(random).astype(np.float32)
 
     def entries(self, rank_n: Ints, tok_n: Ints, choices_nk: Ints, slots_nS: Ints) -> Bytes:
-        """Routing metadata of rows, shape (n, S x 8): expert + 1 and weight of each choice carried, zeros if none."""
+        """Routing metadata of rows, shape (n, S x 8): expert + 1 and weight of each choice carried, or zeros."""
         there = slots_nS >= 0
         slot = np.maximum(slots_nS, 0)
         out = np.zeros((*slots_nS.shape, 2), np.int32)
@@ -112,10 +114,10 @@ def _largest(top_k: int, format: RowFormat) -> int:
 
 
 def refuse_without_values(top_k: int, format: RowFormat) -> None:
-    """Refuse what no values can be made for: on every rank, also on one that has no tokens.
+    """Refuse layers for which no exact values exist; all ranks refuse alike, also a rank without tokens.
 
     Raises:
-        Unable: with so many choices that sums could not be exact.
+        Unable: if there are so many choices that sums could not be exact.
     """
     if _largest(top_k, format) < 1:
         raise Unable(
@@ -126,12 +128,11 @@ def refuse_without_values(top_k: int, format: RowFormat) -> None:
 
 @lru_cache(maxsize=6)
 def _vectors(key: int, largest: int, hidden: int) -> tuple[Bytes, Bytes]:
-    """Codes and scale exponents that rows are windows of."""
-    place = np.arange(_PERIOD + hidden, dtype=np.int64) % _PERIOD
-    random = bits(key, place)
+    """The long vectors of codes and scale exponents that rows are windows of."""
+    random = bits(key, np.arange(_PERIOD + hidden, dtype=np.int64) % _PERIOD)
     return below(random, largest + 1).astype(np.uint8), (random & np.uint64(1)).astype(np.uint8)
 
 
 def expert_exponents(experts: int) -> NDArray[np.int8]:
-    """Every expert multiplies by 2 to this power, shape (E,): neighbours differ, so that swapped ones show."""
+    """Each expert multiplies by 2 to this power, shape (E,). Neighbors differ, so that a swap is detected."""
     return (np.arange(experts) % 2).astype(np.int8)

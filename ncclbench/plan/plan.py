@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from ncclbench.buffers.kinds import Cache, Kind
-from ncclbench.config.plugins import load
 from ncclbench.config.refusals import unknown
 from ncclbench.config.shipped_files import PLANS
 from ncclbench.config.toml_files import decode_toml
@@ -22,6 +21,7 @@ from ncclbench.errors import UsageError
 from ncclbench.plan.start_modes import Mode, ModeEntry, mode_of_case, mode_of_start, read_modes
 from ncclbench.schedule.case import Case, Params, Timing, convert_params, non_default
 from ncclbench.schedule.dtypes import dtype_of
+from ncclbench.schedule.pattern import load_pattern
 from ncclbench.units import parse_size
 
 Size = int | str
@@ -241,9 +241,9 @@ def make_plan(
 
 def _in_mode(planned: PlannedCase, asked: str | None, modes: tuple[Mode, ...], where: str) -> PlannedCase:
     """The case, in the mode that measures it."""
-    asks = getattr(load("patterns", planned.case.pattern), "needs", None) if modes else None
+    needs = load_pattern(planned.case.pattern).needs(planned.case) if modes else None
     try:
-        return replace(planned, mode=mode_of_case(planned.case, asks(planned.case) if asks else None, asked, modes))
+        return replace(planned, mode=mode_of_case(planned.case, needs, asked, modes))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
 
@@ -252,7 +252,7 @@ def _expand(entry: Entry, defaults: Entry, where: str, overrides: SettingOverrid
     if entry.pattern is None:
         raise UsageError(f"{where}: no pattern")
     try:
-        kind = _params_of(entry.pattern)
+        kind = load_pattern(entry.pattern).params
         params = {**defaults.params, **entry.params}
         chosen = [non_default(entry.pattern, one, kind) for one in _combinations(params)]
         shapes = _shapes(entry, defaults, kind, chosen)
@@ -275,7 +275,7 @@ def _shapes(
     A pattern whose parameters say how much it moves has a function ``size_and_dtype(params)``; then it is one case.
     """
     assert entry.pattern is not None
-    own = getattr(load("patterns", entry.pattern), "size_and_dtype", None)
+    own = load_pattern(entry.pattern).size_and_dtype
     if own is None:
         sizes = _sizes(entry, defaults)
         dtypes = [dtype_of(name).name for name in _names(entry.dtype, defaults.dtype, "float32")]
@@ -285,20 +285,6 @@ def _shapes(
             raise UsageError(f"{name} does not go with {entry.pattern}: its parameters say how much is moved")
     found = [own(convert_params(entry.pattern, one, kind)) for one in chosen]
     return [[(dtype, size)] for size, dtype in found]
-
-
-def _params_of(pattern: str) -> type[Params]:
-    """The parameters of a pattern.
-
-    Raises:
-        UsageError: if it is none, or if a third party's module lacks what makes a pattern.
-    """
-    module = load("patterns", pattern)
-    for names in (("Params",), ("schedule", "variants")):
-        if not any(hasattr(module, name) for name in names):
-            raise UsageError(f"pattern {pattern!r}: {module.__name__} has no {names[0]}; see CONTRIBUTING.md")
-    kind: type[Params] = module.Params
-    return kind
 
 
 def _combinations(params: dict[str, object]) -> list[dict[str, object]]:

@@ -1,6 +1,12 @@
-"""What moves: phases over groups, and the four uses of them that need no rank: build, count, trace, check.
+"""Schedules: phases over groups of ranks, and what is derived from them without running them.
 
-This is what a pattern imports.
+- Data: `case` (what to measure), `phases`, `row_work`, `schedule`.
+- Patterns: `pattern` (a pattern module, typed), `builders` and `flow_rounds` (shared by pattern files).
+- Uses: `ledger` (exact bytes), `minimum_time` (lower bound of time), `symbolic_trace` (origin of contents),
+  `input_values` and `oracle` (fill and check), `rates` (bus bandwidth).
+- Representation: `dtypes`, `row_formats`, `expected_contents`, `counter_rng`.
+
+Patterns import the names below, and no submodule.
 """
 
 from ncclbench.errors import Unable

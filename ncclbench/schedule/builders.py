@@ -1,4 +1,4 @@
-"""The few lines that all standard collectives share, so that each pattern's file is only what is its own."""
+"""Builders that patterns of standard collectives share."""
 
 from ncclbench.errors import Unable, UsageError
 from ncclbench.schedule.case import Case
@@ -7,15 +7,15 @@ from ncclbench.schedule.phases import READS_ALL_SHARDS, WRITES_ALL_SHARDS, Colle
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.topology import Topology
 
-# torch and nccl-tests' in-place column have these in place: one buffer, read and written.
+# These run in place, in one buffer, as in torch and in the in-place column of nccl-tests.
 IN_PLACE = frozenset({Op.ALL_REDUCE, Op.BROADCAST, Op.REDUCE})
 
 
 def shard_count(case: Case, shards: int) -> int:
-    """Elements a shard when the case's bytes are split over `shards`; what is left over is not sent.
+    """Elements per shard if the case's bytes are split over `shards`; the remainder is not sent.
 
     Raises:
-        Unable: if that would be less than one element; a size is refused, never silently made larger.
+        Unable: if a shard is less than one element. A size is refused, never silently made larger.
     """
     count = case.nbytes // (case.element.itemsize * shards)
     if count < 1:
@@ -39,10 +39,10 @@ def collective(
 
     Args:
         case: S is the whole buffer: N x count for the ops that shard it.
-        topology: where the ranks sit.
-        op: what every group does.
+        topology: node, domain and rail of every rank.
+        op: the operation of every group.
         group: see `Topology.groups`.
-        redop: for the reducing ops.
+        redop: reduction, for the reducing ops.
         root: position of the root in its group, for the rooted ops.
         persistent: see `Collective`.
         overlap: see `Collective`.

@@ -1,7 +1,7 @@
-"""Random numbers that depend on a counter and nothing else: the same on every rank, machine and version of NumPy.
+"""Random numbers that depend on a counter alone: the same on every rank, machine and version of NumPy.
 
-SplitMix64 over (key, counter), and a logarithm made of additions, multiplications and divisions alone. Those are
-rounded correctly everywhere; a library's `log` is not, and one bit of difference would route a token elsewhere.
+They are SplitMix64 over (key, counter). The logarithm uses additions, multiplications and divisions only, which are
+rounded correctly on every machine. A library's `log` is not, and one differing bit would route a token elsewhere.
 """
 
 from decimal import Context, Decimal
@@ -21,7 +21,7 @@ _POWERS = Context(prec=28)
 
 
 def mix(numbers: Bits) -> Bits:
-    """SplitMix64's finaliser: a fixed, well-mixed number for each number. Works in place on a copy."""
+    """SplitMix64's finalizer: a well-mixed number for each number, the same on every machine."""
     z = numbers.copy()
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
@@ -57,7 +57,7 @@ def unit(random: Bits) -> Floats:
 
 
 def exponential(random: Bits) -> Floats:
-    """A draw of the exponential distribution for each: -ln(u), to about 1e-12, the same bits everywhere.
+    """A sample of the exponential distribution for each: -ln(u), to about 1e-12, the same bits on every machine.
 
     With u = m 2^e and m in [sqrt(1/2), sqrt(2)), ln m = 2 (s + s^3/3 + s^5/5 + ...) where s = (m - 1) / (m + 1).
     """
@@ -74,6 +74,6 @@ def exponential(random: Bits) -> Floats:
 
 
 def zipf_weights(number: int, alpha: float) -> Floats:
-    """1, 2**-alpha, 3**-alpha, ...: shape (number,), computed in decimal so that no machine rounds otherwise."""
+    """1, 2**-alpha, 3**-alpha, ...: shape (number,), computed in decimal so that all machines round alike."""
     exponent = Decimal(repr(-alpha))
     return np.array([float(_POWERS.power(Decimal(i), exponent)) for i in range(1, number + 1)])

@@ -1,4 +1,4 @@
-"""Element types and reductions, and how large an integer each type holds without rounding."""
+"""Element types and reductions, and the range in which each type represents integers exactly."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class Dtype:
 
     Attributes:
         name: as in plans and records.
-        numpy: the NumPy type; bfloat16 and those of 8 bits come from ml_dtypes.
-        exact: every integer from 0 to this one is represented exactly, here and in the float64 that expects it.
+        numpy: the NumPy type; bfloat16 and 8-bit floats come from ml_dtypes.
+        exact: every integer from 0 to this one is represented exactly, here and in float64.
         doublings: 2 ** this is representable, so a product of that many twos is exact.
         epsilon: spacing of the type at 1.0; 0 for integers.
     """
@@ -45,7 +45,7 @@ class Dtype:
 
     @property
     def itemsize(self) -> int:
-        """Bytes an element."""
+        """Bytes per element."""
         return self.numpy.itemsize
 
     @property
@@ -55,7 +55,7 @@ class Dtype:
 
     @property
     def smallest(self) -> tuple[float, float]:
-        """The smallest positive number, and the smallest that has all its digits; 1 for integers."""
+        """The smallest positive number, and the smallest normal one; 1 for integers."""
         if not self.is_float:
             return 1.0, 1.0
         limits = ml_dtypes.finfo(self.numpy)  # type: ignore[no-untyped-call]
@@ -63,7 +63,7 @@ class Dtype:
 
     @property
     def bits(self) -> np.dtype[Any]:
-        """The unsigned integer of the same width: comparing bits does not stumble over NaN or -0."""
+        """The unsigned integer of the same width; bits compare equal for NaN too, and differ for 0 and -0."""
         return np.dtype(f"u{self.itemsize}")
 
 
@@ -92,7 +92,7 @@ def dtype_of(name: str) -> Dtype:
     """The element type called `name`.
 
     Raises:
-        UsageError: if there is none, naming all there are.
+        UsageError: if there is none, naming the known ones.
     """
     if name not in DTYPES:
         raise UsageError(f"no dtype {name!r}; there are: {', '.join(DTYPES)}")
@@ -101,7 +101,7 @@ def dtype_of(name: str) -> Dtype:
 
 @cache
 def reducer(redop: Redop) -> Callable[[Array, Array], Array]:
-    """The ufunc that folds two buffers; `Redop.AVG` folds like a sum and is divided once, at the end."""
+    """The ufunc that folds two buffers; `Redop.AVG` folds as a sum and is divided once, at the end."""
     table: dict[Redop, Callable[[Array, Array], Array]] = {
         Redop.SUM: np.add,
         Redop.AVG: np.add,
@@ -113,7 +113,7 @@ def reducer(redop: Redop) -> Callable[[Array, Array], Array]:
 
 
 def finish_average(total: Array, members: int) -> Array:
-    """`total` / `members`: true division for floats, floor division for integers, as NCCL's ncclAvg has it."""
+    """`total` / `members`: true division for floats, floor division for integers, as in NCCL's ncclAvg."""
     if np.issubdtype(total.dtype, np.integer):
-        return np.asarray(total.astype(np.int64) // members).astype(total.dtype)  # 300 ranks are no uint8
+        return np.asarray(total.astype(np.int64) // members).astype(total.dtype)  # `members` may exceed a uint8
     return np.asarray(total / members)

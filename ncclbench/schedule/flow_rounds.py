@@ -1,8 +1,8 @@
-"""Rounds of point-to-point flows: what the patterns that search for a slow NIC, leaf or path are made of.
+"""Rounds of point-to-point flows, for patterns that search for a slow NIC, leaf or path.
 
-A round is a variant of a case with a label of its own, so that it has samples of its own; all its flows start at
-once, and each is reported by itself. Rounds are put in a seeded random order, so that a drift of the machine does
-not look like a property of the last offset.
+A round is a variant of a case with a label of its own, so it has samples of its own. All its flows start at once, and
+each is reported by itself. The order of the rounds is random with a seed, so that a drift of the machine does not look
+like a property of the last offset.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ Direction = Literal["both", "apart"]
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """Flows that run at once: ranks `src` to ranks `dst`, both of shape (F,)."""
+    """Flows that run at once: from ranks `src` to ranks `dst`, both of shape (F,)."""
 
     label: str
     src: Ints
@@ -45,13 +45,13 @@ def rounds_of(
     direction: Direction = "both",
     aligned: bool = False,
 ) -> list[Schedule]:
-    """One schedule a round, in random order; every flow carries the case's bytes.
+    """One schedule per round, in random order; every flow has the case's bytes.
 
     Args:
         case: S is the bytes of one directed flow.
-        topology: where the ranks sit.
-        rounds: with labels that differ.
-        seed: of the order.
+        topology: node, domain and rail of every rank.
+        rounds: rounds with different labels.
+        seed: seed of the order.
         direction: ``apart`` splits every round so that no rank sends and receives at once.
         aligned: see `Schedule`.
     """
@@ -61,21 +61,21 @@ def rounds_of(
 
 
 def flow_schedule(case: Case, topology: Topology, flows: Round, *, aligned: bool = False) -> Schedule:
-    """The schedule of one round; several flows to one rank land one behind the other."""
+    """The schedule of one round; several flows to one rank are received one after the other in its buffer."""
     count = shard_count(case, 1)
     nbytes = count * case.element.itemsize
-    place = occurrence_numbers(flows.dst)
+    index_F = occurrence_numbers(flows.dst)
     phase = Exchange(
         label=flows.label,
         src=flows.src,
         dst=flows.dst,
         nbytes=np.array([nbytes]),
-        recv_offset=place * nbytes,
+        recv_offset=index_F * nbytes,
     )
     return Schedule(
         world_size=topology.world_size,
         dtype=case.element,
-        buffers={"send": nbytes, "recv": nbytes * (int(place.max()) + 1)},
+        buffers={"send": nbytes, "recv": nbytes * (int(index_F.max()) + 1)},
         inputs=("send",),
         phases=(phase,),
         op="send_recv",
@@ -86,18 +86,18 @@ def flow_schedule(case: Case, topology: Topology, flows: Round, *, aligned: bool
 
 
 def occurrence_numbers(values: ArrayLike) -> Ints:
-    """For each value, how many equal ones stand before it: 0 for the first of its kind."""
+    """For each value, the number of equal values before it: 0 for the first of its kind."""
     keys = np.asarray(values, np.int64)
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     first = np.searchsorted(ordered, ordered, side="left")
-    found = np.empty(len(keys), np.int64)
-    found[order] = np.arange(len(keys)) - first
-    return found
+    numbers = np.empty(len(keys), np.int64)
+    numbers[order] = np.arange(len(keys)) - first
+    return numbers
 
 
 def split_directions(whole: Round) -> list[Round]:
-    """The round in parts in which no rank both sends and receives: two, or three where a cycle of flows is odd.
+    """The round in parts in which no rank both sends and receives: two, or three if a cycle of flows is odd.
 
     Raises:
         ValueError: if a rank sends twice or receives twice.
@@ -108,7 +108,7 @@ def split_directions(whole: Round) -> list[Round]:
     if len(leaving) != len(src) or len(arriving) != len(dst):
         raise ValueError(f"{whole.label}: only rounds in which a rank sends and receives once can be taken apart")
     part: dict[int, int] = {}
-    # Chains first, from their beginnings, then cycles: each edge takes the other part than the one before it.
+    # Chains first, from their starts, then cycles: consecutive edges are in different parts.
     starts = [k for k, a in enumerate(src) if a not in arriving] + list(range(len(src)))
     for start in starts:
         edge: int | None = start
@@ -118,7 +118,7 @@ def split_directions(whole: Round) -> list[Round]:
             part[edge], last = turn % 2, edge
             turn, edge = turn + 1, leaving.get(dst[edge])
         if edge == start and turn % 2 and turn > 1:
-            part[last] = 2  # the last edge of an odd cycle touches both other parts
+            part[last] = 2  # the last edge of an odd cycle is adjacent to both other parts
     colours = np.array([part[k] for k in range(len(src))])
     if not colours.any():
         return [whole]
@@ -129,7 +129,7 @@ def split_directions(whole: Round) -> list[Round]:
 
 
 def offsets(domains: int, wanted: int, seed: int) -> list[int]:
-    """Up to `wanted` distances between `domains` domains in a ring, from 1 on; drawn at random where there are more."""
+    """Up to `wanted` distances between `domains` domains in a ring, from 1 on; a random choice if there are more."""
     every = np.arange(1, domains)
     if len(every) <= wanted:
         return [int(s) for s in every]
@@ -137,10 +137,10 @@ def offsets(domains: int, wanted: int, seed: int) -> list[int]:
 
 
 def grid_of(topology: Topology, pattern: str, *, domains: int = 2, rails: int = 1) -> Ints:
-    """`Topology.grid`, shape (D, T, R), where it is large enough for a pattern.
+    """`Topology.grid`, shape (D, T, R), if it is large enough for a pattern.
 
     Raises:
-        Unable: naming the pattern, what it needs and what there is.
+        Unable: naming the pattern, what it needs and what the job has.
     """
     found = len(np.unique(topology.domains))
     if found < domains:
@@ -157,28 +157,28 @@ def grid_of(topology: Topology, pattern: str, *, domains: int = 2, rails: int = 
 
 
 def round_robin(teams: int) -> list[list[tuple[int, int]]]:
-    """Every pair of `teams` exactly once, in rounds in which each plays once (the circle method).
+    """Every pair of `teams` exactly once, in rounds in which each team plays once (the circle method).
 
-    N - 1 rounds for an even number; N for an odd one, in each of which one rests.
+    There are N - 1 rounds for an even number N, and N for an odd number, with one team idle in each.
     """
-    seats = [*range(teams)] + ([-1] if teams % 2 else [])
+    order = [*range(teams)] + ([-1] if teams % 2 else [])
     rounds = []
-    for _ in range(len(seats) - 1):
-        pairs = [(seats[k], seats[-1 - k]) for k in range(len(seats) // 2)]
+    for _ in range(len(order) - 1):
+        pairs = [(order[k], order[-1 - k]) for k in range(len(order) // 2)]
         rounds.append([(a, b) for a, b in pairs if a >= 0 and b >= 0])
-        seats = [seats[0], seats[-1], *seats[1:-1]]
+        order = [order[0], order[-1], *order[1:-1]]
     return rounds
 
 
 def derangement(size: int, rng: np.random.Generator) -> Ints:
-    """A random permutation of 0..size-1 that leaves nothing in its place; every one is equally likely.
+    """A random permutation of 0..size-1 without a fixed point; every one is equally likely.
 
     Raises:
-        ValueError: below 2, where there is none.
+        ValueError: if `size` is below 2, since there is none.
     """
     if size < 2:
         raise ValueError(f"{size} things have no derangement")
-    while True:  # a share of 1/e of all permutations is one: three attempts on average
-        drawn = rng.permutation(size)
-        if not np.any(drawn == np.arange(size)):
-            return np.asarray(drawn, dtype=np.int64)
+    while True:  # a fraction 1/e of all permutations is a derangement: three attempts on average
+        candidate = rng.permutation(size)
+        if not np.any(candidate == np.arange(size)):
+            return np.asarray(candidate, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""The least time a phase can take: what the wires that are known would need, all working at once without loss.
+"""The minimum time of a phase: a lower bound from the rates of NICs, NVLink ports and leaf uplinks.
 
-For every NIC, leaf uplink and NVLink port the bytes that a phase puts on it, divided by its rate; the largest of these
-is the bound. Spreading over uplinks is taken as perfect, so that a bound is never too strict. Where no rate is known,
-there is none.
+For every NIC, leaf uplink and NVLink port, the bytes of the phase are divided by the rate; the largest quotient is the
+bound. All links work at once and without loss, and flows are distributed perfectly over the uplinks, so the bound is
+never too strict. Without a known rate there is no bound.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ _BYTES_PER_GBIT = 1e9 / 8
 
 
 def minimum_seconds(phase: Phase, topology: Topology, itemsize: int, *, aligned: bool = False) -> float | None:
-    """Seconds below which no run of `phase` can be; None where the topology does not say how fast its wires are.
+    """The lower bound of the time of `phase` in seconds; None if the topology has no rates of links.
 
     Args:
-        phase: what moves.
-        topology: where, and over which wires.
-        itemsize: bytes an element.
+        phase: the phase.
+        topology: the ranks, and the links between them.
+        itemsize: bytes per element.
         aligned: see `Schedule`.
     """
     if topology.wiring is None:
@@ -33,16 +33,16 @@ def minimum_seconds(phase: Phase, topology: Topology, itemsize: int, *, aligned:
 
 
 class _Loads:
-    """Bytes on every wire: NICs and NVLink of each rank, uplinks of each leaf, out and in."""
+    """Bytes on every link, out and in: NIC and NVLink port of each rank, shape (2, R); uplinks of each leaf, (2, L)."""
 
     def __init__(self, topology: Topology, wiring: Wiring) -> None:
-        """Nothing moves yet."""
+        """Start with no bytes on any link."""
         self.topology, self.wiring = topology, wiring
         ranks, leaves = topology.world_size, len(wiring.leaf_names)
         self.nic, self.nvlink, self.uplink = (np.zeros((2, n), np.int64) for n in (ranks, ranks, leaves))
 
     def add(self, src: Ints, dst: Ints, nbytes: Ints, aligned: bool) -> None:
-        """Put flows on the wires."""
+        """Add the bytes of flows."""
         out, into = self.topology.carriers(src, dst, aligned=aligned)
         moves = src != dst
         outside, inside = moves & (out >= 0), moves & (out < 0)
@@ -56,7 +56,7 @@ class _Loads:
         np.add.at(self.uplink[1], leaves[into[crossing]], nbytes[crossing])
 
     def slowest(self) -> float | None:
-        """Seconds of the wire that takes longest, of those whose rate is known."""
+        """Seconds of the slowest link, of those with a known rate; None if there is none."""
         wiring = self.wiring
         worst = 0.0
         for load, gbit_per_s in (

@@ -1,14 +1,15 @@
-"""The oracle: fills a rank's buffers, and knows what they must hold after the schedule has run.
+"""The oracle: fills a rank's buffers, and computes what they must hold after the schedule has run.
 
-Every element of every buffer is checked: what was written, what must not have been written (the canary), and inputs
-that no phase may touch. Bits are compared, except where an average cannot be exact; then `tolerance` is above zero
-and `why` says so.
+Every element of every buffer is checked: elements that were written, elements that must not be written (the canary),
+and inputs that no phase may change. Bits are compared, unless an average cannot be exact. Then `tolerance` is above
+zero, and `tolerance_reason` has the reason.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import log2
+from typing import assert_never
 
 import numpy as np
 
@@ -17,52 +18,52 @@ from ncclbench.schedule.expected_contents import Contents, ExpectedBytes
 from ncclbench.schedule.input_values import Fill, Floats, Spread, reductions, refuse_blind_averages, rounding, tolerance
 from ncclbench.schedule.phases import flatten
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.schedule.symbolic_trace import Given, Mark, Reduced, Segment, Term, trace
+from ncclbench.schedule.symbolic_trace import InputElements, NoInput, Reduced, Segment, Term, trace
 
 CANARY_BYTE = 0xA5
 
-# Elements compared at a time: what a comparison needs beside the buffers is the same for any size of buffer, and
-# lies within the reserve that the refusal of a case too large leaves.
+# Elements compared at a time. So the memory of a comparison does not depend on the size of the buffer, and stays within
+# the reserve that the check of a case's memory leaves.
 _BLOCK = 1 << 20
 
 
-def _stay(bits: Array) -> Array:
+def _on_host(bits: Array) -> Array:
     return bits
 
 
 @dataclass(frozen=True, eq=False)
 class Oracle:
-    """What one rank's buffers hold before and after a schedule.
+    """The contents of one rank's buffers before and after a schedule.
 
     Attributes:
-        schedule: what is run.
-        rank: whose buffers.
-        salt: which set of values; a pass with another salt exposes data left from the pass before.
-        upload: brings a vector of bits to where the buffers are; on CPUs they are there.
+        schedule: the schedule that is run.
+        rank: the rank of the buffers.
+        salt: selects a set of values; a pass with another salt exposes data left from the pass before.
+        upload: copies a vector of bits to the device of the buffers; on CPUs it does nothing.
     """
 
     schedule: Schedule
     rank: int
     salt: int
-    upload: Callable[[Array], Array] = _stay
+    upload: Callable[[Array], Array] = _on_host
 
     @cached_property
     def fill(self) -> Fill:
-        """The values that make this schedule exact."""
+        """The input values that make this schedule exact."""
         return Fill.of(self.schedule, self.salt)
 
     @cached_property
     def tolerance(self) -> float:
-        """Allowed error relative to an expected value; 0 where all comparisons are of bits."""
+        """Allowed error relative to an expected value; 0 if all comparisons are of bits."""
         if self.schedule.contents is not None:
             return self.schedule.contents.tolerance
-        return tolerance(self.schedule.dtype, reductions(flatten(self.schedule.phases)), self.fill.meeting)
+        return tolerance(self.schedule.dtype, reductions(flatten(self.schedule.phases)), self.fill.terms)
 
     @cached_property
-    def why(self) -> str | None:
-        """Why the tolerance is not zero."""
+    def tolerance_reason(self) -> str | None:
+        """Why the tolerance is not zero; None if it is."""
         if self.schedule.contents is not None:
-            return self.schedule.contents.why
+            return self.schedule.contents.tolerance_reason
         rounded = rounding(self.schedule.dtype, reductions(flatten(self.schedule.phases)))
         if not rounded:
             return None
@@ -70,11 +71,11 @@ class Oracle:
 
     @cached_property
     def expected(self) -> Mapping[str, list[Segment]]:
-        """For every buffer, what it holds after the last phase."""
+        """For every buffer, its contents after the last phase."""
         return {name: trace(self.schedule, self.rank, name) for name in self.schedule.buffers}
 
     def prepare(self, buffers: Mapping[str, Array]) -> None:
-        """Fill the inputs and poison everything else; `buffers` are typed, one-dimensional arrays."""
+        """Fill the inputs, and everything else with canaries; `buffers` are typed, one-dimensional arrays."""
         if self.schedule.contents is not None:
             self._prepare_stated(self.schedule.contents, buffers)
             return
@@ -87,13 +88,13 @@ class Oracle:
 
     @cached_property
     def _filled(self) -> Mapping[str, Array]:
-        """One period of each input, as bits, where the buffers are."""
+        """One period of each input, as bits on the device of the buffers."""
         names = list(self.schedule.buffers)
         inputs = self.schedule.inputs
         return {name: self._bits(self.fill.values(self.rank, names.index(name))) for name in inputs}
 
     def count_wrong(self, buffers: Mapping[str, Array]) -> int:
-        """How many elements of this rank's buffers are not what they must be."""
+        """Number of wrong elements in this rank's buffers."""
         if self.schedule.contents is not None:
             return self._count_stated(self.schedule.contents, buffers)
         return sum(
@@ -106,30 +107,28 @@ class Oracle:
         for name in self.schedule.buffers:
             raw = buffers[name].view(np.uint8)
             raw[:] = CANARY_BYTE
-            for stretch in contents.before(self.rank, name, self.salt) if name in self.schedule.inputs else ():
-                raw[stretch.start : stretch.stop] = self.upload(stretch.expected.reshape(-1).view(np.uint8))
+            for expected in contents.before(self.rank, name, self.salt) if name in self.schedule.inputs else ():
+                raw[expected.start : expected.stop] = self.upload(expected.bits.reshape(-1).view(np.uint8))
 
     def _count_stated(self, contents: Contents, buffers: Mapping[str, Array]) -> int:
         wrong = 0
         for name in self.schedule.buffers:
             raw, done = buffers[name].view(np.uint8), 0
-            for stretch in contents.after(self.rank, name, self.salt):
-                if stretch.start > done:  # on a GPU even nothing takes two launches and a wait
-                    wrong += _changed_canaries(raw[done : stretch.start])
-                wrong += self._wrong_stretch(raw[stretch.start : stretch.stop], stretch)
-                done = stretch.stop
+            for expected in contents.after(self.rank, name, self.salt):
+                if expected.start > done:  # on a GPU even an empty comparison takes two launches and a wait
+                    wrong += _changed_canaries(raw[done : expected.start])
+                wrong += self._wrong_bytes(raw[expected.start : expected.stop], expected)
+                done = expected.stop
             wrong += _changed_canaries(raw[done:])
         return wrong
 
-    def _wrong_stretch(self, raw: Array, stretch: ExpectedBytes) -> int:
-        expected = self.upload(stretch.expected.reshape(-1))
-        return _unequal(raw.view(expected.dtype), expected, stretch.tolerance, DTYPES["bfloat16"])
+    def _wrong_bytes(self, raw: Array, expected: ExpectedBytes) -> int:
+        bits = self.upload(expected.bits.reshape(-1))
+        return _unequal(raw.view(bits.dtype), bits, expected.tolerance, DTYPES["bfloat16"])
 
     def _wrong_in(self, actual: Array, term: Term) -> int:
-        if term is Mark.UNSPECIFIED:
-            return 0
-        if term is Mark.CANARY:
-            return count_overwritten(actual)
+        if isinstance(term, NoInput):
+            return count_overwritten(actual) if term is NoInput.CANARY else 0
         dtype = self.schedule.dtype
         allowed = self.tolerance if _is_averaged(term) else 0.0
         return count_unequal(actual.view(dtype.bits), self._bits(self._period(term)), allowed, dtype)
@@ -139,15 +138,23 @@ class Oracle:
         return self.upload(values.astype(dtype.numpy).view(dtype.bits))
 
     def _period(self, term: Term) -> Floats:
-        """One period of a term, as the exact values of a float64."""
-        if isinstance(term, Given):
-            values = self.fill.values(term.rank, list(self.schedule.buffers).index(term.buffer))
-            return np.roll(values, -(term.start % self.fill.period))
-        assert isinstance(term, Reduced)
+        """One period of a term, as exact values in float64."""
+        match term:
+            case InputElements():
+                values = self.fill.values(term.rank, list(self.schedule.buffers).index(term.buffer))
+                return np.roll(values, -(term.start % self.fill.period))
+            case Reduced():
+                return self._reduced_period(term)
+            case NoInput():
+                raise ValueError(f"{term.value} contents have no values")
+            case _:
+                assert_never(term)
+
+    def _reduced_period(self, term: Reduced) -> Floats:
         fold = reducer(term.redop)
-        total = self._period(term.terms[0])
-        for inner in term.terms[1:]:
-            total = fold(total, self._period(inner))
+        total, *others = (self._period(inner) for inner in term.terms)
+        for other in others:
+            total = fold(total, other)
         if term.redop is Redop.AVG:
             whole = not self.schedule.dtype.is_float
             total = np.floor(total / len(term.terms)) if whole else finish_average(total, len(term.terms))
@@ -172,9 +179,9 @@ def tile(target: Array, period: Array) -> None:
 
 
 def count_unequal(actual: Array, period: Array, tolerance: float, dtype: Dtype) -> int:
-    """Elements of `actual` that differ from `period` repeated: in their bits, or by more than `tolerance`.
+    """Number of elements of `actual` that differ from `period` repeated: in their bits, or by more than `tolerance`.
 
-    Both are arrays of `dtype.bits`, on the host or both on the device; what is counted there stays there.
+    Both are arrays of `dtype.bits`, both on the host or both on the device; only the count is copied to the host.
     """
     whole = len(actual) // len(period)
     body = actual[: whole * len(period)].reshape(whole, len(period))
@@ -186,7 +193,7 @@ def count_unequal(actual: Array, period: Array, tolerance: float, dtype: Dtype) 
 
 
 def count_overwritten(actual: Array) -> int:
-    """Elements of `actual` of which any byte is not the canary's."""
+    """Number of elements of `actual` of which any byte is not the canary's."""
     raw = actual.view(np.uint8).reshape(len(actual), -1)
     blocks = (raw[first : first + _BLOCK] for first in range(0, len(raw), _BLOCK))
     return sum(int(np.count_nonzero(np.any(block != CANARY_BYTE, axis=1))) for block in blocks)
@@ -197,14 +204,14 @@ def _unequal(actual: Array, expected: Array, tolerance: float, dtype: Dtype) -> 
         return int(np.count_nonzero(actual != expected))
     want = _as_float64(expected, dtype)
     close = np.abs(_as_float64(actual, dtype) - want) <= tolerance * np.abs(want)
-    return int(np.count_nonzero(~close))  # NaN is close to nothing
+    return int(np.count_nonzero(~close))  # NaN is close to no number
 
 
 def refuse_unverifiable(variants: Iterable[Schedule]) -> None:
-    """Refuse what no values can check, before anything is allocated or sent.
+    """Refuse schedules that no values can check, before anything is allocated or sent.
 
     Raises:
-        Unable: saying why not.
+        Unable: with the reason.
     """
     for variant in variants:
         if variant.contents is None:
@@ -212,10 +219,10 @@ def refuse_unverifiable(variants: Iterable[Schedule]) -> None:
 
 
 def _as_float64(bits: Array, dtype: Dtype) -> Array:
-    """The numbers that `bits` are, by types that every array library knows.
+    """Decode `bits` to float64, by types that every array library has.
 
-    bfloat16 is the upper half of a float32 and e5m2 of a float16; e4m3fn has two bits fewer in its exponent than the
-    latter, and so a bias that is 8 smaller. Its NaN reads 480 that way, which is none of its numbers.
+    bfloat16 is the upper half of a float32, and e5m2 of a float16. The exponent of e4m3fn has one bit less than that of
+    float16, so its bias is smaller by 8. Its NaN is decoded as 480, which is none of its numbers.
     """
     if dtype.name == "bfloat16":
         return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
@@ -229,10 +236,10 @@ def _as_float64(bits: Array, dtype: Dtype) -> Array:
 
 
 def repeats_before_overflow(schedule: Schedule) -> int:
-    """How often an in-place schedule can run on its own results before they leave the type's range; at least 1.
+    """Iterations that an in-place schedule can run on its own results before they exceed the type's range; at least 1.
 
     An in-place sum over n ranks multiplies its data by n each time. Timing loops refill after this many iterations,
-    outside the timed stretch. A schedule that does not feed on its own output has no such limit.
+    outside the timed part. A schedule that does not read its own output has no such limit.
     """
     unlimited = 1 << 30
     steps = flatten(schedule.phases)

@@ -1,8 +1,11 @@
-"""The phases a schedule is made of: who sends what to whom.
+"""The phases of a schedule: which rank sends what to which rank.
 
-All are frozen and hold NumPy arrays, so that a schedule of 8,192 ranks is a few hundred kilobytes. A phase names the
-buffers it reads and writes; a schedule says how large they are. Lengths and offsets of a `Collective` and of a
-`Local` are in elements, those of an `AllToAllV` and an `Exchange` in bytes, as the libraries below have them.
+All are frozen and use NumPy arrays, so that a schedule of 8,192 ranks takes a few hundred kilobytes. A phase names the
+buffers that it reads and writes; the schedule has their sizes. Lengths and offsets of a `Collective` and of a `Local`
+are in elements, those of an `AllToAllV` and an `Exchange` in bytes, as in the libraries below.
+
+Code that depends on the kind of phase is one function per use: a ``match`` over `SimplePhase`, or over `Phase`, that
+ends with ``assert_never``. A kind without a case is then a type error.
 
 Names carry shapes: G groups, N members of a group, F flows, R ranks.
 """
@@ -10,7 +13,7 @@ Names carry shapes: G groups, N members of a group, F flows, R ranks.
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +25,7 @@ Ints = NDArray[np.int64]
 
 
 class Op(StrEnum):
-    """Collective operations, with the field's names."""
+    """Collective operations."""
 
     ALL_REDUCE = "all_reduce"
     ALL_GATHER = "all_gather"
@@ -35,14 +38,18 @@ class Op(StrEnum):
     BARRIER = "barrier"
 
 
-# What each op reads and writes on a rank, in units of the phase's `count`: "1" a shard, "n" one shard a member.
+# Ops that read, or write, one shard per member on a rank rather than one shard; a shard is the phase's `count`.
 READS_ALL_SHARDS = frozenset({Op.REDUCE_SCATTER, Op.ALL_TO_ALL, Op.SCATTER})
 WRITES_ALL_SHARDS = frozenset({Op.ALL_GATHER, Op.ALL_TO_ALL, Op.GATHER})
 REDUCING = frozenset({Op.ALL_REDUCE, Op.REDUCE_SCATTER, Op.REDUCE})
 
 
 def frozen_ints(values: ArrayLike, ndim: int, name: str) -> Ints:
-    """`values` as an unwritable int64 array of `ndim` dimensions; a builder's mistake is a ValueError."""
+    """`values` as a read-only int64 array.
+
+    Raises:
+        ValueError: if it does not have `ndim` dimensions.
+    """
     array = np.array(values, dtype=np.int64)
     if array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, got shape {array.shape}")
@@ -64,18 +71,18 @@ class Collective:
     """One op over disjoint groups, all groups at once.
 
     Attributes:
-        label: the phase's name in samples and records.
-        op: what every group does.
+        label: name of the phase in samples and records.
+        op: the operation of every group.
         groups: ranks, shape (G, N); the order of a group's members is the order of its shards.
-        count: elements a rank contributes or receives: the whole buffer for all_reduce, broadcast and reduce,
-            one shard for the others.
+        count: elements that a rank contributes or receives: the whole buffer for all_reduce, broadcast and reduce, one
+            shard for the others.
         root: position of the root *in its group*, for the rooted ops.
-        redop: for the reducing ops.
-        read: name of the buffer that is sent.
-        write: name of the buffer that is received into; equal to `read` for an in-place op.
-        persistent: planned once and only started each time (MPI-4); a transport that has no such thing is `Unable`.
-        overlap: started, and waited for later, so that a rank can compute in between; a transport that cannot do that
-            is `Unable`.
+        redop: reduction, for the reducing ops.
+        read: name of the send buffer.
+        write: name of the receive buffer; equal to `read` for an in-place op.
+        persistent: plan the call once, and only start it each time (MPI-4). A transport that cannot is `Unable`.
+        overlap: start the call and wait for it later, so that a rank can compute in between. A transport that cannot is
+            `Unable`.
     """
 
     label: str
@@ -90,7 +97,7 @@ class Collective:
     overlap: bool = False
 
     def __post_init__(self) -> None:
-        """Freeze the arrays and refuse what no library could run."""
+        """Freeze the arrays, and refuse what no library can run."""
         object.__setattr__(self, "op", Op(self.op))
         object.__setattr__(self, "redop", Redop(self.redop))
         object.__setattr__(self, "groups", frozen_ints(self.groups, 2, "groups"))
@@ -107,14 +114,14 @@ class Collective:
 
     @property
     def read_count(self) -> int:
-        """Elements read on a rank."""
+        """Elements read per rank."""
         if self.op is Op.BARRIER:
             return 0
         return self.count * (self.members if self.op in READS_ALL_SHARDS else 1)
 
     @property
     def write_count(self) -> int:
-        """Elements written on a rank."""
+        """Elements written per rank."""
         if self.op is Op.BARRIER:
             return 0
         return self.count * (self.members if self.op in WRITES_ALL_SHARDS else 1)
@@ -124,15 +131,15 @@ class Collective:
 class AllToAllV:
     """An all-to-all of uneven splits: ``rows[g, i, j]`` rows go from member i to member j of group g.
 
-    A rank's send buffer holds its rows ordered by destination, its receive buffer by source, both without gaps.
+    The rows of a send buffer are ordered by destination, those of a receive buffer by source, both without gaps.
 
     Attributes:
-        label: the phase's name in samples and records.
+        label: name of the phase in samples and records.
         groups: ranks, shape (G, N).
         rows: shape (G, N, N).
-        row_bytes: bytes a row.
-        read: name of the buffer that is sent.
-        write: name of the buffer that is received into.
+        row_bytes: bytes per row.
+        read: name of the send buffer.
+        write: name of the receive buffer.
     """
 
     label: str
@@ -143,7 +150,7 @@ class AllToAllV:
     write: str = "recv"
 
     def __post_init__(self) -> None:
-        """Freeze the arrays and refuse what no library could run."""
+        """Freeze the arrays, and refuse what no library can run."""
         object.__setattr__(self, "groups", frozen_ints(self.groups, 2, "groups"))
         object.__setattr__(self, "rows", frozen_ints(self.rows, 3, "rows"))
         _check_groups(self.groups, self.label)
@@ -164,17 +171,17 @@ class AllToAllV:
 class Exchange:
     """One round of point-to-point flows, all at once. A flow from a rank to itself is a local copy.
 
-    In place, no flow may land on bytes that its rank sends in the same round.
+    In place, no flow may overwrite bytes that its receiver sends in the same round.
 
     Attributes:
-        label: the phase's name in samples and records.
+        label: name of the phase in samples and records.
         src: sending ranks, shape (F,).
         dst: receiving ranks, shape (F,).
-        nbytes: bytes a flow, shape (F,) or one number for all.
-        send_offset: where a flow starts in the sender's buffer, bytes, shape (F,) or one number.
-        recv_offset: where a flow lands in the receiver's buffer, bytes, shape (F,) or one number.
-        read: name of the buffer that is sent.
-        write: name of the buffer that is received into.
+        nbytes: bytes per flow, shape (F,) or one number for all.
+        send_offset: first byte of each flow in the sender's buffer, shape (F,) or one number.
+        recv_offset: first byte of each flow in the receiver's buffer, shape (F,) or one number.
+        read: name of the send buffer.
+        write: name of the receive buffer.
     """
 
     label: str
@@ -187,7 +194,7 @@ class Exchange:
     write: str = "recv"
 
     def __post_init__(self) -> None:
-        """Freeze the arrays, spread single numbers over all flows, and refuse flows that overlap at a receiver."""
+        """Freeze the arrays, broadcast single numbers to all flows, and refuse flows that overlap at a receiver."""
         flows = len(frozen_ints(self.src, 1, "src"))
         for name in ("src", "dst", "nbytes", "send_offset", "recv_offset"):
             array = np.broadcast_to(np.array(getattr(self, name), np.int64), (flows,))
@@ -209,21 +216,21 @@ class Exchange:
             )
 
     def _overwrites_a_source(self) -> bool:
-        """Whether any rank receives where it also sends from: in place, what is sent would depend on who is faster."""
+        """Whether any rank receives into bytes that it also sends, so that the data sent would depend on timing."""
         starts, ends = self.recv_offset, self.recv_offset + self.nbytes
         order = np.lexsort((starts, self.dst))
         dst, starts, ends = self.dst[order], starts[order], ends[order]
-        # Where flows land they do not overlap, so of those on a rank that begin before a source ends, the last one
-        # reaches furthest. Offsets are replaced by their place among all, so that rank and offset fit one number.
-        places = np.unique(np.concatenate([starts, self.send_offset + self.nbytes]))
-        landing = dst * len(places) + np.searchsorted(places, starts)
-        sources = self.src * len(places) + np.searchsorted(places, self.send_offset + self.nbytes)
-        last = np.searchsorted(landing, sources) - 1  # the last that begins before the source ends, if on its rank
+        # Received flows do not overlap. So of those on a rank that begin before a source ends, the last one ends last.
+        # Offsets are replaced by their index among all offsets, so that rank and offset fit into one number.
+        known = np.unique(np.concatenate([starts, self.send_offset + self.nbytes]))
+        received = dst * len(known) + np.searchsorted(known, starts)
+        sources = self.src * len(known) + np.searchsorted(known, self.send_offset + self.nbytes)
+        last = np.searchsorted(received, sources) - 1  # the last that begins before the source ends, if on its rank
         return bool(np.any((last >= 0) & (dst[last] == self.src) & (ends[last] > self.send_offset)))
 
 
 class Kernel(StrEnum):
-    """What a `Local` phase does on a rank's own buffers."""
+    """Kinds of work of a `Local` phase."""
 
     COPY = "copy"
     GATHER_ROWS = "gather_rows"
@@ -232,19 +239,19 @@ class Kernel(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """Work on a rank's own buffers between phases; every rank does it.
+    """Work of every rank on its own buffers.
 
     - ``copy``: ``write[:count] = read[:count]``.
-    - ``gather_rows``: row i of `write` is row ``rows[rank, i]`` of `read`; a row has `count` elements. This is
-      how an expert-parallel dispatch packs its tokens by destination.
+    - ``gather_rows``: row i of `write` is row ``rows[rank, i]`` of `read`; a row has `count` elements. An
+      expert-parallel dispatch packs its tokens by destination in this way.
     - ``reduce_chunks``: `write[:count]` is the sum of the `chunks` consecutive chunks of `count` elements of `read`.
 
     Attributes:
-        label: the phase's name in samples and records.
-        kernel: which of the above.
-        count: elements of the piece that the kernel works on.
+        label: name of the phase in samples and records.
+        kernel: one of the above.
+        count: elements per copy, row or chunk.
         rows: for ``gather_rows``, shape (R, rows written).
-        chunks: for ``reduce_chunks``, how many.
+        chunks: for ``reduce_chunks``, the number of chunks.
         read: name of the buffer that is read.
         write: name of the buffer that is written.
     """
@@ -258,7 +265,7 @@ class Local:
     write: str = "recv"
 
     def __post_init__(self) -> None:
-        """Freeze the arrays and refuse what has no meaning."""
+        """Freeze the arrays, and refuse what has no meaning."""
         object.__setattr__(self, "kernel", Kernel(self.kernel))
         object.__setattr__(self, "rows", frozen_ints(self.rows, 2, "rows"))
         if self.count < 1 or self.chunks < 1:
@@ -270,14 +277,14 @@ class Local:
 
     @cached_property
     def read_count(self) -> int:
-        """Elements of `read` that are touched on the rank that touches most."""
+        """Elements of `read` that are used, on the rank that uses most."""
         if self.kernel is Kernel.GATHER_ROWS:
             return self.count * (int(self.rows.max()) + 1)
         return self.count * self.chunks
 
     @property
     def write_count(self) -> int:
-        """Elements written on every rank."""
+        """Elements written per rank."""
         return self.count * (self.rows.shape[1] if self.kernel is Kernel.GATHER_ROWS else 1)
 
 
@@ -285,13 +292,13 @@ class Local:
 class Concurrent:
     """Branches of phases on separate communicators and streams at the same time.
 
-    No branch may write a buffer that another one reads or writes, so the result does not depend on their order.
+    No branch may write a buffer that another branch reads or writes, so the result does not depend on their order.
 
     Attributes:
-        label: the phase's name in samples and records.
-        branches: one tuple of phases a branch; a branch's phases run in order.
-        names: of the branches, where each is to be timed by itself too: a column ``label.name`` in samples. On the
-            host only, where a branch has a thread.
+        label: name of the phase in samples and records.
+        branches: one tuple of phases per branch; the phases of a branch run in order.
+        names: names of the branches, if each is to be timed by itself too, as a column ``label.name`` in samples. This
+            works on the host only, where a branch has a thread.
     """
 
     label: str
@@ -316,11 +323,18 @@ Phase: TypeAlias = SimplePhase | Concurrent
 
 
 def flatten(phases: tuple[Phase, ...]) -> tuple[SimplePhase, ...]:
-    """The phases one after the other, branches too: same contents, same bytes, since branches do not race."""
-    flat: list[SimplePhase] = []
-    for phase in phases:
-        if isinstance(phase, Concurrent):
-            flat.extend(step for branch in phase.branches for step in branch)
-        else:
-            flat.append(phase)
-    return tuple(flat)
+    """The phases one after the other, with the branches of concurrent ones in order.
+
+    Contents and bytes stay the same, since branches do not race.
+    """
+    return tuple(step for phase in phases for step in _steps(phase))
+
+
+def _steps(phase: Phase) -> tuple[SimplePhase, ...]:
+    match phase:
+        case Concurrent():
+            return tuple(step for branch in phase.branches for step in branch)
+        case Collective() | AllToAllV() | Exchange() | Local() | RowWork():
+            return (phase,)
+        case _:
+            assert_never(phase)

@@ -1,8 +1,8 @@
 """Algorithm and bus bandwidth, as nccl-tests defines them.
 
-algbw = S / t, where S is the whole buffer (N x the per-rank count for the ops that shard it). busbw multiplies it by
-the share of S that the busiest link of an optimal algorithm must carry, so that it can be held against the hardware
-at any N: source, ``PERFORMANCE.md`` of nccl-tests. GB is 1e9 bytes.
+algbw = S / t, where S is the whole buffer (N x the count per rank for the ops that shard it). busbw is algbw times the
+fraction of S that the busiest link of an optimal algorithm must carry, so that it can be compared with the hardware's
+rate at any N. Source: ``PERFORMANCE.md`` of nccl-tests. GB is 1e9 bytes.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def bus_factor(op: str, n: int) -> float:
     """Busbw / algbw of `op` in a group of `n`.
 
     Raises:
-        ValueError: for an op that has none; an unknown op is an error, never an uncorrected number.
+        ValueError: if the op has no factor. An unknown op is an error, never an uncorrected number.
     """
     if op not in _FACTORS:
         raise ValueError(f"no bus bandwidth is defined for {op!r}; it is for: {', '.join(_FACTORS)}")

@@ -1,7 +1,7 @@
 """Work on rows between the all-to-alls of an expert-parallel layer: gather, scale, weighted sum, counts to the host.
 
-What a row is taken from differs from rank to rank and is ragged, so a phase holds a function of the rank, and only
-the rank that runs it makes its plan.
+The sources of the rows are ragged and differ from rank to rank. So a phase has a function of the rank, and each rank
+makes the plan of its own work only.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ ENTRY_BYTES = 8
 
 
 class RowKernel(StrEnum):
-    """What is done.
+    """Kinds of work.
 
     - ``take``: row i written is row ``index[i]`` read; -1 writes zeros.
-    - ``scale``: row ``index[i]`` is decoded, multiplied by 2**exponents[i] and written as bfloat16: an expert that
-      computes almost nothing.
+    - ``scale``: row ``index[i]`` is decoded, multiplied by 2**exponents[i] and written as bfloat16. This stands for
+      an expert with almost no computation.
     - ``sum``: row i written is the sum over j of weight[i, j] x row ``index[i, j]``, in float32, written as bfloat16.
-    - ``to_host``: received counts become Python numbers, as the splits of an uneven all-to-all must be. It is done for
-      its cost: schedules know all splits beforehand.
+    - ``to_host``: received counts become Python numbers, as the splits of an uneven all-to-all must be. This is done
+      for its cost only: schedules know all splits beforehand.
     """
 
     TAKE = "take"
@@ -38,7 +38,7 @@ class RowKernel(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class RowPlan:
-    """What one rank does in a phase.
+    """The work of one rank in a phase.
 
     Attributes:
         index: rows read for each row written, shape (n,) or, for ``sum``, (n, terms); -1 is none.
@@ -50,7 +50,7 @@ class RowPlan:
 
 
 def no_plan(_rank: int) -> RowPlan:
-    """For a kernel that needs none."""
+    """An empty plan, for kernels that need none."""
     return RowPlan(np.zeros(0, np.int64))
 
 
@@ -59,21 +59,21 @@ class RowWork:
     """One kernel over the rows of a rank's own buffers.
 
     Attributes:
-        label: the phase's name in samples and records.
-        kernel: what is done.
-        read: name of the buffer of rows read.
-        write: name of the buffer written.
-        read_row: bytes of a row read; for ``to_host`` of one peer's counts.
-        write_row: bytes of a row written.
-        read_extent: bytes of `read` touched on the rank that touches most.
-        write_extent: bytes of `write` touched on the rank that touches most.
-        plan: a rank's plan.
+        label: name of the phase in samples and records.
+        kernel: kind of work.
+        read: name of the buffer of rows that are read.
+        write: name of the buffer that is written.
+        read_row: bytes per row read; for ``to_host``, bytes of the counts of one peer.
+        write_row: bytes per row written.
+        read_extent: bytes of `read` that are used, on the rank that uses most.
+        write_extent: bytes of `write` that are used, on the rank that uses most.
+        plan: returns the plan of a rank.
         weights: for ``sum``, the buffer of entries whose weights apply; empty for weights of 1.
-        weights_extent: bytes of it.
-        format: for ``scale``, how the rows read are laid out.
-        hidden: for ``scale``, elements of a row.
-        scales: for ``scale``, the buffer of the scales where they are not at the rows' ends.
-        scales_extent: bytes of it.
+        weights_extent: bytes of it that are used.
+        format: for ``scale``, the format of the rows read.
+        hidden: for ``scale``, elements per row.
+        scales: for ``scale``, the buffer of the scales, if they are not at the ends of the rows.
+        scales_extent: bytes of it that are used.
     """
 
     label: str
@@ -94,6 +94,6 @@ class RowWork:
 
     @property
     def extra(self) -> list[tuple[str, int]]:
-        """Further buffers read, and the bytes of each that are touched."""
+        """Names of further buffers that are read, and the bytes of each that are used."""
         both = ((self.weights, self.weights_extent), (self.scales, self.scales_extent))
         return [(name, extent) for name, extent in both if name]

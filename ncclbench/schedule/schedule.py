@@ -1,12 +1,13 @@
-"""A schedule: the phases of a case, the buffers they use, and what its size and rate mean."""
+"""A schedule: the phases of a case, their buffers, and the meaning of its size and rate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import assert_never
 
 import numpy as np
 
+from ncclbench.schedule.case import JsonValue
 from ncclbench.schedule.dtypes import Dtype
 from ncclbench.schedule.expected_contents import Contents
 from ncclbench.schedule.phases import (
@@ -26,12 +27,12 @@ from ncclbench.schedule.row_work import RowKernel, RowWork
 
 @dataclass(frozen=True)
 class ForeignRate:
-    """A rate as another program defines it, to be read beside that program's and never as our own.
+    """A rate as another program defines it, to be compared with the output of that program only.
 
     Attributes:
-        nbytes: what it divides.
-        over: label of the phase or name of the subtotal whose time it divides by.
-        definition: in words.
+        nbytes: the numerator.
+        over: label of the phase, or name of the subtotal, whose time is the denominator.
+        definition: definition in words.
     """
 
     nbytes: int
@@ -41,27 +42,27 @@ class ForeignRate:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Schedule:
-    """Who sends what to whom, in which phases; made by a pattern, used by transports, ledger and oracle alike.
+    """The phases of a case, from which transports, ledger and oracle work; a pattern makes it.
 
     Attributes:
         world_size: R.
         dtype: element type of every buffer.
         buffers: bytes of each buffer on every rank; a multiple of the element size.
         inputs: the buffers that are filled before the first phase; the others start as canaries.
-        phases: run in order.
-        op: the name whose bus-bandwidth factor applies (see `rates`), or None where there is no single rate.
+        phases: the phases, in order.
+        op: the name whose bus-bandwidth factor applies (see `rates`), or None if there is no single rate.
         size_bytes: S, the bytes that rates are computed from: the whole buffer, as nccl-tests counts it.
-        count: elements a rank contributes, the `count` column.
-        groups: shape (G, N), the groups that the rates are reported for; one group of all ranks by default.
+        count: elements that a rank contributes, for the `count` column.
+        groups: shape (G, N), the groups that rates are reported for; one group of all ranks by default.
         redop: the reduction for the `redop` column, or None.
         root: the root's position in its group for the `root` column, or None.
         aligned: flows leave by the NIC of the receiver's rail (NCCL's PXN, or its choice of NIC), not the sender's.
-        contents: what buffers hold before and after, where the phases themselves do not say it (work on rows).
-        subtotals: times to report besides the phases': a name, and the labels whose durations are added up.
-        ratios: medians to divide, by the labels of phases or names of subtotals that any variant has.
-        facts: plain data about this schedule for the record.
-        comparable: figures as other programs define them, for the record, under names that say so.
-        fingerprint: of whatever was drawn at random; ranks compare theirs before they start.
+        contents: the expected contents of the buffers, if they do not follow from the phases (work on rows).
+        subtotals: times to report besides those of phases: a name, and the labels whose durations are added up.
+        ratios: medians to divide, by labels of phases or names of subtotals that any variant has.
+        facts: further data about this schedule for the record.
+        comparable: rates as other programs define them, for the record.
+        fingerprint: hash of everything that was sampled; ranks compare theirs before they start.
     """
 
     world_size: int
@@ -79,12 +80,12 @@ class Schedule:
     contents: Contents | None = None
     subtotals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ratios: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
     comparable: Mapping[str, ForeignRate] = field(default_factory=dict)
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse phases that leave their buffers, name ranks or buffers that do not exist, or share a label."""
+        """Refuse phases that exceed their buffers, name ranks or buffers that do not exist, or share a label."""
         if not self.phases:
             raise ValueError("a schedule needs at least one phase")
         if self.groups is not None:
@@ -101,27 +102,42 @@ class Schedule:
             self._check_phase(phase)
 
     def _check_phase(self, phase: SimplePhase) -> None:
+        self._check_extents(phase)
+        match phase:
+            case Collective() | AllToAllV():
+                self._check_ranks(phase.label, int(phase.groups.max()))
+            case Exchange():
+                self._check_ranks(phase.label, int(max(phase.src.max(), phase.dst.max())))
+            case Local():
+                if phase.kernel is Kernel.GATHER_ROWS and len(phase.rows) != self.world_size:
+                    raise ValueError(f"{phase.label}: gather_rows needs the rows of all {self.world_size} ranks")
+            case RowWork():
+                for name, needed in phase.extra:
+                    if needed > self.buffers.get(name, 0):
+                        raise ValueError(f"{phase.label}: needs {needed} bytes of {name!r}")
+            case _:
+                assert_never(phase)
+
+    def _check_extents(self, phase: SimplePhase) -> None:
         for name, needed in zip((phase.read, phase.write), extents(phase, self.dtype.itemsize), strict=True):
             if name not in self.buffers:
                 raise ValueError(f"{phase.label}: no buffer {name!r}; there are: {', '.join(self.buffers)}")
             if needed > self.buffers[name]:
                 raise ValueError(f"{phase.label}: needs {needed} bytes of {name!r}, which has {self.buffers[name]}")
-        for name, needed in phase.extra if isinstance(phase, RowWork) else ():
-            if needed > self.buffers.get(name, 0):
-                raise ValueError(f"{phase.label}: needs {needed} bytes of {name!r}")
-        if highest_rank(phase) >= self.world_size:
-            raise ValueError(f"{phase.label}: rank {highest_rank(phase)} of a world of {self.world_size}")
-        if isinstance(phase, Local) and phase.kernel is Kernel.GATHER_ROWS and len(phase.rows) != self.world_size:
-            raise ValueError(f"{phase.label}: gather_rows needs the rows of all {self.world_size} ranks")
+
+    def _check_ranks(self, label: str, highest: int) -> None:
+        if highest >= self.world_size:
+            raise ValueError(f"{label}: rank {highest} of a world of {self.world_size}")
 
     @cached_property
     def waits_for_host(self) -> bool:
-        """Whether the host must see results in the middle of an iteration, so that no queue or graph can hold it."""
-        return any(isinstance(step, RowWork) and step.kernel is RowKernel.TO_HOST for step in flatten(self.phases))
+        """Whether the host needs results in the middle of an iteration, so that it cannot be queued or captured."""
+        row_works = [step for step in flatten(self.phases) if isinstance(step, RowWork)]
+        return any(work.kernel is RowKernel.TO_HOST for work in row_works)
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of buffers on every rank."""
+        """Bytes of all buffers on every rank."""
         return sum(self.buffers.values())
 
     @cached_property
@@ -133,10 +149,10 @@ class Schedule:
 
 
 def shared_buffers(variants: Sequence[Schedule]) -> Mapping[str, int]:
-    """Bytes of each buffer that all variants of a case can run on, one after the other.
+    """Bytes of each buffer such that all variants of a case can use it, one after the other.
 
     Raises:
-        ValueError: if they could not share buffers: other inputs, another element type or another world.
+        ValueError: if the variants differ in inputs, element type or world size.
     """
     first = variants[0]
     for variant in variants[1:]:
@@ -146,28 +162,25 @@ def shared_buffers(variants: Sequence[Schedule]) -> Mapping[str, int]:
     return {name: max(variant.buffers.get(name, 0) for variant in variants) for name in names}
 
 
-def highest_rank(phase: SimplePhase) -> int:
-    """The largest rank that a phase names; -1 for a local one."""
-    if isinstance(phase, Exchange):
-        return int(max(phase.src.max(), phase.dst.max()))
-    return -1 if isinstance(phase, Local | RowWork) else int(phase.groups.max())
-
-
 def extents(phase: SimplePhase, itemsize: int) -> tuple[int, int]:
-    """Bytes of the read and of the write buffer that a phase touches, on the rank that touches most."""
-    if isinstance(phase, Exchange):
-        sent, received = phase.send_offset + phase.nbytes, phase.recv_offset + phase.nbytes
-        if np.any((phase.send_offset | phase.recv_offset | phase.nbytes) % itemsize):
-            raise ValueError(f"{phase.label}: flows must start and end on whole elements of {itemsize} bytes")
-        return int(sent.max()), int(received.max())
-    if isinstance(phase, AllToAllV):
-        if phase.row_bytes % itemsize:
-            raise ValueError(f"{phase.label}: a row of {phase.row_bytes} bytes is not whole elements")
-        return (
-            int(phase.rows.sum(axis=2).max()) * phase.row_bytes,
-            int(phase.rows.sum(axis=1).max()) * phase.row_bytes,
-        )
-    if isinstance(phase, RowWork):
-        return phase.read_extent, phase.write_extent
-    assert isinstance(phase, Collective | Local)
-    return phase.read_count * itemsize, phase.write_count * itemsize
+    """Bytes of the read and of the write buffer that a phase uses, on the rank that uses most.
+
+    Raises:
+        ValueError: if flows or rows are not whole elements of `itemsize` bytes.
+    """
+    match phase:
+        case Collective() | Local():
+            return phase.read_count * itemsize, phase.write_count * itemsize
+        case AllToAllV():
+            if phase.row_bytes % itemsize:
+                raise ValueError(f"{phase.label}: a row of {phase.row_bytes} bytes is not whole elements")
+            sent_GN, received_GN = phase.rows.sum(axis=2), phase.rows.sum(axis=1)
+            return int(sent_GN.max()) * phase.row_bytes, int(received_GN.max()) * phase.row_bytes
+        case Exchange():
+            if np.any((phase.send_offset | phase.recv_offset | phase.nbytes) % itemsize):
+                raise ValueError(f"{phase.label}: flows must start and end on whole elements of {itemsize} bytes")
+            return int((phase.send_offset + phase.nbytes).max()), int((phase.recv_offset + phase.nbytes).max())
+        case RowWork():
+            return phase.read_extent, phase.write_extent
+        case _:
+            assert_never(phase)

@@ -1,15 +1,15 @@
-"""Where the contents of a buffer come from: a schedule traced backwards, one rank at a time.
+"""The origin of the contents of a buffer: a schedule traced backwards, one rank at a time.
 
-No data is moved and no rank is started. `trace` answers, for a stretch of one rank's buffer after the last phase,
-which ranks' inputs it holds and how they were reduced. One rank's answer costs no more than its own share of the
-schedule, so it works for 8,192 ranks as for 2.
+No data is moved and no rank is started. For each segment of a buffer after the last phase, `trace` returns the ranks
+whose inputs it contains, and how they were reduced. The cost per rank is that of the rank's own part of the schedule,
+so a trace works for 8,192 ranks as for 2.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 import numpy as np
 
@@ -27,12 +27,13 @@ from ncclbench.schedule.phases import (
     SimplePhase,
     flatten,
 )
+from ncclbench.schedule.row_work import RowWork
 from ncclbench.schedule.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Given:
-    """Elements of an input as it was filled, from `start` on."""
+class InputElements:
+    """Elements of an input as filled, from element `start` on."""
 
     rank: int
     buffer: str
@@ -47,19 +48,19 @@ class Reduced:
     terms: "tuple[Term, ...]"
 
 
-class Mark(Enum):
+class NoInput(Enum):
     """Contents that come from no input."""
 
-    CANARY = "canary"  # nothing wrote here: the canary must have survived
+    CANARY = "canary"  # nothing writes here, so the canary must be intact
     UNSPECIFIED = "unspecified"  # the library may leave anything, as a reduce does on ranks other than the root
 
 
-Term: TypeAlias = Given | Reduced | Mark
+Term: TypeAlias = InputElements | Reduced | NoInput
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Elements `start` to `stop` of a buffer hold `term`."""
+    """Elements `start` to `stop` of a buffer contain `term`."""
 
     start: int
     stop: int
@@ -68,13 +69,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one phase writes to elements `start` to `stop`: one source, or the reduction of several.
+    """The write of one phase to elements `start` to `stop`: from one source, or the reduction of several.
 
     Attributes:
         start: first element written.
         stop: one past the last.
         sources: rank and first element of each source in the phase's read buffer; empty for unspecified contents.
-        redop: how several sources are joined.
+        redop: the reduction of several sources.
     """
 
     start: int
@@ -84,16 +85,20 @@ class Piece:
 
 
 def shift(term: Term, by: int) -> Term:
-    """`term`, `by` elements further on."""
-    if isinstance(term, Given):
-        return replace(term, start=term.start + by)
-    if isinstance(term, Reduced):
-        return Reduced(term.redop, tuple(shift(inner, by) for inner in term.terms))
-    return term
+    """`term`, moved by `by` elements."""
+    match term:
+        case InputElements():
+            return replace(term, start=term.start + by)
+        case Reduced():
+            return Reduced(term.redop, tuple(shift(inner, by) for inner in term.terms))
+        case NoInput():
+            return term
+        case _:
+            assert_never(term)
 
 
 def trace(schedule: Schedule, rank: int, buffer: str) -> list[Segment]:
-    """What `buffer` of `rank` holds after the last phase: segments in order, without gaps."""
+    """The contents of `buffer` of `rank` after the last phase: segments in order, without gaps."""
     stop = schedule.buffers[buffer] // schedule.dtype.itemsize
     return _trace(schedule, flatten(schedule.phases), rank, buffer, 0, stop)
 
@@ -114,13 +119,13 @@ def _trace(
             for low, high in hits:
                 done += _resolve(schedule, phases[:k], phases[k].read, piece, low, high)
     for low, high in pending:
-        term: Term = Given(rank, buffer, low) if buffer in schedule.inputs else Mark.CANARY
+        term: Term = InputElements(rank, buffer, low) if buffer in schedule.inputs else NoInput.CANARY
         done.append(Segment(low, high, term))
     return sorted(done, key=lambda segment: segment.start)
 
 
 def _split(pending: list[tuple[int, int]], piece: Piece) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """What of `pending` the piece leaves untouched, and what it hits."""
+    """The parts of `pending` that the piece leaves untouched, and those that it writes."""
     rest, hits = [], []
     for low, high in pending:
         a, b = max(low, piece.start), min(high, piece.stop)
@@ -135,9 +140,9 @@ def _split(pending: list[tuple[int, int]], piece: Piece) -> tuple[list[tuple[int
 def _resolve(
     schedule: Schedule, before: tuple[SimplePhase, ...], read: str, piece: Piece, low: int, high: int
 ) -> list[Segment]:
-    """Contents of elements `low` to `high`, which lie inside `piece`."""
+    """Contents of elements `low` to `high`, which are inside `piece`."""
     if not piece.sources:
-        return [Segment(low, high, Mark.UNSPECIFIED)]
+        return [Segment(low, high, NoInput.UNSPECIFIED)]
     traced = []
     for source, first in piece.sources:
         offset = first - piece.start  # from this rank's elements to the source's
@@ -149,7 +154,7 @@ def _resolve(
 
 
 def _reduce(traced: list[list[Segment]], redop: Redop) -> list[Segment]:
-    """One list of segments from several that cover the same elements, cut where any of them is cut."""
+    """One list of segments from several that cover the same elements, cut at every edge of any of them."""
     cuts = sorted({edge for segments in traced for seg in segments for edge in (seg.start, seg.stop)})
     cursors = [0] * len(traced)
     joined = []
@@ -160,33 +165,44 @@ def _reduce(traced: list[list[Segment]], redop: Redop) -> list[Segment]:
                 cursors[k] += 1
             seg = segments[cursors[k]]
             terms.append(shift(seg.term, low - seg.start))
-        unknown = Mark.UNSPECIFIED in terms
-        joined.append(Segment(low, high, Mark.UNSPECIFIED if unknown else Reduced(redop, tuple(terms))))
+        unknown = NoInput.UNSPECIFIED in terms
+        joined.append(Segment(low, high, NoInput.UNSPECIFIED if unknown else Reduced(redop, tuple(terms))))
     return joined
 
 
 def pieces(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[Piece]:
-    """What `phase` writes on `rank`, in elements of `itemsize` bytes."""
-    if isinstance(phase, Collective):
-        group, member = _membership(phase, rank)
-        if group >= 0:
-            yield from _collective_pieces(phase, group, member)
-    elif isinstance(phase, AllToAllV):
-        group, member = _membership(phase, rank)
-        if group >= 0:
-            yield from _uneven_pieces(phase, group, member, itemsize)
-    elif isinstance(phase, Exchange):
-        for k in np.flatnonzero(phase.dst == rank):
-            start, first = int(phase.recv_offset[k]) // itemsize, int(phase.send_offset[k]) // itemsize
-            yield Piece(start, start + int(phase.nbytes[k]) // itemsize, ((int(phase.src[k]), first),))
-    elif isinstance(phase, Local):
-        yield from _local_pieces(phase, rank)
-    else:
-        raise ValueError(f"{phase.label}: work on rows is not traced; its schedule says what it expects")
+    """The writes of `phase` on `rank`, in elements of `itemsize` bytes.
+
+    Raises:
+        ValueError: for work on rows, which is not traced; its schedule has `contents`.
+    """
+    match phase:
+        case Collective():
+            group, member = _membership(phase, rank)
+            if group >= 0:
+                yield from _collective_pieces(phase, group, member)
+        case AllToAllV():
+            group, member = _membership(phase, rank)
+            if group >= 0:
+                yield from _uneven_pieces(phase, group, member, itemsize)
+        case Exchange():
+            yield from _exchange_pieces(phase, rank, itemsize)
+        case Local():
+            yield from _local_pieces(phase, rank)
+        case RowWork():
+            raise ValueError(f"{phase.label}: work on rows is not traced; its schedule says what it expects")
+        case _:
+            assert_never(phase)
+
+
+def _exchange_pieces(phase: Exchange, rank: int, itemsize: int) -> Iterator[Piece]:
+    for k in np.flatnonzero(phase.dst == rank):
+        start, first = int(phase.recv_offset[k]) // itemsize, int(phase.send_offset[k]) // itemsize
+        yield Piece(start, start + int(phase.nbytes[k]) // itemsize, ((int(phase.src[k]), first),))
 
 
 def _membership(phase: Collective | AllToAllV, rank: int) -> tuple[int, int]:
-    """Group and place in it of `rank`, or (-1, -1)."""
+    """The group of `rank` and its position there, or (-1, -1)."""
     where = np.argwhere(phase.groups == rank)
     return (int(where[0, 0]), int(where[0, 1])) if len(where) else (-1, -1)
 
@@ -195,7 +211,7 @@ def _collective_pieces(phase: Collective, group: int, member: int) -> Iterator[P
     ranks, count, is_root = phase.groups[group].tolist(), phase.count, member == phase.root
     if phase.op is Op.BARRIER or (phase.op is Op.GATHER and not is_root):
         return
-    # Each op takes either the first shard of what it reads, or the one that is meant for this member.
+    # Each op reads either the first shard of the sender's buffer, or the one for this member.
     first = member * count if phase.op in READS_ALL_SHARDS else 0
     if phase.op in REDUCING:
         specified = is_root or phase.op is not Op.REDUCE
@@ -220,10 +236,13 @@ def _uneven_pieces(phase: AllToAllV, group: int, member: int, itemsize: int) -> 
 
 def _local_pieces(phase: Local, rank: int) -> Iterator[Piece]:
     count = phase.count
-    if phase.kernel is Kernel.COPY:
-        yield Piece(0, count, ((rank, 0),))
-    elif phase.kernel is Kernel.REDUCE_CHUNKS:
-        yield Piece(0, count, tuple((rank, k * count) for k in range(phase.chunks)), Redop.SUM)
-    else:
-        for i, row in enumerate(phase.rows[rank]):
-            yield Piece(i * count, (i + 1) * count, ((rank, int(row) * count),))
+    match phase.kernel:
+        case Kernel.COPY:
+            yield Piece(0, count, ((rank, 0),))
+        case Kernel.REDUCE_CHUNKS:
+            yield Piece(0, count, tuple((rank, k * count) for k in range(phase.chunks)), Redop.SUM)
+        case Kernel.GATHER_ROWS:
+            for i, row in enumerate(phase.rows[rank]):
+                yield Piece(i * count, (i + 1) * count, ((rank, int(row) * count),))
+        case _:
+            assert_never(phase.kernel)

@@ -6,7 +6,7 @@ and partial sums return in its mirror image. The busiest rank decides. `docs/moe
 
 from collections.abc import Sequence
 
-from ncclbench.moe.layer_variants import LayerParams, LayerSpec, layer_variants
+from ncclbench.moe import LayerParams, LayerSpec, build_layer_variants
 from ncclbench.schedule import Case, Schedule
 from ncclbench.topology import Topology
 
@@ -26,4 +26,4 @@ def variants(case: Case, topology: Topology) -> Sequence[Schedule]:
     Raises:
         Unable: if this job's ranks cannot share the experts so.
     """
-    return layer_variants(LayerSpec.of(case.read(Params)), topology)
+    return build_layer_variants(LayerSpec.of(case.read(Params)), topology)

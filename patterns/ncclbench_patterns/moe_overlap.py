@@ -6,8 +6,7 @@ the slowdown of either; `docs/moe.md` has the rest.
 
 from collections.abc import Sequence
 
-from ncclbench.moe.gradient_overlap import overlap_schedules
-from ncclbench.moe.layer_variants import LayerParams, LayerSpec, overlap_variants
+from ncclbench.moe import LayerParams, LayerSpec, build_bare_variants, overlap_schedules
 from ncclbench.schedule import Case, Schedule, Unable
 from ncclbench.topology import Topology
 
@@ -36,5 +35,5 @@ def variants(case: Case, topology: Topology) -> Sequence[Schedule]:
     groups = topology.groups(params.group)
     if params.gradient_bytes < 4 * groups.shape[1]:
         raise Unable(f"gradient_bytes = {params.gradient_bytes} is less than one float32 for each of {groups.shape[1]}")
-    layers = overlap_variants(LayerSpec.of(params), topology)
+    layers = build_bare_variants(LayerSpec.of(params), topology)
     return [schedule for bare in layers for schedule in overlap_schedules(bare, groups, params.gradient_bytes)]

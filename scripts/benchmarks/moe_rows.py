@@ -30,11 +30,12 @@ import numpy as np
 
 from ncclbench.buffers.arrays import Buffers, allocate, uploader
 from ncclbench.launch.launcher_detection import detect
-from ncclbench.measure.case import build_variants, run_case
+from ncclbench.measure.case import run_case
 from ncclbench.measure.timing_device import GATE_LIMIT_SECONDS
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import AllToAllV, Case, RowKernel, RowWork, Schedule
 from ncclbench.schedule.oracle import CANARY_BYTE
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.phases import flatten
 from ncclbench.schedule.row_formats import FORMATS
 from ncclbench.schedule.row_work import ENTRY_BYTES
@@ -72,14 +73,14 @@ class Rank:
         raw, upload = self.buffers[name].view(np.uint8), uploader("cuda")
         raw[:] = CANARY_BYTE
         for stretch in self.schedule.contents.after(self.rank, name, self.salt):
-            raw[stretch.start : stretch.stop] = upload(stretch.expected.reshape(-1).view(np.uint8))
+            raw[stretch.start : stretch.stop] = upload(stretch.bits.reshape(-1).view(np.uint8))
 
     def wrong(self, name: str) -> int:
         """Number of bytes of the buffer that differ from it."""
         assert self.schedule.contents is not None
         raw, upload, done, wrong = self.buffers[name].view(np.uint8), uploader("cuda"), 0, 0
         for stretch in self.schedule.contents.after(self.rank, name, self.salt):
-            expected = upload(stretch.expected.reshape(-1).view(np.uint8))
+            expected = upload(stretch.bits.reshape(-1).view(np.uint8))
             wrong += int(np.count_nonzero(raw[stretch.start : stretch.stop] != expected))
             wrong += int(np.count_nonzero(raw[done : stretch.start] != CANARY_BYTE))
             done = stretch.stop

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from ncclbench.errors import UsageError
 from ncclbench.measure.case import run_case
-from ncclbench.moe.routing import KINDS, Router, RoutingSampler, RoutingSpec, expert_hosts
+from ncclbench.moe.routing import KINDS, Router, RoutingSpec, expert_hosts
+from ncclbench.moe.routing_sampling import RoutingSampler
 from ncclbench.moe.routing_trace import read_trace
 from ncclbench.plan.plan import Settings
-from ncclbench.schedule import Case
+from ncclbench.schedule import Case, Schedule
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology
 from ncclbench.transports.threads import play
@@ -103,6 +104,11 @@ def table_of_each_kind(folder: Path, tokens_W: list[list[int]]) -> tuple[Path, d
 
 def case_of(**params: Any) -> Case:
     return Case(pattern="moe_dispatch", nbytes=64, dtype="bfloat16", params={**SMALL, **params})
+
+
+def facts_of(source: Schedule | Record) -> Any:
+    """The facts of a schedule or a record, as nested data."""
+    return source.facts
 
 
 def run(case: Case, ranks: int, topology: Topology | None = None, settings: Settings = QUICK) -> Record:

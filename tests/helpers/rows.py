@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.buffers.arrays import Buffers, allocate
-from ncclbench.measure.case import build_variants
 from ncclbench.schedule import Case, RowKernel, RowPlan, RowWork, Schedule
 from ncclbench.schedule.oracle import CANARY_BYTE
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.phases import flatten
 from ncclbench.topology import Topology
 from ncclbench.transports._row_work import row_call

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ncclbench.errors import Exit
-from ncclbench.moe.layer_variants import Variant
+from ncclbench.moe.layer_params import Variant
 from ncclbench.moe.routing import KINDS
 from ncclbench.schedule.row_formats import FORMATS
 from tests.helpers.moe_cases import GROUPED, ROUTINGS, table_of_each_kind

@@ -23,9 +23,10 @@ from ncclbench.analysis.flows import (
     rail_matrix,
     spreading,
 )
-from ncclbench.measure.case import build_variants, run_case
+from ncclbench.measure.case import run_case
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Exchange
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.store.records import FlowTimes, GroupMedian, LedgerRecord, PhaseResult, Record
 from ncclbench.topology import Topology, Wiring
 from ncclbench.topology.wiring import UNKNOWN

@@ -10,8 +10,8 @@ from ncclbench.buffers import arrays as buffers
 from ncclbench.buffers.arrays import allocate, memory_limits, refuse_too_large, uploader
 from ncclbench.buffers.kinds import Device
 from ncclbench.errors import UsageError
-from ncclbench.measure.case import build_schedule
 from ncclbench.schedule import DTYPES, Case
+from ncclbench.schedule.pattern import build_schedule
 from ncclbench.topology import Topology
 from ncclbench.topology.host_memory import available_memory
 

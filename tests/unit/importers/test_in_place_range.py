@@ -6,7 +6,6 @@ from itertools import product
 import numpy as np
 import pytest
 
-from ncclbench.measure.case import build_schedule
 from ncclbench.schedule import (
     DTYPES,
     Case,
@@ -18,6 +17,7 @@ from ncclbench.schedule import (
 )
 from ncclbench.schedule.input_values import Fill
 from ncclbench.schedule.oracle import repeats_before_overflow
+from ncclbench.schedule.pattern import build_schedule
 from ncclbench.topology import Topology
 from tests.helpers.simulated import LIKE_INT32, NUMPY_FOLDS, Array, World, simulate, two_buffers
 

@@ -8,11 +8,12 @@ import pytest
 from ncclbench.config.plugins import load, names
 from ncclbench.errors import Unable
 from ncclbench.measure import compute_overlap as overlap
-from ncclbench.measure.case import build_schedule, build_variants, run_case
+from ncclbench.measure.case import run_case
 from ncclbench.measure.timing_host import Loop, Progress
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Collective, CollectiveParams, Op, Schedule, Timing
 from ncclbench.schedule.dtypes import Array, dtype_of
+from ncclbench.schedule.pattern import build_schedule, build_variants
 from ncclbench.topology import Topology
 from ncclbench.transports.base import Program, Split, Step
 from ncclbench.transports.threads import play

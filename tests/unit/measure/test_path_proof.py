@@ -9,7 +9,7 @@ import pytest
 
 from ncclbench.buffers.arrays import Buffers
 from ncclbench.config.plugins import load
-from ncclbench.measure.case import build_variants, run_case
+from ncclbench.measure.case import run_case
 from ncclbench.measure.network import path_proof as proof
 from ncclbench.measure.network.counters import Port, driver_counters, moved, own_ports, read_ports
 from ncclbench.measure.network.path_proof import (
@@ -26,6 +26,7 @@ from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Schedule, Timing
 from ncclbench.schedule.flow_rounds import Round, flow_schedule
 from ncclbench.schedule.ledger import flows
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.phases import flatten
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology, Wiring

@@ -2,16 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
 
 from ncclbench.cli.run import command as run_command
-from ncclbench.config.plugins import load
 from ncclbench.errors import Unable
 from ncclbench.measure.requirements import check_needs, why_not
 from ncclbench.schedule import Case, Needs
+from ncclbench.schedule.pattern import load_pattern
 from ncclbench.store.run_directory import read_run
 from ncclbench.transports.capabilities import capabilities_of
 from ncclbench.transports.threads import ThreadTransport, play
@@ -26,7 +25,8 @@ RIGHT = {
 
 
 def needs(mode: str) -> Needs:
-    found: Needs = load("patterns", "cross_rail").needs(Case(pattern="cross_rail", nbytes=64, params={"mode": mode}))
+    found = load_pattern("cross_rail").needs(Case(pattern="cross_rail", nbytes=64, params={"mode": mode}))
+    assert found is not None
     return found
 
 
@@ -59,13 +59,12 @@ def test_other_libraries_go_straight_and_nowhere_else(transport: str) -> None:
 
 def test_all_ranks_skip_if_one_was_started_otherwise() -> None:
     """Two ranks that decide otherwise would wait for each other for ever."""
-    module = ModuleType("demanding")
-    module.needs = lambda _case: Needs(variables={"NCCL_CROSS_NIC": "0"})  # type: ignore[attr-defined]
+    asked = Needs(variables={"NCCL_CROSS_NIC": "0"})
 
     def main(transport: ThreadTransport) -> str:
         transport.capabilities = NCCL
         try:
-            check_needs(module, CASE, transport, {"NCCL_CROSS_NIC": "0" if transport.rank == 0 else "1"})
+            check_needs(asked, CASE, transport, {"NCCL_CROSS_NIC": "0" if transport.rank == 0 else "1"})
         except Unable as unable:
             return str(unable)
         return ""
@@ -76,7 +75,7 @@ def test_all_ranks_skip_if_one_was_started_otherwise() -> None:
 
 
 def test_a_pattern_without_needs_asks_nothing() -> None:
-    play(1, lambda transport: check_needs(ModuleType("plain"), CASE, transport, {}))
+    play(1, lambda transport: check_needs(None, CASE, transport, {}))
 
 
 def test_one_run_directory_takes_every_mode_a_start_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from ncclbench.measure.case import build_variants
 from ncclbench.measure.timing_device import (
     GATE_LIMIT_SECONDS,
     LAUNCH_BUDGET,
@@ -19,6 +18,7 @@ from ncclbench.measure.timing_device import (
 )
 from ncclbench.measure.timing_host import Loop, Progress
 from ncclbench.schedule import Case
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.phases import Collective, Concurrent, Exchange, Kernel, Local, Op
 from ncclbench.topology import Topology
 from ncclbench.transports.base import Call, Program, Step, nothing

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from ncclbench.measure.case import build_variants
 from ncclbench.moe import expected_buffers as contents
 from ncclbench.schedule.dtypes import Array
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.topology import Topology
 from tests.helpers.moe_cases import case_of
 
@@ -24,7 +24,7 @@ def test_rows_come_in_their_order_and_few_are_made_ahead(monkeypatch: pytest.Mon
         time.sleep(0.02 if number % 4 == 0 else 0.0)  # the first calls end last
         return np.full(1, number)
 
-    rows = contents._ahead(partial(make, number) for number in range(19))
+    rows = contents.compute_ahead(partial(make, number) for number in range(19))
     assert int(next(rows)[0]) == 0
     time.sleep(0.1)
     assert len(begun) <= 5
@@ -37,7 +37,7 @@ def test_an_error_in_a_thread_that_makes_rows_is_told() -> None:
         raise ValueError("no such row")
 
     with pytest.raises(ValueError, match="no such row"):
-        list(contents._ahead([fail]))
+        list(contents.compute_ahead([fail]))
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
@@ -49,7 +49,7 @@ def test_a_buffer_holds_the_same_however_it_is_cut(chunk: int, monkeypatch: pyte
         found = {name: list(first.contents.after(1, name, 1)) for name in first.buffers}
         for stretches in found.values():
             assert [s.start for s in stretches[1:]] == [s.stop for s in stretches[:-1]]
-        joined = {name: b"".join(s.expected.tobytes() for s in stretches) for name, stretches in found.items()}
+        joined = {name: b"".join(s.bits.tobytes() for s in stretches) for name, stretches in found.items()}
         return joined, sum(map(len, found.values()))
 
     whole, fewest = held()

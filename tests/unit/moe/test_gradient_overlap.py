@@ -13,9 +13,10 @@ import pytest
 
 from ncclbench.buffers.arrays import Buffers
 from ncclbench.errors import Unable, UsageError
-from ncclbench.measure.case import Measurement, build_variants, run_case
+from ncclbench.measure.case import Measurement, run_case
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import AllToAllV, Case, Collective, Concurrent, Op, Schedule
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.phases import SimplePhase
 from ncclbench.topology import Topology
 from ncclbench.transports._branches import branches_step

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ncclbench.moe.layer_variants import Variant
+from ncclbench.moe.layer_params import Variant
 from ncclbench.moe.routing import KINDS, RoutingSpec
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Timing

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ncclbench.buffers.arrays import Buffers
 from ncclbench.errors import EnvironmentFault
 from ncclbench.measure import case as case_room
-from ncclbench.measure.case import build_variants, run_case
+from ncclbench.measure.case import run_case
 from ncclbench.schedule import AllToAllV, Case, Collective, RowKernel, RowPlan, RowWork, Schedule
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.phases import SimplePhase, flatten
 from ncclbench.topology import Topology
 from ncclbench.transports.base import Program, Step

@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ncclbench.buffers.arrays import Buffers
-from ncclbench.measure.case import build_variants, run_case
+from ncclbench.measure.case import run_case
 from ncclbench.moe.equal_split_control import equal_rows
 from ncclbench.plan.plan import Settings, parse_plan
 from ncclbench.schedule import AllToAllV, Case, Collective, RowWork, Schedule
 from ncclbench.schedule.ledger import flows
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.phases import Ints, SimplePhase, flatten
 from ncclbench.schedule.row_formats import FORMATS
 from ncclbench.store.records import Record
@@ -29,7 +30,7 @@ from ncclbench.topology import Link, Topology
 from ncclbench.transports import threads
 from ncclbench.transports.base import Program, Step
 from ncclbench.transports.threads import ThreadTransport, play, received
-from tests.helpers.moe_cases import ALL, ONCE, case_of, named, run, write_lines
+from tests.helpers.moe_cases import ALL, ONCE, SMALL, case_of, facts_of, named, run, write_lines
 from tests.helpers.stored import known, plain
 
 # The ledger against what was seen on the wire.
@@ -223,12 +224,12 @@ def test_the_placement_plan_moves_on_32_ranks_what_its_ledger_counts() -> None:
     for case in cases:
         schedules, params = build_variants(case, topology), case.params
         crossing = in_ledger(schedules, 32)
-        size = int(params["placement"].partition("x")[0])
+        size = int(str(params["placement"]).partition("x")[0])
         hierarchical = params.get("variant") == "hierarchical"
-        rows = schedules[0].facts["rows"]["domain_dedup" if hierarchical else "rank_dedup"][0]
+        rows = facts_of(schedules[0])["rows"]["domain_dedup" if hierarchical else "rank_dedup"][0]
         label = "dispatch_rail" if hierarchical else "dispatch"
         assert all(
-            crossing[label, src, dst] == rows[src][dst] * schedules[0].facts["row_bytes"]
+            crossing[label, src, dst] == rows[src][dst] * facts_of(schedules[0])["row_bytes"]
             for src, dst in product(range(32), repeat=2)
         )
         if hierarchical:  # the second hop leaves no domain, and the first goes to the same place in another
@@ -250,13 +251,14 @@ def test_rows_that_the_record_names_are_those_that_its_ledger_counts(params: dic
     topology = Topology.from_hosts(["x", "x", "y", "y"])
     case = case_of(**{**params, "tokens": "9,0,30,1", "routings": 1})
     first, *_ = schedules = build_variants(case, topology)
+    facts = facts_of(first)
     basis, label = ("selection" if params.get("dedup") == "selection" else "rank_dedup"), "dispatch"
     if params["variant"] == "hierarchical":
         basis, label = "domain_dedup", "dispatch_rail"
-    row_bytes = case.params["hidden"] if params.get("scales") == "separate" else first.facts["row_bytes"]
+    row_bytes = SMALL["hidden"] if params.get("scales") == "separate" else facts["row_bytes"]
     ledger = in_ledger(schedules)
     for src, dst in product(range(RANKS), repeat=2):
-        rows = first.facts["rows"][basis][0][src][dst] if params["variant"] != "padded" else first.facts["padded_to"]
+        rows = facts["padded_to"] if params["variant"] == "padded" else facts["rows"][basis][0][src][dst]
         assert rows * row_bytes == ledger[label, src, dst]
     assert (params["variant"] == "padded") == ("padded_to" in first.facts)
 

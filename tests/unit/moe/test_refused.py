@@ -12,11 +12,13 @@ from click.testing import CliRunner
 
 from ncclbench.cli.run import command
 from ncclbench.errors import Unable, UsageError
-from ncclbench.measure.case import build_variants, memory_needed
-from ncclbench.moe.layer_variants import LayerParams, LayerSpec
-from ncclbench.moe.row_routes import ExpertPlacement, refuse_too_many_rows
+from ncclbench.measure.case import memory_needed
+from ncclbench.moe.expert_placement import ExpertPlacement
+from ncclbench.moe.layer_params import LayerParams, LayerSpec
+from ncclbench.moe.row_routes import refuse_too_many_rows
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.topology import Topology
-from tests.helpers.moe_cases import case_of, run
+from tests.helpers.moe_cases import case_of, facts_of, run
 
 # ExpertPlacement.
 
@@ -90,7 +92,7 @@ def test_a_token_stays_in_the_groups_that_are_kept(pattern: str) -> None:
     case = case_of(routing="group-limited", groups=4, groups_kept=1, routings=1, variant="flat")
     first, *_ = build_variants(msgspec.structs.replace(case, pattern=pattern), Topology.single_node(4))
     # The experts of a group live on one rank here, so each token goes to one.
-    assert np.sum(first.facts["rows"]["rank_dedup"]) == 4 * 12
+    assert np.sum(facts_of(first)["rows"]["rank_dedup"]) == 4 * 12
 
 
 def test_other_routings_know_no_groups() -> None:

@@ -15,18 +15,17 @@ from hypothesis import strategies as st
 
 from ncclbench.config.shipped_files import MODELS
 from ncclbench.errors import UsageError
-from ncclbench.moe import routing
+from ncclbench.moe import routing_sampling
 from ncclbench.moe.model_presets import read_model
 from ncclbench.moe.routing import (
     KINDS,
     Router,
     Routing,
-    RoutingSampler,
     RoutingSpec,
     expected_unique,
     expert_hosts,
-    token_counts,
 )
+from ncclbench.moe.routing_sampling import RoutingSampler, token_counts
 from ncclbench.moe.routing_statistics import remote
 from ncclbench.moe.routing_trace import read_trace
 from ncclbench.moe.row_routes import GroupRows
@@ -139,7 +138,7 @@ def test_seed_iteration_and_rank_each_change_the_table() -> None:
 def test_a_rank_draws_the_same_tokens_however_many_the_others_have() -> None:
     hosts = expert_hosts(256, 2)
     one = RoutingSampler(
-        spec=RoutingSpec("uniform"), router=DEEPSEEK, seed=0, iteration=0, hosts=hosts, rails=np.zeros(2, int)
+        spec=RoutingSpec.parse("uniform"), router=DEEPSEEK, seed=0, iteration=0, hosts=hosts, rails=np.zeros(2, int)
     )
     few, many = one.sample(np.array([5, 9])), one.sample(np.array([5, 2000]))
     assert np.array_equal(few.experts[0, :5], many.experts[0, :5])
@@ -394,16 +393,18 @@ def test_presets_have_sources_and_an_unknown_one_is_refused_with_all() -> None:
 
 def test_a_search_for_max_vio_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a second, and cases that differ in variant or format, or in how they are checked, ask for the same."""
-    found, searched = routing._bisect, list[float]()
+    found, searched = routing_sampling.bisect_alpha, list[float]()
 
     def counted(max_vio: Callable[[float], float], target: float, router: Router) -> float:
         searched.append(target)
         return found(max_vio, target, router)
 
-    monkeypatch.setattr(routing, "_bisect", counted)
-    routing._alpha_of.cache_clear()
+    monkeypatch.setattr(routing_sampling, "bisect_alpha", counted)
+    routing_sampling.find_alpha.cache_clear()
     asked = [(2.0, 1), (2.0, 1), (2.5, 1), (2.0, 2), (2.0, 1)]
-    alphas = [routing._alpha_of(target, Router(experts=32, top_k=4), seed, 0, (256, 256)) for target, seed in asked]
+    alphas = [
+        routing_sampling.find_alpha(target, Router(experts=32, top_k=4), seed, 0, (256, 256)) for target, seed in asked
+    ]
     assert searched == [2.0, 2.5, 2.0]
     assert alphas[0] == alphas[1] == alphas[4]
     assert len(set(alphas)) == 3

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from ncclbench.errors import UsageError
-from ncclbench.measure.case import build_variants
 from ncclbench.moe import layer_variants as layer
 from ncclbench.moe import routing_memory as tables
-from ncclbench.moe.routing import RoutingSampler
 from ncclbench.moe.routing_memory import RoutingMemory
+from ncclbench.moe.routing_sampling import RoutingSampler
 from ncclbench.schedule import RowWork
+from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.phases import flatten
 from ncclbench.topology import Topology
 from tests.helpers.moe_cases import case_of
@@ -38,9 +38,9 @@ def test_the_estimate_is_what_one_rank_allocates(
     ranks: int, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[RoutingMemory] = []
-    monkeypatch.setattr(RoutingMemory, "make_room", lambda one, _give_up: sizes.append(one))
+    monkeypatch.setattr(RoutingMemory, "refuse_if_too_large", lambda one, _clear_caches: sizes.append(one))
     topology = Topology.single_node(ranks)
-    layer._built.cache_clear()
+    layer.cached_schedules.cache_clear()
     tracemalloc.start()
     try:
         variants = build_variants(case_of(**{**LARGE, "routings": 2, **params}), topology)
@@ -68,7 +68,7 @@ def test_tables_that_do_not_fit_are_refused_before_they_are_drawn(
     def never(*_args: object) -> None:
         raise AssertionError("a table was drawn")
 
-    monkeypatch.setattr(RoutingSampler, "routing", never)
+    monkeypatch.setattr(RoutingSampler, "sample", never)
     monkeypatch.setattr(tables, "available_memory", lambda: 20 << 30)
     case = msgspec.structs.replace(case_of(tokens=tokens, top_k=8, routings=4), pattern=pattern)
     with pytest.raises(UsageError) as refused:
@@ -90,5 +90,7 @@ def test_tables_of_a_trace_are_refused_too(tmp_path: Path, monkeypatch: pytest.M
 def test_tables_of_earlier_cases_make_room_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the last cases are kept in case they are asked for again, and nobody may be refused for that."""
     build_variants(case_of(seed=1), Topology.single_node(2))
-    monkeypatch.setattr(tables, "available_memory", lambda: 0 if layer._built.cache_info().currsize else 1 << 40)
+    monkeypatch.setattr(
+        tables, "available_memory", lambda: 0 if layer.cached_schedules.cache_info().currsize else 1 << 40
+    )
     assert build_variants(case_of(seed=2), Topology.single_node(2))

@@ -8,19 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncclbench.config.plugins import load, names
-from ncclbench.measure.case import Measurement, build_variants, run_case
+from ncclbench.config.plugins import names
+from ncclbench.measure.case import Measurement, run_case
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import AllToAllV, Case, Collective, Exchange, Schedule, Timing, Unable, derangement, round_robin
 from ncclbench.schedule.flow_rounds import Round, occurrence_numbers, split_directions
 from ncclbench.schedule.minimum_time import minimum_seconds
+from ncclbench.schedule.pattern import build_variants, load_pattern
 from ncclbench.schedule.rates import bus_factor
 from ncclbench.topology import Topology, Wiring
 from ncclbench.transports.threads import play
 
 # Those that say themselves how much they move have tests of their own.
-VARYING = [name for name in names("patterns") if hasattr(load("patterns", name), "variants")]
-PATTERNS = [name for name in VARYING if not hasattr(load("patterns", name), "size_and_dtype")]
+VARYING = [name for name in names("patterns") if load_pattern(name).rotates]
+PATTERNS = [name for name in VARYING if load_pattern(name).size_and_dtype is None]
 FABRIC = [
     "same_rail",
     "cross_rail",
@@ -324,7 +325,7 @@ def test_the_same_case_makes_the_same_rounds_in_the_same_order(
     pattern: str, domains: int, rails: int, seed: int
 ) -> None:
     topology = fabric(domains, rails, per_leaf=2)
-    params = {"seed": seed} if "seed" in load("patterns", pattern).Params.__struct_fields__ else {}
+    params = {"seed": seed} if "seed" in load_pattern(pattern).params.__struct_fields__ else {}
     try:
         once, again = (made(pattern, topology, **params) for _ in range(2))
     except Unable:

@@ -6,10 +6,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ncclbench.measure import case as case_room
 from ncclbench.measure.case import Measurement, memory_needed, run_case
 from ncclbench.plan.plan import Settings
-from ncclbench.schedule import Case, Exchange, Schedule, Timing
+from ncclbench.schedule import Case, Exchange, Params, Schedule, Timing
+from ncclbench.schedule import pattern as pattern_module
 from ncclbench.schedule.schedule import shared_buffers
 from ncclbench.topology import Topology
 from ncclbench.transports.threads import ThreadTransport, play
@@ -42,7 +42,8 @@ def pattern(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return [shifted(s, f"shift_{s}" if named else "shift", topology) for s in SHIFTS]
 
     module.variants = variants  # type: ignore[attr-defined]
-    monkeypatch.setattr(case_room, "load", lambda _room, _name: module)
+    module.Params = Params  # type: ignore[attr-defined]
+    monkeypatch.setattr(pattern_module, "load", lambda _kind, _name: module)
     return str(request.param)
 
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncclbench.config.plugins import load, names
-from ncclbench.measure.case import build_schedule
+from ncclbench.config.plugins import names
 from ncclbench.schedule import DTYPES, AllToAllV, Case, Collective, Exchange, Local, Op, Phase, Schedule, Unable
 from ncclbench.schedule.ledger import Ledger, phase_ledger, schedule_ledger
+from ncclbench.schedule.pattern import build_schedule, load_pattern
 from ncclbench.schedule.phases import SimplePhase, flatten
 from ncclbench.topology import Link, Topology
 
 # Patterns of one schedule; those with variants need nodes and rails, and have tests of their own.
-PATTERNS = [name for name in names("patterns") if not hasattr(load("patterns", name), "variants")]
-GROUPED = [pattern for pattern in PATTERNS if "group" in load("patterns", pattern).Params.__struct_fields__]
+PATTERNS = [name for name in names("patterns") if not load_pattern(name).rotates]
+GROUPED = [pattern for pattern in PATTERNS if "group" in load_pattern(pattern).params.__struct_fields__]
 TWO_NODES = ("x",) * 4 + ("y",) * 4
 FLOAT = 4  # bytes
 Flow = tuple[int, int, int]  # from, to, bytes

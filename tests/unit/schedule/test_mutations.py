@@ -15,11 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 from ncclbench.buffers.arrays import Buffers
-from ncclbench.config.plugins import load, names
-from ncclbench.measure.case import Measurement, build_schedule, run_case
+from ncclbench.config.plugins import names
+from ncclbench.measure.case import Measurement, run_case
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Redop, Schedule, Timing, Unable
-from ncclbench.schedule.symbolic_trace import Given, Mark, Term, trace
+from ncclbench.schedule.pattern import build_schedule, load_pattern
+from ncclbench.schedule.symbolic_trace import InputElements, NoInput, Term, trace
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology
 from ncclbench.transports.base import Program, Step, nothing
@@ -29,7 +30,7 @@ Bits: TypeAlias = NDArray[Any]  # elements seen as unsigned integers
 
 RANKS = 4
 # Patterns of one schedule; those with variants need nodes and rails, and have tests of their own.
-PATTERNS = [name for name in names("patterns") if not hasattr(load("patterns", name), "variants")]
+PATTERNS = [name for name in names("patterns") if not load_pattern(name).rotates]
 TYPES = ["float32", "bfloat16", "uint8"]
 SIZES = [256, 100_000]  # below and beyond the period of the fill
 QUICK = Settings(iterations=6, warmup=1)
@@ -62,7 +63,8 @@ def blocks(schedule: Schedule, *, arrived: bool) -> list[Block]:
         for rank in range(schedule.world_size)
         for name in schedule.buffers
         for segment in trace(schedule, rank, name)
-        if not isinstance(segment.term, Mark) and (segment.term != Given(rank, name, segment.start)) == arrived
+        if not isinstance(segment.term, NoInput)
+        and (segment.term != InputElements(rank, name, segment.start)) == arrived
     ]
 
 
@@ -339,7 +341,7 @@ def test_nothing_done_at_all_is_found(pattern: str, dtype: str, nbytes: int, tim
 @pytest.mark.parametrize("ranks", [4, 5])
 @pytest.mark.parametrize("redop", Redop)
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("pattern", [p for p in PATTERNS if "redop" in load("patterns", p).Params.__struct_fields__])
+@pytest.mark.parametrize("pattern", [p for p in PATTERNS if "redop" in load_pattern(p).params.__struct_fields__])
 def test_a_lost_contribution_is_found(pattern: str, dtype: str, redop: Redop, ranks: int) -> None:
     """Also by an average over 5 ranks, which has a tolerance."""
     case = Case(pattern=pattern, nbytes=1000, dtype=dtype, params={"redop": redop})

@@ -17,7 +17,7 @@ from ncclbench.schedule import (
     Schedule,
 )
 from ncclbench.schedule.oracle import CANARY_BYTE, Oracle, count_overwritten, count_unequal, refuse_unverifiable
-from ncclbench.schedule.symbolic_trace import Mark
+from ncclbench.schedule.symbolic_trace import NoInput
 from tests.helpers.simulated import (
     COUNT,
     Array,
@@ -45,9 +45,9 @@ def test_only_a_float_average_over_no_power_of_two_has_a_tolerance(dtype: str, r
     rounds = redop is Redop.AVG and DTYPES[dtype].is_float and world_size not in (1, 2, 4, 8, 16)
     assert (oracle.tolerance > 0) == rounds
     if rounds:
-        assert oracle.why == f"an average over {world_size} ranks, not a power of two, rounds in {dtype}"
+        assert oracle.tolerance_reason == f"an average over {world_size} ranks, not a power of two, rounds in {dtype}"
     else:
-        assert oracle.why is None
+        assert oracle.tolerance_reason is None
 
 
 def test_the_reason_for_a_tolerance_names_the_group_that_rounds() -> None:
@@ -55,7 +55,7 @@ def test_the_reason_for_a_tolerance_names_the_group_that_rounds() -> None:
         Collective("of_3", Op.ALL_REDUCE, np.array([[0, 1, 2]]), 8, redop=Redop.AVG),
         Collective("of_4", Op.ALL_REDUCE, np.array([[0, 1, 2, 3]]), 8, redop=Redop.AVG),
     ]
-    why = Oracle(two_buffers(4, *phases), 0, 0).why
+    why = Oracle(two_buffers(4, *phases), 0, 0).tolerance_reason
     assert why is not None
     assert "average over 3 ranks" in why
 
@@ -120,7 +120,7 @@ def test_exactly_the_changed_elements_are_counted(
             (name, k)
             for name, segments in oracle.expected.items()
             for segment in segments
-            if segment.term is not Mark.UNSPECIFIED
+            if segment.term is not NoInput.UNSPECIFIED
             for k in range(segment.start, segment.stop)
         ]
         for name, k in data.draw(st.lists(st.sampled_from(places), unique=True)) if places else []:

@@ -4,9 +4,9 @@ from fractions import Fraction
 
 import pytest
 
-from ncclbench.config.plugins import load, names
-from ncclbench.measure.case import build_schedule
+from ncclbench.config.plugins import names
 from ncclbench.schedule import Case, Op, Unable
+from ncclbench.schedule.pattern import build_schedule, load_pattern
 from ncclbench.schedule.rates import alg_gb_per_s, bus_factor, bus_gb_per_s
 from ncclbench.topology import Topology
 
@@ -25,7 +25,7 @@ DESIGN = {
     "send_recv": ALL,
 }
 
-PATTERNS = [name for name in names("patterns") if not hasattr(load("patterns", name), "variants")]
+PATTERNS = [name for name in names("patterns") if not load_pattern(name).rotates]
 
 
 def factor(formula: str, n: int) -> Fraction:
@@ -73,9 +73,7 @@ def test_every_op_that_moves_data_has_a_factor(op: Op) -> None:
     assert bus_factor(op.value, 8) > 0
 
 
-@pytest.mark.parametrize(
-    "pattern", [name for name in names("patterns") if not hasattr(load("patterns", name), "variants")]
-)
+@pytest.mark.parametrize("pattern", [name for name in names("patterns") if not load_pattern(name).rotates])
 def test_every_pattern_names_an_op_that_has_a_factor_or_none(pattern: str) -> None:
     try:
         schedule = build_schedule(Case(pattern=pattern, nbytes=1 << 16), Topology.single_node(8))

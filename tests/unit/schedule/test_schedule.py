@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncclbench.config.plugins import load, names
+from ncclbench.config.plugins import names
 from ncclbench.errors import UsageError
-from ncclbench.measure.case import build_schedule
 from ncclbench.schedule import (
     DTYPES,
     AllToAllV,
@@ -25,11 +24,12 @@ from ncclbench.schedule import (
     Schedule,
     Unable,
 )
+from ncclbench.schedule.pattern import build_schedule, load_pattern
 from ncclbench.topology import Topology
 
 # Patterns of one schedule; those with variants need nodes and rails, and have tests of their own.
-PATTERNS = [name for name in names("patterns") if not hasattr(load("patterns", name), "variants")]
-GROUPED = [pattern for pattern in PATTERNS if "group" in load("patterns", pattern).Params.__struct_fields__]
+PATTERNS = [name for name in names("patterns") if not load_pattern(name).rotates]
+GROUPED = [pattern for pattern in PATTERNS if "group" in load_pattern(pattern).params.__struct_fields__]
 WORLD_SIZES = range(1, 73)
 PAIR = [[0, 1]]
 
@@ -427,7 +427,7 @@ def test_a_root_outside_its_group_is_unable(pattern: str, root: int) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize(("name", "value"), [("group", "0"), ("group", "00"), ("root", -1)])
 def test_what_no_job_could_run_is_an_error_and_not_skipped(pattern: str, name: str, value: Any) -> None:
-    if name not in load("patterns", pattern).Params.__struct_fields__:
+    if name not in load_pattern(pattern).params.__struct_fields__:
         return
     for ranks in (1, 4):
         with pytest.raises(UsageError, match=r"from 0 on, got -1|from 1 on, got 0"):

@@ -14,7 +14,7 @@ from ncclbench.schedule import (
     Redop,
     Schedule,
 )
-from ncclbench.schedule.symbolic_trace import Given, Mark, Term, trace
+from ncclbench.schedule.symbolic_trace import InputElements, NoInput, Term, trace
 from tests.helpers.simulated import NUMPY_FOLDS, Array, World, simulate, two_buffers
 
 UNWRITTEN = 0xC0FFEE  # the label of a canary
@@ -46,13 +46,13 @@ def label_world(schedule: Schedule) -> World:
 
 
 def labels_of(term: Term, length: int, start: World) -> Array:
-    if term is Mark.CANARY:
+    if term is NoInput.CANARY:
         return np.stack([np.full(length, UNWRITTEN, np.uint64), np.zeros(length, np.uint64)])
-    if term is Mark.UNSPECIFIED:
+    if term is NoInput.UNSPECIFIED:
         return any_label(np.zeros((2, length), np.uint64))
-    if isinstance(term, Given):
+    if isinstance(term, InputElements):
         return start[term.rank, term.buffer][:, term.start : term.start + length]
-    assert not isinstance(term, Mark)
+    assert not isinstance(term, NoInput)
     return fold_labels(term.redop, [labels_of(inner, length, start) for inner in term.terms])
 
 

@@ -2,9 +2,10 @@ import pytest
 
 from ncclbench.config.plugins import load, names
 from ncclbench.errors import UsageError
-from ncclbench.measure.case import build_schedule, run_case
+from ncclbench.measure.case import run_case
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Collective, CollectiveParams
+from ncclbench.schedule.pattern import build_schedule
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology
 from ncclbench.transports.threads import ThreadTransport, play

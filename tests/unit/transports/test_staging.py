@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from ncclbench.buffers.arrays import allocate
 from ncclbench.config.plugins import load, names
 from ncclbench.errors import Unable
-from ncclbench.measure.case import build_schedule
 from ncclbench.schedule import DTYPES, Case, Collective, Op, Schedule
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.oracle import Oracle
+from ncclbench.schedule.pattern import build_schedule
 from ncclbench.schedule.phases import Concurrent, Local
 from ncclbench.schedule.row_work import RowWork
 from ncclbench.topology import Topology

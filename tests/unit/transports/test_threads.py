@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ncclbench.buffers.arrays import Buffers, allocate
 from ncclbench.config.plugins import load, names
 from ncclbench.errors import TransportError
-from ncclbench.measure.case import Measurement, build_schedule, run_case
+from ncclbench.measure.case import Measurement, run_case
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import (
     DTYPES,
@@ -33,6 +33,7 @@ from ncclbench.schedule import (
     Unable,
 )
 from ncclbench.schedule.oracle import Oracle
+from ncclbench.schedule.pattern import build_schedule
 from ncclbench.schedule.rates import bus_factor
 from ncclbench.store.records import Record
 from ncclbench.topology import Topology
