@@ -1,27 +1,30 @@
 #!/usr/bin/env python3
-"""Draw every pattern of the fabric catalogue from its schedule: docs/img/NAME.svg, one panel per round.
+"""Draw every fabric pattern from its own schedule: docs/img/NAME.svg, one panel per round.
 
 Columns are nodes, rows are rails. A flow is an arrow in the color of its sender's rail. Each group of a collective has
-a color. In an uneven all-to-all, the size of a rank shows how much it receives.
+a color of its own. In an uneven all-to-all, the size of a rank shows the bytes that it receives.
 
-    scripts/draw_patterns.py            # write them
-    scripts/draw_patterns.py --check    # fail if one is not up to date
+    scripts/draw_patterns.py            # write the drawings
+    scripts/draw_patterns.py --check    # fail if a drawing is not up to date
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ncclbench.schedule import AllToAllV, Case, Collective, Exchange, Ints, Phase
+from ncclbench.schedule import AllToAllV, Case, Collective, Concurrent, Exchange, Ints, Local, Phase, RowWork
 from ncclbench.schedule.pattern import build_variants
 from ncclbench.topology import Topology, Wiring
 
+Floats = NDArray[np.float64]
 FOLDER = Path(__file__).parents[1] / "docs/img"
 
-# Nodes, rails, nodes per leaf, parameters, and the number of drawn rounds.
+# Nodes, rails, nodes per leaf, parameters, and the number of rounds that are drawn.
 DRAWN: dict[str, tuple[int, int, int, dict[str, object], int]] = {
     "same_rail": (4, 2, 4, {}, 3),
     "cross_rail": (4, 2, 4, {}, 3),
@@ -35,12 +38,12 @@ DRAWN: dict[str, tuple[int, int, int, dict[str, object], int]] = {
     "domain_straddle": (4, 4, 4, {}, 3),
     "pairs": (4, 2, 4, {}, 3),
 }
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
 _STEP_X, _STEP_Y, _MARGIN, _TOP, _RADIUS = 62, 62, 44, 46, 13
 
 
 def fabric(nodes: int, rails: int, per_leaf: int) -> Topology:
-    """Nodes with one rank per rail, in rank order; each rail has a leaf for every `per_leaf` nodes."""
+    """A topology with one rank per node and rail, and one leaf per rail and `per_leaf` nodes."""
     ranks = np.arange(nodes * rails)
     leaves = ranks // rails // per_leaf * rails + ranks % rails
     unknown = np.full(len(ranks), np.nan)
@@ -88,7 +91,7 @@ def drawing(pattern: str) -> str:
 
 
 def _order(label: str) -> tuple[int, list[int], str]:
-    """Sort key: near before far, and numbers as numbers, because rounds are in random order."""
+    """A sort key, since rounds come in random order: near before far, and numbers by value."""
     kinds = ("near", "cut", "far")
     kind = next((k for k, name in enumerate(kinds) if label.startswith(name)), 0)
     words = "".join(c if c.isdigit() else " " for c in label).split()
@@ -96,7 +99,7 @@ def _order(label: str) -> tuple[int, list[int], str]:
 
 
 def _spread(phases: Sequence[Phase], shown: int) -> list[Phase]:
-    """The first, the last and some between."""
+    """`shown` phases at equal distances, the first and the last included."""
     if len(phases) <= shown:
         return list(phases)
     return [phases[round(k * (len(phases) - 1) / (shown - 1))] for k in range(shown)]
@@ -105,8 +108,8 @@ def _spread(phases: Sequence[Phase], shown: int) -> list[Phase]:
 def _arrowheads() -> str:
     heads = [
         f'<marker id="a{k}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
-        f'<path d="M0 0L8 4L0 8z" fill="{colour}"/></marker>'
-        for k, colour in enumerate(COLOURS)
+        f'<path d="M0 0L8 4L0 8z" fill="{color}"/></marker>'
+        for k, color in enumerate(COLORS)
     ]
     return f"<defs>{''.join(heads)}</defs>"
 
@@ -118,61 +121,63 @@ def _panel(phase: Phase, topology: Topology, left: int) -> Iterator[str]:
         yield f'<text x="{_MARGIN + node * _STEP_X}" y="34" text-anchor="middle" fill="#555">{name}</text>'
     for rail in range(int(topology.rails.max()) + 1):
         yield f'<text x="2" y="{_TOP + rail * _STEP_Y + 22}" fill="#555">rail {rail}</text>'
-    if isinstance(phase, Exchange):
-        yield from _flows(phase, topology)
-    yield from _ranks(phase, topology)
+    group_R, radius_R = np.full(topology.world_size, -1, np.int64), np.full(topology.world_size, float(_RADIUS))
+    match phase:
+        case Exchange():
+            yield from _flows(phase, topology)
+        case Collective():
+            group_R = _groups(phase, topology)
+        case AllToAllV():
+            received = phase.rows[0].sum(axis=0)
+            radius_R = 9 * np.sqrt(received / received.min())
+        case Local() | RowWork() | Concurrent():
+            raise ValueError(f"{phase.label}: phases of this kind have no drawing")
+        case _:
+            assert_never(phase)
+    yield from _ranks(group_R, radius_R, topology)
     yield "</g>"
 
 
-def _place(rank: int, topology: Topology) -> tuple[float, float]:
+def _position(rank: int, topology: Topology) -> tuple[float, float]:
     return _MARGIN + int(topology.nodes[rank]) * _STEP_X, _TOP + int(topology.rails[rank]) * _STEP_Y + 18
 
 
 def _flows(phase: Exchange, topology: Topology) -> Iterator[str]:
     for src, dst in zip(phase.src.tolist(), phase.dst.tolist(), strict=True):
-        (x1, y1), (x2, y2) = _place(src, topology), _place(dst, topology)
+        (x1, y1), (x2, y2) = _position(src, topology), _position(dst, topology)
         length = float(np.hypot(x2 - x1, y2 - y1))
         ux, uy = (x2 - x1) / length, (y2 - y1) / length
-        # To the right of the straight line, so that the two directions of a pair do not cover each other.
+        # Bend to the right, so that the two directions of a pair do not overlap.
         bend = 8 + 0.22 * length
         cx, cy = (x1 + x2) / 2 - uy * bend, (y1 + y2) / 2 + ux * bend
         start, end = (x1 + ux * _RADIUS, y1 + uy * _RADIUS), (x2 - ux * _RADIUS, y2 - uy * _RADIUS)
-        colour = int(topology.rails[src]) % len(COLOURS)
+        color = int(topology.rails[src]) % len(COLORS)
         path = f"M{start[0]:.1f} {start[1]:.1f}Q{cx:.1f} {cy:.1f} {end[0]:.1f} {end[1]:.1f}"
-        yield f'<path d="{path}" fill="none" stroke="{COLOURS[colour]}" marker-end="url(#a{colour})"/>'
+        yield f'<path d="{path}" fill="none" stroke="{COLORS[color]}" marker-end="url(#a{color})"/>'
 
 
-def _ranks(phase: Phase, topology: Topology) -> Iterator[str]:
-    group_of, radius = _groups(phase, topology), _radii(phase, topology.world_size)
+def _ranks(group_R: Ints, radius_R: Floats, topology: Topology) -> Iterator[str]:
     for rank in range(topology.world_size):
-        x, y = _place(rank, topology)
-        group = int(group_of[rank])
-        fill = "white" if group < 0 else COLOURS[group % len(COLOURS)]
+        x, y = _position(rank, topology)
+        group = int(group_R[rank])
+        fill = "white" if group < 0 else COLORS[group % len(COLORS)]
         ink = "black" if group < 0 else "white"
-        yield f'<circle cx="{x}" cy="{y}" r="{radius[rank]:.1f}" fill="{fill}" stroke="#555"/>'
+        yield f'<circle cx="{x}" cy="{y}" r="{radius_R[rank]:.1f}" fill="{fill}" stroke="#555"/>'
         yield f'<text x="{x}" y="{y + 4}" text-anchor="middle" fill="{ink}">{rank}</text>'
 
 
-def _groups(phase: Phase, topology: Topology) -> Ints:
-    """The group of each rank in a collective; -1 for one in none."""
+def _groups(phase: Collective, topology: Topology) -> Ints:
+    """The color index of each rank's group, shape (R,); -1 for a rank in none."""
     found = np.full(topology.world_size, -1, np.int64)
-    if isinstance(phase, Collective):
-        for index, ranks in enumerate(phase.groups):
-            # A group of one rail has that rail's color, alone or beside others.
-            alone = len(np.unique(topology.rails[ranks])) == 1
-            found[ranks] = topology.rails[ranks[0]] if alone else index
+    for index, ranks in enumerate(phase.groups):
+        # A group of one rail keeps that rail's color, whether it runs alone or beside others.
+        alone = len(np.unique(topology.rails[ranks])) == 1
+        found[ranks] = topology.rails[ranks[0]] if alone else index
     return found
 
 
-def _radii(phase: Phase, world_size: int) -> list[float]:
-    if not isinstance(phase, AllToAllV):
-        return [float(_RADIUS)] * world_size
-    received = phase.rows[0].sum(axis=0)
-    return [9 * float(np.sqrt(n)) for n in received / received.min()]
-
-
 def main() -> int:
-    """Write the drawings, or compare them with what is there."""
+    """Write the drawings, or compare them with the files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a drawing is not up to date")
     check = parser.parse_args().check

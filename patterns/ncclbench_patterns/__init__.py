@@ -1,5 +1,7 @@
 """The built-in patterns: one file each, found by file name.
 
-A pattern is a module with a class `Params` and a pure function ``schedule(case, topology) -> Schedule``. It says who
-sends what to whom; it never sends anything. The first line of its docstring is what ``ncclbench list patterns`` shows.
+A pattern is a module with a class `Params` and a pure function ``schedule(case, topology) -> Schedule``, or a function
+``variants`` with several schedules. It describes which rank sends what to which rank, and sends nothing itself.
+`ncclbench.schedule.pattern` lists what else a module may define. ``ncclbench list patterns`` shows the first line of
+its docstring.
 """

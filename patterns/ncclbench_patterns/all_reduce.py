@@ -1,6 +1,6 @@
 """Every rank ends with the element-wise reduction of all ranks' buffers.
 
-A ring moves 2(n-1)/n of the buffer over every link: once around to reduce, once more to spread the result.
+A ring moves 2(n-1)/n of the buffer over every link: once around to reduce, and once more to distribute the result.
 """
 
 from ncclbench.schedule import Case, CollectiveParams, Op, Redop, Schedule, collective

@@ -1,6 +1,6 @@
 """Every rank sends a different shard to every other rank.
 
-No link is spared and nothing is reduced on the way: (n-1)/n of a rank's buffer leaves it, and as much arrives.
+Nothing is reduced on the way: every rank sends (n-1)/n of its buffer, and receives as much.
 """
 
 from ncclbench.schedule import Case, CollectiveParams, Op, Schedule, collective
@@ -12,7 +12,7 @@ class Params(CollectiveParams, frozen=True):
 
 
 def schedule(case: Case, topology: Topology) -> Schedule:
-    """One all_to_all in every group; each rank's buffer is n shards, one a destination."""
+    """One all_to_all in every group; each rank's buffer has n shards, one per destination."""
     params = case.read(Params)
     return collective(
         case, topology, Op.ALL_TO_ALL, group=params.group, persistent=params.persistent, overlap=params.overlap

@@ -1,8 +1,8 @@
-"""Halves of the machine against each other: neighbours first, then nodes that are half the machine apart.
+"""Halves of the machine against each other: neighboring nodes first, then nodes that are half the machine apart.
 
-In every round each node talks to exactly one other, both ways and on all rails. ``near`` pairs node i with i ^ 1,
-``far`` with i + D/2, and the cuts between them pair halves of ever smaller blocks. Far over near is what the spines,
-or the links between pods, leave of the bandwidth.
+In every round each node exchanges data with exactly one other, both ways and on all rails. ``near`` pairs node i with i
+^ 1, ``far`` with i + D/2, and the cuts between them pair halves of blocks of increasing size. The ratio of far to near
+is the fraction of the bandwidth that the spines, or the links between pods, provide.
 """
 
 import numpy as np
@@ -16,17 +16,17 @@ class Params(BaseParams, frozen=True, kw_only=True):
     """Parameters of bisection."""
 
     cuts: int = 4
-    """how many cuts, from 2 on, of those that the number of nodes allows; near and far always."""
+    """number of cuts, from 2 on, of those that the number of nodes allows; near and far are always included."""
     direction: Direction = "both"
     """both; or apart: first one half sends, then the other."""
     seed: int = 0
 
 
 def variants(case: Case, topology: Topology) -> list[Schedule]:
-    """Rounds ``near``, ``cut=H`` and ``far``: node i with the one H away in its block of 2H.
+    """Rounds ``near``, ``cut=H`` and ``far``: node i with the node at distance H in its block of 2H.
 
     Raises:
-        Unable: on fewer than 4 nodes, where near and far are the same, or an odd number.
+        Unable: with fewer than 4 nodes, where near and far are the same, or with an odd number.
     """
     params = case.read(Params)
     shard_count(case, 1)

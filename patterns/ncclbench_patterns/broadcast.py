@@ -8,7 +8,7 @@ from ncclbench.topology import Topology
 
 
 class Params(CollectiveParams, frozen=True):
-    """Parameters of broadcast; `root` is a place in its group."""
+    """Parameters of broadcast; `root` is a position in its group."""
 
     root: int = 0
 

@@ -1,14 +1,13 @@
-"""Every GPU to a GPU on another rail of another node: what crosses from leaf to leaf, over the spines.
+"""Every GPU to a GPU on another rail of another node: traffic from leaf to leaf, over the spines.
 
-NCCL turns a naive cross-rail test into a same-rail one: by default it hops over NVLink to the GPU that owns the
-receiver's rail (PXN). So the path is a parameter, and each is a process start of its own, because NCCL reads its
-settings once:
+By default NCCL turns a cross-rail test into a same-rail one: it hops over NVLink to the GPU on the receiver's rail
+(PXN). So the path is a parameter. Each path needs a process start of its own, because NCCL reads its settings once:
 
-- ``spine``: leave by the sender's own NIC, cross leaf and spine, arrive at the receiver's;
+- ``spine``: from the sender's own NIC over leaf and spine to the receiver's NIC;
 - ``pxn``: over NVLink to the GPU on the receiver's rail, then along that rail;
-- ``crossnic0``: the same NIC as with pxn, reached without NVLink.
+- ``crossnic0``: from the same NIC as with pxn, but without NVLink.
 
-Transports that are not NCCL always go straight, which is ``spine``.
+Transports other than NCCL always use the path ``spine``.
 """
 
 from typing import Literal
@@ -42,16 +41,16 @@ class Params(BaseParams, frozen=True, kw_only=True):
     """Parameters of cross_rail."""
 
     mode: Literal["spine", "pxn", "crossnic0"] = "spine"
-    """the path: spine, pxn or crossnic0; a process start each."""
+    """the path: spine, pxn or crossnic0; each needs a process start of its own."""
     offsets: int = 3
-    """how many distances between nodes, of those that there are."""
+    """number of distances between nodes; at most all that exist."""
     direction: Direction = "both"
     """both; or apart: no rank sends and receives at once."""
     seed: int = 0
 
 
 def needs(case: Case) -> Needs:
-    """How the process must have been started for the case's mode."""
+    """The settings of NCCL for the case's mode."""
     mode = case.read(Params).mode
     only_nccl = "" if mode == "spine" else f"mode={mode}"
     return Needs(variables=_VARIABLES[mode], only_nccl=only_nccl, pxn=mode == "pxn")
@@ -61,7 +60,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
     """Rounds ``offset=S,rail=+Q``: (d, r) to (d + S, r + Q).
 
     Raises:
-        Unable: on fewer than 2 nodes or 2 rails, or uneven nodes.
+        Unable: with fewer than 2 nodes or 2 rails, or with uneven nodes.
     """
     params = case.read(Params)
     shard_count(case, 1)

@@ -1,8 +1,8 @@
 """An expert-parallel group inside one NVLink domain, then the same size of group over two and four domains.
 
-Inside a domain an all-to-all runs at NVLink speed. Split over c domains, (c - 1) / c of each rank's bytes leave
-through its NIC, which is several times slower: the step between the rounds is the cliff that a bad placement of
-ranks falls off.
+Inside a domain an all-to-all runs at NVLink speed. If the group is split over c domains, (c - 1) / c of each rank's
+bytes leave through its NIC, which is several times slower. The step between the rounds is the cost of a bad placement
+of ranks.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
     """Phases ``domains=C``: an all_to_all in groups as large as a domain, over C of them; S is a rank's buffer.
 
     Raises:
-        Unable: on fewer than 2 domains or an odd number, or with fewer than 2 ranks in each.
+        Unable: with fewer than 2 domains, an odd number of them, or fewer than 2 ranks in each.
     """
     case.read(Params)
     shard_count(case, 1)
@@ -39,7 +39,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
 
 
 def straddling(grid_DM: Ints, split: int) -> Ints:
-    """Groups of M ranks, each with M / split from each of `split` neighbouring domains; shape (D, M)."""
+    """Groups of M ranks, each with M / split from each of `split` neighboring domains; shape (D, M)."""
     domains, members = grid_DM.shape
     blocks = grid_DM.reshape(domains // split, split, split, members // split)  # block, domain, part, rank
     return np.sort(blocks.transpose(0, 2, 1, 3).reshape(domains, members), axis=1)

@@ -1,7 +1,8 @@
-"""An all_gather by hand: log2(n) rounds of exchanges, each twice as large as the one before.
+"""An all_gather from exchanges: log2(n) rounds, each twice as large as the one before.
 
-In round k a rank trades all it has so far with the rank whose number differs in bit k. The volume is that of an
-all_gather; the rounds show what pairwise links at every distance do, without a library's choice of algorithm.
+In round k each rank exchanges all shards that it has with the rank whose position differs in bit k. The volume is that
+of an all_gather. The rounds show the rates of pairwise links at every distance, without a library's choice of
+algorithm.
 """
 
 import numpy as np
@@ -26,18 +27,18 @@ def schedule(case: Case, topology: Topology) -> Schedule:
         raise Unable(f"hypercube needs a power of two of ranks, and at least 2; groups here have {members}")
     count = shard_count(case, members)
     shard = count * case.element.itemsize
-    place = np.arange(members)
+    member_N = np.arange(members)
     rounds = []
     for k in range(members.bit_length() - 1):
-        held = place >> k << k  # the first of the 2**k shards that a member has before round k
+        first = member_N >> k << k  # the first of the 2**k shards that a member has before round k
         rounds.append(
             Exchange(
                 label=f"bit_{k}",
                 src=groups_GN.ravel(),
-                dst=groups_GN[:, place ^ (1 << k)].ravel(),
+                dst=groups_GN[:, member_N ^ (1 << k)].ravel(),
                 nbytes=np.array([shard << k]),
-                send_offset=np.tile(held * shard, len(groups_GN)),
-                recv_offset=np.tile(held * shard, len(groups_GN)),
+                send_offset=np.tile(first * shard, len(groups_GN)),
+                recv_offset=np.tile(first * shard, len(groups_GN)),
                 read="data",
                 write="data",
             )

@@ -1,8 +1,8 @@
-"""Several GPUs to one at the same time, and one flow beside them that has nothing to do with it.
+"""Several GPUs to one at the same time, and one unrelated flow (the victim) beside them.
 
-The k senders share one NIC, so their rates must add up to it, and be equal: Jain's index says how equal. The victim
-is a flow between two other GPUs; if it is slower than alone, senders that wait for the one NIC block the way for
-others (head-of-line blocking).
+The k senders share the NIC of the receiver, so their rates must add up to its rate and be equal; Jain's index measures
+how equal. The victim is a flow between two other GPUs. If it is slower than alone, packets that wait for the shared NIC
+block others (head-of-line blocking).
 """
 
 import numpy as np
@@ -20,15 +20,15 @@ class Params(BaseParams, frozen=True, kw_only=True):
     target: int = 0
     """the rank that receives."""
     senders: int = 16
-    """the most senders; rounds have 2, 4, 8 and 16 up to this and to what there is."""
+    """largest number of senders; rounds have 2, 4, 8 and 16, up to this number and to the ranks that exist."""
     seed: int = 0
 
 
 def variants(case: Case, topology: Topology) -> list[Schedule]:
-    """Rounds ``senders=K``, with the victim as the last flow where ranks are left, and ``victim=K``, it alone.
+    """Rounds ``senders=K`` with the victim as last flow, if ranks are left for it, and ``victim=K`` with it alone.
 
     Raises:
-        Unable: if there are not 2 ranks on other nodes than the target's.
+        Unable: with fewer than 2 ranks on other nodes than the target's.
     """
     params = case.read(Params)
     shard_count(case, 1)
@@ -60,7 +60,7 @@ def _nearest_rails_first(topology: Topology, grid_DTR: Ints, target: int) -> Int
 
 
 def _victim(topology: Topology, target: int, senders: Ints) -> tuple[int, int] | None:
-    """Two ranks in different domains that take no part; best on the target's rail, and away from its node."""
+    """Two other ranks in different domains, preferably on the target's rail and away from its node."""
     free = np.setdiff1d(np.arange(topology.world_size), np.append(senders, target))
     beside = topology.domains[free] == topology.domains[target]
     free = free[np.lexsort((topology.rails[free] != topology.rails[target], beside))]

@@ -1,7 +1,7 @@
-"""The same rail inside a leaf against the same rail across leaves: what the uplinks add to or take from a flow.
+"""The same rail inside a leaf against the same rail across leaves: the effect of the uplinks on a flow.
 
-Both kinds of round move the same bytes between the same NICs; only the second climbs to the spines. Their ratio is
-one over the oversubscription, and a leaf that lost one of its U uplinks reads (U - 1) / U of the others.
+Both kinds of round move the same bytes between the same NICs; only the second crosses the spines. The ratio of their
+rates is one over the oversubscription. A leaf that lost one of its U uplinks has (U - 1) / U of the rate of the others.
 """
 
 import itertools
@@ -17,7 +17,7 @@ class Params(BaseParams, frozen=True, kw_only=True):
     """Parameters of leaf_contrast."""
 
     rounds: int = 3
-    """how many rounds of each kind, of those that there are."""
+    """number of rounds of each kind; at most all that exist."""
     direction: Direction = "both"
     """both; or apart: no rank sends and receives at once."""
     seed: int = 0
@@ -27,7 +27,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
     """Rounds ``near,offset=S`` under each leaf, and ``far,leaf=+L,offset=S`` from leaf to leaf, rail by rail.
 
     Raises:
-        Unable: without a topology file that names leaves, or where every rail has one leaf, or leaves are uneven.
+        Unable: without a topology file that names leaves, with one leaf per rail, or with uneven leaves.
     """
     params = case.read(Params)
     shard_count(case, 1)
@@ -45,7 +45,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
 
 
 def _by_leaf(topology: Topology, grid_DTR: Ints) -> Ints:
-    """The ranks of each place in a domain, by leaf: shape (places, leaves, nodes under a leaf)."""
+    """The ranks by member of a domain, leaf and node under the leaf: shape (M, L, K)."""
     if topology.wiring is None or np.any(topology.wiring.leaves < 0):
         raise Unable("leaf_contrast needs the leaf of every NIC, which only a topology file tells: --topology FILE")
     columns = []

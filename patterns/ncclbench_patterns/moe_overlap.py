@@ -1,7 +1,7 @@
-"""An expert all-to-all at the same time as a data-parallel reduce-scatter and all-gather: who slows whom down?
+"""An expert all-to-all at the same time as a data-parallel reduce-scatter and all-gather: the slowdown of each.
 
-Each runs alone, then both as branches on communicators of their own, by turns in one case. `ratios` in the record has
-the slowdown of either; `docs/moe.md` has the rest.
+Each runs alone, then both run as branches on communicators of their own; the three take turns in one case. `ratios` in
+the record has both slowdowns. `docs/moe.md` has the details.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ from ncclbench.topology import Topology
 
 
 class Params(LayerParams, frozen=True, kw_only=True):
-    """Parameters of moe_overlap: the gradients', and those of moe_dispatch, whose bare all-to-alls are run."""
+    """Parameters of moe_overlap: those of the gradients, and those of moe_dispatch, whose bare all-to-alls are run."""
 
     gradient_bytes: int = 64 << 20
-    """of a rank, reduced and gathered again as float32."""
+    """bytes of gradients per rank, reduced and gathered again as float32."""
     group: str = "world"
     """ranks that reduce gradients together: world, node, domain, rail, site, or N for blocks of N."""
 
 
 def size_and_dtype(params: Params) -> tuple[int, str]:
-    """Bytes of the tokens of a rank, and the type of their elements."""
+    """Bytes of the tokens per rank, and their element type."""
     return LayerSpec.of(params).size_and_dtype()
 
 
 def variants(case: Case, topology: Topology) -> Sequence[Schedule]:
-    """Three schedules for each of `routings` fresh routings.
+    """Three schedules per routing.
 
     Raises:
-        Unable: if this job's ranks cannot share the experts or the gradients so.
+        Unable: if this job's ranks cannot share the experts or the gradients as asked.
     """
     params = case.read(Params)
     groups = topology.groups(params.group)

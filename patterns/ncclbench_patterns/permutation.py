@@ -1,8 +1,8 @@
-"""Random permutations of all GPUs, none to its own node: how well the fabric spreads flows over its uplinks.
+"""Random permutations of all GPUs, none to its own node: how well the fabric distributes flows over its uplinks.
 
-Each GPU sends to one and receives from one, so no NIC has more than its share, and whatever is slower than a NIC is
-two flows on one link. With flows hashed onto links (ECMP) the slowest flow has about one over the largest load; with
-adaptive routing it has nearly all. `ncclbench.analysis.flows` compares the two.
+Each GPU sends to one GPU and receives from one, so no NIC has more than one flow per direction. A flow that is slower
+than a NIC therefore shares a link. With flows hashed onto links (ECMP) the slowest flow has about the rate of a link
+over its largest load; with adaptive routing it has nearly the full rate. `ncclbench.analysis.flows` compares the two.
 """
 
 from typing import Literal
@@ -28,7 +28,7 @@ class Params(BaseParams, frozen=True, kw_only=True):
     """Parameters of permutation."""
 
     rounds: int = 20
-    """how many permutations."""
+    """number of permutations."""
     rail: Literal["any", "same"] = "any"
     """any: to any rail of the other node; same: rails are kept."""
     direction: Direction = "both"
@@ -40,7 +40,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
     """Rounds ``permutation=K``.
 
     Raises:
-        Unable: on fewer than 2 nodes, or uneven ones.
+        Unable: with fewer than 2 nodes, or with uneven ones.
     """
     params = case.read(Params)
     shard_count(case, 1)
@@ -55,10 +55,10 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
 
 
 def _elsewhere(grid_DM: Ints, rng: np.random.Generator, *, mix: bool) -> Ints:
-    """For each rank another, each exactly once and never in the same domain; shape (D, M).
+    """For each rank a target in another domain, each exactly once; shape (D, M).
 
-    The ranks of each place in a domain are deranged among the domains, then those that arrive in a domain are
-    shuffled among its places: both are permutations, and only the first moves a rank from its domain.
+    For each position in a domain, a derangement of the domains selects the target domain. Then the targets are shuffled
+    inside each domain. Both are permutations, and only the first one changes the domain.
     """
     domains, members = grid_DM.shape
     targets = np.stack([derangement(domains, rng) for _ in range(members)], axis=1)

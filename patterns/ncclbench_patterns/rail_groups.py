@@ -1,7 +1,7 @@
 """A collective on each rail's GPUs: one rail at a time, then all rails at once.
 
-On separate leaves the rails should not feel each other. What a rail takes longer when all are busy, over what it takes
-alone, is the interference: of a shared host bridge, a shared leaf, or a CPU that cannot keep up.
+On separate leaves the rails should not affect each other. The interference is the time of a rail with all rails busy
+over its time alone. Its causes are a shared host bridge, a shared leaf, or a CPU that is too slow.
 """
 
 from typing import Literal
@@ -22,7 +22,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
     """Phases ``rail=R``, one group alone, and ``all``, all groups side by side; S is the whole buffer of a group.
 
     Raises:
-        Unable: on fewer than 2 nodes or 2 rails, or uneven nodes.
+        Unable: with fewer than 2 nodes or 2 rails, or with uneven nodes.
     """
     op = Op(case.read(Params).op)
     shard_count(case, 1)

@@ -1,7 +1,7 @@
-"""An all-to-all in which one rail is sent more than the others, as when a few experts are everybody's favourites.
+"""An all-to-all in which one rail receives more than the others, as if a few experts were chosen most often.
 
-An even all-to-all is bounded by all NICs together, a hot one by the NICs of one rail: time grows with the largest
-load, not with the sum. How far above that it is, is what the library loses to waiting.
+An even all-to-all is limited by all NICs together, a hot one by the NICs of one rail: the time grows with the largest
+load, not with the sum. Time beyond that is lost by the library to waiting.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from ncclbench.schedule import Params as BaseParams
 from ncclbench.topology import Topology
 
 _FACTORS = (1, 2, 4)
-# The rows of an uneven all-to-all are a number a pair of ranks: 128 MiB a round at this many.
+# The rows of an uneven all-to-all are one number per pair of ranks: 128 MiB per round for this many ranks.
 _MOST_RANKS = 4096
 
 
@@ -19,14 +19,14 @@ class Params(BaseParams, frozen=True, kw_only=True):
     """Parameters of rail_hot."""
 
     rail: int = 0
-    """the rail that is sent more."""
+    """the rail that receives more."""
 
 
 def variants(case: Case, topology: Topology) -> list[Schedule]:
-    """Phases ``factor=F``: the ranks on the hot rail are sent F times what the others are; S is an even buffer.
+    """Phases ``factor=F``: ranks on the hot rail receive F times as much as others; S is an even buffer.
 
     Raises:
-        Unable: on fewer than 2 nodes or 2 rails, or without the rail named.
+        Unable: with fewer than 2 nodes or 2 rails, or without the given rail.
     """
     rail = case.read(Params).rail
     ranks = topology.world_size
@@ -37,7 +37,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
     if rail not in topology.rails:
         raise Unable(f"rail_hot: no rank is on rail {rail}; there are: {np.unique(topology.rails).tolist()}")
     shard = count * case.element.itemsize
-    made = []
+    schedules = []
     for factor in _FACTORS:
         rows_N = np.where(topology.rails == rail, factor, 1)
         phase = AllToAllV(
@@ -47,7 +47,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
             row_bytes=shard,
         )
         sent = int(rows_N.sum()) * shard
-        made.append(
+        schedules.append(
             Schedule(
                 world_size=ranks,
                 dtype=case.element,
@@ -59,4 +59,4 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
                 count=count,
             )
         )
-    return made
+    return schedules

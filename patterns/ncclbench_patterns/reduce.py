@@ -8,7 +8,7 @@ from ncclbench.topology import Topology
 
 
 class Params(CollectiveParams, frozen=True):
-    """Parameters of reduce; `root` is a place in its group."""
+    """Parameters of reduce; `root` is a position in its group."""
 
     redop: Redop = Redop.SUM
     root: int = 0

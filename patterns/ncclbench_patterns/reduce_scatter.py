@@ -1,6 +1,6 @@
 """Every rank ends with its own shard of the element-wise reduction of all ranks' buffers.
 
-Half of an all_reduce: (n-1)/n of the buffer over every link of a ring.
+This is the first half of an all_reduce: (n-1)/n of the buffer over every link of a ring.
 """
 
 from ncclbench.schedule import Case, CollectiveParams, Op, Redop, Schedule, collective
@@ -14,7 +14,7 @@ class Params(CollectiveParams, frozen=True):
 
 
 def schedule(case: Case, topology: Topology) -> Schedule:
-    """One reduce_scatter in every group; the buffer is n shards."""
+    """One reduce_scatter in every group; the buffer has n shards."""
     params = case.read(Params)
     return collective(
         case,

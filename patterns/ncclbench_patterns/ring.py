@@ -1,6 +1,6 @@
 """Every GPU to the same rail of the next node, then leaving on one rail and arriving on the next: a ring's edges.
 
-This is the traffic of NCCL's inter-node rings. The second round crosses leaves; together they show the slow edge.
+This is the traffic of NCCL's rings between nodes. The second round crosses leaves. Together they show a slow edge.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
     """Rounds ``rail=+0``, (d, r) to (d + 1, r), and, with 2 rails, ``rail=+1``, (d, r) to (d + 1, r + 1).
 
     Raises:
-        Unable: on fewer than 2 nodes, or uneven ones.
+        Unable: with fewer than 2 nodes, or with uneven ones.
     """
     params = case.read(Params)
     shard_count(case, 1)

@@ -1,7 +1,8 @@
 """Every GPU to the GPU on the same rail of another node, all rails at once, at several distances.
 
-Traffic stays under one leaf, so each flow is bounded by its two NICs alone: a NIC that is slow in all rounds is slow.
-With ``direction=apart`` no rank sends and receives at once, which tells a slow sender from a slow receiver.
+Traffic stays under one leaf, so each flow is limited by its two NICs only. A NIC whose flows are slow in all rounds is
+slow itself. With ``direction=apart`` no rank sends and receives at once, which separates slow senders from slow
+receivers.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ class Params(BaseParams, frozen=True, kw_only=True):
     """Parameters of same_rail."""
 
     offsets: int = 7
-    """how many distances between nodes, of those that there are."""
+    """number of distances between nodes; at most all that exist."""
     direction: Direction = "both"
     """both; or apart: no rank sends and receives at once, in twice or three times as many rounds."""
     seed: int = 0
@@ -25,7 +26,7 @@ def variants(case: Case, topology: Topology) -> list[Schedule]:
     """Rounds ``offset=S``: (d, r) to (d + S, r).
 
     Raises:
-        Unable: on fewer than 2 nodes, or uneven ones.
+        Unable: with fewer than 2 nodes, or with uneven ones.
     """
     params = case.read(Params)
     shard_count(case, 1)

@@ -8,13 +8,13 @@ from ncclbench.topology import Topology
 
 
 class Params(CollectiveParams, frozen=True):
-    """Parameters of scatter; `root` is a place in its group."""
+    """Parameters of scatter; `root` is a position in its group."""
 
     root: int = 0
 
 
 def schedule(case: Case, topology: Topology) -> Schedule:
-    """One scatter in every group; the root's buffer is n shards."""
+    """One scatter in every group; the root's buffer has n shards."""
     params = case.read(Params)
     return collective(
         case,

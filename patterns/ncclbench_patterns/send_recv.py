@@ -1,4 +1,4 @@
-"""Every rank sends its buffer to the next rank of its group and receives the one before it (ring, +1).
+"""Every rank sends its buffer to the next rank of its group and receives that of the previous rank (ring, +1).
 
 Every link carries the buffer once in each direction, so busbw equals algbw.
 """
