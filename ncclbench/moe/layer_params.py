@@ -164,7 +164,7 @@ def _refuse_ranges(params: LayerParams) -> None:
     if tokens and max(tokens) == 0:
         raise UsageError("tokens are 0 on every rank: nothing would move")
     if tokens and max(tokens) > _MOST_TOKENS:
-        raise UsageError(f"tokens must be at most {_MOST_TOKENS} a rank, got {max(tokens)}")
+        raise UsageError(f"tokens must be at most {_MOST_TOKENS} per rank, got {max(tokens)}")
     if params.variant is not Variant.FLAT and params.variant is not Variant.CACHED and params.dedup is Dedup.SELECTION:
         raise UsageError(f"dedup = selection goes with variant = flat or cached, not with {params.variant}")
     if params.quad and params.variant is Variant.CONTROL:

@@ -79,7 +79,7 @@ class RoutingMemory:
         available = available_memory()
         if needed > available:
             raise TooLarge(
-                f"who sends which row takes {format_bytes(needed)} of host memory in every process "
+                f"the routing tables take {format_bytes(needed)} of host memory in every process "
                 f"({counted(self.routings, 'routing')} of {counted(self.ranks, 'rank')} x {self.tokens} tokens x top "
                 f"{self.top_k}), and "
                 f"{format_bytes(available)} is free: lower tokens or routings, or --nproc"

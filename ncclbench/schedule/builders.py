@@ -54,7 +54,7 @@ def collective(
     groups_GN = topology.groups(group)
     members = groups_GN.shape[1]
     if root is not None and root < 0:  # in no job at all
-        raise UsageError(f"root must be a place in its group, from 0 on, got {root}")
+        raise UsageError(f"root must be a position in its group, from 0 on, got {root}")
     if root is not None and root >= members:
         raise Unable(f"root {root} is not in a group of {members}")
     sharded = op in READS_ALL_SHARDS | WRITES_ALL_SHARDS

@@ -1,4 +1,4 @@
-"""Cases of MoE dispatch on threads, small enough to be run by the hundred."""
+"""Cases of MoE dispatch on threads, small enough to run hundreds of them."""
 
 import json
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ VALUES = {"zipf": "1.5", "maxvio": "2", "trace": "FILE"}
 
 
 def spelled(kind: str) -> str:
-    """A routing of this kind as on the command line: most with a share of tokens, some with a number of their own."""
+    """The text of a routing of this kind: most with a share of tokens, some with another number."""
     try:
         return str(RoutingSpec.parse(kind))
     except UsageError:
@@ -35,15 +35,15 @@ def spelled(kind: str) -> str:
 
 
 ROUTINGS = [spelled(kind) for kind in KINDS]
-"""One of each kind that the product has. FILE is a trace that `routed` writes."""
+"""One routing of each kind. FILE is a trace that `routed` writes."""
 GROUPED = {"model": "deepseek-v3", "experts": 0}
 """A preset that has groups of experts, for group-limited."""
 
 
 def routed(routing: str, tokens: list[int], folder: Path) -> dict[str, Any]:
-    """Parameters of a routing of so many tokens a rank; a trace is written to `folder`, and says itself how many.
+    """Parameters of a routing with `tokens` tokens per rank; a trace is written to `folder`.
 
-    The trace is Parquet where ranks have equally many tokens, and JSON lines where they do not.
+    The trace is Parquet if all ranks have equally many tokens, and JSON lines otherwise.
     """
     if routing == "trace:FILE":
         return {"tokens": "", "routing": f"trace:{recorded(tokens, folder)}"}
@@ -52,7 +52,7 @@ def routed(routing: str, tokens: list[int], folder: Path) -> dict[str, Any]:
 
 
 def recorded(tokens: list[int], folder: Path) -> Path:
-    """A trace of choices that no kind of routing draws: experts k apart, from another one on for each token."""
+    """A trace of choices that no sampled routing has: experts k apart, with another first expert per token."""
     experts, top_k = SMALL["experts"], SMALL["top_k"]
     rows = [
         {"rank": rank, "token": tok, "experts": [(3 * rank + tok + top_k * j) % experts for j in range(top_k)]}
@@ -88,10 +88,10 @@ def table_of_each_kind(folder: Path, tokens_W: list[list[int]]) -> tuple[Path, d
         if text == "trace:FILE":
             (table,) = read_trace(str(recorded(tokens, folder)), router, ranks)
         else:
-            draw = RoutingSampler(
+            sampler = RoutingSampler(
                 spec=RoutingSpec.parse(text), router=router, seed=0, iteration=i, hosts=hosts, rails=rails
             )
-            table = draw.sample(np.array(tokens))
+            table = sampler.sample(np.array(tokens))
         kinds[table.sha256] = KINDS[i]
         rows += [
             {"iteration": i, "rank": rank, "token": tok, "experts": table.experts[rank, tok].tolist()}

@@ -1,4 +1,4 @@
-"""Phases on rows with random contents, for whoever compares one implementation of them with another, bit by bit."""
+"""Row work with random contents, to compare implementations bit by bit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ncclbench.transports._row_work import row_call
 Bytes = NDArray[np.uint8]
 Random = np.random.Generator
 
-# Each kernel, each format with its scales in either place, rows of whole words and others, one row a block and many.
+# Each kernel; each format with packed and separate scales; rows of whole words and others; one row per block and many.
 LAYERS: list[dict[str, Any]] = [
     {"variant": "flat", "hidden": 32},
     {"variant": "flat", "hidden": 1808, "tokens": "9"},
@@ -50,7 +50,7 @@ class Work:
         return self.phase.plan(self.rank)
 
     def filled(self, rng: Random) -> dict[str, Bytes]:
-        """Buffers of random rows, and canaries where the phase writes."""
+        """Buffers of random rows, with canaries in the buffer that the phase writes."""
         phase = self.phase
         buffers = {name: array.view(np.uint8) for name, array in allocate(self.schedule, "cpu").items()}
         for array in buffers.values():
@@ -66,7 +66,7 @@ class Work:
         return buffers
 
     def on_host(self, buffers: Buffers) -> dict[str, Bytes]:
-        """What NumPy makes of copies of them."""
+        """The result of NumPy on copies of the buffers."""
         found = {name: array.copy() for name, array in buffers.items()}
         with np.errstate(all="ignore"):  # random numbers overflow
             row_call(self.phase, self.rank, found)()
@@ -85,7 +85,7 @@ def _numbers(raw: Bytes, rng: Random) -> None:
 
 
 def _quantised(phase: RowWork, buffers: dict[str, Bytes], rng: Random) -> None:
-    """Elements of every code that is a number, and scales from the least that there is."""
+    """Elements of every code that is a number, and scales from the smallest one on."""
     form, rows = phase.format, _by_rows(buffers[phase.read], phase.read_row)
     payload = rows[:, : form.payload_bytes(phase.hidden)]
     if form.name != "nvfp4":
@@ -107,7 +107,7 @@ def _by_rows(raw: Bytes, row: int) -> Bytes:
 
 
 def works(params: dict[str, Any], ranks: int = 4) -> Iterator[Work]:
-    """Every phase on rows of a small layer, on every rank that has any."""
+    """Every row work of a small layer, on every rank that has rows."""
     small = {"tokens": "12,0,7,3", "experts": 16, "top_k": 4, "routings": 1, "routing": "zipf:1.0", **params}
     case = Case(pattern="moe_dispatch", nbytes=64, dtype="bfloat16", params=small)
     (schedule, *_) = build_variants(case, Topology.single_node(ranks))

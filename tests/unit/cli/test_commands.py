@@ -447,9 +447,9 @@ def test_a_dry_run_shows_the_case_whose_tables_would_not_fit_among_the_others(
     cases = json.loads(out)["cases"]
     assert (code, len(cases)) == (0, 3)
     assert [case["refused"] is None for case in cases] == [True, True, False]
-    assert "who sends which row takes" in cases[2]["refused"]
-    assert "(would be refused on a node like this one: who sends" in ncclbench(*line, "--dry-run")[1]
-    assert "tokens=16777216: who sends which row takes" in refused(*line)
+    assert "the routing tables take" in cases[2]["refused"]
+    assert "(would be refused on a node like this one: the routing" in ncclbench(*line, "--dry-run")[1]
+    assert "tokens=16777216: the routing tables take" in refused(*line)
 
 
 def test_a_dry_run_knows_what_cannot_be_checked(ncclbench: Callable[..., Result]) -> None:

@@ -1,4 +1,4 @@
-"""What buffers of a MoE layer are expected to hold: made ahead by threads, and the same however it is cut."""
+"""Expected contents of the buffers of a MoE layer: computed ahead by threads, independent of the chunk size."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from ncclbench.topology import Topology
 from tests.helpers.moe_cases import case_of
 
 
-def test_rows_come_in_their_order_and_few_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_in_order_and_few_are_computed_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contents, "_threads", lambda: (ThreadPoolExecutor(4), 4))
     begun = []
 
@@ -32,7 +32,7 @@ def test_rows_come_in_their_order_and_few_are_made_ahead(monkeypatch: pytest.Mon
     assert threading.get_ident() not in {thread for _, thread in begun}
 
 
-def test_an_error_in_a_thread_that_makes_rows_is_told() -> None:
+def test_error_in_a_row_thread_is_raised() -> None:
     def fail() -> Array:
         raise ValueError("no such row")
 
@@ -41,10 +41,10 @@ def test_an_error_in_a_thread_that_makes_rows_is_told() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
-def test_a_buffer_holds_the_same_however_it_is_cut(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffer_contents_do_not_depend_on_chunk_size(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build_variants(case_of(variant="flat", format="fp8"), Topology.single_node(4))[0]
 
-    def held() -> tuple[dict[str, bytes], int]:
+    def contents_and_chunks() -> tuple[dict[str, bytes], int]:
         assert first.contents is not None
         found = {name: list(first.contents.after(1, name, 1)) for name in first.buffers}
         for stretches in found.values():
@@ -52,9 +52,9 @@ def test_a_buffer_holds_the_same_however_it_is_cut(chunk: int, monkeypatch: pyte
         joined = {name: b"".join(s.bits.tobytes() for s in stretches) for name, stretches in found.items()}
         return joined, sum(map(len, found.values()))
 
-    whole, fewest = held()
+    whole, fewest = contents_and_chunks()
     monkeypatch.setattr(contents, "_CHUNK_BYTES", chunk)
-    cut, number = held()
+    cut, number = contents_and_chunks()
     assert cut == whole
     assert any(whole.values())
     assert (number > fewest) is (chunk < 1 << 20)

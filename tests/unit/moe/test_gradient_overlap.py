@@ -1,4 +1,4 @@
-"""Expert all-to-alls beside reduced gradients: right alone and together, each branch with a time of its own."""
+"""Expert all-to-alls beside reduced gradients: correct alone and together, with one time per branch."""
 
 import sys
 import threading
@@ -42,18 +42,18 @@ def run(case: Case, ranks: int, kind: type[ThreadTransport] = ThreadTransport) -
 
 
 @pytest.mark.parametrize(("ranks", "gradient_bytes"), [(1, 64), (2, 64), (5, 5000), (8, 5000), (2, 6_000_000)])
-def test_both_are_right_to_the_bit(ranks: int, gradient_bytes: int) -> None:
-    """The largest is beyond the period of the values, and beyond what is compared at once."""
+def test_overlapped_results_are_exact(ranks: int, gradient_bytes: int) -> None:
+    """The largest size exceeds the period of the values and the size of a comparison."""
     record = run(case_of(gradient_bytes=gradient_bytes), ranks).record
     assert (record.status, record.wrong, record.tolerance, record.variants) == ("ok", 0, 0.0, 3)
 
 
-def test_gradients_are_reduced_in_the_groups_asked_for() -> None:
+def test_gradients_are_reduced_in_the_requested_groups() -> None:
     for group in ("2", "node"):
         assert run(case_of(group=group, ep=2), 4).record.status == "ok"
 
 
-def test_each_branch_has_a_time_of_its_own_and_slowdowns_are_reported() -> None:
+def test_each_branch_is_timed_and_slowdowns_are_reported() -> None:
     measured = run(case_of(), 4)
     record, samples = measured.record, measured.samples
     assert samples is not None
@@ -100,25 +100,25 @@ class Spoiled(ThreadTransport):
         ("data_parallel", "received"),
     ],
 )
-def test_one_wrong_bit_is_found(where: str, buffer: str) -> None:
-    """Also in buffers that the schedule of this turn must leave alone."""
+def test_one_wrong_bit_is_detected(where: str, buffer: str) -> None:
+    """This includes buffers that the current schedule must leave unchanged."""
     kind = type("Here", (Spoiled,), {"where": where, "buffer": buffer})
     record = run(case_of(), 4, kind).record
     assert (record.status, record.wrong, record.wrong_ranks) == ("wrong", 2, [1])
 
 
-# The order of issue. On GPUs branches have communicators of their own, and NCCL needs those that run at the same time
-# to be issued in the same order on all ranks. CUDA is played: a stream knows that it is in use, and what it waits for.
+# The order of issue. On GPUs branches have communicators of their own. NCCL requires that concurrent calls are issued
+# in the same order on all ranks. CUDA is simulated: a stream records whether it is in use, and what it waits for.
 
 
 class Stream:
-    """A stream of the played CuPy or torch."""
+    """A stream of the simulated CuPy or torch."""
 
     log: ClassVar[list[tuple[str, Any]]] = []
     current: ClassVar[Any] = None
 
     def __init__(self, cuda_stream: Any = None, **_kind: bool) -> None:
-        self.cuda_stream = cuda_stream or object()  # CuPy has a view of torch's
+        self.cuda_stream = cuda_stream or object()  # CuPy wraps torch's stream
 
     def use(self) -> None:
         Stream.current = self
@@ -128,7 +128,7 @@ class Stream:
 
 
 class Event:
-    """An event, which knows on which stream it was recorded."""
+    """An event with the stream on which it was recorded."""
 
     def record(self, stream: Stream) -> None:
         self.stream = stream.cuda_stream
@@ -136,7 +136,7 @@ class Event:
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """CuPy, as far as branches need it."""
+    """The part of CuPy that branches need."""
     cupy: Any = ModuleType("cupy")
     cupy.__version__ = "14.0"
     cupy.RawKernel = SimpleNamespace
@@ -146,11 +146,11 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cupy.cuda.get_current_stream = lambda: Stream.current
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
-    rooms = ("ncclbench.transports.cuda.stream", "ncclbench.transports._cupy_nccl")
-    for name in rooms:
+    modules = ("ncclbench.transports.cuda.stream", "ncclbench.transports._cupy_nccl")
+    for name in modules:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield
-    for name in rooms:
+    for name in modules:
         sys.modules.pop(name, None)
 
 
@@ -175,12 +175,12 @@ def of_host(_patch: pytest.MonkeyPatch) -> Branching:
 
 
 def issued(branching: Branching, rank: int) -> list[Any]:
-    """What rank `rank` issues in the phase of both: label and branch, and the thread and stream that it comes from."""
+    """The calls of `rank` in the concurrent phase: label, branch, thread and stream."""
     found = []
 
     def call(phase: SimplePhase, branch: tuple[int, ...]) -> Call:
         if isinstance(phase, AllToAllV | Collective):
-            assert rank in phase.groups  # or it would not be issued here
+            assert rank in phase.groups  # otherwise it would not be issued here
         return lambda: found.append((phase.label, branch, threading.get_ident(), Stream.current))
 
     schedule = build_variants(case_of(), Topology.single_node(4))[-1]
@@ -203,7 +203,7 @@ def test_all_ranks_issue_branches_in_the_same_order(
         main = Stream.current = Stream()
         calls = issued(kind(monkeypatch), rank)
         assert [(label, branch) for label, branch, _, _ in calls] == IN_ORDER
-        assert {thread for _, _, thread, _ in calls} == {threading.get_ident()}  # another one would keep no order
+        assert {thread for _, _, thread, _ in calls} == {threading.get_ident()}  # other threads lose the order
         streams = [stream for _, _, _, stream in calls]
         assert streams[0] is streams[1]
         assert streams[2] is streams[3]
@@ -214,14 +214,14 @@ def test_all_ranks_issue_branches_in_the_same_order(
         assert waits == [(one, main.cuda_stream) for one in branches] + [(main.cuda_stream, one) for one in branches]
 
 
-def test_branches_of_the_host_have_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the test above sees a transport that leaves the order to chance."""
+def test_host_branches_run_in_separate_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that the test above detects a transport whose order is not fixed."""
     calls = issued(of_host(monkeypatch), 0)
     assert sorted((label, branch) for label, branch, _, _ in calls) == sorted(IN_ORDER)
     assert threading.get_ident() not in {thread for _, _, thread, _ in calls}
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_parameters_are_refused() -> None:
     for params in ({"format": "fp8"}, {"variant": "cached"}, {"quad": True}, {"weights": "float"}):
         with pytest.raises(UsageError, match="only bare all-to-alls of bf16 rows run here"):
             build_variants(case_of(**params), Topology.single_node(2))
@@ -229,12 +229,12 @@ def test_what_makes_no_sense_is_refused() -> None:
         build_variants(case_of(gradient_bytes=15), Topology.single_node(4))
 
 
-def test_branches_need_names_of_their_own() -> None:
+def test_branch_names_must_differ() -> None:
     phase = Collective("a", Op.BARRIER, np.array([[0, 1]]), 0)
     for names in (("x",), ("x", "x")):
         with pytest.raises(ValueError, match="every branch needs a name of its own"):
             Concurrent("both", ((phase,), (phase,)), names=names)
 
 
-def test_a_step_without_parts_has_no_further_columns() -> None:
+def test_step_without_parts_has_no_extra_columns() -> None:
     assert Step("a", print).parts == ()

@@ -1,4 +1,4 @@
-"""MoE dispatch and combine on threads: bitwise right in every variant."""
+"""MoE dispatch and combine on threads: bitwise correct in every variant."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -38,11 +38,11 @@ def variants_for(ranks: int) -> list[dict[str, Any]]:
 
 VARIANTS = [params for params in variants_for(2) if not params.get("quad")]
 EVEN, UNEVEN = [12] * 8, [12, 0, 7, 1, 9, 12, 0, 3]
-"""Tokens of each rank. A job of one rank has the first number: without tokens nothing would move."""
+"""Tokens per rank. A job of one rank uses the first number, since without tokens nothing would move."""
 
 
 def cases_of(ranks: int, routing: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """Every variant in every format, format by format: the values of one are made once.
+    """Every variant in every format, format by format, so that the values of a format are computed once.
 
     What does not depend on them changes from case to case: where scales travel, the backward twins, and whether ranks
     have equally many tokens, which every case has both ways at some world size.
@@ -60,21 +60,21 @@ def cases_of(ranks: int, routing: str, folder: Path) -> Iterator[dict[str, Any]]
 
 
 def topology_for(ranks: int, routing: str) -> Topology:
-    """One node, on which every rank has a rail of its own; two for a hot rail, so that it is not just a hot rank."""
+    """One node with one rail per rank; two nodes for a hot rail, so that it has more than one rank."""
     two = routing.startswith("hot-rail") and ranks % 2 == 0
     return Topology.from_hosts(["x", "y"] * (ranks // 2)) if two else Topology.single_node(ranks)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("ranks", WORLD_SIZES)
-def test_every_variant_and_format_is_right_to_the_bit(ranks: int, routing: str, tmp_path: Path) -> None:
+def test_every_variant_and_format_is_exact(ranks: int, routing: str, tmp_path: Path) -> None:
     for params in cases_of(ranks, routing, tmp_path):
         record = run(case_of(**params), ranks, topology_for(ranks, routing), ONCE)
         assert (record.status, record.wrong, record.tolerance) == ("ok", 0, 0.0), (record.case, record.reason)
 
 
-def test_the_cases_above_leave_nothing_out(tmp_path: Path) -> None:
-    """Every variant, format and kind of routing at every world size; every pair of those with scales and with quad.
+def test_cases_cover_every_variant_format_and_routing(tmp_path: Path) -> None:
+    """Every variant, format and kind of routing at every world size; every pair of these with scales and with quad.
 
     Each of the first three with equally many tokens on all ranks at some world size, and with other counts at another.
     """
@@ -94,17 +94,17 @@ def test_the_cases_above_leave_nothing_out(tmp_path: Path) -> None:
             counts.add((routing, variant, case["format"], "0" in said.split(",")))
         if variant[0] != "control":
             both = (case["quad"], case.get("scales", "packed"))
-            pairs |= {(place, what, *both) for place, what in enumerate((ranks, routing, variant, case["format"]))}
+            pairs |= {(index, what, *both) for index, what in enumerate((ranks, routing, variant, case["format"]))}
     inner = len(ROUTINGS) * len(VARIANTS) * len(FORMATS)
     assert len(dimensions) == dimensions.total() == len(WORLD_SIZES) * inner
     assert len(counts) == 2 * inner
     seen = len(WORLD_SIZES) + len(ROUTINGS) + len(VARIANTS) - 1 + len(FORMATS)
-    assert len(pairs) == 4 * seen - 2  # bf16 has no scales to separate
+    assert len(pairs) == 4 * seen - 2  # bf16 has no separate scales
 
 
 @pytest.mark.parametrize("ranks", WORLD_SIZES)
-def test_fractional_weights_are_right_within_a_tolerance_that_is_said(ranks: int) -> None:
-    """Every variant but control, which has no weights; every format at 5 ranks, and each at some other world size."""
+def test_fractional_weights_are_correct_within_the_stated_tolerance(ranks: int) -> None:
+    """Every variant except control, which has no weights; every format at 5 ranks and at one other world size."""
     forms, w = list(FORMATS), WORLD_SIZES.index(ranks)
     for v, params in enumerate(variants_for(ranks)):
         if params["variant"] == "control":
@@ -132,7 +132,7 @@ def test_fractional_weights_are_right_within_a_tolerance_that_is_said(ranks: int
     ],
     ids=str,
 )
-def test_odd_shapes_are_right_too(params: dict[str, Any]) -> None:
+def test_unusual_shapes_are_exact(params: dict[str, Any]) -> None:
     for variant in variants_for(2 if "ep" in params else 4):
         if "ep" in params and "placement" in variant:
             variant["placement"] = "1x2" if params["ep"] == 2 else "1x1"
@@ -141,7 +141,7 @@ def test_odd_shapes_are_right_too(params: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("timing", [Timing.ISOLATED, Timing.PIPELINED])
-def test_both_host_regimes(timing: Timing) -> None:
+def test_both_host_timing_regimes_are_exact(timing: Timing) -> None:
     case = replace_timing(case_of(), timing)
     record = run(case, 4, settings=Settings(iterations=5, warmup=2))
     assert (record.status, record.variants) == ("ok", 2)

@@ -1,4 +1,4 @@
-"""MoE dispatch and combine: wrong, and said to be, where something was done wrong."""
+"""MoE dispatch and combine with faults: each fault is detected on its rank."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ncclbench.buffers.arrays import Buffers
 from ncclbench.errors import EnvironmentFault
-from ncclbench.measure import case as case_room
+from ncclbench.measure import case as case_module
 from ncclbench.measure.case import run_case
 from ncclbench.schedule import AllToAllV, Case, Collective, RowKernel, RowPlan, RowWork, Schedule
 from ncclbench.schedule.pattern import build_variants
@@ -22,14 +22,14 @@ from ncclbench.transports.base import Program, Step
 from ncclbench.transports.threads import ThreadTransport, play
 from tests.helpers.moe_cases import ALL, ONCE, QUICK, case_of, named, run
 
-# Mutations. Each is what a faulty library, kernel or bookkeeping would do, put where it would happen; the schedule's
-# expectations stay as they were.
+# Mutations. Each is the fault of a library, a kernel or the bookkeeping, at its real point in the run. The expected
+# contents of the schedule stay unchanged.
 
 Spoil = Callable[["Spoiler", int], None]
 
 
 class Spoiler(ThreadTransport):
-    """Does what threads do, and on its victim something more after the phase whose label is `after`."""
+    """The threads transport with a mutation on the victim rank after the phase with label `after`."""
 
     def __init__(self, real: ThreadTransport, after: str, spoil: Spoil, victim: int) -> None:
         super().__init__(real.world, real.rank)
@@ -60,7 +60,7 @@ class Spoiler(ThreadTransport):
 
     @property
     def arrived(self) -> NDArray[np.uint8]:
-        """The rows that came in the all-to-all just over, shape (n, bytes)."""
+        """The rows received in the preceding all-to-all, shape (n, bytes)."""
         phase = self.phase
         assert isinstance(phase, AllToAllV)
         group, member = (int(x) for x in np.argwhere(phase.groups == self.rank)[0])
@@ -83,7 +83,7 @@ def lose_row(spoiler: Spoiler, _number: int) -> None:
 
 
 def stay_stale(spoiler: Spoiler, number: int) -> None:
-    """What arrived when this program ran first is still there later."""
+    """The data received in the first run of this program remain in later runs."""
     rows = spoiler.arrived
     rows[:] = spoiler.memory.setdefault((number, spoiler.phase.label), rows.copy())
 
@@ -94,7 +94,7 @@ def wrong_weight(spoiler: Spoiler, _number: int) -> None:
 
 
 def wrong_expert(spoiler: Spoiler, _number: int) -> None:
-    """The first choice of the first row says another expert."""
+    """The first choice of the first row names another expert."""
     spoiler.arrived.view(np.int32)[0, 0] ^= 1
 
 
@@ -103,7 +103,7 @@ def flip_bit(spoiler: Spoiler, _number: int) -> None:
 
 
 def weigh_twice(spoiler: Spoiler, _number: int) -> None:
-    """A sum has come out twice as large, as if by weights that are not those of the tokens."""
+    """A sum is twice as large, as if the weights were not those of the tokens."""
     sums = spoiler.buffers[spoiler.phase.write].view(np.uint16)
     rows = spoiler.phase
     assert isinstance(rows, RowWork)
@@ -116,7 +116,7 @@ ON_ROWS, ON_ENTRIES = (drop_row, double_row, lose_row, stay_stale), (wrong_weigh
 
 
 def kind_of(phase: SimplePhase) -> str:
-    """What a phase moves: payload, metadata or scales on the wire, counts; or a kernel's work."""
+    """The kind of a phase: payload, metadata, scales or counts on the wire, or a kernel."""
     if isinstance(phase, AllToAllV):
         return next((kind for kind in ("meta", "scales") if phase.label.endswith(kind)), "payload")
     assert isinstance(phase, RowWork | Collective)
@@ -131,21 +131,21 @@ SPOILS: dict[str, tuple[Spoil, ...]] = {
     "take": (flip_bit,),
     "scale": (flip_bit,),
     "sum": (flip_bit, weigh_twice),
-    "to_host": (),  # it leaves its buffer as it was
+    "to_host": (),  # it does not change its buffer
 }
-"""What may go wrong in each of them."""
+"""The mutations of each kind of phase."""
 
 
 def labels_of(params: dict[str, Any]) -> dict[str, str]:
-    """What each phase of a variant moves, by its label; phases of the backward twins too."""
+    """The kind of each phase of a variant by its label, backward phases included."""
     schedules = build_variants(case_of(**params, routings=1), Topology.single_node(4))
     return {phase.label: kind_of(phase) for schedule in schedules for phase in flatten(schedule.phases)}
 
 
 @pytest.mark.parametrize("params", ALL, ids=named)
 @pytest.mark.parametrize("spoil", sorted({s for spoils in SPOILS.values() for s in spoils}, key=named), ids=named)
-def test_what_goes_wrong_in_one_phase_on_one_rank_is_found_there(params: dict[str, Any], spoil: Spoil) -> None:
-    """Each phase by itself: payload is lost with its metadata intact, and the other way round."""
+def test_fault_in_one_phase_is_found_on_its_rank(params: dict[str, Any], spoil: Spoil) -> None:
+    """Each phase by itself: payload is lost while its metadata is intact, and vice versa."""
     victim, labels = 2, [label for label, kind in labels_of(params).items() if spoil in SPOILS[kind]]
     assert labels or (params["variant"] == "control" and spoil not in ON_ROWS), "nothing that this could befall"
     for label in labels:
@@ -163,18 +163,18 @@ def test_what_goes_wrong_in_one_phase_on_one_rank_is_found_there(params: dict[st
         assert victim in measured.record.wrong_ranks, label
 
 
-def test_which_phases_there_are_to_go_wrong() -> None:
-    """So that none of the tests here passes for want of a phase, and what has no such phase is said to have none."""
+def test_every_kind_of_phase_has_a_mutation() -> None:
+    """Ensures that no test here passes because a phase is missing."""
     kinds = {named(params): Counter(labels_of(params).values()) for params in ALL}
     for params in ALL:
         found, hops = kinds[named(params)], 2 if params["variant"] == "hierarchical" else 1
         if params["variant"] == "control":
-            # Bare all-to-alls: no experts to be swapped, no weights, no counts. In both splits, out and home.
+            # Bare all-to-alls: no experts, weights or counts to change. Both splits, out and back.
             assert found == {"payload": 4}
             continue
         passes = 2 if params.get("quad") else 1
         assert found["payload"] == 2 * hops * passes
-        assert found["meta"] == hops  # the backward twins use the forward pass's
+        assert found["meta"] == hops  # the backward phases use the metadata of the forward pass
         assert found["scales"] == (hops if params.get("scales") == "separate" else 0)
         assert found["counts"] == found["to_host"] == (hops if params["variant"] in ("flat", "hierarchical") else 0)
         assert found["scale"] == passes
@@ -183,7 +183,7 @@ def test_which_phases_there_are_to_go_wrong() -> None:
 
 
 @pytest.mark.parametrize("params", ALL, ids=named)
-def test_the_same_harness_without_a_mutation_is_good(params: dict[str, Any]) -> None:
+def test_harness_without_mutation_passes(params: dict[str, Any]) -> None:
     def main(real: ThreadTransport) -> Any:
         idle = Spoiler(real, "combine", lambda *_: None, 2)
         return run_case(case_of(**params, routings=1), idle, Topology.single_node(4), ONCE)
@@ -192,7 +192,7 @@ def test_the_same_harness_without_a_mutation_is_good(params: dict[str, Any]) -> 
 
 
 def mutated(monkeypatch: pytest.MonkeyPatch, change: Callable[[SimplePhase], SimplePhase]) -> None:
-    """All schedules have their phases changed, and room for what a wrong phase writes."""
+    """Changes the phases of all schedules, and enlarges buffers for the writes of a wrong phase."""
     original = build_variants
 
     def changed(case: Case, topology: Topology) -> tuple[Schedule, ...]:
@@ -205,14 +205,14 @@ def mutated(monkeypatch: pytest.MonkeyPatch, change: Callable[[SimplePhase], Sim
             for schedule in original(case, topology)
         )
 
-    monkeypatch.setattr(case_room, "build_variants", changed)
+    monkeypatch.setattr(case_module, "build_variants", changed)
 
 
 SKEWED: dict[str, Any] = {"tokens": "13,2,30,7", "routings": 1}
 
 
 def transposed(phase: SimplePhase) -> AllToAllV | None:
-    """The phase with its splits the wrong way round; None where that is the same."""
+    """The phase with transposed splits; None if they are symmetric."""
     if not isinstance(phase, AllToAllV):
         return None
     turned = phase.rows.transpose(0, 2, 1)
@@ -220,13 +220,13 @@ def transposed(phase: SimplePhase) -> AllToAllV | None:
 
 
 def turned_at(label: str, phase: SimplePhase) -> SimplePhase:
-    """The phase, with its splits the wrong way round if it is the one."""
+    """The phase, with transposed splits if it has the label."""
     return (transposed(phase) if phase.label == label else None) or phase
 
 
 @pytest.mark.parametrize("params", ALL, ids=named)
-def test_transposed_splits_of_one_phase_are_found(monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]) -> None:
-    """Padded splits are all equal, so there is nothing to transpose; the control's equal ones differ by a row."""
+def test_transposed_splits_are_found(monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]) -> None:
+    """Padded splits are all equal, so transposing changes nothing; the control's splits differ by one row."""
     case = case_of(**{**params, **SKEWED})
     schedules = build_variants(case, Topology.single_node(4))
     moving = [p for schedule in schedules for p in flatten(schedule.phases) if isinstance(p, AllToAllV)]
@@ -243,8 +243,8 @@ def test_transposed_splits_of_one_phase_are_found(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("params", WITH_META, ids=named)
-def test_two_experts_swapped_are_found(monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]) -> None:
-    """Expert 4 computes what is for 5, and 5 what is for 4, in one pass: nothing is lost and nothing is doubled."""
+def test_swapped_experts_are_found(monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]) -> None:
+    """Experts 4 and 5 are exchanged in one pass: no row is lost or doubled."""
 
     def swap(phase: SimplePhase, label: str) -> SimplePhase:
         if isinstance(phase, RowWork) and phase.label == label:
@@ -268,8 +268,8 @@ def test_two_experts_swapped_are_found(monkeypatch: pytest.MonkeyPatch, params: 
             assert 1 in record.wrong_ranks, label
 
 
-def test_two_experts_whose_rows_change_places_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where both compute the same: rows of experts 4 and 6, which both double nothing."""
+def test_swapped_rows_of_two_experts_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This includes experts of the same factor: 4 and 6."""
 
     def swap(phase: SimplePhase) -> SimplePhase:
         if isinstance(phase, RowWork) and phase.kernel is RowKernel.SCALE:
@@ -281,7 +281,7 @@ def test_two_experts_whose_rows_change_places_are_found(monkeypatch: pytest.Monk
     assert run(case_of(), 4).status == "wrong"
 
 
-def test_ranks_that_drew_other_routings_are_named() -> None:
+def test_ranks_with_different_routings_are_named() -> None:
     def main(real: ThreadTransport) -> Any:
         case = case_of(seed=1 if real.rank == 2 else 0)
         with pytest.raises(EnvironmentFault, match="ranks 2 drew another routing than rank 0"):

@@ -1,4 +1,4 @@
-"""What the record of a MoE dispatch says: the ledger against what was seen on the wire, rows, ratios and bases."""
+"""The record of a MoE dispatch: the ledger against the bytes on the wire, rows, ratios and bases."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ from ncclbench.transports.threads import ThreadTransport, play, received
 from tests.helpers.moe_cases import ALL, ONCE, SMALL, case_of, facts_of, named, run, write_lines
 from tests.helpers.stored import known, plain
 
-# The ledger against what was seen on the wire.
+# The ledger against the bytes on the wire.
 
 
 Pairs = dict[tuple[str, int, int], int]
@@ -41,7 +41,7 @@ Pairs = dict[tuple[str, int, int], int]
 
 
 class Watched(np.ndarray[Any, Any]):
-    """Another rank's buffer: says how much is taken out of it."""
+    """Another rank's buffer; counts the bytes that are read from it."""
 
     taken: Callable[[int], None] | None = None
 
@@ -53,14 +53,14 @@ class Watched(np.ndarray[Any, Any]):
 
 
 class Wire(ThreadTransport):
-    """Notes what this rank really copies out of each rank's buffer in every phase, its own included."""
+    """Records the bytes that this rank copies from each rank's buffer in every phase, its own included."""
 
     def __init__(self, real: ThreadTransport, seen: Pairs) -> None:
         super().__init__(real.world, real.rank)
         self.seen = seen
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
-        """The same program, in which what others copy goes through an array that watches."""
+        """The same program, with buffers that count what other ranks copy."""
         program = super().compile(schedule, buffers)
         self.world.program(self._programs)[self.rank] = {name: self._watched(array) for name, array in buffers.items()}
         steps = [
@@ -81,33 +81,31 @@ class Wire(ThreadTransport):
             assert not moved or isinstance(phase, AllToAllV | Collective)
             for src in range(self.world_size) if isinstance(phase, AllToAllV | Collective) else ():
                 key = (phase.label, src, self.rank)
-                assert self.seen.setdefault(key, moved[src]) == moved[src]  # every launch moves the same
+                assert self.seen.setdefault(key, moved[src]) == moved[src]  # every launch moves the same bytes
 
         return launch
 
 
 taken_by: dict[int, Counter[int]] = {}
-"""What each thread, which is a rank, has taken out of each rank's buffers in the phase that it is in."""
+"""The bytes that each thread (one per rank) has read from each rank's buffers in its current phase."""
 
 EXPERTS, TOP_K, RANKS, HIDDEN = 10, 3, 4, 32
 TOKEN = st.lists(st.integers(0, EXPERTS - 1), min_size=TOP_K, max_size=TOP_K, unique=True)
 TABLES = st.lists(st.lists(TOKEN, max_size=5), min_size=RANKS, max_size=RANKS).filter(any)
-"""Which experts every token of each rank chooses: any table, not what some router draws."""
+"""Experts that every token of each rank chooses: any table, not only those of a router."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of traces."""
+    """A folder for traces."""
     return tmp_path_factory.mktemp("traces")
 
 
 @pytest.mark.parametrize("params", ALL, ids=named)
 @settings(max_examples=12)
 @given(table=TABLES)
-def test_the_ledger_counts_what_is_on_the_wire(
-    folder: Path, params: dict[str, Any], table: list[list[list[int]]]
-) -> None:
-    """Every pair in every phase of every variant: what was copied, the ledger, and the table counted by hand."""
+def test_ledger_equals_bytes_on_the_wire(folder: Path, params: dict[str, Any], table: list[list[list[int]]]) -> None:
+    """For every pair in every phase of every variant: the bytes copied, the ledger, and the table counted by hand."""
     rows = [{"rank": r, "token": t, "experts": chosen} for r, mine in enumerate(table) for t, chosen in enumerate(mine)]
     trace = folder / f"{hashlib.sha256(repr(table).encode()).hexdigest()}.jsonl"
     write_lines(trace, rows)
@@ -115,7 +113,7 @@ def test_the_ledger_counts_what_is_on_the_wire(
     case = case_of(**{**params, **shape, "routing": f"trace:{trace}"})
     topology = Topology.from_hosts(["x", "x", "y", "y"])
     record, seen = on_the_wire(case, topology)
-    assert (record.status, record.wrong) == ("ok", 0)  # what was copied is also what arrived
+    assert (record.status, record.wrong) == ("ok", 0)  # the copied data are also correct
     schedules = build_variants(case, topology)
     assert {label for label, _, _ in seen} == {
         phase.label for schedule in schedules for phase in schedule.phases if not isinstance(phase, RowWork)
@@ -130,11 +128,11 @@ def test_the_ledger_counts_what_is_on_the_wire(
     by_hand = counted_by_hand(table, params)
     assert {key: nbytes for key, nbytes in seen.items() if key[0] in {label for label, _, _ in by_hand}} == by_hand
     left = {label for label, _, _ in seen} - {label for label, _, _ in by_hand}
-    assert all(label.startswith(("counts", "control_")) for label in left)  # which follow from no choices
+    assert all(label.startswith(("counts", "control_")) for label in left)  # which do not follow from choices
 
 
 def on_the_wire(case: Case, topology: Topology) -> tuple[Record, Pairs]:
-    """The record of a case, and what its ranks copied from each other."""
+    """The record of a case, and the bytes that its ranks copied from each other."""
     seen = Pairs()
     measured = play(topology.world_size, lambda real: run_case(case, Wire(real, seen), topology, ONCE))[0]
     assert measured is not None
@@ -142,7 +140,7 @@ def on_the_wire(case: Case, topology: Topology) -> tuple[Record, Pairs]:
 
 
 def in_ledger(schedules: Sequence[Schedule], ranks: int = RANKS) -> Pairs:
-    """What the ledger counts between every two ranks; of what it leaves out, nothing."""
+    """The bytes that the ledger counts between every two ranks, without zeros."""
     found = Pairs()
     for schedule in schedules:
         for phase in flatten(schedule.phases):
@@ -155,7 +153,7 @@ def in_ledger(schedules: Sequence[Schedule], ranks: int = RANKS) -> Pairs:
 
 
 def counted_by_hand(table: list[list[list[int]]], params: dict[str, Any]) -> Pairs:
-    """Bytes of all-to-alls of rows, from choices alone."""
+    """Bytes of all-to-alls of rows, from the choices alone."""
     form = FORMATS[params.get("format", "bf16")]
     apart = params.get("scales") == "separate"
     out = {"": form.payload_bytes(HIDDEN) if apart else form.row_bytes(HIDDEN)}
@@ -181,7 +179,7 @@ def hops_by_hand(table: list[list[list[int]]], params: dict[str, Any]) -> dict[s
         for chosen in tokens:
             homes = [expert * RANKS // EXPERTS for expert in chosen]
             for dst in homes if params.get("dedup") == "selection" else set(homes):
-                # The proxy in the domain of `dst` has the place in it that `src` has in its own.
+                # The proxy has the position in the domain of `dst` that `src` has in its own domain.
                 last[dst // 2 * 2 + src % 2 if hierarchical else src, dst] += 1
             rail.update((src, domain * 2 + src % 2) for domain in {home // 2 for home in homes})
     pairs = [(src, dst) for src in range(RANKS) for dst in range(RANKS)]
@@ -192,8 +190,8 @@ def hops_by_hand(table: list[list[list[int]]], params: dict[str, Any]) -> dict[s
     return {"": {pair: last[pair] for pair in pairs}}
 
 
-def test_the_wire_sees_what_nobody_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the test above would say nothing: a transport that takes 8 bytes more of the first rank than it should."""
+def test_wire_counter_sees_unplanned_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that the test above can fail: a transport that reads 8 bytes too many from the first rank."""
 
     def greedy(phase: Any, rank: int, party: list[int], sources: Any, itemsize: int) -> Any:
         sources[party[0]][:8].copy()
@@ -208,15 +206,15 @@ def test_the_wire_sees_what_nobody_planned(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def placements() -> list[Case]:
-    """The plan moe-placement, of few and narrow tokens."""
+    """The plan moe-placement with few, narrow tokens."""
     text = (resources.files("ncclbench_patterns") / "plans" / "moe-placement.toml").read_text()
     small = text.replace("tokens = 4096", "tokens = 4, hidden = 32, routings = 1")
     assert small != text
     return [planned.case for planned in parse_plan(small, "moe-placement.toml").cases]
 
 
-def test_the_placement_plan_moves_on_32_ranks_what_its_ledger_counts() -> None:
-    """All its schedules are built; of the cases, those are run in which every two parameters meet in every way."""
+def test_placement_plan_on_32_ranks_matches_its_ledger() -> None:
+    """All its schedules are built; the cases that are run cover every pair of parameter values."""
     topology = Topology.single_node(32)
     cases = placements()
     assert len(cases) == 3 * 2 * 2 * 2
@@ -232,7 +230,7 @@ def test_the_placement_plan_moves_on_32_ranks_what_its_ledger_counts() -> None:
             crossing[label, src, dst] == rows[src][dst] * facts_of(schedules[0])["row_bytes"]
             for src, dst in product(range(32), repeat=2)
         )
-        if hierarchical:  # the second hop leaves no domain, and the first goes to the same place in another
+        if hierarchical:  # the second hop stays in a domain, and the first keeps the position in it
             away = [(s, d) for s, d in product(range(32), repeat=2) if s // size != d // size]
             assert not any(crossing["dispatch_domain", s, d] for s, d in away)
             assert not any(crossing["dispatch_rail", s, d] for s, d in away if s % size != d % size)
@@ -246,8 +244,8 @@ def test_the_placement_plan_moves_on_32_ranks_what_its_ledger_counts() -> None:
 
 
 @pytest.mark.parametrize("params", ALL, ids=named)
-def test_rows_that_the_record_names_are_those_that_its_ledger_counts(params: dict[str, Any]) -> None:
-    """In the basis that the variant moves rows in; padded ones in none, and the control's rows by rank."""
+def test_recorded_rows_match_the_ledger(params: dict[str, Any]) -> None:
+    """The basis is that of the variant: none for padded rows, and by rank for the control."""
     topology = Topology.from_hosts(["x", "x", "y", "y"])
     case = case_of(**{**params, "tokens": "9,0,30,1", "routings": 1})
     first, *_ = schedules = build_variants(case, topology)
@@ -263,7 +261,7 @@ def test_rows_that_the_record_names_are_those_that_its_ledger_counts(params: dic
     assert (params["variant"] == "padded") == ("padded_to" in first.facts)
 
 
-def test_hierarchical_sends_each_token_once_to_a_domain() -> None:
+def test_hierarchical_sends_each_token_once_per_domain() -> None:
     topology = Topology.from_hosts(["x", "x", "y", "y"])
     params = {"tokens": "40", "experts": 32, "top_k": 8, "routings": 1}
     flat, rail = (run(case_of(**params, variant=v), 4, topology) for v in ("flat", "hierarchical"))
@@ -285,7 +283,7 @@ def test_hierarchical_sends_each_token_once_to_a_domain() -> None:
 
 
 class Reading(ThreadTransport):
-    """Keeps the calls that bring counts to the host, and the all-to-all that each stands before."""
+    """Records the calls that copy counts to the host, and the all-to-all that follows each."""
 
     def __init__(self, real: ThreadTransport) -> None:
         super().__init__(real.world, real.rank)
@@ -296,7 +294,7 @@ class Reading(ThreadTransport):
         for k, step in enumerate(program.steps):
             if step.label.startswith("splits"):
                 moved = next(phase for phase in phases[k:] if isinstance(phase, AllToAllV))
-                group, member = (int(place) for place in np.argwhere(moved.groups == self.rank)[0])
+                group, member = (int(index) for index in np.argwhere(moved.groups == self.rank)[0])
                 self.read.append((moved.label, step.launch, moved.rows[group, :, member].tolist()))
         return program
 
@@ -306,8 +304,8 @@ class Reading(ThreadTransport):
     [({}, ["dispatch"]), ({"dedup": "selection"}, ["dispatch"]),
      ({"variant": "hierarchical"}, ["dispatch_rail", "dispatch_domain"])],
 )  # fmt: skip
-def test_the_splits_that_reach_the_host_are_those_of_the_ready_calls(params: dict[str, Any], labels: list[str]) -> None:
-    """The calls do not read them, so that they must be the same for the benchmark to be of a real layer."""
+def test_splits_on_the_host_match_the_compiled_calls(params: dict[str, Any], labels: list[str]) -> None:
+    """The calls do not read these splits. They must be equal for the benchmark to represent a real layer."""
     topology, case = Topology.from_hosts(["x", "x", "y", "y"]), case_of(routing="zipf:1.5", routings=1, **params)
 
     def main(real: ThreadTransport) -> list[tuple[str, Any, list[int]]]:
@@ -322,10 +320,10 @@ def test_the_splits_that_reach_the_host_are_those_of_the_ready_calls(params: dic
             assert sum(expected)
 
 
-# What the record says.
+# Contents of the record.
 
 
-def test_the_record_of_a_flat_dispatch() -> None:
+def test_record_of_a_flat_dispatch() -> None:
     record = run(case_of(routing="zipf:1.5"), 4, settings=Settings(iterations=8, warmup=1))
     labels = ["counts", "splits", "pack", "dispatch", "pack_meta", "dispatch_meta", "expert", "expert_reduce",
               "combine", "unpack"]  # fmt: skip
@@ -350,21 +348,22 @@ def test_the_record_of_a_flat_dispatch() -> None:
     assert "its own included" in record.comparable["deepep_dispatch"].definition
 
 
-def test_deepep_counts_the_ranks_own_rows_and_we_do_not() -> None:
+def test_only_deepep_rates_include_own_rows() -> None:
     record = run(case_of(routings=1), 2)
     rows = np.array(plain(record.facts)[0]["rows"]["rank_dedup"][0])
     assert record.comparable["deepep_dispatch"].bytes == rows.sum(axis=0).max() * 64
     assert plain(record.facts)[0]["bases"]["rank_dedup"]["bottleneck_bytes"] == max(rows[0, 1], rows[1, 0]) * 64
 
 
-def test_deepep_counts_the_rows_that_are_moved() -> None:
+def test_deepep_rates_count_the_rows_moved() -> None:
     record = run(case_of(routings=1, dedup="selection"), 2)
     rows = np.array(plain(record.facts)[0]["rows"]["selection"][0])
     assert record.comparable["deepep_dispatch"].bytes == rows.sum(axis=0).max() * 64
 
 
-# Experts 2r and 2r + 1 live on rank r; ranks 0 and 1 are a domain, and 2 and 3. Received from others, by rank:
-# once a choice 1, 4, 2, 1; once a rank 1, 2, 2, 1; by way of domains 1, 2, 2, 2: rank 3 passes on both rows of rank 2.
+# Experts 2r and 2r + 1 are on rank r; ranks 0 and 1 are a domain, and so are 2 and 3. Rows received from others, by
+# rank: once per choice 1, 4, 2, 1; once per rank 1, 2, 2, 1; via domains 1, 2, 2, 2, since rank 3 passes on
+# both rows of rank 2.
 _TRACE = [(0, 0, [2, 3]), (0, 1, [2, 3]), (1, 0, [4, 6]), (1, 1, [0, 4])]
 
 
@@ -379,9 +378,7 @@ _TRACE = [(0, 0, [2, 3]), (0, 1, [2, 3]), (1, 0, [4, 6]), (1, 1, [0, 4])]
         ({"variant": "hierarchical"}, 2 / 1.75),
     ],
 )
-def test_the_busiest_receiver_is_that_of_the_rows_that_are_moved(
-    params: dict[str, Any], expected: float, tmp_path: Path
-) -> None:
+def test_busiest_receiver_is_computed_from_rows_moved(params: dict[str, Any], expected: float, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     lines = [json.dumps({"rank": rank, "token": token, "experts": experts}) for rank, token, experts in _TRACE]
     trace.write_text("\n".join(lines))
@@ -390,7 +387,7 @@ def test_the_busiest_receiver_is_that_of_the_rows_that_are_moved(
     assert facts["max_over_mean_received"] == pytest.approx(expected)
 
 
-def test_padding_is_reported_and_control_moves_the_same_bytes_in_equal_splits() -> None:
+def test_padding_is_reported_and_control_moves_equal_bytes() -> None:
     params = {"routing": "zipf:1.5", "routings": 2, "tokens": "50"}
     flat, padded, control = (run(case_of(**params, variant=v), 4) for v in ("flat", "padded", "control"))
     for fact in plain(padded.facts):
@@ -410,7 +407,7 @@ def test_padding_is_reported_and_control_moves_the_same_bytes_in_equal_splits() 
 
 
 @given(st.integers(1, 9), st.integers(0, 400))
-def test_equal_splits_are_as_equal_as_whole_rows_can_be(members: int, total: int) -> None:
+def test_equal_splits_differ_by_at_most_one_row(members: int, total: int) -> None:
     matrix: Ints = np.zeros((members, members), np.int64)
     matrix[0, members - 1] = total
     rows = equal_rows(matrix)

@@ -1,4 +1,4 @@
-"""MoE dispatch as it is asked for: placement, parameters that make no sense, memory, and the command line."""
+"""MoE dispatch: placement, invalid parameters, memory, and the command line."""
 
 import json
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from ncclbench.schedule.pattern import build_variants
 from ncclbench.topology import Topology
 from tests.helpers.moe_cases import case_of, facts_of, run
 
-# ExpertPlacement.
+# Placement.
 
 
-def test_groups_take_as_many_domains_as_are_asked_for() -> None:
+def test_groups_have_the_requested_number_of_domains() -> None:
     two = Topology.from_hosts(["a"] * 4 + ["b"] * 4)
     placed = ExpertPlacement.of(two, 4, "2x2")
     assert placed.groups.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
@@ -46,7 +46,7 @@ def test_groups_take_as_many_domains_as_are_asked_for() -> None:
         (8, "2x4", Unable, "do not make groups of 4 domains"),
     ],
 )
-def test_an_impossible_placement_is_refused(ep: int, shape: str, error: type[Exception], words: str) -> None:
+def test_impossible_placement_is_refused(ep: int, shape: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         ExpertPlacement.of(Topology.from_hosts(["a"] * 4 + ["b"] * 4), ep, shape)
 
@@ -61,7 +61,7 @@ def test_hierarchical_needs_equal_domains() -> None:
 # Groups of experts.
 
 
-def test_groups_of_experts_that_are_given_are_those_of_the_model() -> None:
+def test_explicit_expert_groups_equal_those_of_the_model() -> None:
     given, preset = (
         build_variants(case_of(routing="group-limited", top_k=8, routings=1, experts=experts), Topology.single_node(2))
         for experts in (256, 0)
@@ -81,26 +81,26 @@ def test_groups_of_experts_that_are_given_are_those_of_the_model() -> None:
         ({"experts": 0}, (8, 4)),
     ],
 )
-def test_groups_are_the_models_or_as_asked_for(params: dict[str, Any], expected: tuple[int, int]) -> None:
+def test_expert_groups_default_to_the_model(params: dict[str, Any], expected: tuple[int, int]) -> None:
     asked = case_of(routing="group-limited", **params).read(LayerParams)
     router = LayerSpec.of(asked).router
     assert (router.groups, router.groups_kept) == expected
 
 
 @pytest.mark.parametrize("pattern", ["moe_dispatch", "moe_overlap"])
-def test_a_token_stays_in_the_groups_that_are_kept(pattern: str) -> None:
+def test_token_stays_in_the_kept_groups(pattern: str) -> None:
     case = case_of(routing="group-limited", groups=4, groups_kept=1, routings=1, variant="flat")
     first, *_ = build_variants(msgspec.structs.replace(case, pattern=pattern), Topology.single_node(4))
-    # The experts of a group live on one rank here, so each token goes to one.
+    # The experts of a group are on one rank here, so each token goes to one rank.
     assert np.sum(facts_of(first)["rows"]["rank_dedup"]) == 4 * 12
 
 
-def test_other_routings_know_no_groups() -> None:
+def test_other_routings_ignore_groups() -> None:
     asked = case_of(experts=0, top_k=60).read(LayerParams)
     assert LayerSpec.of(asked).router.groups == 1
 
 
-# What is refused.
+# Refusals.
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_other_routings_know_no_groups() -> None:
         ({"groups_kept": 4, "routing": "zipf:1"}, "go with routing = group-limited, not with zipf:1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(params: dict[str, Any], words: str) -> None:
+def test_invalid_parameters_are_refused(params: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         build_variants(case_of(**params), Topology.single_node(4))
 
@@ -151,7 +151,7 @@ def test_what_makes_no_sense_is_refused(params: dict[str, Any], words: str) -> N
         ({"experts": 64, "top_k": 40, "format": "fp8"}, "no values whose sums are exact"),
     ],
 )
-def test_what_cannot_run_here_is_skipped_with_the_reason(params: dict[str, Any], words: str) -> None:
+def test_impossible_job_is_skipped_with_a_reason(params: dict[str, Any], words: str) -> None:
     record = run(case_of(**params), 4)
     assert record.status == "skipped"
     assert record.reason is not None
@@ -160,7 +160,7 @@ def test_what_cannot_run_here_is_skipped_with_the_reason(params: dict[str, Any],
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_counts_and_displacements_are_int32(axis: int) -> None:
-    """No pair has more rows than an int32 counts, but what one rank sends or receives in all must be counted too."""
+    """No pair exceeds an int32, but the total that one rank sends or receives does."""
     rows = np.zeros((2, 3, 3), np.int64)
     rows[1, 2] = [1 << 30, (1 << 30) - 1, 0]
     rows = rows if axis == 2 else rows.transpose(0, 2, 1)
@@ -173,25 +173,23 @@ def test_counts_and_displacements_are_int32(axis: int) -> None:
     ("pattern", "variant"),
     [("moe_overlap", "flat"), *(("moe_dispatch", v) for v in ("flat", "cached", "padded", "hierarchical", "control"))],
 )
-def test_more_rows_on_a_rank_than_an_int32_counts_are_refused(
-    pattern: str, variant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pair of ranks has at most 12 rows here, one a token."""
-    import ncclbench.moe.row_routes as room
+def test_more_rows_than_int32_counts_are_refused(pattern: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair of ranks has at most 12 rows here, one per token."""
+    import ncclbench.moe.row_routes as module
 
-    monkeypatch.setattr(room, "_MOST_ROWS", 20)
-    case = case_of(variant=variant, placement="2x2", seed=1831)  # a seed of its own: no other test has built it
+    monkeypatch.setattr(module, "_MOST_ROWS", 20)
+    case = case_of(variant=variant, placement="2x2", seed=1831)  # a unique seed: no other test has cached it
     with pytest.raises(Unable, match=r"rows leave or reach one rank, .* at most 20"):
         build_variants(msgspec.structs.replace(case, pattern=pattern), Topology.single_node(4))
 
 
-def test_a_graph_cannot_hold_counts_that_the_host_must_see() -> None:
+def test_graph_timing_refuses_counts_on_the_host() -> None:
     first = {v: build_variants(case_of(variant=v), Topology.single_node(2))[0].waits_for_host
              for v in ("flat", "hierarchical", "cached", "padded", "control")}  # fmt: skip
     assert first == {"flat": True, "hierarchical": True, "cached": False, "padded": False, "control": False}
 
 
-def test_memory_is_that_of_the_busiest_rank_and_variant() -> None:
+def test_memory_covers_the_busiest_rank_and_variant() -> None:
     topology = Topology.single_node(4)
     needed = memory_needed(case_of(variant="cached", routing="hot-rank:1.0", routings=3), topology)
     each = [
@@ -206,21 +204,21 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return lambda *args: CliRunner().invoke(command, list(args))
 
 
-def test_the_command_line_of_the_readme(cli: Callable[..., Any]) -> None:
+def test_readme_command_runs(cli: Callable[..., Any]) -> None:
     done = cli("moe_dispatch", "--dry-run", "--nproc", "32", "--param", "model=deepseek-v3", "--param", "ep=32",
                "--param", "tokens=64", "--param", "routing=zipf:1.0")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "moe_dispatch/bfloat16/917504/isolated/ep=32/routing=zipf:1.0/tokens=64" in done.output
 
 
-def test_sizes_and_types_are_not_for_the_command_line(cli: Callable[..., Any]) -> None:
+def test_size_and_dtype_options_are_refused(cli: Callable[..., Any]) -> None:
     for flags in (("-b", "1K"), ("-e", "1K"), ("-f", "3"), ("--dtype", "float32")):
         done = cli("moe_dispatch", "--dry-run", "--nproc", "2", *flags)
         assert isinstance(done.exception, UsageError)
         assert "its parameters say how much is moved" in str(done.exception)
 
 
-def test_too_much_memory_is_refused_before_anything_is_allocated(cli: Callable[..., Any]) -> None:
+def test_too_much_memory_is_refused_before_allocation(cli: Callable[..., Any]) -> None:
     params = ("tokens=1000", f"hidden={1 << 26}", "routings=1", "experts=8", "top_k=2")
     flags = [text for param in params for text in ("--param", param)]
     done = cli("moe_dispatch", "--transport", "threads", "--nproc", "2", *flags)
@@ -228,7 +226,7 @@ def test_too_much_memory_is_refused_before_anything_is_allocated(cli: Callable[.
     assert "is free" in str(done.exception)
 
 
-def test_a_run_from_the_command_line_is_stored(cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_command_line_run_is_stored(cli: Callable[..., Any], tmp_path: Path) -> None:
     trace = tmp_path / "a.jsonl"
     trace.write_text("".join(
         json.dumps({"rank": r, "token": t, "experts": [r, t + 4]}) + "\n" for r in range(2) for t in range(3)
@@ -247,27 +245,25 @@ def test_a_run_from_the_command_line_is_stored(cli: Callable[..., Any], tmp_path
     "params",
     [{"experts": 70, "top_k": 65}, {"experts": 70, "top_k": 33, "format": "fp8"}, {"top_k": 65, "experts": 66}],
 )
-def test_too_many_choices_are_skipped_on_every_rank_also_where_there_is_no_token(
-    tokens: str, params: dict[str, Any]
-) -> None:
+def test_too_many_choices_are_skipped_on_every_rank(tokens: str, params: dict[str, Any]) -> None:
     case = case_of(tokens=tokens, hidden=128, routings=1, **params)
     with pytest.raises(Unable, match=f"top {params['top_k']}: no values"):
-        memory_needed(case, Topology.single_node(2))  # also what a dry run asks
+        memory_needed(case, Topology.single_node(2))  # a dry run asks for this too
     record = run(case, 2)
     assert (record.status, record.wrong) == ("skipped", None)
 
 
-def test_a_bad_parameter_names_its_case_among_many() -> None:
+def test_bad_parameter_names_its_case() -> None:
     case = case_of(tokens=8, routing="maxvio:0", routings=1)
     with pytest.raises(UsageError, match=r"^moe_dispatch/.*routing=maxvio:0.*: routing maxvio:0 is below"):
         build_variants(case, Topology.single_node(2))
 
 
-def test_a_rank_that_is_unable_when_others_have_begun_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ncclbench.moe.layer_variants as room
+def test_late_unable_on_one_rank_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ncclbench.moe.layer_variants as module
     from ncclbench.moe.token_values import TokenValues
 
-    monkeypatch.setattr(room, "refuse_without_values", lambda _top_k, _format: None)
+    monkeypatch.setattr(module, "refuse_without_values", lambda _top_k, _format: None)
     honest = TokenValues.numbers
 
     def unable(values: TokenValues, rank_n: Any, tok_n: Any) -> Any:

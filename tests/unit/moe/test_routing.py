@@ -34,7 +34,7 @@ from ncclbench.schedule.counter_rng import bits, exponential, key_of, unit, zipf
 DEEPSEEK, GPT_OSS = read_model("deepseek-v3").router(), read_model("gpt-oss-20b").router()
 
 
-def draw(
+def sampled(
     kind: str, router: Router, ranks: int, tokens: int, *, seed: int = 0, iteration: int = 0, rails: int = 1
 ) -> Routing:
     hosts = expert_hosts(router.experts, ranks)
@@ -50,7 +50,7 @@ def rows_of(routing: Routing, domains: int = 1) -> GroupRows:
     return GroupRows(routing.experts, routing.router.experts, np.arange(ranks) * domains // ranks, dedup=True)
 
 
-# The reference table: unique destination ranks a token, and those of them that are remote.
+# The reference table: unique destination ranks per token, and the remote ones of these.
 UNIQUE = [
     (DEEPSEEK, "uniform", 8, 5.295, 4.633),
     (DEEPSEEK, "uniform", 16, 6.523, 6.116),
@@ -67,10 +67,10 @@ UNIQUE = [
 
 
 @pytest.mark.parametrize(("router", "kind", "ranks", "unique", "apart"), UNIQUE)
-def test_unique_ranks_a_token_are_those_of_the_reference(
+def test_unique_ranks_per_token_match_the_reference(
     router: Router, kind: str, ranks: int, unique: float, apart: float | None
 ) -> None:
-    routing = draw(kind, router, ranks, 16384 // ranks)
+    routing = sampled(kind, router, ranks, 16384 // ranks)
     rows, tokens = rows_of(routing).rank_rows, routing.tokens.sum()
     assert rows.sum() / tokens == pytest.approx(unique, rel=0.005)
     if apart is not None:
@@ -83,8 +83,8 @@ def test_unique_ranks_a_token_are_those_of_the_reference(
     [("uniform", 2, 1.99), ("uniform", 4, 3.61), ("uniform", 8, 5.29), ("group-limited", 2, 1.97),
      ("group-limited", 4, 3.12), ("group-limited", 8, 3.95)],
 )  # fmt: skip
-def test_unique_domains_a_token_are_those_of_the_reference(kind: str, domains: int, unique: float) -> None:
-    routing = draw(kind, DEEPSEEK, 32, 512)
+def test_unique_domains_per_token_match_the_reference(kind: str, domains: int, unique: float) -> None:
+    routing = sampled(kind, DEEPSEEK, 32, 512)
     assert rows_of(routing, domains).domain_rows.sum() / routing.tokens.sum() == pytest.approx(unique, rel=0.005)
 
 
@@ -93,26 +93,24 @@ def test_unique_domains_a_token_are_those_of_the_reference(kind: str, domains: i
     [("deepseek-v3", 8, 4096, 272), ("deepseek-v3", 32, 4096, 413), ("deepseek-v3", 64, 4096, 444),
      ("gpt-oss-20b", 4, 4096, 49.9), ("gpt-oss-20b", 8, 1024, 17.8)],
 )  # fmt: skip
-def test_remote_bytes_a_rank_and_layer_are_those_of_the_reference(
-    model: str, ranks: int, tokens: int, megabytes: float
-) -> None:
+def test_remote_bytes_per_rank_match_the_reference(model: str, ranks: int, tokens: int, megabytes: float) -> None:
     preset = read_model(model)
-    rows = rows_of(draw("uniform", preset.router(), ranks, tokens)).rank_rows
+    rows = rows_of(sampled("uniform", preset.router(), ranks, tokens)).rank_rows
     assert remote(rows).sum(axis=1).mean() * 2 * preset.hidden / 1e6 == pytest.approx(megabytes, rel=0.01)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "group-limited", "zipf:1.2", "hot-expert:0.5", "hot-rank:0.3"])
-def test_choices_are_distinct_known_and_in_order(kind: str) -> None:
-    table = draw(kind, DEEPSEEK, 4, 700).experts
+def test_choices_are_distinct_known_and_sorted(kind: str) -> None:
+    table = sampled(kind, DEEPSEEK, 4, 700).experts
     assert table.min() >= 0
     assert table.max() < 256
     assert np.all(np.diff(table, axis=2) > 0)
 
 
-def test_a_table_is_the_same_on_every_machine() -> None:
-    """Bits that were written down once: a new version of NumPy, or another processor, must draw the same."""
+def test_routing_is_the_same_on_every_machine() -> None:
+    """Recorded bits: a new version of NumPy, or another processor, must sample the same."""
     found = {
-        kind: draw(kind, DEEPSEEK, 4, 300, seed=7, iteration=3).sha256[:16]
+        kind: sampled(kind, DEEPSEEK, 4, 300, seed=7, iteration=3).sha256[:16]
         for kind in ("uniform", "group-limited", "zipf:1.1", "hot-rail:0.4", "maxvio:3")
     }
     assert found == WRITTEN_DOWN
@@ -127,15 +125,15 @@ WRITTEN_DOWN = {
 }
 
 
-def test_seed_iteration_and_rank_each_change_the_table() -> None:
-    base = draw("uniform", DEEPSEEK, 2, 50)
-    assert draw("uniform", DEEPSEEK, 2, 50).sha256 == base.sha256
-    assert draw("uniform", DEEPSEEK, 2, 50, seed=1).sha256 != base.sha256
-    assert draw("uniform", DEEPSEEK, 2, 50, iteration=1).sha256 != base.sha256
+def test_seed_iteration_and_rank_change_the_routing() -> None:
+    base = sampled("uniform", DEEPSEEK, 2, 50)
+    assert sampled("uniform", DEEPSEEK, 2, 50).sha256 == base.sha256
+    assert sampled("uniform", DEEPSEEK, 2, 50, seed=1).sha256 != base.sha256
+    assert sampled("uniform", DEEPSEEK, 2, 50, iteration=1).sha256 != base.sha256
     assert not np.array_equal(base.experts[0], base.experts[1])
 
 
-def test_a_rank_draws_the_same_tokens_however_many_the_others_have() -> None:
+def test_choices_do_not_depend_on_other_ranks_tokens() -> None:
     hosts = expert_hosts(256, 2)
     one = RoutingSampler(
         spec=RoutingSpec.parse("uniform"), router=DEEPSEEK, seed=0, iteration=0, hosts=hosts, rails=np.zeros(2, int)
@@ -147,68 +145,68 @@ def test_a_rank_draws_the_same_tokens_however_many_the_others_have() -> None:
 
 
 def test_every_pair_of_experts_is_equally_likely() -> None:
-    """Floyd's algorithm without its second branch would draw 0 more often than 5."""
+    """Floyd's algorithm without its second branch would sample 0 more often than 5."""
     router = Router(experts=6, top_k=2)
-    table = draw("uniform", router, 1, 30_000).experts[0]
+    table = sampled("uniform", router, 1, 30_000).experts[0]
     counts = np.bincount(table[:, 0] * 6 + table[:, 1], minlength=36)
     expected = 30_000 / 15
     pairs = counts[[a * 6 + b for a in range(6) for b in range(a + 1, 6)]]
     assert np.sum((pairs - expected) ** 2 / expected) < 36  # chi-squared, 14 degrees of freedom: p < 0.001
 
 
-def test_zipf_draws_first_choices_in_proportion_to_the_weights() -> None:
+def test_zipf_first_choices_are_proportional_to_weights() -> None:
     router = Router(experts=8, top_k=1)
-    load = np.sort(draw("zipf:1", router, 1, 80_000).load)[::-1]
+    load = np.sort(sampled("zipf:1", router, 1, 80_000).load)[::-1]
     weights = 1 / np.arange(1, 9)
     assert load / load.sum() == pytest.approx(weights / weights.sum(), rel=0.03)
 
 
-def test_which_expert_is_popular_depends_on_the_seed() -> None:
-    popular = {int(draw("zipf:2", DEEPSEEK, 1, 200, seed=seed).load.argmax()) for seed in range(6)}
+def test_popular_expert_depends_on_the_seed() -> None:
+    popular = {int(sampled("zipf:2", DEEPSEEK, 1, 200, seed=seed).load.argmax()) for seed in range(6)}
     assert len(popular) > 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_a_hot_expert_has_its_share(share: float) -> None:
-    routing = draw(f"hot-expert:{share}", DEEPSEEK, 2, 8000)
+def test_hot_expert_gets_its_share(share: float) -> None:
+    routing = sampled(f"hot-expert:{share}", DEEPSEEK, 2, 8000)
     expected = share + (1 - share) * 8 / 256 if share else 8 / 256
-    # A hot first choice is not drawn again among the others: those add (1 - share) 8/256.
+    # A hot first choice is not sampled again among the others: those add (1 - share) 8/256.
     assert routing.load.max() / 16000 == pytest.approx(expected, rel=0.02 if share else 0.25)
 
 
-def test_hot_ranks_and_rails_are_where_the_load_is() -> None:
-    rows = rows_of(draw("hot-rank:0.5", DEEPSEEK, 8, 1000)).selection_rows.sum(axis=0)
+def test_hot_ranks_and_rails_get_the_load() -> None:
+    rows = rows_of(sampled("hot-rank:0.5", DEEPSEEK, 8, 1000)).selection_rows.sum(axis=0)
     assert rows.max() > 1.35 * np.sort(rows)[-2]
-    rails = rows_of(draw("hot-rail:0.8", DEEPSEEK, 8, 1000, rails=4)).selection_rows.sum(axis=0)
+    rails = rows_of(sampled("hot-rail:0.8", DEEPSEEK, 8, 1000, rails=4)).selection_rows.sum(axis=0)
     by_rail = rails.reshape(2, 4).sum(axis=0)
     assert by_rail.max() > 1.3 * np.sort(by_rail)[-2]
     assert by_rail.max() == rails[np.arange(8) % 4 == by_rail.argmax()].sum()
 
 
 @pytest.mark.parametrize("target", [0.5, 2.0, 10.0])
-def test_a_target_max_vio_is_reached(target: float) -> None:
-    routing = draw(f"maxvio:{target}", DEEPSEEK, 4, 4096)
+def test_target_max_vio_is_reached(target: float) -> None:
+    routing = sampled(f"maxvio:{target}", DEEPSEEK, 4, 4096)
     assert routing.max_vio == pytest.approx(target, rel=0.02)
     assert routing.reached is not None
     assert routing.reached > 0
 
 
 @pytest.mark.parametrize(("kind", "words"), [("maxvio:0.0", "by chance"), ("maxvio:40", "at most 31")])
-def test_an_impossible_max_vio_is_refused(kind: str, words: str) -> None:
+def test_impossible_max_vio_is_refused(kind: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        draw(kind, DEEPSEEK, 2, 64)
+        sampled(kind, DEEPSEEK, 2, 64)
 
 
-def test_max_vio_and_capacity_by_hand() -> None:
+def test_max_vio_and_capacity_match_hand_counts() -> None:
     table = np.array([[[0, 1], [0, 2], [0, 3]]], np.int32)
     routing = Routing(table, np.array([3]), Router(experts=4, top_k=2))
     assert routing.load.tolist() == [3, 1, 1, 1]
     assert routing.max_vio == pytest.approx(3 / 1.5 - 1)
-    assert routing.over_capacity(1.0) == 1  # a capacity of 2, and one expert has 3
+    assert routing.over_capacity(1.0) == 1  # the capacity is 2, and one expert has 3
     assert routing.over_capacity(2.0) == 0
 
 
-def test_the_hash_is_of_counts_and_choices() -> None:
+def test_hash_covers_counts_and_choices() -> None:
     table = np.array([[[0, 1]]], np.int32)
     routing = Routing(table, np.array([1]), Router(experts=4, top_k=2))
     whole = np.array([1, 1, 2, 1], "<i8").tobytes() + np.array([0, 1], "<i4").tobytes()
@@ -216,7 +214,7 @@ def test_the_hash_is_of_counts_and_choices() -> None:
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**40))
-def test_exponential_draws_are_minus_the_logarithm(key: int, counter: int) -> None:
+def test_exponential_samples_equal_minus_logarithm(key: int, counter: int) -> None:
     random = bits(key, [counter])
     assert exponential(random)[0] == pytest.approx(-np.log(unit(random))[0], rel=1e-11, abs=1e-15)
 
@@ -230,7 +228,7 @@ def test_zipf_weights_are_powers() -> None:
     assert zipf_weights(3, 0.0).tolist() == [1, 1, 1]
 
 
-def test_uneven_counts_are_drawn_between_their_limits() -> None:
+def test_uneven_counts_are_within_their_limits() -> None:
     counts = token_counts(100, 5000, 1.0, 0, 0)
     assert (counts.min(), counts.max()) == (0, 100)
     assert counts.mean() == pytest.approx(50, rel=0.03)
@@ -238,7 +236,7 @@ def test_uneven_counts_are_drawn_between_their_limits() -> None:
     assert token_counts(100, 2000, 0.2, 0, 0).min() == 80
 
 
-def test_experts_that_do_not_divide_are_placed_by_floor() -> None:
+def test_experts_that_do_not_divide_are_assigned_by_floor() -> None:
     hosts = expert_hosts(10, 4)
     assert hosts.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
 
@@ -253,7 +251,7 @@ def test_experts_that_do_not_divide_are_placed_by_floor() -> None:
         ({"experts": 8, "top_k": 5, "groups": 4, "groups_kept": 2}, "hold fewer than 5"),
     ],
 )
-def test_an_impossible_router_is_refused(numbers: dict[str, int], words: str) -> None:
+def test_impossible_router_is_refused(numbers: dict[str, int], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Router(**numbers)
 
@@ -273,12 +271,12 @@ def test_an_impossible_router_is_refused(numbers: dict[str, int], words: str) ->
         ("trace", "trace:FILE"),
     ],
 )
-def test_an_unreadable_routing_is_refused(text: str, words: str) -> None:
+def test_malformed_routing_is_refused(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         RoutingSpec.parse(text)
 
 
-def test_a_routing_is_written_as_it_was_read() -> None:
+def test_routing_text_round_trips() -> None:
     for text in ("uniform", "group-limited", "zipf:1.5", "maxvio:2", "trace:a.jsonl"):
         assert str(RoutingSpec.parse(text)) == text
     assert set(KINDS) >= {"uniform", "trace"}
@@ -286,7 +284,7 @@ def test_a_routing_is_written_as_it_was_read() -> None:
 
 def test_group_limited_needs_groups() -> None:
     with pytest.raises(UsageError, match="needs a router with 2 groups"):
-        draw("group-limited", GPT_OSS, 2, 4)
+        sampled("group-limited", GPT_OSS, 2, 4)
 
 
 SMALL = Router(experts=4, top_k=2)
@@ -310,7 +308,7 @@ both_kinds = pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 
 
 @both_kinds
-def test_a_trace_is_replayed(tmp_path: Path, kind: str) -> None:
+def test_trace_is_replayed(tmp_path: Path, kind: str) -> None:
     later = [{**row, "iteration": 1} for row in ROWS[:1]]
     path = write(tmp_path, [{**row, "iteration": 0} for row in reversed(ROWS)] + later, kind)
     first, second = read_trace(path, SMALL, 3)
@@ -334,7 +332,7 @@ BAD_ROWS: list[tuple[list[dict[str, Any]], str]] = [
 
 
 @pytest.mark.parametrize("name", ["rank", "token", "iteration", "experts"])
-def test_a_number_that_no_array_holds_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+def test_number_outside_int64_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
     bad: dict[str, Any] = {"rank": 0, "token": 0, "experts": [0, 1], "iteration": 0}
     bad[name] = [0, 1 << 63] if name == "experts" else 1 << 64
     (tmp_path / "t.jsonl").write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(bad) + "\n")
@@ -344,7 +342,7 @@ def test_a_number_that_no_array_holds_is_refused_with_its_line(name: str, tmp_pa
 
 @both_kinds
 @pytest.mark.parametrize(("rows", "words"), BAD_ROWS)
-def test_an_impossible_trace_is_refused_with_its_row(
+def test_impossible_trace_is_refused_with_its_row(
     tmp_path: Path, kind: str, rows: list[dict[str, Any]], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
@@ -362,13 +360,13 @@ def test_an_impossible_trace_is_refused_with_its_row(
         ("a.parquet", b"PAR1", "cannot read the trace"),
     ],
 )
-def test_an_unreadable_trace_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_malformed_trace_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=words):
         read_trace(str(tmp_path / name), SMALL, 3)
 
 
-def test_a_trace_that_is_not_there_or_has_no_columns(tmp_path: Path) -> None:
+def test_missing_trace_or_columns_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read the trace"):
         read_trace(str(tmp_path / "none.jsonl"), SMALL, 3)
     pq.write_table(pa.table({"rank": [0]}), tmp_path / "few.parquet")
@@ -379,7 +377,7 @@ def test_a_trace_that_is_not_there_or_has_no_columns(tmp_path: Path) -> None:
         read_trace(str(tmp_path / "real.parquet"), SMALL, 3)
 
 
-def test_presets_have_sources_and_an_unknown_one_is_refused_with_all() -> None:
+def test_presets_have_sources_and_unknown_names_are_refused() -> None:
     for name in MODELS.names():
         assert read_model(name).sources
     deepseek = read_model("deepseek-v3")
@@ -391,8 +389,8 @@ def test_presets_have_sources_and_an_unknown_one_is_refused_with_all() -> None:
         read_model("deepseek")
 
 
-def test_a_search_for_max_vio_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes a second, and cases that differ in variant or format, or in how they are checked, ask for the same."""
+def test_max_vio_search_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search takes a second, and cases that differ in variant or format share it."""
     found, searched = routing_sampling.bisect_alpha, list[float]()
 
     def counted(max_vio: Callable[[float], float], target: float, router: Router) -> float:

@@ -1,4 +1,4 @@
-"""Tables of an expert-parallel layer: what they take is known, and refused, before any of them is made."""
+"""Memory of the tables of an expert-parallel layer: estimated, and refused before allocation."""
 
 import json
 import tracemalloc
@@ -34,7 +34,7 @@ LARGE: dict[str, Any] = {"tokens": "4000", "experts": 64, "top_k": 8}
         (4, {"variant": "cached", "routing": "hot-rank:1.0"}),
     ],
 )
-def test_the_estimate_is_what_one_rank_allocates(
+def test_estimate_matches_allocation_of_one_rank(
     ranks: int, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[RoutingMemory] = []
@@ -53,7 +53,7 @@ def test_the_estimate_is_what_one_rank_allocates(
     assert 0.7 < size.nbytes / peak < 1.5
 
 
-def test_tables_are_in_proportion_to_tokens_choices_and_ranks() -> None:
+def test_tables_scale_with_tokens_choices_and_ranks() -> None:
     one = RoutingMemory(ranks=8, tokens=1000, top_k=8, members=8, domains=1, routings=4)
     assert one.shared_bytes == 8 * 1000 * (4 * (8 * 24 + 9) + 8 * 16)
     assert one.own_bytes == 4 * 1000 * 8 * (20 * 8 + 18 * 8)
@@ -62,11 +62,11 @@ def test_tables_are_in_proportion_to_tokens_choices_and_ranks() -> None:
 
 @pytest.mark.parametrize("pattern", ["moe_dispatch", "moe_overlap"])
 @pytest.mark.parametrize("tokens", [str(1 << 24), f"0,0,{1 << 24},5"])
-def test_tables_that_do_not_fit_are_refused_before_they_are_drawn(
+def test_too_large_tables_are_refused_before_sampling(
     pattern: str, tokens: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_args: object) -> None:
-        raise AssertionError("a table was drawn")
+        raise AssertionError("a table was sampled")
 
     monkeypatch.setattr(RoutingSampler, "sample", never)
     monkeypatch.setattr(tables, "available_memory", lambda: 20 << 30)
@@ -78,7 +78,7 @@ def test_tables_that_do_not_fit_are_refused_before_they_are_drawn(
     assert said.endswith("and 20.0 GiB is free: lower tokens or routings, or --nproc")
 
 
-def test_tables_of_a_trace_are_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_tables_of_a_trace_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = tmp_path / "a.jsonl"
     trace.write_text("".join(json.dumps({"rank": 0, "token": t, "experts": [0, 1]}) + "\n" for t in range(9)))
     case = case_of(tokens="", top_k=2, routing=f"trace:{trace}")
@@ -87,8 +87,8 @@ def test_tables_of_a_trace_are_refused_too(tmp_path: Path, monkeypatch: pytest.M
         build_variants(case, Topology.single_node(2))
 
 
-def test_tables_of_earlier_cases_make_room_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the last cases are kept in case they are asked for again, and nobody may be refused for that."""
+def test_cached_tables_are_freed_before_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables of recent cases are cached, which must not cause a refusal."""
     build_variants(case_of(seed=1), Topology.single_node(2))
     monkeypatch.setattr(
         tables, "available_memory", lambda: 0 if layer.cached_schedules.cache_info().currsize else 1 << 40

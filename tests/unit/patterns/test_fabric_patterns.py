@@ -1,4 +1,4 @@
-"""The patterns that search a fabric: who sends to whom, as properties; that they run, and how each flow is reported."""
+"""Fabric patterns: properties of their flows, runs on threads, and the results of each flow."""
 
 from collections import Counter
 from itertools import combinations
@@ -19,7 +19,7 @@ from ncclbench.schedule.rates import bus_factor
 from ncclbench.topology import Topology, Wiring
 from ncclbench.transports.threads import play
 
-# Those that say themselves how much they move have tests of their own.
+# Patterns whose parameters determine the size have tests of their own.
 VARYING = [name for name in names("patterns") if load_pattern(name).rotates]
 PATTERNS = [name for name in VARYING if load_pattern(name).size_and_dtype is None]
 FABRIC = [
@@ -41,7 +41,7 @@ DOMAINS, RAILS = st.integers(2, 64), st.integers(1, 16)
 
 
 def fabric(nodes: int, rails: int, trays: int = 1, per_leaf: int = 0, gbit_per_s: float = 8.0) -> Topology:
-    """`nodes` nodes of `rails` ranks, `trays` nodes to an NVLink domain; `per_leaf` nodes to a leaf of each rail."""
+    """`nodes` nodes of `rails` ranks, with `trays` nodes per NVLink domain and `per_leaf` per leaf and rail."""
     ranks = np.arange(nodes * rails)
     node, rail = ranks // rails, ranks % rails
     wiring = None
@@ -74,14 +74,14 @@ def exchanges(schedules: tuple[Schedule, ...]) -> list[Exchange]:
     return [phase for one in schedules for phase in one.phases if isinstance(phase, Exchange)]
 
 
-def test_the_whole_catalogue_is_there() -> None:
+def test_all_fabric_patterns_exist() -> None:
     assert set(FABRIC) <= set(PATTERNS)
 
 
 @pytest.mark.parametrize("pattern", FLOWS)
 @pytest.mark.parametrize("direction", ["both", "apart"])
 @given(domains=DOMAINS, rails=RAILS, trays=st.sampled_from([1, 1, 2, 3]), seed=st.integers(0, 3))
-def test_flows_leave_their_domain_and_no_rank_has_two(
+def test_flows_leave_their_domain_once_per_rank(
     pattern: str, direction: str, domains: int, rails: int, trays: int, seed: int
 ) -> None:
     topology = fabric(domains * trays, rails, trays, per_leaf=2)
@@ -92,11 +92,11 @@ def test_flows_leave_their_domain_and_no_rank_has_two(
         assert not can_run(pattern, domains, rails, trays)
         return
     assert can_run(pattern, domains, rails, trays)
-    check_rounds(exchanges(schedules), topology, direction, everyone=pattern != "pairs" or domains % 2 == 0)
+    check_rounds(exchanges(schedules), topology, direction, all_ranks=pattern != "pairs" or domains % 2 == 0)
 
 
-def check_rounds(phases: list[Exchange], topology: Topology, direction: str, *, everyone: bool) -> None:
-    """What holds for every round; `everyone`: each rank takes part, which an odd number of nodes prevents in pairs."""
+def check_rounds(phases: list[Exchange], topology: Topology, direction: str, *, all_ranks: bool) -> None:
+    """Check every round; with `all_ranks`, each rank takes part (in pairs: for even numbers of nodes)."""
     labels = [phase.label for phase in phases]
     assert len(set(labels)) == len(labels), "a label stands twice"
     for phase in phases:
@@ -105,7 +105,7 @@ def check_rounds(phases: list[Exchange], topology: Topology, direction: str, *, 
         assert len(senders) == len(receivers) == len(phase.src), "a rank has two flows"
         if direction == "apart":
             assert not senders & receivers, "a rank sends and receives"
-        elif everyone:
+        elif all_ranks:
             assert len(phase.src) == topology.world_size, "a rank is left out"
 
 
@@ -120,27 +120,27 @@ def check_rounds(phases: list[Exchange], topology: Topology, direction: str, *, 
         ([0, 1, 2, 3], [2, 3, 0, 1], "apart", "a rank sends and receives"),
     ],
 )
-def test_the_check_of_rounds_catches_each_fault(src: list[int], dst: list[int], direction: str, words: str) -> None:
+def test_round_check_catches_each_fault(src: list[int], dst: list[int], direction: str, words: str) -> None:
     phase = Exchange("r", np.array(src), np.array(dst), np.array([8]), recv_offset=occurrence_numbers(dst) * 8)
     if not words:
-        check_rounds([phase], fabric(2, 2), direction, everyone=True)
+        check_rounds([phase], fabric(2, 2), direction, all_ranks=True)
         words, phases = "a label stands twice", [phase, phase]
     else:
         phases = [phase]
     with pytest.raises(AssertionError, match=words):
-        check_rounds(phases, fabric(2, 2), direction, everyone=True)
+        check_rounds(phases, fabric(2, 2), direction, all_ranks=True)
 
 
 def can_run(pattern: str, domains: int, rails: int, trays: int) -> bool:
     needs = {"cross_rail": rails >= 2, "bisection": domains >= 4 and domains % 2 == 0}
-    if pattern == "leaf_contrast":  # two nodes a leaf: half of each domain's nodes, or two domains
+    if pattern == "leaf_contrast":  # two nodes per leaf: half of each domain's nodes, or two domains
         nodes = domains * trays
         return trays == 1 and nodes % 2 == 0 and nodes >= 4
     return needs.get(pattern, True)
 
 
 @given(domains=DOMAINS, rails=RAILS)
-def test_same_rail_stays_on_its_rail_at_every_distance_once(domains: int, rails: int) -> None:
+def test_same_rail_visits_every_distance_once(domains: int, rails: int) -> None:
     topology = fabric(domains, rails)
     met = []
     for phase in exchanges(made("same_rail", topology)):
@@ -152,7 +152,7 @@ def test_same_rail_stays_on_its_rail_at_every_distance_once(domains: int, rails:
 
 
 @given(domains=DOMAINS, rails=st.integers(2, 16))
-def test_cross_rail_meets_every_other_rail_equally_often_and_never_its_own(domains: int, rails: int) -> None:
+def test_cross_rail_visits_other_rails_equally_often(domains: int, rails: int) -> None:
     topology = fabric(domains, rails)
     cells: Counter[tuple[int, int]] = Counter()
     for phase in exchanges(made("cross_rail", topology)):
@@ -162,7 +162,7 @@ def test_cross_rail_meets_every_other_rail_equally_often_and_never_its_own(domai
 
 
 @given(domains=DOMAINS, rails=st.integers(1, 4))
-def test_pairs_meet_exactly_once_in_each_direction(domains: int, rails: int) -> None:
+def test_pairs_meet_once_in_each_direction(domains: int, rails: int) -> None:
     topology = fabric(domains, rails)
     met: Counter[tuple[int, int]] = Counter()
     phases = exchanges(made("pairs", topology))
@@ -177,7 +177,7 @@ def test_pairs_meet_exactly_once_in_each_direction(domains: int, rails: int) -> 
 
 
 @given(teams=st.integers(1, 64))
-def test_the_circle_method_plays_every_pair_once_and_nobody_twice_in_a_round(teams: int) -> None:
+def test_round_robin_plays_every_pair_once(teams: int) -> None:
     rounds = round_robin(teams)
     assert sorted(tuple(sorted(pair)) for one in rounds for pair in one) == list(combinations(range(teams), 2))
     for one in rounds:
@@ -185,13 +185,13 @@ def test_the_circle_method_plays_every_pair_once_and_nobody_twice_in_a_round(tea
 
 
 @given(size=st.integers(2, 64), seed=st.integers(0, 9))
-def test_a_derangement_is_a_permutation_that_leaves_nothing_in_place(size: int, seed: int) -> None:
-    drawn = derangement(size, np.random.default_rng(seed))
-    assert sorted(drawn.tolist()) == list(range(size))
-    assert not np.any(drawn == np.arange(size))
+def test_derangement_has_no_fixed_point(size: int, seed: int) -> None:
+    permuted = derangement(size, np.random.default_rng(seed))
+    assert sorted(permuted.tolist()) == list(range(size))
+    assert not np.any(permuted == np.arange(size))
 
 
-def test_one_thing_has_no_derangement() -> None:
+def test_derangement_needs_two_elements() -> None:
     with pytest.raises(ValueError, match="1 things"):
         derangement(1, np.random.default_rng(0))
 
@@ -202,14 +202,12 @@ def test_permutations_differ_and_can_keep_the_rail(domains: int, rails: int, see
     for phase in exchanges(made("permutation", topology, rounds=2, rail="same", seed=seed)):
         assert np.array_equal(topology.rails[phase.src], topology.rails[phase.dst])
     free = exchanges(made("permutation", topology, rounds=2, seed=seed))
-    if domains * rails > 40:  # two draws of so many alike would be a fault of the seed
+    if domains * rails > 40:  # equal permutations of this size would be a fault of the seed
         assert not np.array_equal(free[0].dst, free[1].dst)
 
 
 @given(blocks=st.integers(2, 8), per_leaf=st.integers(2, 8), rails=RAILS)
-def test_leaf_contrast_is_under_a_leaf_when_near_and_across_leaves_when_far(
-    blocks: int, per_leaf: int, rails: int
-) -> None:
+def test_leaf_contrast_separates_near_and_far(blocks: int, per_leaf: int, rails: int) -> None:
     topology = fabric(blocks * per_leaf, rails, per_leaf=per_leaf)
     assert topology.wiring is not None
     leaves = topology.wiring.leaves
@@ -223,20 +221,20 @@ def test_leaf_contrast_is_under_a_leaf_when_near_and_across_leaves_when_far(
 
 
 @given(domains=st.integers(2, 32).map(lambda half: 2 * half), rails=RAILS)
-def test_bisection_pairs_neighbours_and_halves(domains: int, rails: int) -> None:
+def test_bisection_pairs_neighbors_and_halves(domains: int, rails: int) -> None:
     topology = fabric(domains, rails)
     phases = {phase.label: phase for phase in exchanges(made("bisection", topology))}
     nodes = {label: (topology.nodes[p.src], topology.nodes[p.dst]) for label, p in phases.items()}
     assert np.array_equal(nodes["near"][1], nodes["near"][0] ^ 1)
     assert np.array_equal(nodes["far"][1], (nodes["far"][0] + domains // 2) % domains)
     assert 2 <= len(phases) <= 4
-    for src, dst in nodes.values():  # every cut pairs nodes: back and forth is where it began
+    for src, dst in nodes.values():  # every cut pairs nodes, so two steps return to the start
         partner = dict(zip(src.tolist(), dst.tolist(), strict=True))
         assert all(partner[partner[node]] == node for node in partner)
 
 
 @given(domains=DOMAINS, rails=RAILS)
-def test_incast_has_k_senders_and_a_victim_that_meets_none_of_them(domains: int, rails: int) -> None:
+def test_incast_victim_is_separate_from_senders(domains: int, rails: int) -> None:
     topology = fabric(domains, rails)
     try:
         schedules = made("incast", topology)
@@ -275,7 +273,7 @@ def test_rail_groups_runs_each_rail_alone_then_all(domains: int, rails: int, op:
 
 
 @given(domains=st.integers(2, 8), rails=st.integers(2, 8), hot=st.integers(0, 7))
-def test_rail_hot_multiplies_what_one_rail_is_sent(domains: int, rails: int, hot: int) -> None:
+def test_rail_hot_multiplies_bytes_to_one_rail(domains: int, rails: int, hot: int) -> None:
     topology = fabric(domains, rails)
     if hot >= rails:
         with pytest.raises(Unable, match=f"no rank is on rail {hot}"):
@@ -289,7 +287,7 @@ def test_rail_hot_multiplies_what_one_rail_is_sent(domains: int, rails: int, hot
 
 
 @pytest.mark.parametrize("pattern", [name for name in FABRIC if name != "pairs"])
-def test_8192_ranks_are_no_trouble_or_too_many(pattern: str) -> None:
+def test_8192_ranks_build_or_are_refused(pattern: str) -> None:
     topology = fabric(1024, 8, per_leaf=32)
     if pattern == "rail_hot":
         with pytest.raises(Unable, match="8192 are more than 4096"):
@@ -302,7 +300,7 @@ def test_8192_ranks_are_no_trouble_or_too_many(pattern: str) -> None:
 
 
 @given(domains=DOMAINS, rails=RAILS)
-def test_domain_straddle_keeps_the_size_of_groups_and_splits_them(domains: int, rails: int) -> None:
+def test_domain_straddle_keeps_group_size_and_splits_groups(domains: int, rails: int) -> None:
     topology = fabric(domains, rails)
     try:
         schedules = made("domain_straddle", topology)
@@ -321,9 +319,7 @@ def test_domain_straddle_keeps_the_size_of_groups_and_splits_them(domains: int, 
 
 @pytest.mark.parametrize("pattern", FABRIC)
 @given(domains=st.integers(2, 16), rails=st.integers(1, 8), seed=st.integers(0, 5))
-def test_the_same_case_makes_the_same_rounds_in_the_same_order(
-    pattern: str, domains: int, rails: int, seed: int
-) -> None:
+def test_rounds_are_deterministic(pattern: str, domains: int, rails: int, seed: int) -> None:
     topology = fabric(domains, rails, per_leaf=2)
     params = {"seed": seed} if "seed" in load_pattern(pattern).params.__struct_fields__ else {}
     try:
@@ -337,7 +333,7 @@ def test_the_same_case_makes_the_same_rounds_in_the_same_order(
 
 
 @pytest.mark.parametrize("pattern", FABRIC)
-def test_every_pattern_names_an_op_that_has_a_factor_or_none(pattern: str) -> None:
+def test_every_pattern_has_an_op_with_factor_or_none(pattern: str) -> None:
     ops = {one.op for one in made(pattern, fabric(4, 2, per_leaf=2))}
     assert len(ops) == 1
     assert all(op is None or bus_factor(op, 8) > 0 for op in ops)
@@ -349,7 +345,7 @@ def test_the_order_of_rounds_is_random_and_seeded() -> None:
 
 
 @pytest.mark.parametrize("pattern", FABRIC)
-def test_one_node_is_too_few_and_the_reason_says_what_is_needed(pattern: str) -> None:
+def test_one_node_is_refused_with_the_requirement(pattern: str) -> None:
     with pytest.raises(Unable, match=f"{pattern} needs [24] nodes .NVLink domains.; this job has 1"):
         made(pattern, Topology.single_node(4))
 
@@ -368,7 +364,7 @@ def test_uneven_nodes_are_named(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["cross_rail", "rail_groups", "rail_hot"])
-def test_one_rail_is_too_few(pattern: str) -> None:
+def test_one_rail_is_refused(pattern: str) -> None:
     with pytest.raises(Unable, match=f"{pattern} needs 2 rails.*; this job has 1"):
         made(pattern, fabric(2, 1))
 
@@ -386,13 +382,13 @@ def test_nodes_on_other_rails_are_named() -> None:
 
 
 @pytest.mark.parametrize("pattern", FABRIC)
-def test_a_size_too_small_for_one_element_is_refused(pattern: str) -> None:
+def test_size_below_one_element_is_refused(pattern: str) -> None:
     with pytest.raises(Unable, match="3 bytes"):
         made(pattern, Topology.single_node(2), nbytes=3)
 
 
 @given(data=st.data())
-def test_a_round_taken_apart_keeps_every_flow_and_nobody_does_both(data: st.DataObject) -> None:
+def test_split_round_keeps_flows_and_separates_directions(data: st.DataObject) -> None:
     ranks = data.draw(st.integers(2, 20))
     dst = np.array(data.draw(st.permutations(range(ranks))))
     moves = dst != np.arange(ranks)
@@ -408,17 +404,17 @@ def test_a_round_taken_apart_keeps_every_flow_and_nobody_does_both(data: st.Data
         assert not set(part.src.tolist()) & set(part.dst.tolist())
 
 
-def test_a_rank_that_sends_twice_cannot_be_taken_apart() -> None:
+def test_round_with_two_sends_per_rank_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="sends and receives once"):
         split_directions(Round("r", np.array([0, 0]), np.array([1, 2])))
 
 
 @given(values=st.lists(st.integers(0, 4), min_size=1, max_size=20))
-def test_places_count_the_equal_ones_before(values: list[int]) -> None:
+def test_occurrence_numbers_count_earlier_equals(values: list[int]) -> None:
     assert occurrence_numbers(np.array(values)).tolist() == [values[:k].count(value) for k, value in enumerate(values)]
 
 
-# Running them
+# Runs on threads.
 
 WORLDS = [(1, 1), (2, 1), (5, 1), (4, 2), (2, 4), (2, 2), (8, 1)]
 
@@ -432,7 +428,7 @@ def measure(pattern: str, topology: Topology, settings: Settings, **case: object
 
 @pytest.mark.parametrize("pattern", FABRIC)
 @pytest.mark.parametrize(("nodes", "rails"), WORLDS)
-def test_every_pattern_is_right_or_skipped_on_threads(pattern: str, nodes: int, rails: int) -> None:
+def test_every_pattern_is_correct_or_skipped_on_threads(pattern: str, nodes: int, rails: int) -> None:
     topology = fabric(nodes, rails, per_leaf=2)
     record = measure(pattern, topology, Settings(iterations=6, warmup=1)).record
     why: str | None = None
@@ -448,7 +444,7 @@ def test_every_pattern_is_right_or_skipped_on_threads(pattern: str, nodes: int, 
 
 
 @pytest.mark.parametrize("pattern", FABRIC)
-def test_every_pattern_runs_on_some_of_these_worlds(pattern: str) -> None:
+def test_every_pattern_runs_on_some_world(pattern: str) -> None:
     able = []
     for nodes, rails in WORLDS:
         try:
@@ -459,7 +455,7 @@ def test_every_pattern_runs_on_some_of_these_worlds(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", [*FLOWS, "incast"])
-def test_every_flow_has_a_result_of_its_own(pattern: str) -> None:
+def test_every_flow_has_its_own_result(pattern: str) -> None:
     topology = fabric(4, 2, per_leaf=2)
     measurement = measure(pattern, topology, Settings(iterations=40, warmup=1))
     samples = measurement.samples
@@ -478,14 +474,14 @@ def test_every_flow_has_a_result_of_its_own(pattern: str) -> None:
             assert phase.flows.recv_p50_us[k] == pytest.approx(np.median(seconds[b]) * 1e6)
 
 
-def test_flows_of_a_case_with_one_round_are_reported_too() -> None:
+def test_flows_of_a_single_round_are_reported() -> None:
     record = measure("same_rail", fabric(2, 2), Settings(iterations=6)).record
     assert record.variants == 1
     assert record.phases[0].flows is not None
     assert record.phases[0].flows.src == [0, 1, 2, 3]
 
 
-def test_flows_that_cannot_be_told_apart_are_not_reported() -> None:
+def test_ambiguous_flows_are_not_reported() -> None:
     record = measure("same_rail", fabric(4, 1), Settings(iterations=6), timing=Timing.PIPELINED).record
     assert [phase.flows for phase in record.phases] == [None] * 3
 
@@ -498,45 +494,43 @@ def test_groups_of_each_phase_are_reported() -> None:
 
 
 @pytest.mark.parametrize("mode", ["pxn", "spine", "crossnic0"])
-def test_threads_play_every_path_of_cross_rail(mode: str) -> None:
+def test_threads_support_every_cross_rail_mode(mode: str) -> None:
     record = measure("cross_rail", fabric(2, 2), Settings(iterations=6), params={"mode": mode}).record
     assert record.status == "ok"
 
 
-# Bounds: 8 Gbit/s is 1e9 bytes a second
+# Minimum times: 8 Gbit/s is 1e9 bytes per second.
 
 
-def bound(pattern: str, topology: Topology, **params: object) -> dict[str, float | None]:
+def minimum_times(pattern: str, topology: Topology, **params: object) -> dict[str, float | None]:
     return {
         one.phases[0].label: minimum_seconds(one.phases[0], topology, 4, aligned=one.aligned)
         for one in made(pattern, topology, nbytes=1000, **params)
     }
 
 
-def test_a_flow_on_a_rail_is_bound_by_its_nic() -> None:
-    assert set(bound("same_rail", fabric(4, 2, per_leaf=4)).values()) == {1e-6}
+def test_flow_on_a_rail_is_limited_by_its_nic() -> None:
+    assert set(minimum_times("same_rail", fabric(4, 2, per_leaf=4)).values()) == {1e-6}
 
 
 @pytest.mark.parametrize(("mode", "seconds"), [("spine", 4e-6), ("pxn", 1e-6), ("crossnic0", 1e-6)])
-def test_four_flows_on_one_uplink_take_four_times_as_long_unless_they_change_rails_below(
-    mode: str, seconds: float
-) -> None:
-    """The hand-made case: 4 nodes under one leaf a rail, uplinks as fast as a NIC."""
-    assert set(bound("cross_rail", fabric(4, 2, per_leaf=4), mode=mode).values()) == {seconds}
+def test_minimum_time_counts_flows_per_uplink(mode: str, seconds: float) -> None:
+    """4 nodes under one leaf per rail, with uplinks as fast as a NIC."""
+    assert set(minimum_times("cross_rail", fabric(4, 2, per_leaf=4), mode=mode).values()) == {seconds}
 
 
-def test_incast_is_bound_by_the_one_nic() -> None:
-    found = bound("incast", fabric(8, 1, per_leaf=8))
+def test_incast_is_limited_by_the_receiving_nic() -> None:
+    found = minimum_times("incast", fabric(8, 1, per_leaf=8))
     assert (found["senders=2"], found["senders=4"]) == (2e-6, 4e-6)
     assert found["victim=2"] == 1e-6
 
 
-def test_without_rates_there_is_no_bound() -> None:
-    assert set(bound("same_rail", fabric(4, 2)).values()) == {None}
-    assert set(bound("same_rail", fabric(4, 2, per_leaf=4, gbit_per_s=np.nan)).values()) == {None}
+def test_no_rates_give_no_minimum_time() -> None:
+    assert set(minimum_times("same_rail", fabric(4, 2)).values()) == {None}
+    assert set(minimum_times("same_rail", fabric(4, 2, per_leaf=4, gbit_per_s=np.nan)).values()) == {None}
 
 
-def test_the_record_says_the_bound_and_its_share() -> None:
+def test_record_has_minimum_time_and_its_share() -> None:
     (phase,) = measure("same_rail", fabric(2, 1, per_leaf=2), Settings(iterations=6)).record.phases
     assert phase.bound_us == pytest.approx(0.512)
     assert phase.bound_gb_per_s == pytest.approx(1.0)

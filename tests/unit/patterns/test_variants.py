@@ -66,7 +66,7 @@ def test_every_variant_is_measured_equally_often(pattern: str) -> None:
     record, samples = measurement.record, measurement.samples
     assert samples is not None
     assert (record.status, record.variants, record.stopped) == ("ok", 3, "iterations")
-    assert samples.seconds_RNK.shape[1] == 12  # 10, and what the third turn needs
+    assert samples.seconds_RNK.shape[1] == 12  # 10, rounded up to whole rotations
     if pattern == "one name":
         assert samples.labels == ["total"]
         return
@@ -77,7 +77,7 @@ def test_every_variant_is_measured_equally_often(pattern: str) -> None:
     assert [p.ledger.bottleneck_bytes for p in record.phases] == [64 * s for s in SHIFTS]
 
 
-def test_bytes_and_rates_are_of_one_rotation(pattern: str) -> None:
+def test_bytes_and_rates_cover_one_rotation(pattern: str) -> None:
     measurement = measured(Settings(iterations=30))
     record, samples = measurement.record, measurement.samples
     assert record.ledger is not None
@@ -93,7 +93,7 @@ def test_bytes_and_rates_are_of_one_rotation(pattern: str) -> None:
 
 
 @pytest.mark.usefixtures("pattern")
-def test_a_block_holds_whole_rotations() -> None:
+def test_block_has_whole_rotations() -> None:
     record = measured(Settings(iterations=4), Timing.PIPELINED).record
     assert (record.launches_per_sample, record.status) == (6, "ok")
 
@@ -123,7 +123,7 @@ def test_wrong_data_in_one_variant_are_found(variant: int) -> None:
     assert (record.status, record.wrong, record.wrong_ranks) == ("wrong", 2, [2])
 
 
-def test_memory_is_that_of_the_largest_variant(pattern: str) -> None:
+def test_memory_covers_the_largest_variant(pattern: str) -> None:
     assert pattern
     assert memory_needed(Case(pattern="shifts", nbytes=64), Topology.single_node(RANKS)) == 2 * 64 * 3
 

@@ -1,4 +1,4 @@
-"""The fill: small values that no reduction rounds, in any order, and by which everything that is lost is seen."""
+"""Input values: no reduction rounds them, in any order, and every lost value is detected."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -39,7 +39,7 @@ TRIED = [(dtype, world_size) for dtype in DTYPES for world_size in worlds_of(dty
 
 
 def exact_results(redop: Redop, values_R: list[Array]) -> list[Any]:
-    """The reduction in Python's integers, which never round; of an average, its sum."""
+    """The reduction in Python's integers, which never round; for an average, its sum."""
     if redop is Redop.PROD:
         exponents = np.log2(np.stack(values_R)).astype(np.int64)
         assert np.array_equal(2**exponents, np.stack(values_R))  # ones and twos only
@@ -59,9 +59,7 @@ def orders(items: list[Array]) -> Iterator[list[Array]]:
 
 @pytest.mark.parametrize(("dtype", "world_size"), TRIED)
 @pytest.mark.parametrize("redop", [Redop.SUM, Redop.PROD, Redop.MIN, Redop.MAX])
-def test_a_reduction_is_exact_in_any_order_and_is_what_the_oracle_expects(
-    dtype: str, redop: Redop, world_size: int
-) -> None:
+def test_reduction_is_exact_in_any_order(dtype: str, redop: Redop, world_size: int) -> None:
     schedule, kind = all_reduce(world_size, dtype, redop), DTYPES[dtype]
     values_R = inputs_of(schedule)
     exact = exact_results(redop, values_R)
@@ -73,20 +71,20 @@ def test_a_reduction_is_exact_in_any_order_and_is_what_the_oracle_expects(
     assert Oracle(schedule, 0, 1).tolerance == 0
 
 
-# No values of these are there: the floor of such an average is always 0, or the share of a rank is.
+# No values can check these: the floor of such an average is always 0, or the share of one rank is.
 BLIND = [("uint8", 300), ("int8", 300), ("float8_e4m3fn", 72), ("float8_e4m3fn", 300)]
 AVERAGES = [pair for pair in TRIED if pair not in BLIND]
 
 
 @pytest.mark.parametrize(("dtype", "world_size"), BLIND)
-def test_an_average_that_says_nothing_is_refused(dtype: str, world_size: int) -> None:
+def test_uncheckable_average_is_refused(dtype: str, world_size: int) -> None:
     with pytest.raises(Unable, match=f"no values of {dtype} show whether an average over {world_size} ranks is right"):
         refuse_unverifiable([all_reduce(world_size, dtype, Redop.AVG)])
     refuse_unverifiable([all_reduce(world_size, dtype, redop) for redop in Redop if redop is not Redop.AVG])
 
 
 @pytest.mark.parametrize(("dtype", "world_size"), AVERAGES)
-def test_an_average_is_what_the_oracle_expects_however_a_library_computes_it(dtype: str, world_size: int) -> None:
+def test_average_matches_either_library_method(dtype: str, world_size: int) -> None:
     schedule, kind = all_reduce(world_size, dtype, Redop.AVG), DTYPES[dtype]
     values_R = inputs_of(schedule)
     assert max(exact_results(Redop.AVG, values_R)) <= kind.exact
@@ -105,11 +103,11 @@ LOSSES = [
 
 
 @pytest.mark.parametrize(("dtype", "redop", "world_size"), LOSSES)
-def test_a_contribution_that_is_lost_or_counted_twice_is_seen(dtype: str, redop: Redop, world_size: int) -> None:
-    """Also where the average has a tolerance: it must not swallow a rank."""
+def test_lost_or_repeated_contribution_is_detected(dtype: str, redop: Redop, world_size: int) -> None:
+    """This holds for averages with a tolerance too: it must be smaller than one rank's contribution."""
     schedule, kind = all_reduce(world_size, dtype, redop), DTYPES[dtype]
     typed = [values.astype(kind.numpy) for values in inputs_of(schedule)]
-    repeated = [typed[0], *typed[2:], typed[0]]  # rank 0 in the place of rank 1
+    repeated = [typed[0], *typed[2:], typed[0]]  # rank 0 instead of rank 1
     for contributions in (typed[1:], repeated):
         total = fold_typed(redop, contributions)
         result = average(total, world_size) if redop is Redop.AVG else total
@@ -118,12 +116,12 @@ def test_a_contribution_that_is_lost_or_counted_twice_is_seen(dtype: str, redop:
 
 @pytest.mark.parametrize("redop", Redop)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_fill_of_8192_ranks_is_exact_too(dtype: str, redop: Redop) -> None:
+def test_input_values_of_8192_ranks_are_exact(dtype: str, redop: Redop) -> None:
     schedule, kind = all_reduce(8192, dtype, redop), DTYPES[dtype]
     if redop is Redop.AVG and dtype in ("uint8", "int8", "float8_e4m3fn"):
         with pytest.raises(Unable, match="over 8192 ranks"):
             refuse_unverifiable([schedule])
-    fill = Fill.of(schedule, 0)  # also where nothing is checked, buffers are filled
+    fill = Fill.of(schedule, 0)  # buffers are filled even if nothing is checked
     some = np.stack([fill.values(rank) for rank in (0, 1, 4095, 8191)])
     assert np.array_equal(some, some.astype(kind.numpy).astype(np.float64))
     assert some.max() <= fill.limit
@@ -139,8 +137,8 @@ def test_the_fill_of_8192_ranks_is_exact_too(dtype: str, redop: Redop) -> None:
     ("dtype", "redop"),
     [("bfloat16", Redop.SUM), ("bfloat16", Redop.AVG), ("float16", Redop.SUM), ("uint8", Redop.SUM)],
 )
-def test_a_value_that_meets_itself_stays_exact(dtype: str, redop: Redop) -> None:
-    """The same groups twice: what 64 ranks summed is summed again over the same 64."""
+def test_value_that_meets_itself_stays_exact(dtype: str, redop: Redop) -> None:
+    """The same groups twice: the sums of 64 ranks are summed again over the same 64."""
     groups = np.arange(128).reshape(-1, 64)
     twice = [Collective(f"sum_{k}", Op.ALL_REDUCE, groups, COUNT, redop=redop, read="d", write="d") for k in range(2)]
     nbytes = COUNT * DTYPES[dtype].itemsize
@@ -149,8 +147,8 @@ def test_a_value_that_meets_itself_stays_exact(dtype: str, redop: Redop) -> None
     assert 64 * total.max() <= DTYPES[dtype].exact
 
 
-def test_rows_of_an_uneven_all_to_all_differ_however_long_they_are() -> None:
-    """Rows as long as the usual period would all be alike, and a misrouted one would pass."""
+def test_rows_of_an_uneven_all_to_all_differ() -> None:
+    """Rows as long as the usual period would be equal, and a misrouted row would not be detected."""
     row = 8191
     rows = np.array([[[1, 1], [1, 1]]])
     phase = AllToAllV("v", np.array([[0, 1]]), rows, row * 4)
@@ -160,7 +158,7 @@ def test_rows_of_an_uneven_all_to_all_differ_however_long_they_are() -> None:
     assert not np.array_equal(buffers["send"][:row], buffers["send"][row:])
 
 
-def test_blocks_of_an_exchange_differ_however_long_they_are() -> None:
+def test_blocks_of_an_exchange_differ() -> None:
     block = 8191
     offsets = np.array([0, 4 * block])
     phase = Exchange("x", np.array([0, 0]), np.array([0, 1]), np.array([4 * block]), send_offset=offsets)
@@ -171,14 +169,14 @@ def test_blocks_of_an_exchange_differ_however_long_they_are() -> None:
 
 
 @pytest.mark.parametrize("count", [8191, 8191 * 8179, 8191 * 3])
-def test_shards_of_a_rank_differ_however_long_they_are(count: int) -> None:
+def test_shards_of_one_rank_differ(count: int) -> None:
     phase = Collective("one", Op.ALL_TO_ALL, np.array([[0, 1]]), count)
     fill = Fill.of(two_buffers(2, phase, count=2 * count), 0)
     values = fill.values(0)
     assert not np.array_equal(values, np.roll(values, -(count % fill.period)))
 
 
-def test_products_mixed_with_sums_have_no_exact_fill_and_are_refused() -> None:
+def test_products_mixed_with_sums_are_refused() -> None:
     phases = [
         Collective(redop.value, Op.ALL_REDUCE, np.array([[0, 1]]), 8, redop=redop) for redop in (Redop.SUM, Redop.PROD)
     ]
@@ -187,7 +185,7 @@ def test_products_mixed_with_sums_have_no_exact_fill_and_are_refused() -> None:
 
 
 @given(one=st.integers(0, 1000), other=st.integers(0, 1000), rank=st.integers(0, 7))
-def test_another_salt_gives_other_values(one: int, other: int, rank: int) -> None:
+def test_salt_changes_the_values(one: int, other: int, rank: int) -> None:
     schedule = all_reduce(8, "float32", Redop.SUM, count=64)
     same = np.array_equal(Fill.of(schedule, one).values(rank), Fill.of(schedule, other).values(rank))
     assert same == (one == other)
@@ -195,7 +193,7 @@ def test_another_salt_gives_other_values(one: int, other: int, rank: int) -> Non
 
 @pytest.mark.parametrize("members", [1, 3, 72, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_average_is_divided_once_and_floors_for_integers(dtype: str, members: int) -> None:
+def test_average_divides_once_and_floors_integers(dtype: str, members: int) -> None:
     numbers = [0, 7, 120 if dtype == "int8" else 250]
     total = np.array(numbers, DTYPES[dtype].numpy)
     divided = finish_average(total, members).astype(np.float64)

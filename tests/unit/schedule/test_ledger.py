@@ -1,4 +1,4 @@
-"""Bytes: what is sent is received, and what is counted is what a slow loop over pairs counts."""
+"""The ledger: sent and received bytes balance, and equal the counts of a slow loop over pairs."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,24 +17,24 @@ from ncclbench.schedule.pattern import build_schedule, load_pattern
 from ncclbench.schedule.phases import SimplePhase, flatten
 from ncclbench.topology import Link, Topology
 
-# Patterns of one schedule; those with variants need nodes and rails, and have tests of their own.
+# Patterns with one schedule. Those with variants need nodes and rails, and have tests of their own.
 PATTERNS = [name for name in names("patterns") if not load_pattern(name).rotates]
 GROUPED = [pattern for pattern in PATTERNS if "group" in load_pattern(pattern).params.__struct_fields__]
 TWO_NODES = ("x",) * 4 + ("y",) * 4
 FLOAT = 4  # bytes
 Flow = tuple[int, int, int]  # from, to, bytes
-Totals = Counter[tuple[int, Link]]  # bytes of a rank over a class of links
+Totals = Counter[tuple[int, Link]]  # bytes per rank and link class
 
 
 def check_balance(ledger: Ledger) -> None:
-    """Sent and received agree: in every link class, since a flow has one class."""
+    """Sent and received bytes are equal in every link class, since a flow has one class."""
     assert ledger.sent.min() >= 0
     assert ledger.received.min() >= 0
     assert ledger.sent.sum(axis=0).tolist() == ledger.received.sum(axis=0).tolist()
 
 
 def slow_flows(phase: SimplePhase, itemsize: int) -> Iterator[Flow]:
-    """Flows of the phases whose pairs are given, one by one."""
+    """The flows of a phase, one by one."""
     if isinstance(phase, Exchange):
         yield from zip(phase.src.tolist(), phase.dst.tolist(), phase.nbytes.tolist(), strict=True)
     elif isinstance(phase, AllToAllV):
@@ -48,7 +48,7 @@ def slow_flows(phase: SimplePhase, itemsize: int) -> Iterator[Flow]:
 
 
 def slow_collective(phase: Collective, ranks: list[int], itemsize: int) -> Iterator[Flow]:
-    """Pairs as they are; chains link by link; rings step by step and chunk by chunk."""
+    """Given pairs as they are; chains link by link; rings step by step and chunk by chunk."""
     shard, n, root = phase.count * itemsize, len(ranks), ranks[phase.root]
     from_root = [ranks[(phase.root + k) % n] for k in range(n)]
     pairs = {
@@ -68,7 +68,7 @@ def slow_collective(phase: Collective, ranks: list[int], itemsize: int) -> Itera
 
 
 def slow_ring(ranks: list[int], count: int, itemsize: int) -> Iterator[Flow]:
-    """An all_reduce: n - 1 steps that reduce a chunk at each rank, and n - 1 that pass the sums on."""
+    """An all_reduce: n - 1 steps that reduce one chunk per rank, and n - 1 that pass the sums on."""
     n = len(ranks)
     chunks = [len(chunk) * itemsize for chunk in np.array_split(np.arange(count), n)]
     for i, step in product(range(n), range(n - 1)):
@@ -113,8 +113,8 @@ def build(pattern: str, topology: Topology, nbytes: int, **params: Any) -> Sched
         pytest.skip(str(unable))
 
 
-def four_places() -> Topology:
-    """Eight ranks on four nodes: two nodes share an NVLink domain, and two data centres have two nodes each."""
+def four_nodes() -> Topology:
+    """Eight ranks on four nodes: two nodes share an NVLink domain, and one node is at a second site."""
     return Topology(
         nodes=np.array([0, 0, 1, 1, 2, 2, 3, 3]),
         domains=np.array([0, 0, 0, 0, 1, 1, 2, 2]),
@@ -125,7 +125,7 @@ def four_places() -> Topology:
 
 
 @given(data=st.data())
-def test_random_schedules_send_what_they_receive_and_count_as_the_loop_does(
+def test_random_schedules_balance_and_match_a_loop(
     any_schedule: st.SearchStrategy[Schedule], data: st.DataObject
 ) -> None:
     schedule = data.draw(any_schedule)
@@ -147,7 +147,7 @@ def test_random_schedules_send_what_they_receive_and_count_as_the_loop_does(
     nbytes=st.integers(1 << 9, 1 << 20),
     dtype=st.sampled_from(sorted(DTYPES)),
 )
-def test_every_pattern_sends_what_it_receives(
+def test_every_pattern_balances_sent_and_received(
     pattern: str, world_size: int, per_node: int, nbytes: int, dtype: str
 ) -> None:
     topology = Topology.from_hosts([f"n{rank // per_node}" for rank in range(world_size)])
@@ -161,16 +161,16 @@ def test_every_pattern_sends_what_it_receives(
 
 
 @pytest.mark.parametrize("pattern", GROUPED)
-@pytest.mark.parametrize("topology", [Topology.from_hosts(TWO_NODES), four_places()], ids=["two nodes", "four places"])
+@pytest.mark.parametrize("topology", [Topology.from_hosts(TWO_NODES), four_nodes()], ids=["two nodes", "four nodes"])
 @pytest.mark.parametrize("spec", ["world", "rail", "node", "2"])
-def test_link_classes_of_every_pattern_are_those_of_the_loop(pattern: str, topology: Topology, spec: str) -> None:
+def test_link_classes_of_patterns_match_a_loop(pattern: str, topology: Topology, spec: str) -> None:
     schedule = build(pattern, topology, 1000, group=spec)
     itemsize = schedule.dtype.itemsize
     check_against_loop(schedule_ledger(schedule, topology), schedule.phases, topology, itemsize)
 
 
-def test_every_link_class_is_told_apart() -> None:
-    topology = four_places()
+def test_every_link_class_is_distinguished() -> None:
+    topology = four_nodes()
     ranks = np.arange(8)
     found = topology.link_classes(ranks[:, None], ranks)
     assert found.tolist() == [[slow_link(topology, a, b) for b in range(8)] for a in range(8)]
@@ -189,7 +189,7 @@ def test_every_link_class_is_told_apart() -> None:
         ("gather", "world", {"self": 4, "node": 12, "same_rail": 4, "cross_rail": 12}),
     ],
 )
-def test_bytes_by_link_class_of_32_bytes_on_two_nodes_of_four(pattern: str, spec: str, nonzero: dict[str, int]) -> None:
+def test_bytes_by_link_class_match_hand_counts(pattern: str, spec: str, nonzero: dict[str, int]) -> None:
     topology = Topology.from_hosts(TWO_NODES)
     sent = schedule_ledger(build(pattern, topology, 32, group=spec), topology).as_record()["sent_bytes"]
     assert list(sent) == ["self", "node", "domain", "same_rail", "cross_rail", "cross_site"]
@@ -197,7 +197,7 @@ def test_bytes_by_link_class_of_32_bytes_on_two_nodes_of_four(pattern: str, spec
 
 
 @given(members=st.integers(1, 72), count=st.integers(1, 5000), dtype=st.sampled_from(sorted(DTYPES)))
-def test_a_ring_all_reduce_moves_exactly_twice_all_but_one_buffers(members: int, count: int, dtype: str) -> None:
+def test_ring_all_reduce_moves_twice_n_minus_one_buffers(members: int, count: int, dtype: str) -> None:
     itemsize = DTYPES[dtype].itemsize
     topology = Topology.single_node(members)
     schedule = build_schedule(Case(pattern="all_reduce", nbytes=count * itemsize, dtype=dtype), topology)
@@ -205,13 +205,13 @@ def test_a_ring_all_reduce_moves_exactly_twice_all_but_one_buffers(members: int,
     size = count * itemsize
     assert ledger.sent.sum() == 2 * (members - 1) * size
     for nbytes in (*ledger.sent.sum(axis=1).tolist(), *ledger.received.sum(axis=1).tolist()):
-        # A rank leaves out two chunks, and each is within one element of count / n.
+        # Each rank omits two chunks, and each chunk is within one element of count / n.
         assert abs(nbytes - 2 * (members - 1) * size / members) < 2 * itemsize
 
 
 @given(members=st.integers(2, 72), shard=st.integers(1, 1000))
 @pytest.mark.parametrize("pattern", ["all_gather", "reduce_scatter", "all_to_all"])
-def test_sharded_ops_send_all_but_one_shard_from_every_rank(pattern: str, members: int, shard: int) -> None:
+def test_sharded_ops_send_all_but_one_shard(pattern: str, members: int, shard: int) -> None:
     topology = Topology.single_node(members)
     ledger = schedule_ledger(build(pattern, topology, members * shard * FLOAT), topology)
     wire = ledger.sent[:, Link.SELF + 1 :].sum(axis=1)
@@ -220,7 +220,7 @@ def test_sharded_ops_send_all_but_one_shard_from_every_rank(pattern: str, member
 
 @pytest.mark.parametrize("root", range(5))
 @pytest.mark.parametrize("pattern", ["broadcast", "reduce"])
-def test_a_chain_passes_the_buffer_over_all_links_but_one(pattern: str, root: int) -> None:
+def test_chain_uses_all_links_but_one(pattern: str, root: int) -> None:
     topology = Topology.single_node(5)
     ledger = schedule_ledger(build(pattern, topology, 400, root=root), topology)
     sent, received = ledger.sent.sum(axis=1).tolist(), ledger.received.sum(axis=1).tolist()
@@ -228,7 +228,7 @@ def test_a_chain_passes_the_buffer_over_all_links_but_one(pattern: str, root: in
     assert (received if pattern == "broadcast" else sent)[root] == 0
 
 
-def test_what_a_rank_keeps_is_apart_and_is_no_bottleneck() -> None:
+def test_self_bytes_are_not_a_bottleneck() -> None:
     phase = AllToAllV("v", np.array([[0, 1]]), np.array([[[9, 1], [2, 7]]]), 10)
     ledger = phase_ledger(phase, Topology.single_node(2), 1)
     assert ledger.sent[:, Link.SELF].tolist() == ledger.received[:, Link.SELF].tolist() == [90, 70]
@@ -236,7 +236,7 @@ def test_what_a_rank_keeps_is_apart_and_is_no_bottleneck() -> None:
     assert ledger.bottleneck_bytes == 20
 
 
-def test_the_bottleneck_is_the_busiest_rank_over_all_its_links_in_either_direction() -> None:
+def test_bottleneck_is_the_busiest_rank_in_either_direction() -> None:
     topology = Topology.from_hosts(["x", "x", "y", "y"])
     fan_out = Exchange("out", np.array([0, 0, 0]), np.array([1, 2, 3]), np.array([1, 20, 300]))
     fan_in = Exchange(
@@ -252,7 +252,7 @@ def test_the_bottleneck_is_the_busiest_rank_over_all_its_links_in_either_directi
     assert both.as_record()["bottleneck_gb_per_s"] is None
 
 
-def test_the_basis_says_what_was_counted() -> None:
+def test_basis_names_what_was_counted() -> None:
     topology = Topology.single_node(2)
     ring = Collective("ring", Op.ALL_REDUCE, np.array([[0, 1]]), 4)
     pairs = Collective("pairs", Op.ALL_TO_ALL, np.array([[0, 1]]), 4)

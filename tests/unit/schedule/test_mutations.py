@@ -1,4 +1,4 @@
-"""Transports that get it wrong on purpose: the check after a run must catch each, for every pattern.
+"""Faulty transports: the check after a run must detect each fault, for every pattern.
 
 Each mutation is made of whole steps: the real transport does its work, and then something is undone, swapped or
 changed. Where data are expected at all is taken from the schedule (`received`, `kept`), so that a new pattern is
@@ -29,10 +29,10 @@ from ncclbench.transports.threads import ThreadTransport, play
 Bits: TypeAlias = NDArray[Any]  # elements seen as unsigned integers
 
 RANKS = 4
-# Patterns of one schedule; those with variants need nodes and rails, and have tests of their own.
+# Patterns with one schedule. Those with variants need nodes and rails, and have tests of their own.
 PATTERNS = [name for name in names("patterns") if not load_pattern(name).rotates]
 TYPES = ["float32", "bfloat16", "uint8"]
-SIZES = [256, 100_000]  # below and beyond the period of the fill
+SIZES = [256, 100_000]  # below and above the period of the input values
 QUICK = Settings(iterations=6, warmup=1)
 
 
@@ -57,7 +57,7 @@ class Block:
 
 
 def blocks(schedule: Schedule, *, arrived: bool) -> list[Block]:
-    """All blocks whose contents are specified: those that `arrived`, or those that a rank had from the start."""
+    """All blocks with specified contents: those that were received, or those that are there from the start."""
     return [
         Block(rank, name, segment.start, segment.stop, segment.term)
         for rank in range(schedule.world_size)
@@ -77,25 +77,25 @@ def kept(schedule: Schedule) -> list[Block]:
 
 
 class WrongTransport(ThreadTransport):
-    """Does what the real one does; `before` and `spoil` are called around it, with no rank at work in between.
+    """Works as the real transport; `before` and `spoil` are called around each run, while no rank is working.
 
     Args:
-        real: the rank whose place it takes.
-        everyone: the buffers of all ranks, which they put there themselves.
+        real: the transport of the rank that it replaces.
+        all_buffers: the buffers of all ranks, which each rank adds itself.
 
     Attributes:
-        harm: how many elements were changed on this rank, one number a run.
+        harm: number of elements changed on this rank, per run.
     """
 
-    def __init__(self, real: ThreadTransport, everyone: dict[int, Buffers]) -> None:
+    def __init__(self, real: ThreadTransport, all_buffers: dict[int, Buffers]) -> None:
         super().__init__(real.world, real.rank)
-        self.everyone = everyone
+        self.all_buffers = all_buffers
         self.harm: list[int] = []
         self.schedule: Schedule
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         program = super().compile(schedule, buffers)
-        self.schedule, self.everyone[self.rank] = schedule, buffers
+        self.schedule, self.all_buffers[self.rank] = schedule, buffers
         launches = [step.launch for step in program.steps]
         launches[0] = in_a_row(self.before, launches[0])
         launches[-1] = in_a_row(launches[-1], self.barrier, self.note_harm, self.barrier)
@@ -109,11 +109,11 @@ class WrongTransport(ThreadTransport):
         """Before the first phase."""
 
     def spoil(self) -> int:
-        """After the last phase: do harm to this rank's buffers, and say how many elements were changed."""
+        """Damage this rank's buffers after the last phase; returns the number of changed elements."""
         return 0
 
     def mine(self, some: list[Block]) -> list[Bits]:
-        return [block.of(self.everyone[self.rank]) for block in some if block.rank == self.rank]
+        return [block.of(self.all_buffers[self.rank]) for block in some if block.rank == self.rank]
 
 
 def in_a_row(*calls: Callable[[], object]) -> Callable[[], object]:
@@ -125,7 +125,7 @@ def in_a_row(*calls: Callable[[], object]) -> Callable[[], object]:
 
 
 class OneReceivedElement(WrongTransport):
-    """One bit of one element that arrived, on the last rank that anything arrives on."""
+    """One bit of one received element, on the last rank that receives."""
 
     choose: Callable[[Schedule], list[Block]] = staticmethod(received)
 
@@ -137,20 +137,20 @@ class OneReceivedElement(WrongTransport):
 
 
 class OneKeptElement(OneReceivedElement):
-    """One bit of one element that nothing may have touched: an input, or a part of an in-place buffer."""
+    """One bit of one element that no phase may change: an input, or a part of an in-place buffer."""
 
     choose = staticmethod(kept)
 
 
 class SwappedBlocks(WrongTransport):
-    """Two blocks of equal size that are meant for different places, each in the place of the other."""
+    """Two received blocks of equal size, exchanged."""
 
     def spoil(self) -> int:
-        places = swappable(received(self.schedule))
-        held = [block.of(self.everyone[block.rank]).copy() for block in places]
-        self.barrier()  # all have read before anybody writes
+        pair = swappable(received(self.schedule))
+        values_of = [block.of(self.all_buffers[block.rank]).copy() for block in pair]
+        self.barrier()  # all ranks have read before any rank writes
         changed = 0
-        for block, values in zip(places, reversed(held), strict=True):
+        for block, values in zip(pair, reversed(values_of), strict=True):
             for bits in self.mine([block]):
                 changed += int(np.count_nonzero(bits != values))
                 bits[:] = values
@@ -158,7 +158,7 @@ class SwappedBlocks(WrongTransport):
 
 
 def swappable(arrived: list[Block]) -> tuple[Block, Block]:
-    """Two blocks to swap: of different ranks if possible, else of one.
+    """Two blocks to swap, of different ranks if possible.
 
     After an all_reduce or a broadcast all ranks hold the same, and after a reduce only the root holds anything: there
     is no other block to be mistaken for this one. What goes wrong there is the order inside: two chunks of the ring
@@ -173,7 +173,7 @@ def swappable(arrived: list[Block]) -> tuple[Block, Block]:
 
 
 class StaleBuffer(WrongTransport):
-    """What arrived in the first run is still there after every later one."""
+    """The data received in the first run remain after every later run."""
 
     stale: tuple[Bits, ...] = ()
 
@@ -188,7 +188,7 @@ class StaleBuffer(WrongTransport):
 
 
 class NothingDone(WrongTransport):
-    """Returns at once, as a library does whose stream was never started."""
+    """Returns at once, as a library whose stream was never started."""
 
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         program = super().compile(schedule, buffers)
@@ -196,7 +196,7 @@ class NothingDone(WrongTransport):
 
 
 class LostContribution(WrongTransport):
-    """The last rank's input counts as zeros in every reduction; the input itself is put back afterwards."""
+    """The last rank's input counts as zeros in every reduction; the input itself is restored afterwards."""
 
     put_back: tuple[Bits, ...] = ()
 
@@ -204,7 +204,7 @@ class LostContribution(WrongTransport):
         if self.rank == self.world_size - 1:
             self.put_back = tuple(bits.copy() for bits in self.mine(kept(self.schedule)))
             for name in self.schedule.inputs:
-                self.everyone[self.rank][name][:] = 0
+                self.all_buffers[self.rank][name][:] = 0
 
     def spoil(self) -> int:
         if self.put_back:
@@ -215,7 +215,7 @@ class LostContribution(WrongTransport):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The record of a mutated run, and what was done to each rank in the two runs that are checked."""
+    """The record of a mutated run, and the changes to each rank in the two checked runs."""
 
     record: Record
     harm_R: list[int]
@@ -232,10 +232,10 @@ def topology_of(case: Case, ranks: int) -> Topology:
 
 
 def run_wrong(kind: type[WrongTransport], case: Case, ranks: int = RANKS) -> Outcome:
-    topology, everyone, harm = topology_of(case, ranks), dict[int, Buffers](), dict[int, list[int]]()
+    topology, all_buffers, harm = topology_of(case, ranks), dict[int, Buffers](), dict[int, list[int]]()
 
     def main(real: ThreadTransport) -> Measurement | None:
-        wrong = kind(real, everyone)
+        wrong = kind(real, all_buffers)
         harm[real.rank] = wrong.harm
         return run_case(case, wrong, topology, QUICK)
 
@@ -253,7 +253,7 @@ def schedule_of(case: Case, ranks: int = RANKS) -> Schedule:
 
 
 def keeps_anything(pattern: str) -> bool:
-    """Whether there is anything that an iteration must leave alone; one that cannot be built is for its test to say."""
+    """Whether an iteration must leave any element unchanged; True if it cannot be built, so that its test fails."""
     try:
         return bool(kept(schedule_of(Case(pattern=pattern, nbytes=SIZES[0]))))
     except Unable:
@@ -281,8 +281,8 @@ every_kind = pytest.mark.parametrize(
 
 @every_kind
 @every_pattern
-def test_the_real_transport_is_right_in_the_same_harness(pattern: str, dtype: str, nbytes: int, timing: Timing) -> None:
-    """So that what the others find is the mutation."""
+def test_real_transport_passes_in_the_harness(pattern: str, dtype: str, nbytes: int, timing: Timing) -> None:
+    """Ensures that the other tests detect the mutation, not the harness."""
     outcome = run_wrong(WrongTransport, Case(pattern=pattern, nbytes=nbytes, dtype=dtype, timing=timing))
     assert (outcome.record.status, outcome.record.wrong, outcome.record.wrong_ranks) == ("ok", 0, [])
 
@@ -299,9 +299,7 @@ def test_one_changed_element_is_found(pattern: str, dtype: str, nbytes: int, tim
 
 @every_kind
 @pytest.mark.parametrize("pattern", [p for p in PATTERNS if keeps_anything(p)])
-def test_one_changed_element_of_what_nothing_may_touch_is_found(
-    pattern: str, dtype: str, nbytes: int, timing: Timing
-) -> None:
+def test_one_changed_untouched_element_is_found(pattern: str, dtype: str, nbytes: int, timing: Timing) -> None:
     case = Case(pattern=pattern, nbytes=nbytes, dtype=dtype, timing=timing)
     outcome = run_wrong(OneKeptElement, case)
     check_exactly_the_harm_was_found(outcome)
@@ -320,7 +318,7 @@ def test_swapped_blocks_are_found(pattern: str, dtype: str, nbytes: int, timing:
 
 @every_kind
 @every_pattern
-def test_a_stale_buffer_is_found(pattern: str, dtype: str, nbytes: int, timing: Timing) -> None:
+def test_stale_buffer_is_found(pattern: str, dtype: str, nbytes: int, timing: Timing) -> None:
     case = Case(pattern=pattern, nbytes=nbytes, dtype=dtype, timing=timing)
     outcome = run_wrong(StaleBuffer, case)
     check_exactly_the_harm_was_found(outcome)
@@ -329,7 +327,7 @@ def test_a_stale_buffer_is_found(pattern: str, dtype: str, nbytes: int, timing: 
 
 @every_kind
 @every_pattern
-def test_nothing_done_at_all_is_found(pattern: str, dtype: str, nbytes: int, timing: Timing) -> None:
+def test_missing_work_is_found(pattern: str, dtype: str, nbytes: int, timing: Timing) -> None:
     case = Case(pattern=pattern, nbytes=nbytes, dtype=dtype, timing=timing)
     record = run_wrong(NothingDone, case).record
     assert record.status == "wrong"
@@ -342,14 +340,14 @@ def test_nothing_done_at_all_is_found(pattern: str, dtype: str, nbytes: int, tim
 @pytest.mark.parametrize("redop", Redop)
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("pattern", [p for p in PATTERNS if "redop" in load_pattern(p).params.__struct_fields__])
-def test_a_lost_contribution_is_found(pattern: str, dtype: str, redop: Redop, ranks: int) -> None:
-    """Also by an average over 5 ranks, which has a tolerance."""
+def test_lost_contribution_is_found(pattern: str, dtype: str, redop: Redop, ranks: int) -> None:
+    """This includes an average over 5 ranks, which has a tolerance."""
     case = Case(pattern=pattern, nbytes=1000, dtype=dtype, params={"redop": redop})
     record = run_wrong(LostContribution, case, ranks).record
     assert record.status == "wrong"
     assert record.wrong_ranks == ranks_of(received(schedule_of(case, ranks)))
 
 
-def test_a_rank_at_fault_is_named_with_how_much_is_wrong() -> None:
+def test_faulty_rank_is_named_with_its_error_count() -> None:
     record = run_wrong(OneReceivedElement, Case(pattern="all_gather", nbytes=256)).record
     assert record.reason == "2 elements differ from what they must be, on rank 3"

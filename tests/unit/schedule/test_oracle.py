@@ -1,4 +1,4 @@
-"""What ranks must hold: within which tolerance, and how many elements are not what they must be."""
+"""The oracle: tolerances of expected contents, and counts of wrong elements."""
 
 import tracemalloc
 
@@ -30,13 +30,13 @@ from tests.helpers.simulated import (
     wrong_in,
 )
 
-# --- tolerance -------------------------------------------------------------------------------------------------------
+# Tolerance.
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 72])
 @pytest.mark.parametrize("redop", Redop)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_only_a_float_average_over_no_power_of_two_has_a_tolerance(dtype: str, redop: Redop, world_size: int) -> None:
+def test_only_inexact_float_averages_have_a_tolerance(dtype: str, redop: Redop, world_size: int) -> None:
     oracle = Oracle(all_reduce(world_size, dtype, redop), 0, 0)
     if (dtype, redop, world_size) == ("float8_e4m3fn", Redop.AVG, 72):
         with pytest.raises(Unable, match="over 72 ranks"):
@@ -50,7 +50,7 @@ def test_only_a_float_average_over_no_power_of_two_has_a_tolerance(dtype: str, r
         assert oracle.tolerance_reason is None
 
 
-def test_the_reason_for_a_tolerance_names_the_group_that_rounds() -> None:
+def test_tolerance_reason_names_the_rounding_group() -> None:
     phases = [
         Collective("of_3", Op.ALL_REDUCE, np.array([[0, 1, 2]]), 8, redop=Redop.AVG),
         Collective("of_4", Op.ALL_REDUCE, np.array([[0, 1, 2, 3]]), 8, redop=Redop.AVG),
@@ -61,8 +61,8 @@ def test_the_reason_for_a_tolerance_names_the_group_that_rounds() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_data_that_were_only_moved_have_no_tolerance_beside_an_average(dtype: str) -> None:
-    """The input of a reduce_scatter may not change by one bit, though its output may."""
+def test_moved_data_have_no_tolerance_beside_an_average(dtype: str) -> None:
+    """The input of a reduce_scatter must not change by one bit, though its output may."""
     phase = Collective("rs", Op.REDUCE_SCATTER, np.array([[0, 1, 2]]), 8, redop=Redop.AVG)
     schedule = two_buffers(3, phase, dtype=dtype)
     oracle = Oracle(schedule, 0, 1)
@@ -73,13 +73,13 @@ def test_data_that_were_only_moved_have_no_tolerance_beside_an_average(dtype: st
     assert oracle.count_wrong(buffers) == 1
 
 
-def test_not_a_number_is_never_within_a_tolerance() -> None:
+def test_nan_is_never_within_tolerance() -> None:
     schedule = all_reduce(3, "float32", Redop.AVG, count=16)
     assert wrong_in(schedule, np.full(16, np.nan, np.float32)) == 16
 
 
-def test_a_sum_of_averages_is_within_its_tolerance() -> None:
-    """Sums round too, once an average has left the whole numbers."""
+def test_sum_of_averages_is_within_tolerance() -> None:
+    """Sums round too, once an average is not a whole number."""
     phases = [
         Collective("avg", Op.ALL_REDUCE, np.arange(24).reshape(8, 3), 1000, redop=Redop.AVG),
         Collective("sum", Op.ALL_REDUCE, np.arange(24).reshape(8, 3).T, 1000, read="recv", write="recv"),
@@ -89,7 +89,7 @@ def test_a_sum_of_averages_is_within_its_tolerance() -> None:
     assert oracle.count_wrong(correct_buffers(schedule, 1)[0]) == 0
 
 
-# --- counting what is wrong ------------------------------------------------------------------------------------------
+# Counts of wrong elements.
 
 
 def fold_and_average(redop: Redop, arrays: list[Array]) -> Array:
@@ -125,7 +125,7 @@ def test_exactly_the_changed_elements_are_counted(
         ]
         for name, k in data.draw(st.lists(st.sampled_from(places), unique=True)) if places else []:
             before = oracle.count_wrong(buffers)
-            # The highest bit but the sign: no tolerance is that wide.
+            # The highest bit except the sign: the change exceeds any tolerance.
             buffers[name].view(schedule.dtype.bits)[k] ^= 1 << (8 * schedule.dtype.itemsize - 2)
             assert oracle.count_wrong(buffers) == before + 1
 
@@ -143,7 +143,7 @@ def test_one_bit_of_one_element_is_wrong(dtype: str, place: int) -> None:
     assert oracle.count_wrong(buffers) == 0
 
 
-def test_what_a_reduce_leaves_on_other_ranks_does_not_count() -> None:
+def test_reduce_results_off_root_are_ignored() -> None:
     phase = Collective("r", Op.REDUCE, np.array([[0, 1, 2]]), 8, root=1)
     schedule = two_buffers(3, phase)
     buffers = correct_buffers(schedule, 0)
@@ -153,7 +153,7 @@ def test_what_a_reduce_leaves_on_other_ranks_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_canaries_stand_where_nothing_may_be_written_and_each_byte_counts(dtype: str) -> None:
+def test_every_canary_byte_is_checked(dtype: str) -> None:
     phase = Collective("g", Op.GATHER, np.array([[0, 1]]), 4)
     schedule = two_buffers(3, phase, dtype=dtype)  # 8 of 24 elements are written, and on rank 0 only
     for rank, unwritten in ((0, 16), (1, 24), (2, 24)):
@@ -167,16 +167,16 @@ def test_canaries_stand_where_nothing_may_be_written_and_each_byte_counts(dtype:
         assert oracle.count_wrong(buffers) == unwritten
 
 
-def test_a_canary_is_no_value_of_a_fill() -> None:
+def test_canary_is_no_input_value() -> None:
     for name, dtype in DTYPES.items():
         canary = np.full(dtype.itemsize, CANARY_BYTE, np.uint8).view(dtype.numpy)
-        held = np.concatenate([inputs_of(all_reduce(8, name, Redop.SUM), salt)[3] for salt in range(3)])
-        assert name == "uint8" or canary[0] not in held.astype(dtype.numpy)
+        values = np.concatenate([inputs_of(all_reduce(8, name, Redop.SUM), salt)[3] for salt in range(3)])
+        assert name == "uint8" or canary[0] not in values.astype(dtype.numpy)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-6])
-def test_a_comparison_needs_no_memory_that_grows_with_the_buffer(tolerance: float) -> None:
-    """What a case too large is refused by counts the buffers alone."""
+def test_comparison_memory_is_constant(tolerance: float) -> None:
+    """The memory check of a case counts its buffers only."""
     dtype = DTYPES["float32"]
     period = np.arange(1, 998, dtype=np.float32).view(np.uint32)
     actual = np.resize(period, 1 << 24)
@@ -191,7 +191,7 @@ def test_a_comparison_needs_no_memory_that_grows_with_the_buffer(tolerance: floa
 
 
 @pytest.mark.parametrize("length", [996, 997, 5 * 997, 7 * 997 + 13])
-def test_every_element_is_compared_wherever_the_blocks_end(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_element_is_compared_at_block_edges(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ncclbench.schedule.oracle._BLOCK", 2 * 997)
     dtype = DTYPES["int32"]
     period = np.arange(997, dtype=np.uint32)

@@ -1,4 +1,4 @@
-"""Bus-bandwidth factors against section 6 of the design, as fractions written out here once more."""
+"""Bus-bandwidth factors against those of nccl-tests, written as fractions."""
 
 from fractions import Fraction
 
@@ -35,21 +35,21 @@ def factor(formula: str, n: int) -> Fraction:
 
 @pytest.mark.parametrize("n", GROUP_SIZES)
 @pytest.mark.parametrize("op", DESIGN)
-def test_bus_factor_is_that_of_the_design(op: str, n: int) -> None:
+def test_bus_factor_matches_nccl_tests(op: str, n: int) -> None:
     assert bus_factor(op, n) == pytest.approx(float(factor(DESIGN[op], n)), rel=1e-15)
 
 
 @pytest.mark.parametrize("op", DESIGN)
-def test_bus_bandwidth_is_size_over_time_times_the_factor(op: str) -> None:
+def test_bus_bandwidth_is_size_over_time_times_factor(op: str) -> None:
     assert bus_gb_per_s(op, 4, 3_000_000_000, 1.5) == pytest.approx(2.0 * float(factor(DESIGN[op], 4)))
 
 
-def test_a_gigabyte_is_ten_to_the_ninth() -> None:
+def test_gigabyte_is_1e9_bytes() -> None:
     assert alg_gb_per_s(2_500_000_000, 0.5) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("op", ["", "allreduce", "ALL_REDUCE", "all_reduce ", "barrier", "moe_dispatch"])
-def test_an_unknown_op_is_an_error_that_names_the_known_ones(op: str) -> None:
+def test_unknown_op_names_the_known_ones(op: str) -> None:
     with pytest.raises(ValueError, match=r"all_reduce, .*send_recv"):
         bus_factor(op, 4)
     with pytest.raises(ValueError, match="no bus bandwidth"):
@@ -57,13 +57,13 @@ def test_an_unknown_op_is_an_error_that_names_the_known_ones(op: str) -> None:
 
 
 @pytest.mark.parametrize("n", [0, -1])
-def test_a_group_without_ranks_has_no_factor(n: int) -> None:
+def test_empty_group_has_no_factor(n: int) -> None:
     with pytest.raises(ValueError, match="at least one rank"):
         bus_factor("all_reduce", n)
 
 
 @pytest.mark.parametrize("op", DESIGN)
-def test_one_rank_alone_moves_nothing_over_links_unless_the_op_counts_the_whole_buffer(op: str) -> None:
+def test_bus_factor_of_a_single_rank(op: str) -> None:
     assert bus_factor(op, 1) == factor(DESIGN[op], 1)
 
 
@@ -74,7 +74,7 @@ def test_every_op_that_moves_data_has_a_factor(op: Op) -> None:
 
 
 @pytest.mark.parametrize("pattern", [name for name in names("patterns") if not load_pattern(name).rotates])
-def test_every_pattern_names_an_op_that_has_a_factor_or_none(pattern: str) -> None:
+def test_every_pattern_has_an_op_with_factor_or_none(pattern: str) -> None:
     try:
         schedule = build_schedule(Case(pattern=pattern, nbytes=1 << 16), Topology.single_node(8))
     except Unable as unable:

@@ -1,4 +1,4 @@
-"""Formats of the rows of MoE dispatch: their size, and what they hold."""
+"""Formats of the rows of MoE dispatch: size and decoding."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from ncclbench.schedule.row_formats import FORMATS, bf16_to_float, float_to_bf16
 
 
 @pytest.mark.parametrize(("name", "nbytes"), [("bf16", 14336), ("fp8", 7392), ("mxfp8", 7392), ("nvfp4", 4032)])
-def test_row_bytes_are_those_of_the_reference(name: str, nbytes: int) -> None:
+def test_row_bytes_match_the_reference(name: str, nbytes: int) -> None:
     assert FORMATS[name].row_bytes(7168) == nbytes
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("hidden", [16, 176, 256])
-def test_rows_are_decoded_to_what_they_were(name: str, hidden: int) -> None:
+def test_rows_decode_to_their_values(name: str, hidden: int) -> None:
     form, rng = FORMATS[name], np.random.default_rng(0)
     codes = rng.integers(0, 5, (7, hidden), dtype=np.uint8)
     exponents = rng.integers(0, 2, (7, form.blocks(hidden)), dtype=np.uint8)
@@ -29,7 +29,7 @@ def test_rows_are_decoded_to_what_they_were(name: str, hidden: int) -> None:
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50))
-def test_rounding_to_bfloat16_is_to_the_nearest(values: list[float]) -> None:
+def test_rounding_to_bfloat16_is_to_nearest(values: list[float]) -> None:
     import ml_dtypes
 
     array = np.array(values, np.float32)

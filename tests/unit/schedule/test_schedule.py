@@ -27,7 +27,7 @@ from ncclbench.schedule import (
 from ncclbench.schedule.pattern import build_schedule, load_pattern
 from ncclbench.topology import Topology
 
-# Patterns of one schedule; those with variants need nodes and rails, and have tests of their own.
+# Patterns with one schedule. Those with variants need nodes and rails, and have tests of their own.
 PATTERNS = [name for name in names("patterns") if not load_pattern(name).rotates]
 GROUPED = [pattern for pattern in PATTERNS if "group" in load_pattern(pattern).params.__struct_fields__]
 WORLD_SIZES = range(1, 73)
@@ -35,7 +35,7 @@ PAIR = [[0, 1]]
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Equal all the way down, arrays by content."""
+    """Deep equality; arrays are compared by content."""
     if isinstance(one, np.ndarray):
         return isinstance(other, np.ndarray) and one.dtype == other.dtype and np.array_equal(one, other)
     if type(one) is not type(other):
@@ -50,7 +50,7 @@ def alike(one: Any, other: Any) -> bool:
 
 
 def outcome(case: Case, topology: Topology) -> Schedule | str:
-    """The schedule, or why there is none."""
+    """The schedule, or the reason why it cannot be built."""
     try:
         return build_schedule(case, topology)
     except Unable as unable:
@@ -110,13 +110,13 @@ def schedule(*phases: Phase, **changes: Any) -> Schedule:
         ({"redop": "xor"}, "xor"),
     ],
 )
-def test_a_collective_refuses(changes: dict[str, Any], why: str) -> None:
+def test_collective_refuses_bad_arguments(changes: dict[str, Any], why: str) -> None:
     collective()
     with pytest.raises(ValueError, match=why):
         collective(**changes)
 
 
-def test_a_barrier_needs_no_count_and_touches_nothing() -> None:
+def test_barrier_needs_no_count_and_uses_no_buffer() -> None:
     barrier = collective(op=Op.BARRIER, count=0)
     assert (barrier.read_count, barrier.write_count) == (0, 0)
 
@@ -134,7 +134,7 @@ def test_a_barrier_needs_no_count_and_touches_nothing() -> None:
         ("all_to_all", 12, 12),
     ],
 )
-def test_what_a_collective_of_three_reads_and_writes(op: str, reads: int, writes: int) -> None:
+def test_read_and_write_counts_of_a_collective(op: str, reads: int, writes: int) -> None:
     phase = collective(op=op, groups=np.array([[0, 1, 2]]))
     assert (phase.read_count, phase.write_count) == (reads, writes)
 
@@ -152,13 +152,13 @@ def test_what_a_collective_of_three_reads_and_writes(op: str, reads: int, writes
         ({"write": "send"}, "in place"),
     ],
 )
-def test_an_uneven_all_to_all_refuses(changes: dict[str, Any], why: str) -> None:
+def test_uneven_all_to_all_refuses_bad_arguments(changes: dict[str, Any], why: str) -> None:
     uneven()
     with pytest.raises(ValueError, match=why):
         uneven(**changes)
 
 
-def test_splits_are_a_row_and_a_column_of_the_matrix_in_bytes() -> None:
+def test_splits_are_row_and_column_in_bytes() -> None:
     sent, received = uneven(rows=np.array([[[1, 2], [3, 5]]])).splits(0, 1)
     assert (sent.tolist(), received.tolist()) == ([12, 20], [8, 20])
 
@@ -179,19 +179,19 @@ def test_splits_are_a_row_and_a_column_of_the_matrix_in_bytes() -> None:
         ({"dst": np.array([1, 1]), "recv_offset": np.array([7, 0])}, "same bytes"),
     ],
 )
-def test_an_exchange_refuses(changes: dict[str, Any], why: str) -> None:
+def test_exchange_refuses_bad_arguments(changes: dict[str, Any], why: str) -> None:
     exchange()
     with pytest.raises(ValueError, match=why):
         exchange(**changes)
 
 
-def test_flows_may_land_side_by_side_and_leave_from_the_same_bytes() -> None:
+def test_flows_may_be_adjacent_or_share_a_source() -> None:
     phase = exchange(src=np.array([0, 0]), dst=np.array([1, 1]), recv_offset=np.array([8, 0]))
     assert phase.nbytes.tolist() == [8, 8]
 
 
-def test_what_a_flow_sends_is_not_overwritten_by_another_in_the_same_round() -> None:
-    """A swap in place: which of the two arrives first would decide what the other one sends."""
+def test_in_place_flow_may_not_overwrite_a_source() -> None:
+    """In an in-place swap, the data sent would depend on which flow arrives first."""
     swap: dict[str, Any] = {"src": np.array([0, 1]), "dst": np.array([1, 0])}
     exchange(**swap)  # from one buffer into another
     with pytest.raises(ValueError, match="lands on bytes of 'data' that another sends at the same time"):
@@ -209,10 +209,10 @@ FLOWS = st.lists(
 
 
 @given(FLOWS)
-def test_an_exchange_in_place_is_refused_exactly_where_bytes_are_sent_and_received_at_once(
+def test_in_place_exchange_is_refused_exactly_on_overlap(
     flows: list[tuple[int, int, int, int, int]],
 ) -> None:
-    """Against the sets of bytes themselves."""
+    """Compare with the sets of bytes."""
     landed = [(dst, start + k) for _, dst, size, _, start in flows for k in range(size)]
     sent = {(src, first + k) for src, _, size, first, _ in flows for k in range(size)}
     src, dst, nbytes, send_offset, recv_offset = np.transpose(flows)
@@ -240,13 +240,13 @@ def test_an_exchange_in_place_is_refused_exactly_where_bytes_are_sent_and_receiv
         ({"kernel": "gather_rows", "rows": np.array([0, 1])}, "2 dimensions"),
     ],
 )
-def test_a_local_phase_refuses(changes: dict[str, Any], why: str) -> None:
+def test_local_phase_refuses_bad_arguments(changes: dict[str, Any], why: str) -> None:
     local()
     with pytest.raises(ValueError, match=why):
         local(**changes)
 
 
-def test_what_local_phases_read_and_write() -> None:
+def test_read_and_write_counts_of_local_phases() -> None:
     rows = local(kernel="gather_rows", rows=np.array([[0, 5, 1], [2, 2, 2]]))
     chunks = local(kernel="reduce_chunks", chunks=3)
     assert (rows.read_count, rows.write_count) == (24, 12)
@@ -266,7 +266,7 @@ def test_what_local_phases_read_and_write() -> None:
     ],
     ids=["none", "an empty one", "both write", "the second reads", "the first reads", "only the second phase races"],
 )
-def test_concurrent_branches_refuse_to_race_or_to_be_empty(branches: Any) -> None:
+def test_racing_or_empty_branches_are_refused(branches: Any) -> None:
     with pytest.raises(ValueError, match="branch"):
         Concurrent("c", branches)
 
@@ -285,7 +285,7 @@ def test_concurrent_branches_may_read_the_same_buffer() -> None:
     ],
     ids=["collective", "uneven", "exchange", "local"],
 )
-def test_arrays_of_a_phase_cannot_be_written(phase: Phase, fields: list[str]) -> None:
+def test_arrays_of_a_phase_are_read_only(phase: Phase, fields: list[str]) -> None:
     for name in fields:
         array = getattr(phase, name)
         assert array.dtype == np.int64
@@ -293,14 +293,14 @@ def test_arrays_of_a_phase_cannot_be_written(phase: Phase, fields: list[str]) ->
             array[...] = 0
 
 
-def test_a_phase_keeps_its_own_copy_of_the_arrays_it_was_given() -> None:
+def test_phase_copies_its_arrays() -> None:
     groups = np.array(PAIR)
     phase = collective(groups=groups)
     groups[0, 0] = 7
     assert phase.groups.tolist() == PAIR
 
 
-def test_groups_of_a_schedule_cannot_be_written() -> None:
+def test_groups_of_a_schedule_are_read_only() -> None:
     made = schedule(collective(), groups=np.array(PAIR))
     with pytest.raises(ValueError, match="read-only"):
         made.rate_groups[0, 0] = 1
@@ -339,23 +339,23 @@ def test_groups_of_a_schedule_cannot_be_written() -> None:
         ((collective(),), {"groups": np.array([0, 1])}, "2 dimensions"),
     ],
 )
-def test_a_schedule_refuses(phases: tuple[Phase, ...], changes: dict[str, Any], why: str) -> None:
+def test_schedule_refuses_bad_arguments(phases: tuple[Phase, ...], changes: dict[str, Any], why: str) -> None:
     schedule(collective())
     with pytest.raises(ValueError, match=why):
         schedule(*phases, **changes)
 
 
-def test_rates_are_for_all_ranks_unless_a_schedule_says_otherwise() -> None:
+def test_rate_groups_default_to_all_ranks() -> None:
     assert schedule(collective()).rate_groups.tolist() == [[0, 1]]
     assert schedule(collective(), groups=np.array([[1], [0]])).rate_groups.tolist() == [[1], [0]]
 
 
-def test_memory_is_that_of_all_buffers() -> None:
+def test_memory_is_the_sum_of_buffers() -> None:
     assert schedule(collective()).memory_bytes == 64
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_every_pattern_builds_at_every_world_size_or_says_why_not(pattern: str) -> None:
+def test_every_pattern_builds_or_is_unable(pattern: str) -> None:
     case = Case(pattern=pattern, nbytes=1 << 16)
     made = {world_size: outcome(case, Topology.single_node(world_size)) for world_size in WORLD_SIZES}
     for world_size, one in made.items():
@@ -372,21 +372,21 @@ def test_every_pattern_builds_at_every_world_size_or_says_why_not(pattern: str) 
 
 @pytest.mark.parametrize("pattern", ["all_reduce", "broadcast", "reduce", "send_recv"])
 @pytest.mark.parametrize(("nbytes", "count"), [(403, 100), (412, 103)])
-def test_an_op_on_the_whole_buffer_counts_all_of_it(pattern: str, nbytes: int, count: int) -> None:
+def test_whole_buffer_ops_count_all_elements(pattern: str, nbytes: int, count: int) -> None:
     made = build_schedule(Case(pattern=pattern, nbytes=nbytes), Topology.single_node(4))
     assert (made.count, made.size_bytes) == (count, 4 * count)
 
 
 @pytest.mark.parametrize("pattern", ["all_gather", "reduce_scatter", "all_to_all", "gather", "scatter", "hypercube"])
 @pytest.mark.parametrize(("nbytes", "count"), [(403, 25), (412, 25), (416, 26)])
-def test_an_op_on_shards_counts_one_and_its_size_is_that_of_all(pattern: str, nbytes: int, count: int) -> None:
+def test_sharded_ops_count_one_shard(pattern: str, nbytes: int, count: int) -> None:
     made = build_schedule(Case(pattern=pattern, nbytes=nbytes), Topology.single_node(4))
     assert (made.count, made.size_bytes) == (count, 4 * 4 * count)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @given(data=st.data())
-def test_the_same_case_on_the_same_topology_makes_the_same_schedule(pattern: str, data: st.DataObject) -> None:
+def test_schedules_are_deterministic(pattern: str, data: st.DataObject) -> None:
     hosts = [f"host{k}" for k in range(data.draw(st.integers(1, 4))) for _ in range(2)]
     case = Case(
         pattern=pattern,
@@ -398,7 +398,7 @@ def test_the_same_case_on_the_same_topology_makes_the_same_schedule(pattern: str
     assert alike(once, again)
 
 
-def test_schedules_of_different_cases_are_told_apart() -> None:
+def test_schedules_of_different_cases_differ() -> None:
     topology = Topology.single_node(4)
     made = build_schedule(Case(pattern="all_reduce", nbytes=64), topology)
     assert not alike(made, build_schedule(Case(pattern="all_reduce", nbytes=128), topology))
@@ -406,27 +406,27 @@ def test_schedules_of_different_cases_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_size_too_small_for_one_element_is_refused_and_never_made_larger(pattern: str) -> None:
+def test_size_below_one_element_is_refused(pattern: str) -> None:
     with pytest.raises(Unable, match="3 bytes"):
         build_schedule(Case(pattern=pattern, nbytes=3), Topology.single_node(8))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_an_unknown_parameter_is_refused_with_the_known_ones(pattern: str) -> None:
+def test_unknown_parameter_names_the_known_ones(pattern: str) -> None:
     with pytest.raises(UsageError, match=f"{pattern} has no parameter 'gruop'; did you mean 'group'. there are: "):
         build_schedule(Case(pattern=pattern, nbytes=64, params={"gruop": "node"}), Topology.single_node(2))
 
 
 @pytest.mark.parametrize("pattern", ["broadcast", "reduce", "gather", "scatter"])
 @pytest.mark.parametrize("root", [4, 17])
-def test_a_root_outside_its_group_is_unable(pattern: str, root: int) -> None:
+def test_root_outside_its_group_is_unable(pattern: str, root: int) -> None:
     with pytest.raises(Unable, match=f"root {root} is not in a group of 4"):
         build_schedule(Case(pattern=pattern, nbytes=64, params={"root": root}), Topology.single_node(4))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize(("name", "value"), [("group", "0"), ("group", "00"), ("root", -1)])
-def test_what_no_job_could_run_is_an_error_and_not_skipped(pattern: str, name: str, value: Any) -> None:
+def test_universally_impossible_parameter_is_an_error(pattern: str, name: str, value: Any) -> None:
     if name not in load_pattern(pattern).params.__struct_fields__:
         return
     for ranks in (1, 4):
@@ -435,12 +435,12 @@ def test_what_no_job_could_run_is_an_error_and_not_skipped(pattern: str, name: s
 
 
 @pytest.mark.parametrize("spec", ["9" * 9, "9" * 5000])
-def test_a_group_larger_than_any_job_is_unable(spec: str) -> None:
+def test_too_large_group_is_unable(spec: str) -> None:
     with pytest.raises(Unable, match="do not divide a world of 4"):
         Topology.single_node(4).groups(spec)
 
 
-# Three nodes of two ranks, their ranks interleaved, as a launcher that deals ranks out round-robin places them.
+# Three nodes of two ranks, interleaved, as a launcher with round-robin assignment orders them.
 INTERLEAVED = ("x", "y", "z", "x", "y", "z")
 IN_ORDER = ("x", "x", "y", "y", "z", "z")
 
@@ -478,23 +478,23 @@ def test_groups_of_different_sizes_are_unable(spec: str) -> None:
 
 
 @pytest.mark.parametrize("spec", ["", "nodes", "-2", "2.0", "x"])
-def test_an_unknown_group_is_a_usage_error_that_names_the_choices(spec: str) -> None:
+def test_unknown_group_names_the_choices(spec: str) -> None:
     with pytest.raises(UsageError, match="world, node, domain, rail, site"):
         Topology.from_hosts(IN_ORDER).groups(spec)
 
 
 @pytest.mark.parametrize("hosts", [[], ["x", ""]])
-def test_ranks_without_a_host_have_no_topology(hosts: list[str]) -> None:
+def test_ranks_without_a_host_are_refused(hosts: list[str]) -> None:
     with pytest.raises(ValueError, match="host name"):
         Topology.from_hosts(hosts)
 
 
-def test_a_topology_says_what_it_assumed() -> None:
+def test_topology_states_its_assumptions() -> None:
     sources = Topology.from_hosts(IN_ORDER).sources
     assert {name for name, source in sources.items() if source.startswith("assumed")} == {"domain", "rail", "site"}
 
 
-def test_a_topology_of_unequal_arrays_is_refused() -> None:
+def test_topology_of_unequal_arrays_is_refused() -> None:
     two, three = np.zeros(2, int), np.zeros(3, int)
     with pytest.raises(ValueError, match="sites has another length"):
         Topology(nodes=two, domains=two, rails=two, sites=three, node_names=("x",))
@@ -502,7 +502,7 @@ def test_a_topology_of_unequal_arrays_is_refused() -> None:
 
 @pytest.mark.parametrize("pattern", GROUPED)
 @pytest.mark.parametrize("spec", ["world", "node", "rail", "2", "4"])
-def test_a_pattern_keeps_to_its_groups(pattern: str, spec: str) -> None:
+def test_pattern_stays_in_its_groups(pattern: str, spec: str) -> None:
     topology = Topology.from_hosts(["x"] * 4 + ["y"] * 4)
     try:
         made = build_schedule(Case(pattern=pattern, nbytes=4096, params={"group": spec}), topology)

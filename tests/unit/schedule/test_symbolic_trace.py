@@ -21,7 +21,7 @@ UNWRITTEN = 0xC0FFEE  # the label of a canary
 
 
 def fold_labels(redop: Redop, arrays: list[Array]) -> Array:
-    """A number that tells which labels met in which reduction, whatever their order; it wraps around."""
+    """A number that identifies a reduction and its labels, independent of their order; it wraps around."""
     labels = reduce(NUMPY_FOLDS[redop], [array[0] for array in arrays])
     if redop is Redop.AVG:
         labels = labels ^ np.uint64(0xA5A5 * len(arrays))
@@ -33,7 +33,7 @@ def any_label(labels: Array) -> Array:
 
 
 def label_world(schedule: Schedule) -> World:
-    """A label of its own for every input element, and one for all that nobody filled."""
+    """A unique label for every input element, and one label for all elements that are not filled."""
     random = np.random.default_rng(0)
     world: World = {}
     for rank, (name, nbytes) in product(range(schedule.world_size), schedule.buffers.items()):
@@ -58,7 +58,7 @@ def labels_of(term: Term, length: int, start: World) -> Array:
 
 def check_trace(schedule: Schedule) -> None:
     start = label_world(schedule)
-    world = {place: labels.copy() for place, labels in start.items()}
+    world = {key: labels.copy() for key, labels in start.items()}
     simulate(schedule, world, fold_labels, any_label)
     for (rank, name), simulated in world.items():
         segments = trace(schedule, rank, name)
@@ -92,11 +92,11 @@ def test_random_schedules_are_traced_as_simulated(
     check_trace(data.draw(any_schedule))
 
 
-def test_the_simulation_sees_a_trace_that_takes_shards_in_another_order() -> None:
+def test_simulation_detects_reordered_shards() -> None:
     phase = Collective("one", Op.ALL_GATHER, np.array([[0, 1, 2]]), 4)
     turned = Collective("one", Op.ALL_GATHER, np.array([[1, 0, 2]]), 4)
     start = label_world(two_buffers(3, phase))
-    world = {place: labels.copy() for place, labels in start.items()}
+    world = {key: labels.copy() for key, labels in start.items()}
     simulate(two_buffers(3, phase), world, fold_labels, any_label)
     segment = trace(two_buffers(3, turned), 0, "recv")[0]
     assert labels_of(segment.term, 4, start).tolist() != world[0, "recv"][:, :4].tolist()
