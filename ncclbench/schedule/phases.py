@@ -297,7 +297,7 @@ class Concurrent:
     Attributes:
         label: name of the phase in samples and records.
         branches: one tuple of phases per branch; the phases of a branch run in order.
-        names: names of the branches, if each is to be timed by itself too, as a column ``label.name`` in samples. This
+        names: names of the branches, if each branch is timed by itself too, as a column ``label.name`` in samples. This
             works on the host only, where a branch has a thread.
     """
 

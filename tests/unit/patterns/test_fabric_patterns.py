@@ -102,7 +102,7 @@ def check_rounds(phases: list[Exchange], topology: Topology, direction: str, *, 
     for phase in phases:
         assert np.all(topology.domains[phase.src] != topology.domains[phase.dst]), "a flow stays in its domain"
         senders, receivers = set(phase.src.tolist()), set(phase.dst.tolist())
-        assert len(senders) == len(receivers) == len(phase.src), "a rank has two flows"
+        assert len(senders) == len(receivers) == len(phase.src), "two flows on one rank"
         if direction == "apart":
             assert not senders & receivers, "a rank sends and receives"
         elif all_ranks:
@@ -114,8 +114,8 @@ def check_rounds(phases: list[Exchange], topology: Topology, direction: str, *, 
     [
         ([0, 1, 2, 3], [2, 3, 0, 1], "both", ""),
         ([0, 1, 2, 3], [1, 2, 3, 0], "both", "a flow stays in its domain"),
-        ([0, 0, 2, 3], [2, 3, 0, 1], "both", "a rank has two flows"),
-        ([0, 1, 2, 3], [2, 2, 0, 1], "both", "a rank has two flows"),
+        ([0, 0, 2, 3], [2, 3, 0, 1], "both", "two flows on one rank"),
+        ([0, 1, 2, 3], [2, 2, 0, 1], "both", "two flows on one rank"),
         ([0, 1, 2], [2, 3, 0], "both", "a rank is left out"),
         ([0, 1, 2, 3], [2, 3, 0, 1], "apart", "a rank sends and receives"),
     ],
