@@ -12,6 +12,7 @@ from itertools import count as count_from
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ncclbench.errors import EnvironmentFault, Unable
 from ncclbench.schedule.dtypes import Array, Dtype, Redop, reducer
@@ -206,5 +207,5 @@ class MpiControl:
         return mine
 
 
-def _as_bytes(array: Array) -> list[Any]:
+def _as_bytes(array: Array) -> list[NDArray[np.uint8] | MPI.Datatype]:
     return [array.reshape(-1).view(np.uint8), MPI.BYTE]

@@ -11,7 +11,7 @@ right in every time and rate, and only the ports know.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, TypeAlias, assert_never
 
 import msgspec
 import numpy as np
@@ -44,6 +44,10 @@ _MOST_MOVED = 256
 _LOSSY, _FEWEST_LOST = 0.002, 3
 # All of them are told to rank 0.
 _MOST_CONNECTIONS = 1024
+
+
+# Of each direction and rank, shape (2, R).
+Flags: TypeAlias = NDArray[np.bool_]
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,7 +270,7 @@ def reconcile(
 
 
 def _judge(
-    wanted: ExpectedTraffic, counted: Sequence[Counted], topology: Topology, short: Any, long: Any, enough: Any
+    wanted: ExpectedTraffic, counted: Sequence[Counted], topology: Topology, short: Flags, long: Flags, enough: Flags
 ) -> tuple[str, str]:
     if wanted.reason:
         return "unverified", wanted.reason
