@@ -6,7 +6,7 @@ What comes after it (recorder, store, report, accept) does not know which it was
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -23,7 +23,7 @@ from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.store.events import utc_now
 from ncclbench.topology import Topology
-from ncclbench.transports.base import Transport
+from ncclbench.transports.base import Facts, Transport
 from ncclbench.transports.capabilities import Capabilities
 from ncclbench.transports.threads import ThreadTransport, ThreadWorld, play
 
@@ -38,7 +38,7 @@ class Executor(Protocol):
             NcclbenchError: if the run cannot go on.
         """
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> Facts:
         """Versions and settings, for the manifest."""
 
 
@@ -77,7 +77,7 @@ class RankExecutor:
             command=self._command,
         )
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> Facts:
         """What the transport says of itself."""
         return self.transport.describe()
 
@@ -111,7 +111,7 @@ class ThreadExecutor:
 
         return play(self._world_size, main, self._timeout)[0]
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> Facts:
         """What each rank's transport says of itself."""
         return ThreadTransport(ThreadWorld(1), 0).describe()
 
@@ -149,6 +149,6 @@ class ModelExecutor(ABC):
             return Measurement(msgspec.structs.replace(base, status="skipped", reason=str(unable)))
         return Measurement(complete_record(base, variants, topology, settings, Outcome(samples=samples)), samples)
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> Facts:
         """The name; a model adds its version and parameters."""
         return {"transport": self.capabilities.name}

@@ -36,6 +36,7 @@ from ncclbench.store.records import (
 )
 from ncclbench.topology import Link, Topology
 from ncclbench.topology.placement import straddling
+from ncclbench.transports.base import Facts
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Outcome:
     launches_per_sample: int = 1
     setup: Mapping[str, Any] = field(default_factory=dict)
     remarks: Sequence[str] = ()
-    before: Sequence[Mapping[str, Any]] = ()
-    after: Sequence[Mapping[str, Any]] = ()
+    before: Sequence[Facts] = ()
+    after: Sequence[Facts] = ()
     counted: Sequence[Counted] = ()
     wanted: ExpectedTraffic | None = None
 
@@ -199,7 +200,7 @@ def _placement(base: Record, topology: Topology) -> list[str]:
     return [warning] if warning else []
 
 
-def merge_paths(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def merge_paths(before: Sequence[Facts], after: Sequence[Facts]) -> dict[str, Any] | None:
     """What the library logged of all ranks, joined: lists are united, single values kept where all agree."""
     views = [view["path"] for view in (*before, *after) if view.get("path")]
     if not views:
@@ -215,7 +216,7 @@ def merge_paths(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
     return merged
 
 
-def _gpus(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[GpuReading]:
+def _gpus(before: Sequence[Facts], after: Sequence[Facts]) -> list[GpuReading]:
     """Each rank's GPU before and after the case, and what about it is not as it should be."""
     found = []
     for rank, (then, now) in enumerate(zip(before, after, strict=True)):

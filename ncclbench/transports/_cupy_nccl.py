@@ -4,7 +4,7 @@ Communicators are made from unique ids that travel over the control plane, which
 gathers and scatters are grouped sends and receives, as NCCL has them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from ncclbench.schedule.dtypes import Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Op
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_what_only_mpi_has
-from ncclbench.transports.base import Call, Control, Program, RankIdentity, Step, Transport, nothing
+from ncclbench.transports.base import Call, Control, Facts, Program, RankIdentity, Step, Transport, nothing
 from ncclbench.transports.capabilities import Capabilities
 from ncclbench.transports.cuda.cupy_types import Communicator, CupyStream
 from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu
@@ -173,7 +173,7 @@ class CupyNcclTransport(Transport):
         except (nccl.NcclError, cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.memory.OutOfMemoryError) as error:
             raise TransportError(f"{what} on rank {self.rank}: {error}") from error
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> Facts:
         """Versions for the manifest."""
         return {
             "transport": self.name,
@@ -186,7 +186,7 @@ class CupyNcclTransport(Transport):
             "control": dict(self._on_cpus.describe()),
         }
 
-    def evidence(self) -> Mapping[str, Any]:
+    def evidence(self) -> Facts:
         """NCCL's log so far, and the GPU's state."""
         return {"path": self._log.read(), "gpu": gpu_state(self._pci)}
 

@@ -6,7 +6,7 @@ pattern is in place, which MPI calls MPI_IN_PLACE, and out of place otherwise.
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,7 @@ from ncclbench.transports.base import (
     CONTROL_NETWORK,
     Call,
     Control,
+    Facts,
     Program,
     RankIdentity,
     Split,
@@ -270,7 +271,7 @@ class MpiTransport(Transport):
             text = str(error).strip() or type(error).__name__
             raise TransportError(f"{what} on rank {self.rank}: {text.splitlines()[0]}") from error
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> Facts:
         """Versions and the thread level, for the manifest."""
         return {
             "transport": self.name,
@@ -282,10 +283,10 @@ class MpiTransport(Transport):
             **(self._describe_memory(self._memory) if self._memory else {}),
         }
 
-    def _describe_memory(self, memory: Memory) -> dict[str, Any]:
+    def _describe_memory(self, memory: Memory) -> Facts:
         return {"staged": self.staged, "pci_bus_id": memory.pci, "ranks_per_gpu": self.ranks_per_gpu}
 
-    def evidence(self) -> Mapping[str, Any]:
+    def evidence(self) -> Facts:
         """Nothing: MPI on the host does not say which path it took."""
         return {}
 

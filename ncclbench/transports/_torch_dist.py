@@ -7,7 +7,7 @@ Differences between torch versions are dealt with here: 2.13 deprecates ``reduce
 import datetime
 import gc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from ncclbench.transports._tcp_probe import Listeners
 from ncclbench.transports.base import (
     CONTROL_NETWORK,
     Call,
+    Facts,
     Program,
     RankIdentity,
     Step,
@@ -278,7 +279,7 @@ class TorchTransport(Transport):
         except RuntimeError as error:
             raise TransportError(f"{what} on rank {self.rank}: {first_line(error)}") from error
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> Facts:
         """Versions for the manifest."""
         versions = {"transport": self.name, "torch": str(torch.__version__), "numpy": np.__version__}
         if self.stream is None:
@@ -293,7 +294,7 @@ class TorchTransport(Transport):
             "nccl_library": loaded_nccl(),
         }
 
-    def evidence(self) -> Mapping[str, Any]:
+    def evidence(self) -> Facts:
         """NCCL's log so far, and the GPU's state; nothing for gloo."""
         if self.stream is None:
             return {}

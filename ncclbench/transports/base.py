@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports.capabilities import Capabilities
 
 Call = Callable[[], object]
+# What a library says of itself, as plain JSON data: names, versions, counters; which of them, it decides.
+Facts: TypeAlias = Mapping[str, Any]
 
 
 def nothing() -> None:
@@ -180,10 +182,10 @@ class Transport(ABC):
         """Inside, the library's own errors become a `TransportError` that names `what` and this rank."""
 
     @abstractmethod
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> Facts:
         """Versions and settings for the manifest."""
 
-    def evidence(self) -> Mapping[str, Any]:
+    def evidence(self) -> Facts:
         """What the library says of the path it took (`path`), and the state of this rank's GPU (`gpu`).
 
         Asked before and after each case, of transports that have a stream.

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
-from typing import Any, TypeAlias, TypeVar, assert_never
+from typing import TypeAlias, TypeVar, assert_never
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -30,7 +30,7 @@ from ncclbench.schedule.phases import (
 )
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_what_only_mpi_has
-from ncclbench.transports.base import Call, Control, Program, Transport, nothing
+from ncclbench.transports.base import Call, Control, Facts, Program, Transport, nothing
 from ncclbench.transports.capabilities import Capabilities, Hosting
 
 # Ranks hold what they have received and what is compared beside their buffers, all in one process.
@@ -152,7 +152,7 @@ class ThreadTransport(Transport):
             waited = f"no answer for {self.world.timeout:g} s"
             raise TransportError(f"{what} on rank {self.rank}: {self.world.reason or waited}") from None
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> Facts:
         """Versions for the manifest."""
         return {"transport": self.name, "numpy": np.__version__}
 
