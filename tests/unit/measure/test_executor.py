@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from ncclbench.store.stamps import is_simulated
 
 from ncclbench.cli.list_ import command as list_command
 from ncclbench.cli.run import command as run_command
