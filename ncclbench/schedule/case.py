@@ -15,7 +15,7 @@ JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, J
 
 
 class Timing(StrEnum):
-    """What is timed; ``docs/architecture.md`` defines each."""
+    """What is timed; ``docs/measuring.md`` defines each."""
 
     PIPELINED = "pipelined"
     ISOLATED = "isolated"
