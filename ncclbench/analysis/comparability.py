@@ -1,5 +1,7 @@
 """What must be the same on both sides, lest a comparison tell of the difference and not of the change."""
 
+from msgspec import UNSET
+
 from ncclbench.analysis.run_sets import Side
 from ncclbench.store.records import Json
 from ncclbench.store.run_directory import Run, first_difference
@@ -32,13 +34,17 @@ def remarks(base: Side, new: Side) -> list[str]:
     manifests = [side.runs[0].manifest for side in (base, new)]
     found = []
     for name in _SHOWN:
-        first, other = (getattr(manifest.provenance, name) or None for manifest in manifests)
+        first, other = (_stated(getattr(manifest.provenance, name)) for manifest in manifests)
         difference = first_difference(first, other, name.replace("_", " "))
         found += [difference] if difference else []
     hosts = [manifest.topology.node_names if manifest.topology else [] for manifest in manifests]
     if hosts[0] != hosts[1]:
         found.append("the host names differ: these may be other machines of the same kind")
     return found
+
+
+def _stated(value: Json) -> Json:
+    return None if value is UNSET else value
 
 
 def _fabric(run: Run) -> dict[str, Json]:
@@ -54,14 +60,14 @@ def _fabric(run: Run) -> dict[str, Json]:
         "ranks": manifest.world_size,
         "ranks a GPU": manifest.provenance.ranks_per_gpu,
         "nodes of one machine": manifest.shares_a_machine,
-        "nodes": topology.nodes,
-        "domains": topology.domains,
-        "rails": topology.rails,
-        "sites": topology.sites,
-        "nic_gbit_per_s": wiring.nic_gbit_per_s,
-        "leaves": wiring.leaves,
-        "uplink_gbit_per_s": wiring.uplink_gbit_per_s,
-        "domain_gbit_per_s": wiring.domain_gbit_per_s,
+        "nodes": topology.nodes or None,
+        "domains": topology.domains or None,
+        "rails": topology.rails or None,
+        "sites": topology.sites or None,
+        "nic_gbit_per_s": wiring.nic_gbit_per_s or None,
+        "leaves": wiring.leaves or None,
+        "uplink_gbit_per_s": wiring.uplink_gbit_per_s or None,
+        "domain_gbit_per_s": wiring.domain_gbit_per_s or None,
         "cpu": manifest.provenance.cpu or None,
         "gpus": sorted({*manifest.gpu_names, *(state.name for state in states if state.name)}),
     }

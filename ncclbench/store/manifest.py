@@ -140,12 +140,12 @@ class ProvenanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
         ncclbench: version of ncclbench.
         git_commit: of its source tree, with ``-dirty`` where files differ; null outside a checkout.
         python: version of Python.
+        versions: of the distributions that matter.
         platform: operating system and machine.
         cpu: name of the processor; null where the kernel does not tell.
         cores: number of cores.
         launcher: what started the ranks.
         command: the command line.
-        versions: of the distributions that matter.
         variables: the variables that begin with ``NCCL_``, ``UCX_``, ``TORCH_``, ``GLOO_``, ``OMP_NUM_THREADS`` or
             ``CUDA_VISIBLE_DEVICES``; none whose name looks like a secret.
         transport: what the transport says of itself; on GPUs with `ranks_per_gpu`.
@@ -154,12 +154,12 @@ class ProvenanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     ncclbench: str | None = None
     git_commit: str | UnsetType | None = UNSET
     python: str | None = None
+    versions: dict[str, Json] | None = None
     platform: str | None = None
     cpu: str | UnsetType | None = UNSET
     cores: Int64 | UnsetType | None = UNSET
     launcher: str | None = None
     command: list[str] = []
-    versions: dict[str, Json] | None = None
     variables: dict[str, Json] | None = None
     transport: dict[str, Json] | None = None
 
@@ -205,8 +205,8 @@ class LoggedTable(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         line: where the table begins; null where the log has no lines.
         program: what was run.
         library: the MPI library.
-        processes: how many processes there were.
-        groups: how many groups of them.
+        groups: how many groups of processes there were.
+        processes: how many processes, each group's where there are several.
         config: the settings that the log has.
         devices: each rank's device.
         versions: of libraries.
@@ -221,8 +221,8 @@ class LoggedTable(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     line: Int64 | UnsetType | None = UNSET
     program: str | UnsetType | None = UNSET
     library: str | None = None
-    processes: Int64 | UnsetType | None = UNSET
     groups: Int64 | UnsetType | None = UNSET
+    processes: Int64 | UnsetType | None = UNSET
     config: dict[str, Int64 | str] | None = None
     devices: list[LoggedDevice] | None = None
     versions: dict[str, str] | None = None

@@ -308,36 +308,36 @@ class PathRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     the process. Where ranks differ in a single value, all of their values are listed, as text.
 
     Attributes:
-        version: of the NCCL that was loaded, as its log says.
-        network: NCCL's network: IB, Socket, ...
-        channels: NCCL's number of channels.
-        nvls: whether NVLink SHARP is used.
-        nvls_switched_off: by a setting, not for want of hardware.
-        gdr: whether NICs read GPU memory directly (GPUDirect RDMA).
-        pxn: whether NCCL hopped over NVLink to the NIC of another rail (PXN).
-        links: by what ranks are connected: ``P2P/CUMEM``, ``NET/IB``, ...
-        calls: op, algorithm and protocol of NCCL's calls, where its log names them.
-        warnings: what NCCL warned of.
-        link_layer: what NICs speak, IB or RoCE.
         proof: ``proven``, ``contradicted`` or ``unverified``.
         reason: why it is not proven.
         counters: what the NICs counted.
+        version: of the NCCL that was loaded, as its log says.
+        links: by what ranks are connected: ``P2P/CUMEM``, ``NET/IB``, ...
+        gdr: whether NICs read GPU memory directly (GPUDirect RDMA).
+        channels: NCCL's number of channels.
+        nvls: whether NVLink SHARP is used.
+        nvls_switched_off: by a setting, not for want of hardware.
+        network: NCCL's network: IB, Socket, ...
+        pxn: whether NCCL hopped over NVLink to the NIC of another rail (PXN).
+        calls: op, algorithm and protocol of NCCL's calls, where its log names them.
+        warnings: what NCCL warned of.
+        link_layer: what NICs speak, IB or RoCE.
     """
 
-    version: str | list[str] | None = None
-    network: str | list[str] | None = None
-    channels: Int64 | list[str] | None = None
-    nvls: bool | list[str] | None = None
-    nvls_switched_off: bool | list[str] | None = None
-    gdr: bool | list[str] | None = None
-    pxn: bool | list[str] | None = None
-    links: list[str] = []
-    calls: list[str] = []
-    warnings: list[str] = []
-    link_layer: list[str] = []
     proof: str | None = None
     reason: str | None = None
     counters: PathCounters | None = None
+    version: str | list[str] | None = None
+    links: list[str] = []
+    gdr: bool | list[str] | None = None
+    channels: Int64 | list[str] | None = None
+    nvls: bool | list[str] | None = None
+    nvls_switched_off: bool | list[str] | None = None
+    network: str | list[str] | None = None
+    pxn: bool | list[str] | None = None
+    calls: list[str] = []
+    warnings: list[str] = []
+    link_layer: list[str] = []
 
 
 class GpuState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -394,10 +394,10 @@ class OriginRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         placement: the half of a row of nccl-tests.
         type: the element type in the tool's words.
         figure: ``table``, or ``per_iteration`` for launches that were timed one by one.
+        message_bytes: the size in the tool's own terms.
         over_ranks: how the ranks' times became one: ``max``, ``mean``, ...
         per_iteration: statistics over launches that the log has beside.
         timestamp: of the row.
-        message_bytes: the size in the tool's own terms.
         cells: further cells of the row.
         error: the column of that name.
     """
@@ -412,10 +412,10 @@ class OriginRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     placement: Placement | None = None
     type: str | None = None
     figure: str | None = None
+    message_bytes: Int64 | None = None
     over_ranks: str | None = msgspec.field(default_factory=null)
     per_iteration: dict[str, float | None] = {}
     timestamp: str | None = None
-    message_bytes: Int64 | None = None
     cells: dict[str, Json] | None = None
     error: float | msgspec.UnsetType | None = msgspec.UNSET
 
