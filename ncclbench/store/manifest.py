@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, UnsetType, field
 
-from ncclbench.store.records import SCHEMA, Json, OriginRecord, Ranks, no_entries, null
+from ncclbench.store.records import SCHEMA, Json, OriginRecord, Ranks, Version, no_entries, null
 from ncclbench.topology import TopologyRecord
 from ncclbench.topology.placement import RankDetection
 from ncclbench.units import Int64
@@ -93,10 +93,10 @@ class RankRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         rank: its number, in imported runs; elsewhere the list is in rank order.
-        group: nccl-tests' group of the rank.
-        pid: its process.
         host: its host name.
         boot: id of the running kernel, the same in all containers of a machine; "" where the kernel has none.
+        group: nccl-tests' group of the rank.
+        pid: its process.
         cores: the cores that it may use.
         gpu: PCI address of its GPU; null without one.
         found: what it found out about its NIC and its NVLink domain.
@@ -284,7 +284,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         redacted: names were replaced by hashes.
     """
 
-    schema: int = field(default_factory=lambda: SCHEMA)
+    schema: Version = field(default_factory=lambda: SCHEMA)
     synthetic: bool = False
     simulated: bool = False
     plan: PlanRecord = PlanRecord()

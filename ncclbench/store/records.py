@@ -16,6 +16,7 @@ import msgspec
 from ncclbench.units import Int64
 
 SCHEMA = 1
+Version = Annotated[int, msgspec.Meta(ge=1, le=SCHEMA)]
 
 Status = Literal["ok", "wrong", "skipped", "failed", "timeout"]
 # The halves of a row of nccl-tests.
@@ -55,13 +56,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         n: how many.
         min: the shortest.
         p50: median.
-        p50_lo: lower end of the median's 95% non-parametric interval; None below 6 samples.
-        p50_hi: upper end.
-        p95: None below 20 samples.
-        p99: None below 100 samples.
+        p50_lo: lower end of the median's 95% non-parametric interval; null below 6 samples.
+        p50_hi: its upper end.
+        p95: 95th percentile; null below 20 samples.
+        p99: 99th percentile; null below 100 samples.
         max: the longest.
         mean: arithmetic mean.
-        cv: standard deviation over mean; None for one sample.
+        cv: standard deviation over mean; null for one sample.
     """
 
     n: Int64
@@ -77,7 +78,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Skew(msgspec.Struct, frozen=True, kw_only=True):
-    """max - min over ranks of one iteration's duration, in microseconds: median and largest."""
+    """Longest minus shortest rank of one iteration, in microseconds.
+
+    Attributes:
+        p50: median over iterations.
+        max: the largest.
+    """
 
     p50: float
     max: float
@@ -170,14 +176,26 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Subtotal(msgspec.Struct, frozen=True, kw_only=True):
-    """Several phases' durations added up on each rank; then the slowest rank of each iteration."""
+    """Several phases' durations added up on each rank; then the slowest rank of each iteration.
+
+    Attributes:
+        labels: the phases.
+        time_us: their sum.
+    """
 
     labels: list[str]
     time_us: Summary
 
 
 class ComparableRate(msgspec.Struct, frozen=True, kw_only=True):
-    """A rate as another program defines it, for comparison with that program alone."""
+    """A rate as another program defines it, for comparison with that program alone.
+
+    Attributes:
+        gb_per_s: the rate.
+        bytes: the bytes that the program counts.
+        over: the phase or subtotal whose time was used.
+        definition: the program's definition, in words.
+    """
 
     gb_per_s: float
     bytes: Int64
@@ -204,7 +222,13 @@ class Overlap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several groups that ran side by side."""
+    """One of several groups that ran side by side.
+
+    Attributes:
+        ranks: its members.
+        time_us: durations of its slowest rank.
+        bus_gb_per_s: its bus bandwidth; null where the pattern has no single rate.
+    """
 
     ranks: list[Int64]
     time_us: Summary
@@ -527,7 +551,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     world_size: Ranks | None
     status: Status
     started: str | None
-    schema: int = SCHEMA
+    schema: Version = SCHEMA
     start: Int64 = 0
     mode: str | None = None
     params: dict[str, Json] = {}
