@@ -15,7 +15,6 @@ A table with several keys means all of them. Where the value is a list, every it
 import math
 import re
 from fnmatch import fnmatchcase
-from typing import Any
 
 import msgspec
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -29,7 +28,7 @@ Scalar = str | int | float | bool
 _CLAUSE = re.compile(r"(>=|<=|==|!=|>|<)\s*[0-9][\w.+-]*")
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ConditionTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A test written as a table; all of its keys must hold."""
 
     min: int | float | str | None = None
@@ -53,7 +52,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     version: SpecifierSet | None = None
     present: bool | None = None
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether `value` passes; None stands for one that is not there."""
         if value is None:
             return self.present is False
@@ -63,24 +62,24 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
             return all(self.holds(item) for item in value)
         return self._in_bounds(value) and self._in_lists(value) and self._in_versions(value)
 
-    def _in_bounds(self, value: Any) -> bool:
+    def _in_bounds(self, value: object) -> bool:
         if self.low == -math.inf and self.high == math.inf:
             return True
         return isinstance(value, int | float) and self.low <= value <= self.high
 
-    def _in_lists(self, value: Any) -> bool:
+    def _in_lists(self, value: object) -> bool:
         if any(same(choice, value) for choice in self.none_of):
             return False
         return self.one_of is None or any(same(choice, value) for choice in self.one_of)
 
-    def _in_versions(self, value: Any) -> bool:
+    def _in_versions(self, value: object) -> bool:
         if self.version is None:
             return True
         version = release_of(str(value))
         return version is not None and version in self.version
 
 
-def same(choice: Scalar, value: Any) -> bool:
+def same(choice: Scalar, value: object) -> bool:
     """Whether `value` is `choice`; text is compared without case, and `choice` may have wildcards.
 
     A number is also the text that writes it, since variables are text.
@@ -92,7 +91,7 @@ def same(choice: Scalar, value: Any) -> bool:
     return bool(choice == value)
 
 
-def read_test(raw: Any, where: str) -> Test:
+def read_test(raw: object, where: str) -> Test:
     """The test that `raw` describes.
 
     Raises:
@@ -100,15 +99,16 @@ def read_test(raw: Any, where: str) -> Test:
     """
     if isinstance(raw, dict):
         return _read_table(raw, where)
-    choices = raw if isinstance(raw, list) else [raw]
-    if not choices or not all(isinstance(choice, str | int | float) for choice in choices):
+    listed = raw if isinstance(raw, list) else [raw]
+    choices = [choice for choice in listed if isinstance(choice, str | int | float)]
+    if not choices or len(choices) < len(listed):
         raise UsageError(f"{where} must be a value, a list of values, or a table; got {raw!r}")
     return Test(text=" or ".join(map(str, choices)), one_of=tuple(choices))
 
 
-def _read_table(raw: dict[str, Any], where: str) -> Test:
-    refuse_unknown_keys(raw, Table, where)
-    table = convert(raw, Table, where)
+def _read_table(raw: dict[str, object], where: str) -> Test:
+    refuse_unknown_keys(raw, ConditionTable, where)
+    table = convert(raw, ConditionTable, where)
     if not raw:
         raise UsageError(f"{where}: an empty table tests nothing")
     low, high = (_number(getattr(table, end), f"{where}.{end}") for end in ("min", "max"))
@@ -138,7 +138,7 @@ def _number(value: float | str | None, where: str) -> float | None:
     return value
 
 
-def _describe(table: Table) -> str:
+def _describe(table: ConditionTable) -> str:
     parts = []
     if table.min is not None or table.max is not None:
         ends = [_size(end) for end in (table.min, table.max)]

@@ -8,7 +8,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ from ncclbench.config.refusals import refuse_unknown, unknown
 from ncclbench.config.shipped_files import PROFILES
 from ncclbench.config.toml_files import decode_toml
 from ncclbench.errors import UsageError
+from ncclbench.store.records import Json
 from ncclbench.store.verdict import Action, Verdict
 from ncclbench.units import parse_size
 
@@ -56,7 +57,7 @@ class Fabric(_Part, frozen=True, kw_only=True):
     device: Literal["cpu", "cuda"]
     transports: list[str]
     gpu: list[str] = []
-    domain_ranks: Any = None
+    domain_ranks: Json = None
     link_layer: list[str] = []
 
 
@@ -89,7 +90,7 @@ class Floor(_Part, frozen=True, kw_only=True):
         action: what to do when it is missed.
     """
 
-    where: dict[str, Any]
+    where: dict[str, Json]
     metric: str = "bus_gb_per_s"
     phase: str | None = None
     at_least: float | None = None
@@ -108,7 +109,7 @@ class Floor(_Part, frozen=True, kw_only=True):
 class Exempt(_Part, frozen=True, kw_only=True):
     """Cases whose speed is not judged, and why; their data and their path are."""
 
-    where: dict[str, Any]
+    where: dict[str, Json]
     reason: str
 
 
@@ -131,8 +132,8 @@ class PathRules(_Part, frozen=True, kw_only=True):
 class Wanted(_Part, frozen=True, kw_only=True):
     """Versions and settings that every rank must have: a test for each name."""
 
-    versions: dict[str, Any] = {}
-    variables: dict[str, Any] = {}
+    versions: dict[str, Json] = {}
+    variables: dict[str, Json] = {}
 
 
 class Limits(_Part, frozen=True, kw_only=True):
@@ -335,7 +336,7 @@ def _with_figure(floor: Floor, bounds: dict[str, Bound], where: str) -> FloorRul
     return FloorRule(floor, _read_where(floor.where, where), figure, limit, why)
 
 
-def _read_where(raw: dict[str, Any], where: str) -> dict[str, Test]:
+def _read_where(raw: dict[str, Json], where: str) -> dict[str, Test]:
     refuse_unknown(raw, FACTS, f"{where}.where")
     if "pattern" not in raw:
         raise UsageError(f"{where}.where needs a pattern")
@@ -344,7 +345,7 @@ def _read_where(raw: dict[str, Any], where: str) -> dict[str, Test]:
     return {name: read_test(sizes.get(name, test), f"{where}.where.{name}") for name, test in raw.items()}
 
 
-def _as_sizes(raw: Any, where: str) -> Any:
+def _as_sizes(raw: Json, where: str) -> Json:
     if isinstance(raw, list):
         return [parse_size(size, where) for size in raw]
-    return raw if isinstance(raw, dict) else parse_size(raw, where)
+    return raw if isinstance(raw, dict) else parse_size(raw if isinstance(raw, int) else str(raw), where)

@@ -122,8 +122,8 @@ class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     cores: list[int]
     gpu: str | None = None
     found: RankDetection = RankDetection()
-    device: dict[str, Any] = {}
-    software: dict[str, Any] = {}
+    device: GpuIdentity = GpuIdentity()
+    software: SoftwareRecord = SoftwareRecord()
 
 
 def distinct_software(ranks: Sequence[RankEnvironment]) -> list[SoftwareRecord]:
@@ -131,7 +131,7 @@ def distinct_software(ranks: Sequence[RankEnvironment]) -> list[SoftwareRecord]:
     alike: dict[str, list[int]] = {}
     for rank, place in enumerate(ranks):
         alike.setdefault(_text(place.software), []).append(rank)
-    return [SoftwareRecord(ranks=own, **ranks[own[0]].software) for own in alike.values()]
+    return [msgspec.structs.replace(ranks[own[0]].software, ranks=own) for own in alike.values()]
 
 
 def _rank_record(place: RankEnvironment) -> RankRecord:
@@ -143,7 +143,7 @@ def _rank_record(place: RankEnvironment) -> RankRecord:
         cores=place.cores,
         gpu=place.gpu,
         found=place.found,
-        device=msgspec.convert(place.device, GpuIdentity) if place.device else None,
+        device=place.device if place.device != GpuIdentity() else None,
     )
 
 
@@ -159,14 +159,15 @@ def rank_environment(
     described: Mapping[str, Any], host: str, cores: list[int], found: RankDetection
 ) -> RankEnvironment:
     """Where a rank of this process runs; `described` is what its transport says of itself."""
+    device = msgspec.convert(described.get("device") or {}, GpuIdentity)
     return RankEnvironment(
         host=host,
         boot=boot_id(),
         pid=os.getpid(),
         cores=cores,
         gpu=described.get("pci_bus_id"),
-        device=described.get("device") or {},
-        software=software(described),
+        device=device,
+        software=software(described, device),
         found=found,
     )
 

@@ -113,7 +113,7 @@ def broken_link(path: Path) -> int | None:
     previous = GENESIS
     for number, line in enumerate(whole_lines(path), 1):
         try:
-            stated = msgspec.json.decode(line, type=_Link).previous
+            stated = msgspec.json.decode(line, type=_ChainedLine).previous
         except (msgspec.DecodeError, RecursionError):
             return number
         if stated != previous:
@@ -122,5 +122,5 @@ def broken_link(path: Path) -> int | None:
     return None
 
 
-class _Link(msgspec.Struct):
+class _ChainedLine(msgspec.Struct):
     previous: str

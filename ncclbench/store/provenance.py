@@ -12,10 +12,9 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from ncclbench import __version__
-from ncclbench.store.manifest import ProvenanceRecord
+from ncclbench.store.manifest import GpuIdentity, ProvenanceRecord, SoftwareRecord
 from ncclbench.store.records import Json
 
 _PREFIXES = (
@@ -55,24 +54,28 @@ def provenance(launcher: str, command: list[str], transport: dict[str, Json]) ->
 _OF_ONE_RANK = ("pci_bus_id", "device", "control")
 
 
-def software(described: Mapping[str, Any]) -> dict[str, Any]:
+def software(described: Mapping[str, Json], device: GpuIdentity) -> SoftwareRecord:
     """What one rank runs: versions (what its transport has really loaded wins), kernel, and settings.
 
-    Every rank tells its own, because a stale library on one node of many is what nobody looks for.
+    Every rank tells its own: a stale library on one node of many is found in no other way.
+
+    Args:
+        described: what the rank's transport says of itself.
+        device: the rank's GPU.
     """
-    device = described.get("device") or {}
     loaded = {name: value for name, value in described.items() if name not in _OF_ONE_RANK and value is not None}
-    return {
-        "versions": {
+    of_gpu = {"driver": device.driver, "vbios": device.vbios}
+    return SoftwareRecord(
+        versions={
             **installed_versions(),
             **{name: str(value) for name, value in loaded.items()},
             "ncclbench": __version__,
             "python": platform.python_version(),
             "kernel": platform.release(),
-            **{name: device[name] for name in ("driver", "vbios") if name in device},
+            **{name: value for name, value in of_gpu.items() if value is not None},
         },
-        "variables": recorded_variables(os.environ),
-    }
+        variables=dict(recorded_variables(os.environ)),
+    )
 
 
 def recorded_variables(environ: Mapping[str, str]) -> dict[str, str]:
