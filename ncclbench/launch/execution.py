@@ -95,7 +95,8 @@ def forecast_of(request: RunRequest) -> Forecast:
     identity = detect(os.environ)
     if request.launcher is not None:
         _refuse_with_launcher(request, identity, starting=False)
-    transport = choose_transport(request.transport, identity.launcher if identity else None, request.launcher)
+    launcher = identity.launcher if identity else None
+    transport = choose_transport(request.transport, launcher, request.launcher, dry_run=True)
     ranks = identity.world_size if identity else nproc_of(request, transport)
     return forecast(plan, transport, planned_topology(ranks, request), request.command)
 

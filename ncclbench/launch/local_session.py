@@ -4,8 +4,6 @@ open the run directory -> case after case -> end
 """
 
 import signal
-from collections.abc import Mapping
-from typing import Any
 
 from ncclbench.buffers.arrays import memory_limits
 from ncclbench.config.plugins import load
@@ -27,7 +25,7 @@ from ncclbench.launch.watchdog.watchdog import end_process
 from ncclbench.measure.executor import Executor, ThreadExecutor
 from ncclbench.topology import Topology
 from ncclbench.topology.placement import RankDetection, place_detected_ranks, place_ranks, plan_placement
-from ncclbench.transports.base import RankIdentity
+from ncclbench.transports.base import Facts, RankIdentity
 from ncclbench.transports.capabilities import Capabilities, Hosting, capabilities_of
 
 # The host of ranks that are threads, in the topology and the manifest.
@@ -90,7 +88,7 @@ def _prepare(prepared: PreparedRun, nproc: int, capabilities: Capabilities) -> t
     return topology, ThreadExecutor(nproc, timeout, on_start, prepared.request.command)
 
 
-def _ranks(prepared: PreparedRun, nproc: int, described: Mapping[str, Any]) -> list[RankEnvironment]:
+def _ranks(prepared: PreparedRun, nproc: int, described: Facts) -> list[RankEnvironment]:
     """Each rank's place, for the manifest; with ``--bind auto`` its thread keeps to its share of the cores."""
     cores = [cores_of(_identity(rank, nproc)) if prepared.request.bind else allowed_cores() for rank in range(nproc)]
     return [rank_environment(described, _HOST, own, RankDetection()) for own in cores]

@@ -89,13 +89,18 @@ def named_after(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
 
 
-def choose_transport(name: str, launcher: str | None, elsewhere: str | None = None) -> str:
-    """The transport to use; its libraries are looked for, not imported.
+def choose_transport(name: str, launcher: str | None, elsewhere: str | None = None, *, dry_run: bool = False) -> str:
+    """Choose the transport and check that its packages are installed, without importing them.
 
     Args:
-        name: what was asked for.
-        launcher: the launcher that started this process, by its name.
-        elsewhere: the command of ``--launcher``; the ranks that it starts choose for themselves.
+        name: the requested transport, or ``auto``.
+        launcher: the name of the launcher that started this process.
+        elsewhere: the command of ``--launcher``; its ranks choose the transport on their own hosts.
+        dry_run: skip the check for packages, because a forecast needs none of them.
+
+    Raises:
+        UsageError: if there is no such transport.
+        EnvironmentFault: if a package is not installed.
     """
     if elsewhere is not None and name in ("auto", *names("transports")):
         return name
@@ -103,7 +108,8 @@ def choose_transport(name: str, launcher: str | None, elsewhere: str | None = No
         name = automatic(launcher, gpus=gpus_are_meant())
     if not exists("transports", name):
         raise UsageError(unknown("transport", name, ["auto", *names("transports")]))
-    capabilities_of(name).refuse_without_packages()
+    if not dry_run:
+        capabilities_of(name).refuse_without_packages()
     return name
 
 

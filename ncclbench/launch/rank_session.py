@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,13 +35,13 @@ from ncclbench.measure.timing_host import Progress
 from ncclbench.plan.plan import Plan, PlannedCase
 from ncclbench.schedule.pattern import build_variants
 from ncclbench.store.events import utc_now
-from ncclbench.store.manifest import GpuIdentity, Manifest, PlanRecord, RankRecord, SoftwareRecord
+from ncclbench.store.manifest import GpuIdentity, Manifest, RankRecord, SoftwareRecord
 from ncclbench.store.provenance import provenance, software
 from ncclbench.topology import Topology
 from ncclbench.topology.host_detection import boot_id, detect_host, nearest_nics
 from ncclbench.topology.network_addresses import LOOPBACK, local_addresses
 from ncclbench.topology.placement import RankDetection, place_detected_ranks, place_ranks
-from ncclbench.transports.base import RankIdentity, Transport, all_gather_text, broadcast_text
+from ncclbench.transports.base import Facts, RankIdentity, Transport, all_gather_text, broadcast_text
 from ncclbench.transports.capabilities import capabilities_of
 
 _GIB = float(1 << 30)
@@ -155,9 +154,7 @@ def _describe_rank(prepared: PreparedRun, identity: RankIdentity, transport: Tra
     return _text(rank_environment(described, socket.gethostname(), cores, _surroundings(gpu)))
 
 
-def rank_environment(
-    described: Mapping[str, Any], host: str, cores: list[int], found: RankDetection
-) -> RankEnvironment:
+def rank_environment(described: Facts, host: str, cores: list[int], found: RankDetection) -> RankEnvironment:
     """Where a rank of this process runs; `described` is what its transport says of itself."""
     device = msgspec.convert(described.get("device") or {}, GpuIdentity)
     return RankEnvironment(
@@ -225,21 +222,37 @@ def in_a_line(error: BaseException) -> str:
     return str(error) if isinstance(error, NcclbenchError) else f"{type(error).__name__}: {error}"
 
 
+class _RankInputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What must be the same on all ranks; a field's name is its name in the message about a difference."""
+
+    ncclbench: str
+    plan: str
+    world_size: int
+    topology_file: str
+    process_start: str | None = None
+
+
 def _refuse_disagreement(prepared: PreparedRun, transport: Transport) -> None:
     """All ranks must run the same plan with the same version; a stale install on one node would go unnoticed."""
-    plan = hashlib.sha256(msgspec.json.encode(prepared.plan.as_record())).hexdigest()[:16]
-    mine = {"ncclbench": __version__, "plan": plan, "world size": transport.world_size}
-    mine["topology file"] = prepared.topology.sha256[:16] if prepared.topology else "none"
+    mine = _RankInputs(
+        ncclbench=__version__,
+        plan=hashlib.sha256(msgspec.json.encode(prepared.plan.as_record())).hexdigest()[:16],
+        world_size=transport.world_size,
+        topology_file=prepared.topology.sha256[:16] if prepared.topology else "none",
+    )
     if prepared.plan.process_starts > 1:
-        mine["process start"] = "the next that is missing" if prepared.start is None else prepared.start + 1
-    views = [msgspec.json.decode(text) for text in all_gather_text(transport.control, _text(mine))]
+        start = "the next that is missing" if prepared.start is None else str(prepared.start + 1)
+        mine = msgspec.structs.replace(mine, process_start=start)
+    texts = all_gather_text(transport.control, _text(mine))
+    views = [msgspec.structs.asdict(msgspec.json.decode(text, type=_RankInputs)) for text in texts]
     for rank, view in enumerate(views):
-        for key, value in view.items():
-            if value != views[0][key]:
-                raise EnvironmentFault(f"rank {rank} has {key} {value}, rank 0 has {views[0][key]}: start all alike")
+        for name, value in view.items():
+            if value != views[0][name]:
+                what = name.replace("_", " ")
+                raise EnvironmentFault(f"rank {rank} has {what} {value}, rank 0 has {views[0][name]}: start all alike")
 
 
-def _text(data: Any) -> str:
+def _text(data: msgspec.Struct) -> str:
     return msgspec.json.encode(data).decode()
 
 
@@ -301,11 +314,11 @@ def manifest_of(
     device: Device | None,
     topology: Topology,
     ranks: list[RankEnvironment],
-    described: Mapping[str, Any],
+    described: Facts,
 ) -> Manifest:
     """The manifest that rank 0 stores; `described` is what the transport says of itself."""
     return Manifest(
-        plan=msgspec.convert(prepared.plan.as_record(), PlanRecord),
+        plan=prepared.plan.as_record(),
         transport=prepared.transport,
         simulated=capabilities_of(prepared.transport).simulated,
         device=device,
@@ -318,6 +331,22 @@ def manifest_of(
     )
 
 
+class _OpenedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What rank 0 tells the other ranks of the run directory.
+
+    Attributes:
+        finished: the cases that are not measured again.
+        out: the run directory; "" if it could not be opened.
+        error: why it could not be opened.
+        usage: whether `error` is a usage error.
+    """
+
+    finished: list[str] = []
+    out: str = ""
+    error: str | None = None
+    usage: bool = False
+
+
 def _open_run(
     prepared: PreparedRun,
     identity: RankIdentity,
@@ -327,22 +356,20 @@ def _open_run(
     recorder: RunRecorder,
 ) -> set[str]:
     """Rank 0 opens the run directory; all learn which cases are finished, or why it could not be opened."""
-    answer: dict[str, Any] = {}
+    answer = _OpenedRun()
     if transport.rank == 0:
         described = dict(transport.describe())
         manifest = manifest_of(prepared, identity.launcher, transport.device, topology, ranks, described)
         try:
-            answer = {"finished": sorted(recorder.open(manifest)), "out": str(recorder.out.absolute())}
+            answer = _OpenedRun(finished=sorted(recorder.open(manifest)), out=str(recorder.out.absolute()))
         except NcclbenchError as error:
-            answer = {"error": str(error), "usage": isinstance(error, UsageError)}
-    answer = msgspec.json.decode(broadcast_text(transport.control, _text(answer)))
-    if "error" in answer:
-        raise (UsageError if answer["usage"] else EnvironmentFault)(answer["error"])
-    if (
-        recorder.writer is None
-    ):  # a directory named after the time has another name on every rank; that of rank 0, which writes, is the one
-        recorder.out = Path(answer["out"])
-    return set(answer["finished"])
+            answer = _OpenedRun(error=str(error), usage=isinstance(error, UsageError))
+    answer = msgspec.json.decode(broadcast_text(transport.control, _text(answer)), type=_OpenedRun)
+    if answer.error is not None:
+        raise (UsageError if answer.usage else EnvironmentFault)(answer.error)
+    if recorder.writer is None:  # a directory named after the time has another name on each rank
+        recorder.out = Path(answer.out)
+    return set(answer.finished)
 
 
 def _start_watchdog(

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -22,6 +22,7 @@ from ncclbench.plan.start_modes import Mode, ModeEntry, mode_of_case, mode_of_st
 from ncclbench.schedule.case import Case, Params, Timing, convert_params, non_default
 from ncclbench.schedule.dtypes import dtype_of
 from ncclbench.schedule.pattern import load_pattern
+from ncclbench.store.manifest import PlannedCaseRecord, PlanRecord
 from ncclbench.units import parse_size
 
 Size = int | str
@@ -121,6 +122,19 @@ class PlannedCase:
     settings: Settings
     mode: str | None = None
 
+    def as_record(self) -> PlannedCaseRecord:
+        """The case as the manifest stores it."""
+        return PlannedCaseRecord(
+            id=self.case.id,
+            pattern=self.case.pattern,
+            nbytes=self.case.nbytes,
+            dtype=self.case.dtype,
+            timing=self.case.timing.value,
+            params=dict(self.case.params),
+            mode=self.mode,
+            settings=dict(vars(self.settings)),
+        )
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -152,22 +166,14 @@ class Plan:
         mode = self.mode_of(start)
         return {planned.case.id for planned in self.cases if mode and planned.mode != mode.name}
 
-    def as_record(self) -> dict[str, Any]:
-        """Plain data for the manifest; a resumed run must have the same."""
-        return {
-            "name": self.name,
-            "starts": self.starts,
-            **({"modes": [mode.as_record() for mode in self.modes]} if self.modes else {}),
-            "cases": [
-                {
-                    "id": p.case.id,
-                    **msgspec.to_builtins(p.case),
-                    **({"mode": p.mode} if p.mode else {}),
-                    "settings": vars(p.settings),
-                }
-                for p in self.cases
-            ],
-        }
+    def as_record(self) -> PlanRecord:
+        """The plan as the manifest stores it; a resumed run must have the same plan."""
+        return PlanRecord(
+            name=self.name,
+            starts=self.starts,
+            modes=[mode.as_record() for mode in self.modes],
+            cases=[planned.as_record() for planned in self.cases],
+        )
 
 
 def read_plan(name_or_file: str, overrides: SettingOverrides = _NO_OVERRIDES, only: Iterable[str] = ()) -> Plan:

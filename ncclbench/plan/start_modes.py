@@ -14,12 +14,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from ncclbench.errors import UsageError
 from ncclbench.schedule.case import Case, Needs
+from ncclbench.store.manifest import ModeRecord
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,29}")
 # Those that are read when a communicator is made, and that the manifest records; a plan sets nothing else.
@@ -51,9 +51,9 @@ class Mode:
         """Name and settings."""
         return f"mode {self.name}: {self.settings}"
 
-    def as_record(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return {"name": self.name, "variables": dict(self.variables)}
+    def as_record(self) -> ModeRecord:
+        """The mode as the manifest stores it."""
+        return ModeRecord(name=self.name, variables=dict(self.variables))
 
     def meets(self, needs: Needs) -> bool:
         """Whether a process of this mode is started as a case needs it."""

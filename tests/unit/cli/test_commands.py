@@ -350,6 +350,15 @@ def test_without_torch_the_pip_command_is_named(transport: str, without_torch: d
     assert f"the {transport} transport needs torch, which is not installed: pip install 'ncclbench[cpu]'" in done.stderr
 
 
+@pytest.mark.parametrize("transport", ["gloo", "nccl"])
+def test_dry_run_needs_no_library(transport: str, without_torch: dict[str, str]) -> None:
+    done = python_m_ncclbench(
+        "run", "all_reduce", *SMALL[:4], "--transport", transport, "--nproc", "2", "--dry-run", env=without_torch
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"1 case on 2 ranks over {transport}; nothing is started" in done.stdout
+
+
 def test_without_torch_threads_and_lists_still_work(without_torch: dict[str, str]) -> None:
     done = python_m_ncclbench("run", "all_reduce", *SMALL, "-n", "6", "--json", env=without_torch)
     assert done.returncode == 0, done.stderr
