@@ -18,13 +18,13 @@ import pytest
 from ncclbench.analysis.flows import FlowTable, endpoint_medians, rail_matrix
 from scripts.lab import execute, faults, kernel
 from scripts.lab.plan import Lab
+from tests.helpers.paths import PYTHONPATH, SCRIPTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from multiprocessing.connection import Connection
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "fabric_lab.py"
+SCRIPT = SCRIPTS / "fabric_lab.py"
 WORKER = Path(__file__).with_name("worker.py")
 _MBIT = 8e3  # in a GB/s
 _START_SECONDS, _CASE_SECONDS = 120.0, 90.0
@@ -57,7 +57,7 @@ def environment() -> dict[str, str]:
     """Variables with which ranks find this checkout, and believe in no launcher around the tests."""
     launchers = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "SLURM_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
-    paths = [str(ROOT), str(ROOT / "patterns"), str(ROOT / "reports"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [PYTHONPATH, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**kept, "PYTHONPATH": os.pathsep.join(paths), "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.paths import PYTHONPATH, SCRIPTS
+
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(280)]
 
-ROOT = Path(__file__).parents[2]
 PREFIX = f"moe{os.getpid() % 10000}"
 NODES, RAILS, ITERATIONS = 2, 2, 4
 PARAMS = {"hidden": 512, "tokens": 64, "experts": 32, "top_k": 8, "routings": 1}
@@ -22,8 +23,8 @@ HEADERS = 0.08
 
 
 def lab(*arguments: object) -> str:
-    line = [sys.executable, ROOT / "scripts" / "fabric_lab.py", "--prefix", PREFIX, *arguments]
-    paths = os.pathsep.join(str(ROOT / part) for part in ("", "patterns", "reports"))
+    line = [sys.executable, SCRIPTS / "fabric_lab.py", "--prefix", PREFIX, *arguments]
+    paths = PYTHONPATH
     done = subprocess.run(
         [str(part) for part in line],
         env={**os.environ, "PYTHONPATH": paths},

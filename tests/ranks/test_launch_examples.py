@@ -13,9 +13,9 @@ import yaml
 
 from ncclbench.launch.launcher_detection import detect
 from ncclbench.topology.slurm import expand_nodes
+from tests.helpers.paths import SCRIPTS
 
-ROOT = Path(__file__).parents[2]
-LAUNCH = ROOT / "scripts/launch"
+LAUNCH = SCRIPTS / "launch"
 CASE = ("all_reduce", "-b", "1K", "-e", "1K", "-n", "10", "--json")
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(180)]

@@ -23,10 +23,10 @@ from ncclbench.plan.plan import Settings
 from ncclbench.schedule import DTYPES, Case, CollectiveParams, Redop
 from ncclbench.topology import Topology
 from ncclbench.transports.threads import ThreadTransport, play
+from tests.helpers.paths import PYTHONPATH
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("mpi_worker.py")
 RUN = ["-m", "ncclbench", "run"]
 # Those that say themselves how much they move have tests of their own.
@@ -52,7 +52,7 @@ def start(command: list[object], env: Mapping[str, str] | None = None) -> subpro
     """Run a command in a session of its own; whatever is left of it after the time limit is killed."""
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith("COV_CORE")},
-        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "patterns", "reports")),
+        "PYTHONPATH": PYTHONPATH,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
@@ -248,7 +248,7 @@ def test_nobody_outlives_a_command_that_is_killed(mpi: Mpi, tmp_path: Path) -> N
     out = tmp_path / "run"
     arguments = ["all_reduce", "-b", "1M", "-e", "1M", "-n", "1000000", "--nproc", "2", "--transport", "mpi"]
     variables = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    variables["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "patterns", "reports"))
+    variables["PYTHONPATH"] = PYTHONPATH
     command = [mpi.python, *RUN, *arguments, "-o", str(out)]
     with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
         while not (out / "events.jsonl").exists() or '"case"' not in (out / "events.jsonl").read_text():
@@ -501,7 +501,7 @@ def test_a_signal_to_the_command_alone_ends_mpichs_mpiexec_and_all_ranks(tmp_pat
         out = tmp_path / f"run-{number}"
         arguments = ["all_reduce", "-b", "1M", "-e", "1M", "--precision", "0", "--max-seconds", "60", "--nproc", "2"]
         variables = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        variables["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "patterns", "reports"))
+        variables["PYTHONPATH"] = PYTHONPATH
         job = subprocess.Popen(
             [mpi.python, *RUN, *arguments, "--transport", "mpi", "-o", str(out)],
             env=variables,

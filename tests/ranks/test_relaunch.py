@@ -14,6 +14,7 @@ import pytest
 
 from ncclbench.errors import Exit
 from ncclbench.store.run_directory import read_run
+from tests.helpers.paths import ROOT
 from tests.helpers.stored import known
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ranks
 
-ROOT = Path(__file__).parents[2]
 STARTS = 2
 PLAN = f"""
 name = "small"

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ncclbench.errors import Exit
+from tests.helpers.paths import ROOT
 
 if TYPE_CHECKING:
     from tests.ranks.conftest import Starter
 
 pytestmark = pytest.mark.ranks
 
-CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 _BLOCK = re.compile(r"^( *)```(toml|python)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 PROJECT, PATTERN = "pyproject.toml", "my_patterns/shuffle.py"
 

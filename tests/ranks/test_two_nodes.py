@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from ncclbench.store.run_directory import read_run
+from tests.helpers.paths import SCRIPTS
 from tests.helpers.stored import known
 from tests.ranks.conftest import Job, Starter
 
 pytestmark = pytest.mark.ranks
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 LAUNCH = SCRIPTS / "launch"
 CASE = "all_reduce -b 4K -e 4K -n 10 --json"
 NAMES = ("n0", "n1")

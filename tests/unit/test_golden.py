@@ -23,11 +23,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ncclbench.cli import main
+from tests.helpers.paths import FIXTURES, GOLDEN
 
-TESTS = Path(__file__).resolve().parents[1]
-GOLDEN = TESTS / "golden"
 RUNS, PLANS, EXPECTED = GOLDEN / "runs", GOLDEN / "plans", GOLDEN / "expected"
-LOGS = TESTS / "fixtures"
 UPDATING = bool(os.environ.get("NCCLBENCH_UPDATE_GOLDEN"))
 
 LAUNCHER_PREFIXES = ("OMPI_", "PMI", "MPI_LOCAL", "SLURM_", "FLUX_", "NCCL", "GROUP_", "TORCHELASTIC_", "GLOO_", "UCX_")
@@ -163,7 +161,7 @@ def replay(
     def call(one: Replay) -> str:
         words = shlex.split(one.line)
         for top in {word.split("/")[0] for word in words}:
-            source = {"plans": PLANS, "logs": LOGS}.get(top, RUNS / top)
+            source = {"plans": PLANS, "logs": FIXTURES}.get(top, RUNS / top)
             if source.is_dir():
                 shutil.copytree(source, tmp_path / top)
         monkeypatch.setattr(sys, "argv", ["ncclbench", *words])

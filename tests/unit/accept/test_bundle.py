@@ -43,7 +43,6 @@ EXAMPLE = Example(
     ),
     nodes=2,
 )
-DOCS = Path(__file__).parents[3] / "docs"
 
 
 def accept(path: Path, baseline: Path | None = None, *, forced: bool = False) -> RunVerdict:

@@ -17,10 +17,11 @@ from ncclbench.accept.profile import load_profile
 from ncclbench.config import plugins as registry
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.verdict import Verdict
+from tests.helpers.paths import DOCS
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
-DOC = Path(__file__).parents[3] / "docs" / "acceptance.md"
+DOC = DOCS / "acceptance.md"
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ncclbench.cli import cli
+from tests.helpers.paths import DOCS, ROOT
 
-ROOT = Path(__file__).parents[3]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(ncclbench [^`]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -27,11 +27,10 @@ from ncclbench.importers.common.imported_cases import Reading, Stated
 from ncclbench.importers.common.log_file import Log
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import read_run
+from tests.helpers.paths import FIXTURES, SCRIPTS
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
 ALL = sorted(path for folder in ("nccl-tests", "osu", "imb") for path in (FIXTURES / folder).iterdir())
 MUTANTS = int(os.environ.get("NCCLBENCH_MUTANTS", "60"))  # of each log
-ROOT = Path(__file__).parents[3]
 
 
 def read_or_refuse(content: bytes, stated: Stated, only: str | None = None) -> list[Reading]:
@@ -273,7 +272,7 @@ def test_atheris_finds_nothing_in_a_bounded_run(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             sys.executable,
-            str(ROOT / "scripts" / "fuzz_importers.py"),
+            str(SCRIPTS / "fuzz_importers.py"),
             "-runs=2000",
             "-max_total_time=20",
             "-seed=1",

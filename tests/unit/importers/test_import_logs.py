@@ -20,9 +20,9 @@ from ncclbench.importers.common.log_file import LONGEST_LINE, Log
 from ncclbench.store import events, run_writer
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.run_writer import RunWriter
+from tests.helpers.paths import FIXTURES
 from tests.helpers.stored import known, plain
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
 ALL = sorted(path for folder in ("nccl-tests", "osu", "imb") for path in (FIXTURES / folder).iterdir())
 TEXT = FIXTURES / "nccl-tests" / "all_reduce.txt"
 

@@ -11,9 +11,8 @@ from ncclbench.importers.common.imported_cases import Reading, Stated
 from ncclbench.importers.common.log_file import Log
 from ncclbench.measure.compute_overlap import share_percent
 from ncclbench.store.records import Record, Skew
+from tests.helpers.paths import FIXTURES
 from tests.helpers.stored import known
-
-FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 def reading(name: str, **stated: Any) -> Reading:

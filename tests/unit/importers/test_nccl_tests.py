@@ -17,9 +17,9 @@ from ncclbench.importers.common.nccl_tests_tables import PLACEMENTS
 from ncclbench.schedule.builders import IN_PLACE
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import Run, read_run
+from tests.helpers.paths import FIXTURES
 from tests.helpers.stored import known, plain
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
 NCCL_TESTS = sorted((FIXTURES / "nccl-tests").iterdir())
 TEXT = (FIXTURES / "nccl-tests" / "all_reduce.txt").read_text()
 PER_ITERATION = (FIXTURES / "nccl-tests" / "all_reduce_per_iteration.txt").read_text()

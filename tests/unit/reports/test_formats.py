@@ -27,11 +27,10 @@ from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, plain_row
 from ncclbench_reports.csv import as_csv
 from ncclbench_reports.html_page.tables import results_table
 from tests.helpers.made_runs import CASE, HOSTILE, collective, manifest, rich_run, small_run
+from tests.helpers.paths import DOCS, TESTS
 from tests.helpers.stored import manifest_of
 
-HERE = Path(__file__).parent
-GOLDEN = HERE / "golden"
-DOCS = HERE.parents[2] / "docs"
+GOLDEN = TESTS / "unit" / "reports" / "golden"
 TEXT_FORMATS = {"table": "txt", "csv": "csv", "json": "json", "markdown": "md", "junit": "xml", "prometheus": "prom"}
 FIGURES = [column.name for column in COLUMNS if column.dtype in ("Float64", "Int64")]
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"]

@@ -34,6 +34,7 @@ from tests.helpers.made_runs import (
     seconds_of,
     verdict,
 )
+from tests.helpers.paths import SCRIPTS
 from tests.helpers.stored import manifest_of
 
 
@@ -268,7 +269,7 @@ def test_every_format_says_whether_a_figure_is_a_median_or_a_logs_mean(
 
 
 def test_the_scale_benchmark_tells_linear_from_superlinear() -> None:
-    path = Path(__file__).parents[3] / "scripts" / "benchmarks" / "report_scale.py"
+    path = SCRIPTS / "benchmarks" / "report_scale.py"
     spec = importlib.util.spec_from_file_location("report_scale", path)
     assert spec is not None
     assert spec.loader is not None

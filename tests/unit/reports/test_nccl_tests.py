@@ -17,6 +17,7 @@ from ncclbench.store.records import Record, Summary
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.run_writer import RunWriter
 from ncclbench_reports.nccl_tests import _figure
+from tests.helpers.paths import FIXTURES
 from tests.helpers.stored import manifest_of
 
 MANIFEST: dict[str, Any] = {"schema": 1, "plan": {"name": "p", "cases": []}, "transport": "nccl", "world_size": 4}
@@ -137,7 +138,7 @@ def test_a_name_cannot_break_a_line(tmp_path: Path) -> None:
     """A row of someone's choice in a host's name or a reason would be a figure to a parser."""
     row = "\n   8   2   float   sum   -1   1.00   9.00   9.00   0   1.00   9.00   9.00   0\n"
     assert not ROW.search(exported(tmp_path / "a", record(status="failed", reason=row)))
-    fixture = Path(__file__).parents[2] / "fixtures" / "nccl-tests" / "all_reduce_per_iteration.json"
+    fixture = FIXTURES / "nccl-tests" / "all_reduce_per_iteration.json"
     hostile = fixture.read_text().replace('"node0"', '"node0' + row.replace("\n", "\\n") + '"')
     import_logs([Log.of("x", hostile.encode())], tmp_path / "b", Stated(), None, [])
     text = load("reports", "nccl-tests").render([read_run(tmp_path / "b")])

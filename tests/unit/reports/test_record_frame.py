@@ -40,6 +40,7 @@ from tests.helpers.made_runs import (
     rich_run,
     small_run,
 )
+from tests.helpers.paths import FIXTURES
 from tests.helpers.stored import manifest_of
 
 
@@ -334,7 +335,7 @@ def test_stamps(fields: dict[str, Any], expected: list[str], tmp_path: Path) -> 
 
 
 def test_an_imported_run_is_stamped_with_its_tool(tmp_path: Path) -> None:
-    log = Path(__file__).parents[2] / "fixtures" / "nccl-tests" / "all_reduce.txt"
+    log = FIXTURES / "nccl-tests" / "all_reduce.txt"
     import_logs([Log.open(log)], tmp_path / "run", Stated(), None, ["import"])
     assert stamps(read_run(tmp_path / "run"), None) == ["imported from nccl-tests 2.19.6"]
     assert "<li>imported from nccl-tests 2.19.6</li>" in html(tmp_path / "run")

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
@@ -10,12 +9,11 @@ import pytest
 
 from ncclbench.config.plugins import load
 from ncclbench.plan.plan import read_plan
-
-ROOT = Path(__file__).parents[3]
+from tests.helpers.paths import DOCS, SCRIPTS
 
 
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("draw_patterns", ROOT / "scripts/draw_patterns.py")
+    spec = importlib.util.spec_from_file_location("draw_patterns", SCRIPTS / "draw_patterns.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -30,7 +28,7 @@ DRAWN = list(DRAW.DRAWN)
 @pytest.mark.parametrize("pattern", DRAWN)
 def test_a_drawing_is_what_the_schedule_says_today(pattern: str) -> None:
     """If this fails, a pattern has changed: look at what scripts/draw_patterns.py makes of it, and commit that."""
-    assert (ROOT / f"docs/img/{pattern}.svg").read_text() == DRAW.drawing(pattern)
+    assert (DOCS / f"img/{pattern}.svg").read_text() == DRAW.drawing(pattern)
 
 
 @pytest.mark.parametrize("pattern", DRAWN)
@@ -51,7 +49,7 @@ def test_another_schedule_makes_another_drawing(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_page_shows_every_pattern_of_the_plan_and_every_drawing() -> None:
-    page = (ROOT / "docs/patterns.md").read_text()
+    page = (DOCS / "patterns.md").read_text()
     assert re.findall(r"!\[(\w+)\]\(img/\1\.svg\)", page) == re.findall(r"^### (\w+)$", page, re.MULTILINE)
     assert set(re.findall(r"^### (\w+)$", page, re.MULTILINE)) == set(DRAWN)
     planned = {item.case.pattern for item in read_plan("cross-rail").cases}

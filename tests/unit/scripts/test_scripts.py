@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.pairs import pair_of
-
-SCRIPTS = Path(__file__).parents[3] / "scripts"
+from tests.helpers.paths import SCRIPTS
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "words.py"
+from tests.helpers.paths import SCRIPTS
+
+SCRIPT = SCRIPTS / "words.py"
 
 
 def found(name: str, text: str, tmp_path: Path) -> list[str]:
