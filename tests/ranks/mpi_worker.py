@@ -29,7 +29,7 @@ from ncclbench.transports import _mpi_transport as mpi
 from ncclbench.transports._mpi_library import MPI, start_mpi
 from ncclbench.transports._mpi_transport import MpiTransport
 from ncclbench.transports.base import Transport
-from tests.ranks.fake_device import FakeDevice
+from tests.helpers.fake_device import FakeDevice
 
 SETTINGS = Settings(iterations=6, warmup=1)
 

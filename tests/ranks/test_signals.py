@@ -13,8 +13,8 @@ from ncclbench.launch.signals import SIGNALS
 from ncclbench.launch.watchdog.attribution import Fault
 from ncclbench.store import events
 from ncclbench.store.run_directory import read_run
+from tests.helpers.recorders import PLAN, measured, opened
 from tests.ranks.conftest import Starter
-from tests.unit.launch.test_recorder import PLAN, measured, opened
 
 pytestmark = pytest.mark.ranks
 

@@ -20,8 +20,8 @@ from ncclbench.launch.signals import passed_on
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.run_writer import RunWriter
 from ncclbench.transports.threads import ThreadTransport, play
+from tests.helpers.recorders import MANIFEST, PLAN, RememberingListener, prepared_run
 from tests.helpers.stored import manifest_of
-from tests.unit.launch.test_recorder import MANIFEST, PLAN, RememberingListener, prepared_run
 
 
 def made(path: Path, outcomes: list[Exit | Refused], on_start: Callable[[], object] = lambda: None) -> tuple[Any, Any]:

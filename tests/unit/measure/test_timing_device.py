@@ -2,8 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from ncclbench.schedule import Case
 from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.phases import Collective, Concurrent, Exchange, Kernel, Local, Op
 from ncclbench.topology import Topology
-from ncclbench.transports.base import Call, Program, Step, nothing
+from ncclbench.transports.base import Program, Step, nothing
 from ncclbench.transports.cuda.nccl_limits import (
     COLLECTIVE_LAUNCHES,
     EXCHANGE_LAUNCHES,
@@ -29,66 +28,7 @@ from ncclbench.transports.cuda.nccl_limits import (
     launches_of,
 )
 from tests.helpers.compilers import steps_of
-
-
-@dataclass
-class FakeStream:
-    """Runs what is launched when it is launched, on a clock of its own; refuses to run past a closed gate."""
-
-    now: float = 0.0
-    held: bool = False
-    gives_up: bool = False
-    opened_by_itself: bool = False
-    log: list[str] = field(default_factory=list)
-    enqueued: int = 0
-    most_enqueued: int = 0
-    limits: list[float] = field(default_factory=list)
-
-    def launch(self, seconds: float, name: str) -> Callable[[], None]:
-        def run() -> None:
-            self.now += seconds
-            self.enqueued += 1
-            self.most_enqueued = max(self.most_enqueued, self.enqueued)
-            self.log.append(name)
-
-        return run
-
-    def line_up(self) -> None:
-        self.launch(7e-6, "line up")()
-        self.enqueued += 3  # NCCL brings events of its own
-
-    def mark(self) -> float:
-        self.enqueued += 1
-        self.most_enqueued = max(self.most_enqueued, self.enqueued)
-        return self.now
-
-    def seconds_between(self, start: float, end: float) -> float:
-        return end - start
-
-    def hold(self, limit_seconds: float) -> None:
-        assert not self.held
-        self.held = True
-        self.limits.append(limit_seconds)
-        self.log.append("hold")
-
-    def release(self) -> None:
-        self.held, self.opened_by_itself = False, self.gives_up
-        self.log.append("release")
-
-    def synchronize(self) -> None:
-        assert not self.held, "waiting behind a closed gate is a deadlock"
-        self.enqueued = 0
-        self.log.append("synchronize")
-
-    def capture(self, launches: Sequence[Call]) -> Call:
-        calls = list(launches)
-        self.log.append(f"capture {len(calls)}")
-
-        def replay() -> None:
-            for call in calls:
-                call()
-
-        return replay
+from tests.helpers.fake_streams import FakeStream, PairedStream
 
 
 def loop_on(stream: FakeStream, *programs: list[tuple[str, float]]) -> tuple[Loop, list[int]]:
@@ -148,41 +88,15 @@ def test_ranks_are_lined_up_before_every_iteration_and_outside_of_its_events() -
     assert stream.most_enqueued <= LAUNCH_BUDGET
 
 
-@dataclass
-class Pairs(FakeStream):
-    """Streams of several ranks that meet by pairs, each round others; rank 0 sends at half the speed."""
-
-    rank: int = 0
-    clocks: dict[tuple[int, int], float] = field(default_factory=dict)
-    meetings: dict[tuple[int, int, int], threading.Barrier] = field(default_factory=dict)
-    everyone: threading.Barrier = field(default_factory=lambda: threading.Barrier(4))
-    launched: int = 0
-    lined_up: int = 0
-
-    def meet(self, distance: int) -> None:
-        """With the rank that differs in the bits of `distance`."""
-        partner, turn = self.rank ^ distance, self.launched
-        self.launched += 1
-        self.clocks[turn, self.rank] = self.now
-        low, high = sorted((self.rank, partner))
-        self.meetings.setdefault((turn, low, high), threading.Barrier(2)).wait(10)
-        self.now = max(self.now, self.clocks[turn, partner]) + (2.0 if low == 0 else 1.0)
-
-    def line_up(self) -> None:
-        turn = -1 - self.lined_up
-        self.lined_up += 1
-        self.clocks[turn, self.rank] = self.now
-        self.everyone.wait(10)
-        self.now = max(self.clocks[turn, rank] for rank in range(4))
-
-
 @pytest.mark.parametrize("line_up", [True, False])
 def test_a_slow_rank_slows_only_the_rounds_that_it_is_in(line_up: bool) -> None:
-    shared = Pairs()
-    ranks = [Pairs(rank=r, clocks=shared.clocks, meetings=shared.meetings, everyone=shared.everyone) for r in range(4)]
+    shared = PairedStream()
+    ranks = [
+        PairedStream(rank=r, clocks=shared.clocks, meetings=shared.meetings, everyone=shared.everyone) for r in range(4)
+    ]
     found: dict[int, list[float]] = {}
 
-    def run(stream: Pairs) -> None:
+    def run(stream: PairedStream) -> None:
         loop = loop_on(stream, [])[0]
         rounds = tuple(Program((Step("x", lambda distance=d: stream.meet(distance)),)) for d in (1, 2, 3))  # type: ignore[misc]
         found[stream.rank] = gated(dataclasses.replace(loop, programs=rounds, line_up=line_up), 6)[:, 0].tolist()

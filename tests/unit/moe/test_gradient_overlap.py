@@ -1,12 +1,11 @@
 """Expert all-to-alls beside reduced gradients: correct alone and together, with one time per branch."""
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar, cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from ncclbench.transports._branches import branches_step
 from ncclbench.transports.base import Call, Program, Step
 from ncclbench.transports.threads import ThreadTransport, play
 from tests.helpers.compilers import Branching, steps_of
+from tests.helpers.fake_cupy import Stream, fake_cupy
 
 SMALL: dict[str, Any] = {"hidden": 32, "tokens": "12", "experts": 16, "top_k": 4, "routings": 1}
 QUICK = Settings(iterations=6, warmup=1)
@@ -111,47 +111,10 @@ def test_one_wrong_bit_is_detected(where: str, buffer: str) -> None:
 # in the same order on all ranks. CUDA is simulated: a stream records whether it is in use, and what it waits for.
 
 
-class Stream:
-    """A stream of the simulated CuPy or torch."""
-
-    log: ClassVar[list[tuple[str, Any]]] = []
-    current: ClassVar[Any] = None
-
-    def __init__(self, cuda_stream: Any = None, **_kind: bool) -> None:
-        self.cuda_stream = cuda_stream or object()  # CuPy wraps torch's stream
-
-    def use(self) -> None:
-        Stream.current = self
-
-    def wait_event(self, event: Any) -> None:
-        Stream.log.append(("wait", (self.cuda_stream, event)))
-
-
-class Event:
-    """An event with the stream on which it was recorded."""
-
-    def record(self, stream: Stream) -> None:
-        self.stream = stream.cuda_stream
-
-
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The part of CuPy that branches need."""
-    cupy: Any = ModuleType("cupy")
-    cupy.__version__ = "14.0"
-    cupy.RawKernel = SimpleNamespace
-    cupy.cuda = ModuleType("cupy.cuda")
-    cupy.cuda.Stream = cupy.cuda.ExternalStream = Stream
-    cupy.cuda.Event, cupy.cuda.nccl = Event, SimpleNamespace()
-    cupy.cuda.get_current_stream = lambda: Stream.current
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
-    modules = ("ncclbench.transports.cuda.stream", "ncclbench.transports._cupy_nccl")
-    for name in modules:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield
-    for name in modules:
-        sys.modules.pop(name, None)
+def simulated_cuda() -> Iterator[None]:
+    with fake_cupy():
+        yield
 
 
 def of_cupy(_patch: pytest.MonkeyPatch) -> Branching:
@@ -193,13 +156,13 @@ def issued(branching: Branching, rank: int) -> list[Any]:
 IN_ORDER = [("dispatch", (0,)), ("combine", (0,)), ("reduce_scatter", (1,)), ("all_gather", (1,))]
 
 
-@pytest.mark.usefixtures("played")
+@pytest.mark.usefixtures("simulated_cuda")
 @pytest.mark.parametrize("kind", [of_cupy, of_torch])
 def test_all_ranks_issue_branches_in_the_same_order(
     kind: Callable[[pytest.MonkeyPatch], Branching], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rank in range(4):
-        Stream.log.clear()
+        Stream.waits.clear()
         main = Stream.current = Stream()
         calls = issued(kind(monkeypatch), rank)
         assert [(label, branch) for label, branch, _, _ in calls] == IN_ORDER
@@ -209,7 +172,7 @@ def test_all_ranks_issue_branches_in_the_same_order(
         assert streams[2] is streams[3]
         assert len({id(stream) for stream in (main, streams[0], streams[2])}) == 3
         assert Stream.current is main
-        waits = [(waiting, event.stream) for _, (waiting, event) in Stream.log]
+        waits = [(waiting, event.stream) for waiting, event in Stream.waits]
         branches = [streams[0].cuda_stream, streams[2].cuda_stream]
         assert waits == [(one, main.cuda_stream) for one in branches] + [(main.cuda_stream, one) for one in branches]
 

@@ -24,8 +24,8 @@ from ncclbench.plan.plan import parse_plan, read_plan
 from ncclbench.plan.start_modes import entered
 from ncclbench.store.events import Event
 from ncclbench.store.run_directory import Run, read_run
+from tests.helpers.recorders import MANIFEST, RememberingListener, prepared_run
 from tests.helpers.stored import known, manifest_of
-from tests.unit.launch.test_recorder import MANIFEST, RememberingListener, prepared_run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,7 +32,7 @@ from ncclbench.transports._staging import (
 )
 from ncclbench.transports.base import Split
 from ncclbench.transports.threads import ThreadTransport, play
-from tests.ranks.fake_device import FakeDevice
+from tests.helpers.fake_device import FakeDevice
 
 RANKS = 4
 Prepare = Callable[[FakeDevice], object]

@@ -1,45 +1,10 @@
 """What NVML is asked for, and what it is not asked again."""
 
-from collections import Counter
-from typing import Any
-
 import pytest
 
 from ncclbench.transports.cuda import nvml as _nvml
 from ncclbench.transports.cuda.nvml import gpu_state
-
-
-class NvmlError(Exception):
-    """As pynvml's: the code is in `value`."""
-
-    def __init__(self, value: int) -> None:
-        super().__init__(f"NVML error {value}")
-        self.value = value
-
-
-class FakeNvml:
-    """Tells error counters; for some links of the first GPU it answers with an error's code instead."""
-
-    def __init__(self, answers: dict[int, int]) -> None:
-        self.answers = answers
-        self.asked: Counter[tuple[bytes, int]] = Counter()
-
-    def nvmlDeviceGetHandleByPciBusId(self, address: bytes) -> bytes:
-        return address
-
-    def nvmlDeviceGetTotalEccErrors(self, _handle: bytes, kind: int, _counter: int) -> int:
-        if kind == 1:
-            raise NvmlError(3)
-        return 5
-
-    def nvmlDeviceGetNvLinkErrorCounter(self, handle: bytes, link: int, _kind: int) -> int:
-        self.asked[handle, link] += 1
-        if handle == b"0000:01:00.0" and link in self.answers:
-            raise NvmlError(self.answers[link])
-        return link
-
-    def __getattr__(self, name: str) -> Any:
-        raise NvmlError(3)
+from tests.helpers.fake_nvml import FakeNvml
 
 
 @pytest.fixture

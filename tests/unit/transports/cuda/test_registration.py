@@ -13,39 +13,12 @@ from ncclbench.errors import EnvironmentFault
 from ncclbench.transports.cuda import registration as _registration
 from ncclbench.transports.cuda.registration import register_buffers
 from ncclbench.transports.threads import ThreadTransport, play
-
-
-class FakeLibrary:
-    """Hands out addresses and handles, and refuses communicators that it is told to."""
-
-    def __init__(self, refused: frozenset[int] = frozenset()) -> None:
-        self.refused = refused
-        self.next_address = 4096
-        self.registered: dict[tuple[int, int], int] = {}
-        self.freed: list[int] = []
-
-    def allocate(self, nbytes: int) -> int:
-        self.next_address += nbytes
-        return self.next_address - nbytes
-
-    def free(self, pointer: int) -> None:
-        assert not any(handle == pointer for handle in self.registered.values()), "freed while registered"
-        self.freed.append(pointer)
-
-    def register(self, communicator: int, pointer: int, _nbytes: int) -> int | None:
-        if communicator in self.refused:
-            return None
-        assert (communicator, pointer) not in self.registered
-        self.registered[communicator, pointer] = pointer
-        return pointer
-
-    def deregister(self, communicator: int, handle: int) -> None:
-        del self.registered[communicator, handle]
+from tests.helpers.fake_nccl import FakeNccl, FakeNcclFunctions
 
 
 @pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
-    fake = FakeLibrary()
+def library(monkeypatch: pytest.MonkeyPatch) -> FakeNccl:
+    fake = FakeNccl()
     monkeypatch.setattr(nccl_memory, "loaded_nccl", lambda: ["libnccl.so.2"])
     monkeypatch.setattr(nccl_memory, "NcclLibrary", lambda _path: fake)
     monkeypatch.setattr(nccl_memory, "BLOCKS", Blocks())
@@ -65,7 +38,7 @@ def registered(transport: ThreadTransport, communicators: list[int]) -> bool:
     return first and register_buffers(transport.control, communicators, arrays)  # again is once
 
 
-def test_every_buffer_with_every_communicator(library: FakeLibrary) -> None:
+def test_every_buffer_with_every_communicator(library: FakeNccl) -> None:
     blocks = [nccl_memory.BLOCKS.take(nbytes) for nbytes in (100, 200)]
     assert play(1, lambda transport: registered(transport, [7, 8]), 20.0) == [True]
     assert set(library.registered) == {(c, block.pointer) for c in (7, 8) for block in blocks}
@@ -76,7 +49,7 @@ def test_every_buffer_with_every_communicator(library: FakeLibrary) -> None:
     assert nccl_memory.BLOCKS.at(blocks[0].pointer) is None
 
 
-def test_what_is_registered_stays_so_from_case_to_case(library: FakeLibrary) -> None:
+def test_what_is_registered_stays_so_from_case_to_case(library: FakeNccl) -> None:
     pointers = []
     for _case in range(2):
         nccl_memory.BLOCKS.begin_case()
@@ -87,21 +60,21 @@ def test_what_is_registered_stays_so_from_case_to_case(library: FakeLibrary) -> 
     assert not library.freed
 
 
-def test_where_one_rank_cannot_nobody_does(library: FakeLibrary) -> None:
+def test_where_one_rank_cannot_nobody_does(library: FakeNccl) -> None:
     nccl_memory.BLOCKS.take(100)
     library.refused = frozenset({1})
     assert play(3, lambda transport: registered(transport, [transport.rank]), 20.0) == [False] * 3
     assert not library.registered
 
 
-def test_without_a_library_that_is_known_nobody_does(library: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_library_that_is_known_nobody_does(library: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
     nccl_memory.BLOCKS.take(100)
     monkeypatch.setattr(_registration, "NcclLibrary", SimpleNamespace(only=lambda: None))
     assert play(2, lambda transport: registered(transport, [transport.rank]), 20.0) == [False] * 2
     assert not library.registered
 
 
-def test_other_memory_is_left_alone(library: FakeLibrary) -> None:
+def test_other_memory_is_left_alone(library: FakeNccl) -> None:
     nccl_memory.BLOCKS.take(100)
 
     def main(transport: ThreadTransport) -> bool:
@@ -126,7 +99,7 @@ def case_of(blocks: Blocks, *sizes: int) -> list[NcclMemory]:
     return [blocks.take(size * MIB) for size in sizes]
 
 
-def test_a_block_keeps_its_place_over_cases_whatever_still_refers_to_it(library: FakeLibrary) -> None:
+def test_a_block_keeps_its_place_over_cases_whatever_still_refers_to_it(library: FakeNccl) -> None:
     blocks = Blocks()
     blocks.plan([8 * MIB] * 3 + [4 * MIB] * 4)  # another case needs more
     first = case_of(blocks, 4, 4, 8)
@@ -189,23 +162,9 @@ def test_plug_ins_of_nccl_are_not_taken_for_it(tmp_path: Path) -> None:
     ]
 
 
-class FakeC:
-    """The C functions, with an asynchronous error of the communicator 2."""
-
-    def ncclCommGetAsyncError(self, communicator: Any, state: Any) -> int:
-        state._obj.value = {1: 0, 2: 6, 3: 7}[communicator.value]
-        return 0
-
-    def ncclGetErrorString(self, code: int) -> bytes:
-        return {6: b"remote process exited or there was a network error"}[code]
-
-    def ncclGetLastError(self, _communicator: Any) -> bytes:
-        return b"\nsocketProgressOpt: Call to recv from 10.0.0.3<40112> failed : Connection reset by peer"
-
-
 def test_an_asynchronous_error_is_told_in_nccls_words() -> None:
     library = NcclLibrary.__new__(NcclLibrary)
-    library._library = FakeC()  # type: ignore[assignment]
+    library._library = FakeNcclFunctions()  # type: ignore[assignment]
     assert first_trouble(library, [1, 3]) is None
     assert first_trouble(library, [1, 2, 3]) == (
         "NCCL: remote process exited or there was a network error (socketProgressOpt: Call to recv from "

@@ -3,74 +3,20 @@
 CuPy is played: a block that is left makes current what was entered before it, whatever is merely in use.
 """
 
-import importlib
-import sys
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-
-class Stream:
-    """A stream of the played CuPy."""
-
-    entered: list["Stream"]
-    current: "Stream"
-
-    def __init__(self, ptr: int) -> None:
-        self.ptr = ptr
-
-    def use(self) -> None:
-        Stream.current = self
-
-    def __enter__(self) -> "Stream":
-        Stream.entered.append(self)
-        Stream.current = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        Stream.entered.pop()
-        Stream.current = Stream.entered[-1]
-
-    def synchronize(self) -> None:
-        pass
-
-
-class RawKernel:
-    """Notes the stream that each launch goes to."""
-
-    launched_on: list[int]
-
-    def __init__(self, _source: str, _name: str) -> None:
-        pass
-
-    def compile(self) -> None:
-        pass
-
-    def __call__(self, *_: object) -> None:
-        RawKernel.launched_on.append(Stream.current.ptr)
-
-
-class Pinned(bytearray):
-    """Page-locked memory."""
-
-    ptr = 4096
+from tests.helpers.fake_cupy import RawKernel, Stream, fake_cupy
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """`ncclbench.transports.cuda.stream`, over the played CuPy."""
-    null = Stream(0)
-    Stream.entered, Stream.current, RawKernel.launched_on = [null], null, []
-    cupy: Any = ModuleType("cupy")
-    cupy.RawKernel = RawKernel
-    cupy.cuda = SimpleNamespace(alloc_pinned_memory=Pinned, get_current_stream=lambda: Stream.current)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.delitem(sys.modules, "ncclbench.transports.cuda.stream", raising=False)
-    yield importlib.import_module("ncclbench.transports.cuda.stream")
-    sys.modules.pop("ncclbench.transports.cuda.stream", None)
+def cuda_stream() -> Iterator[Any]:
+    """`ncclbench.transports.cuda.stream`, over the fake CuPy."""
+    with fake_cupy() as module:
+        yield module
 
 
 def fetch_a_column() -> None:
@@ -79,16 +25,16 @@ def fetch_a_column() -> None:
         pass
 
 
-def test_the_gate_and_all_that_follows_go_to_the_measured_stream(room: Any) -> None:
-    stream = room.CudaStream(Stream(7))
+def test_the_gate_and_all_that_follows_go_to_the_measured_stream(cuda_stream: Any) -> None:
+    stream = cuda_stream.CudaStream(Stream(7))
     fetch_a_column()
     stream.hold(1.0)
     stream.synchronize()
     assert RawKernel.launched_on == [7]
 
 
-def test_another_current_stream_is_found_out(room: Any) -> None:
-    stream = room.CudaStream(Stream(7))
+def test_another_current_stream_is_found_out(cuda_stream: Any) -> None:
+    stream = cuda_stream.CudaStream(Stream(7))
     Stream(8).use()
     with pytest.raises(RuntimeError, match="no longer the one that is measured"):
         stream.synchronize()
@@ -97,7 +43,7 @@ def test_another_current_stream_is_found_out(room: Any) -> None:
     stream.synchronize()
 
 
-@pytest.mark.usefixtures("room")
+@pytest.mark.usefixtures("cuda_stream")
 def test_a_stream_only_in_use_would_be_lost() -> None:
     """What went wrong once; or the tests above would say nothing."""
     Stream(7).use()

@@ -1,6 +1,6 @@
-"""A device that is not there: its memory is NumPy's, and whatever is enqueued happens when it is waited for.
+"""A device whose memory is NumPy's. Copies that are enqueued happen when the stream is synchronized.
 
-So a copy that nobody waits for has not happened yet when MPI reads, as on a GPU.
+A copy without a synchronization has not happened yet when MPI reads, as on a GPU.
 """
 
 import os
@@ -13,7 +13,7 @@ from ncclbench.schedule.dtypes import Array
 
 
 class FakeDevice:
-    """A `Memory` whose stream stands still until it is synchronised."""
+    """A `Memory` whose stream does nothing until it is synchronized."""
 
     pci = "0000:00:00.0"
 
