@@ -14,7 +14,7 @@ from ncclbench.analysis.run_sets import read_side
 from ncclbench.config.plugins import load
 from ncclbench.store.run_directory import read_run
 from ncclbench_reports.common.comparison import RENDERERS
-from tests.helpers.made_runs import HOSTILE, rich_run, small_run
+from tests.helpers.cluster_runs import HOSTILE, rich_run, small_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 

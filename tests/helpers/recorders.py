@@ -10,11 +10,11 @@ from ncclbench.launch.recorder import RunRecorder
 from ncclbench.launch.request import RunRequest
 from ncclbench.measure.case import Measurement
 from ncclbench.plan.plan import Plan, parse_plan
+from ncclbench.store.manifest import Manifest
 from ncclbench.store.records import Record, Status
-from tests.helpers.stored import manifest_of
+from tests.helpers.stored import manifest, record
 
 PLAN = parse_plan('name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\n', "plan")
-MANIFEST: dict[str, Any] = {"schema": 1, "plan": PLAN.as_record(), "transport": "gloo", "topology": {}, "world_size": 2}
 
 
 class RememberingListener:
@@ -58,24 +58,18 @@ def prepared_run(
     return PreparedRun(request=request, plan=plan, transport=transport, out=out, listener=listener, start=start)
 
 
+def planned_manifest(**fields: Any) -> Manifest:
+    """The manifest of a run of `PLAN`."""
+    return manifest(**{"plan": PLAN.as_record()} | fields)
+
+
 def opened(path: Path, *, resume: bool = False) -> tuple[RunRecorder, RememberingListener]:
     listener = RememberingListener()
     recorder = RunRecorder(prepared_run(path, listener, resume=resume))
-    recorder.open(manifest_of(MANIFEST))
+    recorder.open(planned_manifest())
     return recorder, listener
 
 
 def measured(number: int, status: Status = "ok") -> Measurement:
     case = PLAN.cases[number].case
-    record = Record(
-        case=case.id,
-        pattern="all_reduce",
-        transport="gloo",
-        timing="isolated",
-        dtype="float32",
-        bytes=case.nbytes,
-        world_size=2,
-        status=status,
-        started="2026-01-01T00:00:00Z",
-    )
-    return Measurement(record)
+    return Measurement(record(nbytes=case.nbytes, case=case.id, status=status))

@@ -30,7 +30,7 @@ from ncclbench.schedule import (
     Schedule,
 )
 from ncclbench.schedule.phases import Phase, SimplePhase
-from tests.helpers.judged import HEALTHY
+from tests.helpers.acceptance import HEALTHY
 
 # Speed on a shared machine is nobody's fault: no deadline, no health check of time.
 _SLOW = [HealthCheck.too_slow]

@@ -10,7 +10,7 @@ import pytest
 from ncclbench.accept.example_runs import write_example
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.verdict import Verdict
-from tests.helpers.judged import NODE, RAIL, WORLD, case, example, of, only, verdict_on
+from tests.helpers.acceptance import NODE, RAIL, WORLD, case, example, of, only, verdict_on
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

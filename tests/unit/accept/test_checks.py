@@ -21,7 +21,7 @@ from ncclbench.store.records import GpuState, PathCounters, Record
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.samples import write_samples
 from ncclbench.store.verdict import Action, CheckResult, Verdict
-from tests.helpers.judged import HEALTHY, NODE, RAIL, WORLD, case, example, made, of, only, verdict_on
+from tests.helpers.acceptance import HEALTHY, NODE, RAIL, WORLD, case, example, made, of, only, verdict_on
 from tests.helpers.stored import known, like, plain
 
 pytestmark = pytest.mark.usefixtures("unsynced")

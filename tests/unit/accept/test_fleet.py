@@ -14,7 +14,7 @@ from ncclbench.config.plugins import load
 from ncclbench.errors import Exit
 from ncclbench.store.records import Record
 from ncclbench.store.verdict import Action, Verdict
-from tests.helpers.judged import NODE, RAIL, WORLD, M, case, made, of
+from tests.helpers.acceptance import NODE, RAIL, WORLD, M, case, made, of
 from tests.helpers.stored import plain
 
 pytestmark = pytest.mark.usefixtures("unsynced")

@@ -13,7 +13,7 @@ from ncclbench.accept.profile import load_profile, parse_profile
 from ncclbench.errors import Exit
 from ncclbench.store.records import Record
 from ncclbench.store.verdict import Action, Verdict
-from tests.helpers.judged import NODE, RAIL, WORLD, G, M, case, example, made, of, only, verdict_on
+from tests.helpers.acceptance import NODE, RAIL, WORLD, G, M, case, example, made, of, only, verdict_on
 from tests.helpers.stored import plain
 
 pytestmark = pytest.mark.usefixtures("unsynced")

@@ -19,7 +19,7 @@ from ncclbench.store.records import Record
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.samples import write_samples
 from ncclbench.store.verdict import Action, Verdict
-from tests.helpers.judged import NODE, RAIL, WORLD, example, made, of, only, verdict_on
+from tests.helpers.acceptance import NODE, RAIL, WORLD, example, made, of, only, verdict_on
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

@@ -19,8 +19,8 @@ from ncclbench.cli import main
 from ncclbench.errors import UsageError
 from ncclbench.store.run_writer import RunWriter
 from ncclbench_reports.common.comparison import RENDERERS
-from tests.helpers.made_runs import CASE, HOSTILE, collective, manifest, record_like, small_run
-from tests.helpers.stored import manifest_of
+from tests.helpers.cluster_runs import CASE, HOSTILE, cluster_manifest, collective, small_run
+from tests.helpers.stored import like
 
 values = st.floats(-5, 5).map(lambda value: round(value, 2))
 sides = st.tuples(st.lists(values, min_size=2, max_size=7), st.lists(values, min_size=2, max_size=7))
@@ -163,7 +163,7 @@ def test_verdicts(scale: float, word: str, tmp_path: Path) -> None:
 
 def test_starts_of_one_run_count_as_starts(tmp_path: Path) -> None:
     for name, scale in (("base", 1.0), ("new", 1.2)):
-        writer = RunWriter.create(tmp_path / name, manifest_of(manifest()))
+        writer = RunWriter.create(tmp_path / name, cluster_manifest())
         for start in range(3):
             record, _ = collective(1024, scale=scale * (1 + start / 500), start=start)
             writer.append(record)
@@ -183,9 +183,9 @@ def test_one_start_a_side_counts_ten_percent_and_says_so(tmp_path: Path) -> None
 def test_a_case_that_breaks_is_worse_and_one_that_is_missing_is_not_comparable(tmp_path: Path) -> None:
     fine, _ = collective(1024)
     other, _ = collective(2048)
-    wrong = record_like(fine, status="wrong", reason="17 elements differ", wrong=17)
+    wrong = like(fine, status="wrong", reason="17 elements differ", wrong=17)
     for name, records in (("base", [fine, other]), ("new", [wrong])):
-        writer = RunWriter.create(tmp_path / name, manifest_of(manifest()))
+        writer = RunWriter.create(tmp_path / name, cluster_manifest())
         for record in records:
             writer.append(record)
     first, second = compared(tmp_path / "base", tmp_path / "new").cases
@@ -276,7 +276,7 @@ def test_exit_codes(scale: float, code: int, ncclbench: Callable[..., Any], tmp_
 
 def test_nothing_to_compare_is_inconclusive(ncclbench: Callable[..., Any], tmp_path: Path) -> None:
     for name in ("base", "new"):
-        RunWriter.create(tmp_path / name, manifest_of(manifest()))
+        RunWriter.create(tmp_path / name, cluster_manifest())
     code, out, _ = ncclbench("compare", str(tmp_path / "base"), str(tmp_path / "new"))
     assert code == 5
     assert out.splitlines()[-1] == "not comparable: no cases"
@@ -313,9 +313,9 @@ def test_bad_input_is_one_line_and_code_2(
 def test_all_formats_show_the_same_figures_and_no_markup_from_outside(tmp_path: Path) -> None:
     for name, scale in (("base", 1.0), ("new", 1.2)):
         for k in range(3):
-            writer = RunWriter.create(tmp_path / name / str(k), manifest_of(manifest()))
+            writer = RunWriter.create(tmp_path / name / str(k), cluster_manifest())
             record, _ = collective(1024, scale=scale * (1 + k / 300))
-            writer.append(record_like(record, case=HOSTILE))
+            writer.append(like(record, case=HOSTILE))
     found = compared(tmp_path / "base", tmp_path / "new")
     (case,) = msgspec.json.decode(RENDERERS["json"](found))["cases"]
     assert case["verdict"] == "worse"

@@ -31,7 +31,7 @@ from ncclbench.store.records import FlowTimes, GroupMedian, LedgerRecord, PhaseR
 from ncclbench.topology import Topology, Wiring
 from ncclbench.topology.wiring import UNKNOWN
 from ncclbench.transports.threads import play
-from tests.helpers.stored import plain
+from tests.helpers.stored import plain, record
 
 NODES, RAILS, NBYTES = 8, 4, 1_000_000
 
@@ -58,19 +58,8 @@ def topology(per_leaf: int = NODES) -> Topology:
     )
 
 
-def record(phases: list[PhaseResult]) -> Record:
-    return Record(
-        case="x",
-        pattern="x",
-        transport="threads",
-        timing="isolated",
-        dtype="float32",
-        bytes=NBYTES,
-        world_size=NODES * RAILS,
-        status="ok",
-        started="",
-        phases=phases,
-    )
+def record_of(phases: list[PhaseResult]) -> Record:
+    return record(nbytes=NBYTES, world_size=NODES * RAILS, phases=phases)
 
 
 def flows(label: str, src: Any, dst: Any, gb_per_s: Any) -> PhaseResult:
@@ -91,14 +80,14 @@ def measured(pattern: str, rate: Any, where: Topology, **params: Any) -> Record:
         exact = np.array([rate(a, b) for a, b in zip(phase.src.tolist(), phase.dst.tolist(), strict=True)])
         noisy = exact * noise.normal(1, 0.01, len(exact))
         phases.append(flows(phase.label, phase.src.tolist(), phase.dst.tolist(), noisy))
-    return record(phases)
+    return record_of(phases)
 
 
 def test_a_rate_is_bytes_over_the_median() -> None:
-    table = flows_of(record([flows("offset=1", [0, 1], [2, 3], [0.5, 2.0])]))
+    table = flows_of(record_of([flows("offset=1", [0, 1], [2, 3], [0.5, 2.0])]))
     assert table.gb_per_s.tolist() == pytest.approx([0.5, 2.0])
     assert table.rounds == ("offset=1", "offset=1")
-    assert len(flows_of(record([])).src) == 0
+    assert len(flows_of(record_of([])).src) == 0
 
 
 @pytest.mark.parametrize("culprit", [0, 5, 31])
@@ -117,7 +106,7 @@ def test_a_slow_nic_shows_in_its_own_median_and_in_no_other(culprit: int, side: 
 
 def test_two_rounds_with_one_peer_count_as_one() -> None:
     """Of three rounds two are with a bad peer: a median over rounds would blame the sender."""
-    table = flows_of(record([flows("a", [0, 0, 0, 0], [1, 1, 2, 3], [0.1, 0.1, 1.0, 1.0])]))
+    table = flows_of(record_of([flows("a", [0, 0, 0, 0], [1, 1, 2, 3], [0.1, 0.1, 1.0, 1.0])]))
     ends = endpoint_medians(table, 4)
     assert ends.send[0] == pytest.approx(1.0)
     assert ends.send_peers.tolist() == [3, 0, 0, 0]
@@ -164,7 +153,7 @@ def test_the_null_model_gives_the_known_loads(links: int, per_link: int, load: f
 
 
 def test_spreading_is_judged_between_perfect_and_chance() -> None:
-    even = flows_of(record([flows(f"permutation={k}", range(16), range(16, 32), [1.0] * 16) for k in range(5)]))
+    even = flows_of(record_of([flows(f"permutation={k}", range(16), range(16, 32), [1.0] * 16) for k in range(5)]))
     assert spreading(even, 16, 1).score == 1
     rng = np.random.default_rng(1)
     hashed = []
@@ -172,7 +161,7 @@ def test_spreading_is_judged_between_perfect_and_chance() -> None:
         links = rng.integers(0, 16, 16)
         loads = np.bincount(links, minlength=16)[links]
         hashed.append(flows(f"permutation={k}", range(16), range(16, 32), 1 / loads))
-    found = spreading(flows_of(record(hashed)), 16, 1)
+    found = spreading(flows_of(record_of(hashed)), 16, 1)
     assert abs(found.score) < 0.1
     assert found.null_load == pytest.approx(3.1, abs=0.05)
     with pytest.raises(ValueError, match="at least 2 links"):
@@ -188,8 +177,8 @@ def test_interference_of_rails_is_time_together_over_time_alone() -> None:
         PhaseResult(label="rail=1", ledger=LedgerRecord(), groups=groups(([1, 3], 10.0))),
         PhaseResult(label="all", ledger=LedgerRecord(), groups=groups(([0, 2], 10.0), ([1, 3], 25.0))),
     ]
-    assert interference(record(phases)) == {"rail=0": 1.0, "rail=1": 2.5}
-    assert interference(record(phases[:2])) == {}
+    assert interference(record_of(phases)) == {"rail=0": 1.0, "rail=1": 2.5}
+    assert interference(record_of(phases[:2])) == {}
 
 
 def test_the_victim_of_an_incast_and_the_fairness_among_its_senders() -> None:
@@ -197,8 +186,8 @@ def test_the_victim_of_an_incast_and_the_fairness_among_its_senders() -> None:
         flows("senders=2", [4, 8, 12], [0, 0, 16], [0.6, 0.2, 0.25]),
         flows("victim=2", [12], [16], [1.0]),
     ]
-    assert interference(record(phases)) == {"victim=2": pytest.approx(4.0)}
-    assert incast_fairness(record(phases)) == {"senders=2": pytest.approx(0.8)}  # the victim is no sender
+    assert interference(record_of(phases)) == {"victim=2": pytest.approx(4.0)}
+    assert incast_fairness(record_of(phases)) == {"senders=2": pytest.approx(0.8)}  # the victim is no sender
 
 
 def test_far_over_near_and_the_leaf_that_lost_an_uplink() -> None:
@@ -231,7 +220,7 @@ def test_all_of_it_as_plain_data() -> None:
     }
     assert plain(told)["rail_matrix_gb_per_s"][0][1] is None
     assert list(plain(told)["far_over_near_by_leaf"]) == [f"leaf{k}" for k in range(8)]
-    assert describe_flows(record([]), where) == {}
+    assert describe_flows(record_of([]), where) == {}
 
 
 def test_the_spreading_of_a_permutation_needs_the_uplinks_of_the_file() -> None:
@@ -256,4 +245,4 @@ def test_a_hot_rail_is_uneven_in_bytes_by_hand_and_in_time_by_the_clock() -> Non
     p50 = {phase.label: phase.time_us.p50 for phase in measured_.record.phases if phase.time_us}
     assert found["factor=2"]["time"] == pytest.approx(p50["factor=2"] / p50["factor=1"])
     assert describe_flows(measured_.record, where)["heat"] == found
-    assert heat(record([])) == {}
+    assert heat(record_of([])) == {}

@@ -19,7 +19,7 @@ from ncclbench.analysis.summary import (
     skew,
     summarise,
 )
-from ncclbench.store.records import Summary
+from tests.helpers.stored import summary
 
 durations = st.floats(1e-9, 1e3)
 samples = st.lists(durations, min_size=1, max_size=200)
@@ -144,19 +144,14 @@ def test_the_relative_width_has_no_unit(seconds: list[float], factor: float) -> 
     assert relative_width(summarise(array * factor)) == pytest.approx(relative_width(summarise(array)))
 
 
-def summary_of(**changes: Any) -> Summary:
-    plain = {"n": 6, "min": 8.0, "p50": 10.0, "p50_lo": 9.0, "p50_hi": 12.0, "p95": None, "p99": None}
-    return Summary(**{**plain, "max": 12.0, "mean": 10.0, "cv": 0.1, **changes})
-
-
 def test_the_relative_width_is_half_the_interval_over_the_median() -> None:
-    assert relative_width(summary_of()) == pytest.approx(0.15)
-    assert relative_width(summary_of(p50_lo=10.0, p50_hi=10.0)) == 0
+    assert relative_width(summary(p50=10.0, p50_lo=9.0, p50_hi=12.0)) == pytest.approx(0.15)
+    assert relative_width(summary(p50=10.0, p50_lo=10.0, p50_hi=10.0)) == 0
 
 
 @pytest.mark.parametrize("changes", [{"p50_lo": None, "p50_hi": None}, {"p50": 0.0, "p50_lo": 0.0}])
 def test_without_an_interval_or_a_time_the_relative_width_is_infinite(changes: dict[str, Any]) -> None:
-    assert relative_width(summary_of(**changes)) == float("inf")
+    assert relative_width(summary(**changes)) == float("inf")
 
 
 def test_skew_is_the_spread_over_ranks_of_each_iteration() -> None:

@@ -18,10 +18,9 @@ from ncclbench.errors import Exit, worst
 from ncclbench.moe.model_presets import read_model
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.run_writer import RunWriter
-from tests.helpers.stored import manifest_of
+from tests.helpers.stored import manifest
 
 # A real run's manifest says more; to read a run, this will do.
-MANIFEST = {"schema": 1, "plan": {}, "topology": {"node_names": ["n0"]}, "transport": "gloo", "world_size": 2}
 LAUNCHER_PREFIXES = ("OMPI_", "PMI_", "MPI_LOCAL", "SLURM_", "FLUX_", "NCCLBENCH_", "GROUP_", "TORCHELASTIC_")
 LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -580,7 +579,7 @@ def test_report_writes_the_table_into_a_file(ncclbench: Callable[..., Result]) -
 
 
 def test_report_refuses_what_it_cannot_read_or_write(refused: Callable[..., str], tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
+    RunWriter.create(tmp_path / "run", manifest(topology={"node_names": ["n0"]}))
     assert "is no run directory" in refused("report", "run", "nowhere")
     assert "is no run directory" in refused("report", ".")
     assert "cannot write -o nowhere/table.txt" in refused("report", "run", "-o", "nowhere/table.txt")
@@ -591,7 +590,7 @@ def test_report_refuses_what_it_cannot_read_or_write(refused: Callable[..., str]
 
 
 def test_report_into_a_directory_leaves_nothing_behind(refused: Callable[..., str], tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
+    RunWriter.create(tmp_path / "run", manifest(topology={"node_names": ["n0"]}))
     (tmp_path / "there").mkdir()
     assert "cannot write -o there" in refused("report", "run", "-o", "there")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]

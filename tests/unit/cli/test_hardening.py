@@ -13,10 +13,9 @@ from ncclbench.cli.report import command as report
 from ncclbench.errors import UsageError
 from ncclbench.plan.plan import parse_plan
 from ncclbench.store.run_writer import RunWriter, check_target
-from tests.helpers.stored import manifest_of
+from tests.helpers.stored import manifest
 
 PLAN: dict[str, Any] = {"name": "p", "starts": 1, "cases": []}
-MANIFEST: dict[str, Any] = {"schema": 1, "plan": PLAN, "transport": "gloo", "topology": {}, "world_size": 2}
 
 
 def run_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -24,11 +23,11 @@ def run_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    first = RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
+    first = RunWriter.create(tmp_path / "run", manifest())
     with pytest.raises(UsageError, match="another ncclbench is writing"):
-        RunWriter.resume(tmp_path / "run", manifest_of(MANIFEST))
+        RunWriter.resume(tmp_path / "run", manifest())
     del first
-    assert RunWriter.resume(tmp_path / "run", manifest_of(MANIFEST)).path == tmp_path / "run"
+    assert RunWriter.resume(tmp_path / "run", manifest()).path == tmp_path / "run"
 
 
 def test_what_a_kill_before_the_manifest_leaves_can_be_used_again(tmp_path: Path) -> None:
@@ -53,7 +52,7 @@ def test_a_plan_is_no_path(name: str) -> None:
 
 
 def test_a_report_does_not_replace_what_is_no_file(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
+    RunWriter.create(tmp_path / "run", manifest())
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(UsageError, match="no regular file"):
@@ -62,7 +61,7 @@ def test_a_report_does_not_replace_what_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_report_through_a_link_keeps_the_link(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
+    RunWriter.create(tmp_path / "run", manifest())
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     report.callback((tmp_path / "run",), "table", tmp_path / "link")  # type: ignore[misc]

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from ncclbench.cli.progress import BarListener
 from ncclbench.errors import Exit
-from tests.helpers.made_runs import collective, record_like
+from tests.helpers.cluster_runs import collective
+from tests.helpers.stored import like
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9](;|m)")
 SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -51,7 +52,7 @@ def test_what_is_not_good_stays_when_the_view_is_gone(capsys: pytest.CaptureFixt
     view, out = listener()
     view.started(Path("runs/x"), 1, 0, 6, "gloo")
     record, _ = collective(1024)
-    view.finished(record_like(record, status="wrong", wrong=3, reason="3 elements differ"))
+    view.finished(like(record, status="wrong", wrong=3, reason="3 elements differ"))
     view.ended(None, [], Exit.WRONG_DATA, "wrong data")
     assert "WRONG: 3 elements differ" in SEQUENCE.sub("", out.getvalue())
     assert "wrong data" in capsys.readouterr().err

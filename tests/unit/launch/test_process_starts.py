@@ -20,8 +20,7 @@ from ncclbench.launch.signals import passed_on
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.run_writer import RunWriter
 from ncclbench.transports.threads import ThreadTransport, play
-from tests.helpers.recorders import MANIFEST, PLAN, RememberingListener, prepared_run
-from tests.helpers.stored import manifest_of
+from tests.helpers.recorders import PLAN, RememberingListener, planned_manifest, prepared_run
 
 
 def made(path: Path, outcomes: list[Exit | Refused], on_start: Callable[[], object] = lambda: None) -> tuple[Any, Any]:
@@ -35,7 +34,7 @@ def made(path: Path, outcomes: list[Exit | Refused], on_start: Callable[[], obje
         if isinstance(outcome, Refused):
             raise outcome
         if not (path / "manifest.json").exists():
-            RunWriter.create(path, manifest_of(MANIFEST))
+            RunWriter.create(path, planned_manifest())
         return outcome
 
     return make_starts(path, 0, len(outcomes), one, lambda _text: None), asked
@@ -59,7 +58,7 @@ def test_nothing_follows_a_usage_error_or_a_signal(tmp_path: Path) -> None:
 def test_a_run_that_does_not_fit_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
+    RunWriter.create(tmp_path / "run", planned_manifest())
     monkeypatch.setattr(execution, "in_own_process", lambda _arguments: Exit.USAGE)
     (tmp_path / "p.toml").write_text('name = "p"\nstarts = 2\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\n')
     request = RunRequest(
@@ -77,9 +76,9 @@ def test_a_later_start_begins_a_run_only_where_those_before_it_were_refused(
     recorder = RunRecorder(prepared_run(path, RememberingListener(), plan=plan, start=1, one_of_several=one_of_several))
     if not one_of_several:
         with pytest.raises(UsageError, match="make process start 1 first"):
-            recorder.open(manifest_of(MANIFEST))
+            recorder.open(planned_manifest())
         return
-    recorder.open(manifest_of({**MANIFEST, "plan": plan.as_record()}))
+    recorder.open(planned_manifest(plan=plan.as_record()))
     assert read_run(path).open_start == 0
 
 

@@ -16,8 +16,7 @@ from ncclbench.plan.plan import parse_plan
 from ncclbench.store import events
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.run_writer import RunWriter
-from tests.helpers.recorders import MANIFEST, PLAN, RememberingListener, measured, opened, prepared_run
-from tests.helpers.stored import manifest_of
+from tests.helpers.recorders import PLAN, RememberingListener, measured, opened, planned_manifest, prepared_run
 
 
 def test_a_result_that_comes_after_a_fault_is_not_written(tmp_path: Path) -> None:
@@ -66,7 +65,7 @@ def test_a_run_goes_on_with_the_case_in_which_it_ended_however_it_did(fault: Fau
     del recorder
 
     recorder = RunRecorder(prepared_run(path, RememberingListener(), resume=True))
-    assert recorder.open(manifest_of(MANIFEST)) == {first.case}, "which need not be measured again"
+    assert recorder.open(planned_manifest()) == {first.case}, "which need not be measured again"
     recorder.begin(1, PLAN.cases[1])
     recorder.finish(measured(1))
     assert recorder.end() is Exit.GOOD
@@ -105,7 +104,7 @@ def test_rank_1_finishes_a_run_that_rank_0_left_open_and_no_other(tmp_path: Path
 def test_a_case_that_nobody_finished_says_that_it_was_staged(by_rank_1: bool, tmp_path: Path) -> None:
     listener = RememberingListener()
     recorder = RunRecorder(prepared_run(tmp_path / "run", listener, transport="mpi"))
-    recorder.open(manifest_of({**MANIFEST, "provenance": {"transport": {"staged": True}}}))
+    recorder.open(planned_manifest(provenance={"transport": {"staged": True}}))
     recorder.begin(0, PLAN.cases[0])
     if by_rank_1:
         recorder = RunRecorder(recorder.prepared)
@@ -162,4 +161,4 @@ def test_a_longer_timeout_may_go_on_with_the_run(tmp_path: Path) -> None:
     longer = parse_plan(
         'name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\ntimeout = 600\n', "plan"
     ).as_record()
-    assert RunWriter.resume(tmp_path / "run", manifest_of({**MANIFEST, "plan": longer})).path == tmp_path / "run"
+    assert RunWriter.resume(tmp_path / "run", planned_manifest(plan=longer)).path == tmp_path / "run"

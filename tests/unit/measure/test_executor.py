@@ -16,7 +16,7 @@ from ncclbench.schedule import Case
 from ncclbench.store.run_directory import read_run
 from ncclbench.topology import Topology
 from ncclbench.transports.capabilities import Capabilities, Hosting, capabilities_of
-from tests.helpers.judged import verdict_on
+from tests.helpers.acceptance import verdict_on
 from tests.helpers.third_party import install
 
 SIZES = ("-b", "1K", "-e", "4K", "-f", "4")

@@ -24,8 +24,8 @@ from ncclbench.plan.plan import parse_plan, read_plan
 from ncclbench.plan.start_modes import entered
 from ncclbench.store.events import Event
 from ncclbench.store.run_directory import Run, read_run
-from tests.helpers.recorders import MANIFEST, RememberingListener, prepared_run
-from tests.helpers.stored import known, manifest_of
+from tests.helpers.recorders import RememberingListener, prepared_run
+from tests.helpers.stored import known, manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,10 +195,9 @@ def test_all_starts_of_all_modes_and_those_that_are_missing(tmp_path: Path) -> N
 
 def test_a_start_that_is_killed_says_its_mode_and_is_the_one_to_go_on_with(tmp_path: Path) -> None:
     plan = parse_plan(MODES, "p")
-    manifest = {**MANIFEST, "plan": plan.as_record()}
     for start in range(4):
         recorder = RunRecorder(prepared_run(tmp_path / "r", RememberingListener(), plan=plan, start=start))
-        elsewhere = recorder.open(manifest_of(manifest))
+        elsewhere = recorder.open(manifest(plan=plan.as_record()))
         assert elsewhere == plan.elsewhere(start)
         mine = [planned for planned in plan.cases if planned.case.id not in elsewhere]
         recorder.begin(0, mine[0])
@@ -237,7 +236,7 @@ def test_modes_differ_on_purpose_and_in_nothing_else(
     ]
     run = Run(
         tmp_path,
-        manifest_of({"plan": parse_plan(MODES, "p").as_record()}),
+        manifest(plan=parse_plan(MODES, "p").as_record()),
         (),
         tuple(msgspec.convert(events, list[Event])),
     )

@@ -26,9 +26,9 @@ from ncclbench.store.run_writer import RunWriter
 from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, plain_rows
 from ncclbench_reports.csv import as_csv
 from ncclbench_reports.html_page.tables import results_table
-from tests.helpers.made_runs import CASE, HOSTILE, collective, manifest, rich_run, small_run
+from tests.helpers.cluster_runs import CASE, HOSTILE, cluster_manifest, collective, rich_run, small_run
 from tests.helpers.paths import DOCS, TESTS
-from tests.helpers.stored import manifest_of
+from tests.helpers.stored import manifest
 
 GOLDEN = TESTS / "unit" / "reports" / "golden"
 TEXT_FORMATS = {"table": "txt", "csv": "csv", "json": "json", "markdown": "md", "junit": "xml", "prometheus": "prom"}
@@ -119,9 +119,7 @@ def test_the_table_and_markdown_round_the_same_numbers(rich: Run) -> None:
 
 
 def test_every_format_is_rendered_for_a_run_without_records(tmp_path: Path) -> None:
-    RunWriter.create(
-        tmp_path / "run", manifest_of({"schema": 1, "plan": {}, "topology": {}, "transport": "gloo", "world_size": 2})
-    )
+    RunWriter.create(tmp_path / "run", manifest(plan={}))
     empty = read_run(tmp_path / "run")
     for fmt in names("reports"):
         if fmt in (*TEXT_FORMATS, "html", "parquet"):
@@ -203,7 +201,7 @@ def test_every_column_is_documented_with_its_unit() -> None:
 def as_deepep_counts(tmp_path: Path) -> Run:
     """A case with DeepEP's dispatch figure and no combine, and one that has nothing of the kind."""
     figure = ComparableRate(gb_per_s=123.456, bytes=8192, over="dispatch", definition="as DeepEP counts")
-    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
+    writer = RunWriter.create(tmp_path / "run", cluster_manifest())
     for nbytes, comparable in ((64, {"deepep_dispatch": figure}), (128, {})):
         record, _ = collective(nbytes, bus_gb_per_s=7.5, comparable=comparable)
         writer.append(record)
@@ -252,9 +250,7 @@ def test_runs_without_them_have_no_such_heads(rich: Run) -> None:
 
 
 def hostile_run(path: Path, text: str) -> Run:
-    writer = RunWriter.create(
-        path, manifest_of({"schema": 1, "plan": {"name": text}, "topology": {}, "transport": "gloo", "world_size": 6})
-    )
+    writer = RunWriter.create(path, manifest(plan={"name": text}, world_size=6))
     record, _ = collective(64, case=text, reason=text, notes=[text], redop=text, status="wrong", wrong=3)
     writer.append(record)
     return read_run(path)
@@ -312,9 +308,7 @@ def test_a_junit_suite_counts_what_is_in_it(rich: Run) -> None:
 def test_a_run_that_was_lost_between_cases_is_shown_as_lost(tmp_path: Path) -> None:
     """Its records are all good; what it did not come to must not look as if nobody had asked for it."""
     cases = [{"id": CASE}, {"id": "all_reduce/float32/2048/isolated"}, {"id": "all_reduce/float32/4096/isolated"}]
-    writer = RunWriter.create(
-        tmp_path / "run", manifest_of(manifest(plan={"name": "made", "starts": 1, "cases": cases}))
-    )
+    writer = RunWriter.create(tmp_path / "run", cluster_manifest(plan={"name": "made", "starts": 1, "cases": cases}))
     record, seconds_RN = collective(1 << 10)
     writer.append(record, ["total"], seconds_RN[:, :, None])
     writer.event("warning", text="the samples of another case are gone")

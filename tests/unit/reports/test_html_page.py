@@ -22,24 +22,23 @@ from ncclbench_reports.html_page.rank_figures import rank_figures, rank_statisti
 from ncclbench_reports.html_page.rank_places import Places
 from ncclbench_reports.html_page.routing_skew import skew_figures
 from ncclbench_reports.html_page.tables import DataTable, TableColumn
-from tests.helpers.made_runs import (
+from tests.helpers.cluster_runs import (
     WORLD,
+    cluster_manifest,
     collective,
     flows,
     ledger,
-    manifest,
     moe,
-    record_like,
     rich_run,
     seconds_of,
     verdict,
 )
 from tests.helpers.paths import SCRIPTS
-from tests.helpers.stored import manifest_of
+from tests.helpers.stored import like
 
 
 def run_of(*records: Record) -> Run:
-    return Run(Path("run"), manifest_of(manifest()), records, ())
+    return Run(Path("run"), cluster_manifest(), records, ())
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -78,7 +77,7 @@ def routed(routing: str, skew: float, *, slower: float = 1.0, penalty: float | N
         subtotals["control_comm_only"] = total(100)
     fact = {"max_over_mean_received": skew, "bases": {"rank_dedup": {"remote_bytes": payload}}}
     ratios = {"skew_penalty": penalty} if penalty is not None else {}
-    return record_like(base, facts=[fact], subtotals=subtotals, ratios=ratios)
+    return like(base, facts=[fact], subtotals=subtotals, ratios=ratios)
 
 
 def total(us: float) -> Subtotal:
@@ -102,7 +101,7 @@ def test_cases_of_one_size_share_a_plot_with_a_row_each() -> None:
 def test_a_curve_has_the_same_colour_in_both_plots() -> None:
     """Also where the first size has no rate: nccl-tests rounds small ones to 0."""
     cases = [collective(nbytes, timing)[0] for nbytes in (8, 1024) for timing in ("pipelined", "graph")]
-    records = [record_like(c, bus_gb_per_s=None) if (c.bytes, c.timing) == (8, "pipelined") else c for c in cases]
+    records = [like(c, bus_gb_per_s=None) if (c.bytes, c.timing) == (8, "pipelined") else c for c in cases]
     rates, times = curve_figures(plain_rows(flat_frame([run_of(*records)])), {"run": "run"}, {})
     colours = [{trace["name"]: trace["line"]["color"] for trace in figure.data} for figure in (rates, times)]
     assert colours[0] == colours[1]
@@ -140,7 +139,7 @@ def test_slowdown_under_skew_is_the_penalty_or_the_time_a_byte_of_the_least_skew
 def test_one_routing_has_no_curve_and_none_has_no_figure() -> None:
     assert [figure.id for figure in skew_figures(run_of(routed("uniform", 1.1, penalty=1.2)), "")] == ["moe-penalty"]
     assert skew_figures(run_of(moe({"variant": "flat"}, 1.0)[0]), "") == []
-    failed = record_like(routed("uniform", 1.1, penalty=1.2), status="failed", time_us=None)
+    failed = like(routed("uniform", 1.1, penalty=1.2), status="failed", time_us=None)
     assert skew_figures(run_of(failed), "") == []
 
 
@@ -156,7 +155,7 @@ def test_the_bound_of_schedules_that_take_turns_is_that_of_a_rotation() -> None:
         for k, time_us in enumerate(times)
     ]
     whole = summarise(np.array([100e-6] * 11 + [400e-6] * 9))
-    record = record_like(base, phases=phases, time_us=whole, bus_gb_per_s=4.0)
+    record = like(base, phases=phases, time_us=whole, bus_gb_per_s=4.0)
     assert bounds_of([record])[record.case] == {"bound_us": 50.0, "bound_gb_per_s": pytest.approx(4.0 * 500 / 100)}
 
 
@@ -209,7 +208,7 @@ def test_columns_that_say_nothing_are_left_out() -> None:
 
 def test_flows_between_pairs_tell_nothing_of_arrival(tmp_path: Path) -> None:
     """Half of the ranks may be idle in a round: their short durations are no lateness."""
-    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
+    writer = RunWriter.create(tmp_path / "run", cluster_manifest())
     seconds_RN = seconds_of(1e-4, 20, 1)
     seconds_RN[::2] *= 0.01
     writer.append(flows(), ["total"], seconds_RN[:, :, None])
@@ -230,7 +229,7 @@ def test_flows_between_pairs_tell_nothing_of_arrival(tmp_path: Path) -> None:
 
 def single(**fields: Any) -> Record:
     record, _ = collective(1024, imported=OriginRecord(source=0, tool="nccl-tests", version="2.19.6"), **fields)
-    return record_like(record, time_us=summarise(np.array([1e-4])))
+    return like(record, time_us=summarise(np.array([1e-4])))
 
 
 @pytest.mark.parametrize(
@@ -239,18 +238,18 @@ def single(**fields: Any) -> Record:
         ([collective(1024)[0]], ["median"], "time is the median over iterations of the slowest rank"),
         ([single()], ["mean"], "time is a mean over launches, as the log has it"),
         (
-            [single(), record_like(collective(64)[0], imported=OriginRecord(source=0, tool="nccl-tests"))],
+            [single(), like(collective(64)[0], imported=OriginRecord(source=0, tool="nccl-tests"))],
             ["mean", "median"],
             "where n is 1",
         ),
-        ([record_like(collective(64)[0], time_us=None)], [None], "median over iterations"),
+        ([like(collective(64)[0], time_us=None)], [None], "median over iterations"),
     ],
 )
 def test_every_format_says_whether_a_figure_is_a_median_or_a_logs_mean(
     records: list[Record], kinds: list[str | None], words: str
 ) -> None:
     sources = [{"tool": "nccl-tests", "version": "2.19.6", "file": "x.txt"}] if "mean" in kinds else []
-    run = Run(Path("run"), manifest_of(manifest(imported=sources)), tuple(records), ())
+    run = Run(Path("run"), cluster_manifest(imported=sources), tuple(records), ())
     assert [row["time_is"] for row in plain_rows(flat_frame([run]))] == kinds
     texts = {fmt: str(load("reports", fmt).render([run])) for fmt in ("table", "markdown", "prometheus", "junit")}
     assert words in texts["table"]

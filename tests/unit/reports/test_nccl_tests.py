@@ -13,51 +13,24 @@ from ncclbench.config.plugins import load
 from ncclbench.importers.common.import_logs import import_logs, read_log
 from ncclbench.importers.common.imported_cases import Stated
 from ncclbench.importers.common.log_file import Log
-from ncclbench.store.records import Record, Summary
+from ncclbench.store.records import Record
 from ncclbench.store.run_directory import read_run
-from ncclbench.store.run_writer import RunWriter
 from ncclbench_reports.nccl_tests import _figure
 from tests.helpers.paths import FIXTURES
-from tests.helpers.stored import manifest_of
-
-MANIFEST: dict[str, Any] = {"schema": 1, "plan": {"name": "p", "cases": []}, "transport": "nccl", "world_size": 4}
+from tests.helpers.stored import measured_record, record, summary, write_run
 
 # What people's scripts look for: thirteen cells, the fields by their place.
 ROW = re.compile(r"^\s*(\d+)\s+(\d+)\s+(\w+)\s+(\w+)\s+(-?\d+)((?:\s+(?:[\d.e+-]+|N/A)){8})\s*$", re.MULTILINE)
 
 
-def record(pattern: str = "all_reduce", nbytes: int = 1024, **fields: Any) -> Record:
-    chosen: dict[str, Any] = {
-        "case": f"{pattern}/float32/{nbytes}/isolated",
-        "pattern": pattern,
-        "transport": "nccl",
-        "timing": "isolated",
-        "dtype": "float32",
-        "bytes": nbytes,
-        "world_size": 4,
-        "status": "ok",
-        "started": "2026-01-01T00:00:00Z",
-    }
-    return Record(**{**chosen, **fields})
-
-
 def timed(pattern: str = "all_reduce", nbytes: int = 1024, p50: float = 12.345678, **fields: Any) -> Record:
-    time_us = Summary(n=9, min=1.0, p50=p50, p50_lo=None, p50_hi=None, p95=None, p99=None, max=1e9, mean=13.0, cv=0.5)
-    chosen: dict[str, Any] = {
-        "wrong": 0,
-        "count": nbytes // 4,
-        "size_bytes": nbytes,
-        "time_us": time_us,
-        "alg_gb_per_s": 0.0829,
-        "bus_gb_per_s": 0.1244,
-    }
-    return record(pattern, nbytes, **{**chosen, **fields})
+    return measured_record(
+        pattern, nbytes, **{"transport": "nccl", "world_size": 4, "time_us": summary(p50=p50)} | fields
+    )
 
 
-def exported(path: Path, *records: Record, **manifest: Any) -> str:
-    writer = RunWriter.create(path, manifest_of({**MANIFEST, **manifest}))
-    for one in records:
-        writer.append(one)
+def exported(path: Path, *records: Record, **fields: Any) -> str:
+    write_run(path, *records, **{"transport": "nccl", "world_size": 4} | fields)
     text = load("reports", "nccl-tests").render([read_run(path)])
     assert isinstance(text, str)
     return text.replace(str(path), "RUN")

@@ -29,19 +29,18 @@ from ncclbench_reports.html_page.flow_heatmaps import flows_of, nic_residuals, p
 from ncclbench_reports.html_page.page import make_page
 from ncclbench_reports.html_page.rank_figures import rank_statistics
 from ncclbench_reports.html_page.rank_places import Places
-from tests.helpers.made_runs import (
+from tests.helpers.cluster_runs import (
     HOSTILE,
     SLOW_RANK,
     WORLD,
+    cluster_manifest,
     collective,
     flows,
-    manifest,
-    record_like,
     rich_run,
     small_run,
 )
 from tests.helpers.paths import FIXTURES
-from tests.helpers.stored import manifest_of
+from tests.helpers.stored import like, plain
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_columns_and_types_are_the_documented_ones(rich: Path) -> None:
 
 
 def test_an_empty_frame_has_the_same_columns_and_types(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", manifest_of(manifest()))
+    RunWriter.create(tmp_path / "run", cluster_manifest())
     frame = flat_frame([read_run(tmp_path / "run")])
     assert len(frame) == 0
     assert {name: str(kind) for name, kind in frame.dtypes.items()} == {c.name: c.dtype for c in COLUMNS}
@@ -85,7 +84,7 @@ def test_phases_have_their_bytes_and_times(rich: Path) -> None:
 def test_every_directory_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, rich: Path) -> None:
     (tmp_path / "foreign").mkdir()
     newer, damaged = small_run(tmp_path / "newer"), small_run(tmp_path / "damaged")
-    (newer / "manifest.json").write_text(json.dumps(manifest() | {"schema": 99}))
+    (newer / "manifest.json").write_text(json.dumps(plain(cluster_manifest()) | {"schema": 99}))
     with (damaged / "results.jsonl").open("a") as file:
         file.write('{"schema": 1, "case": \n')
     with pytest.raises(UsageError) as refused:
@@ -138,7 +137,7 @@ def test_one_start_has_nothing_to_aggregate_and_other_rank_counts_are_other_case
 
 
 def test_starts_of_one_run_are_starts(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
+    writer = RunWriter.create(tmp_path / "run", cluster_manifest())
     for start in range(2):
         writer.append(collective(1024, start=start, scale=1 + start)[0])
     run = read_run(tmp_path / "run")
@@ -150,9 +149,7 @@ def test_starts_of_one_run_are_starts(tmp_path: Path) -> None:
 
 def test_trends_go_by_date(tmp_path: Path) -> None:
     for name, day in (("late", "2026-02-01"), ("early", "2026-01-01")):
-        RunWriter.create(tmp_path / name, manifest_of(manifest())).append(
-            collective(1024, started=f"{day}T00:00:00Z")[0]
-        )
+        RunWriter.create(tmp_path / name, cluster_manifest()).append(collective(1024, started=f"{day}T00:00:00Z")[0])
     frame = by_date(flat_frame(read_runs([tmp_path / "late", tmp_path / "early"])))
     assert [Path(run).name for run in frame["run"]] == ["early", "late"]
 
@@ -192,9 +189,9 @@ def spoiled(record: Record, run: Path, how: str) -> Record:
     assert record.samples is not None
     file = run / record.samples
     if how == "outside":
-        return record_like(record, samples="../elsewhere.parquet")
+        return like(record, samples="../elsewhere.parquet")
     if how == "absolute":
-        return record_like(record, samples="/etc/passwd")
+        return like(record, samples="/etc/passwd")
     if how == "missing":
         file.unlink()
     if how == "damaged":
@@ -202,7 +199,7 @@ def spoiled(record: Record, run: Path, how: str) -> Record:
     if how == "no parquet":
         file.write_text("rank,iteration")
     if how == "more ranks":
-        return record_like(record, world_size=2)
+        return like(record, world_size=2)
     return record
 
 
@@ -224,7 +221,7 @@ def test_the_rank_that_comes_last_has_the_shortest_duration() -> None:
 
 
 def test_rank_statistics_find_the_slow_rank(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
+    writer = RunWriter.create(tmp_path / "run", cluster_manifest())
     record, seconds_RN = collective(1 << 20)
     seconds_RN[SLOW_RANK] *= 1.5
     writer.append(record, ["total"], seconds_RN[:, :, None])
@@ -246,7 +243,7 @@ def test_flows_are_rates_and_what_never_ended_is_unknown() -> None:
 
 
 def test_the_slow_nic_is_named(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
+    writer = RunWriter.create(tmp_path / "run", cluster_manifest())
     writer.append(flows())
     run = read_run(tmp_path / "run")
     nics = nic_residuals(run, Places.of(run))
@@ -262,7 +259,7 @@ def test_the_slow_nic_is_named(tmp_path: Path) -> None:
 def test_damaged_flows_are_no_flows(flows_field: dict[str, Any]) -> None:
     record = flows()
     phase = msgspec.structs.replace(record.phases[0], flows=msgspec.convert(flows_field, FlowTimes))
-    assert flows_of(record_like(record, phases=[phase]), WORLD) is None
+    assert flows_of(like(record, phases=[phase]), WORLD) is None
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -425,12 +422,12 @@ def test_ratios_and_sums_of_phases_have_tables(rich: Path) -> None:
 
 
 def test_phases_that_take_turns_are_not_stacked(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest_of(manifest()))
+    writer = RunWriter.create(tmp_path / "run", cluster_manifest())
     base = flows()
     assert base.time_us is not None
     half = msgspec.structs.replace(base.time_us, n=base.time_us.n // 2)
     turns = [msgspec.structs.replace(base.phases[0], label=f"round={k}", time_us=half) for k in range(2)]
-    writer.append(record_like(base, phases=turns))
+    writer.append(like(base, phases=turns))
     page = make_page([read_run(tmp_path / "run")])
     assert not [figure for figure in page.figures if figure.id.startswith(("phases", "bytes"))]
     bound = next(t for f in page.figures if f.id == "latency-0" for t in f.data if t["name"] == "bound")

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from ncclbench.config.plugins import load
-from ncclbench.store.records import GroupResult, Record, Skew, Summary
+from ncclbench.store.records import GroupResult, Record, Skew
 from ncclbench.store.run_directory import Run, read_run
 from ncclbench.store.run_writer import RunWriter
-from tests.helpers.stored import manifest_of
+from tests.helpers.stored import manifest, measured_record, record, summary, write_run
 
 MANIFEST: dict[str, Any] = {
     "schema": 1,
@@ -21,56 +21,14 @@ MANIFEST: dict[str, Any] = {
 }
 
 
-def record(pattern: str = "all_reduce", nbytes: int = 1024, **fields: Any) -> Record:
-    chosen: dict[str, Any] = {
-        "case": f"{pattern}/float32/{nbytes}/isolated",
-        "pattern": pattern,
-        "transport": "nccl",
-        "timing": "isolated",
-        "dtype": "float32",
-        "bytes": nbytes,
-        "world_size": 4,
-        "status": "ok",
-        "started": "2026-01-01T00:00:00Z",
-    }
-    return Record(**{**chosen, **fields})
-
-
 def timed(pattern: str = "all_reduce", nbytes: int = 1024, **fields: Any) -> Record:
-    chosen: dict[str, Any] = {
-        "wrong": 0,
-        "count": nbytes // 4,
-        "size_bytes": nbytes,
-        "time_us": summary(),
-        "skew_us": Skew(p50=1.25, max=9.0),
-        "alg_gb_per_s": 0.0829,
-        "bus_gb_per_s": 0.1244,
-    }
-    return record(pattern, nbytes, **{**chosen, **fields})
+    chosen: dict[str, Any] = {"transport": "nccl", "world_size": 4, "skew_us": Skew(p50=1.25, max=9.0)}
+    return measured_record(pattern, nbytes, **chosen | fields)
 
 
-def summary(**fields: Any) -> Summary:
-    chosen: dict[str, Any] = {
-        "n": 120,
-        "min": 10.0,
-        "p50": 12.345678,
-        "p50_lo": 12.0,
-        "p50_hi": 12.75,
-        "p95": 20.0,
-        "p99": 99.5,
-        "max": 120.0,
-        "mean": 13.0,
-        "cv": 0.5,
-    }
-    return Summary(**{**chosen, **fields})
-
-
-def render(path: Path, manifest: dict[str, Any], *records: Record) -> str:
+def render(path: Path, fields: dict[str, Any], *records: Record) -> str:
     """What the table says of a run that was really stored, with the path taken out."""
-    writer = RunWriter.create(path, manifest_of(manifest))
-    for one in records:
-        writer.append(one)
-    return shown(read_run(path))
+    return shown(read_run(write_run(path, *records, **fields)))
 
 
 def shown(*runs: Run) -> str:
@@ -198,7 +156,7 @@ def test_groups_side_by_side_are_each_shown(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_names_the_case(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
+    writer = RunWriter.create(tmp_path / "run", manifest(**MANIFEST))
     writer.append(timed())
     writer.event("case", case="all_reduce/float32/2048/isolated")
     assert shown(read_run(tmp_path / "run")).splitlines()[-1] == (

@@ -19,19 +19,13 @@ from ncclbench.accept.profile_from_run import make_profile
 from ncclbench.accept.verify import verify
 from ncclbench.cli.report import command as report
 from ncclbench.errors import EnvironmentFault, UsageError
-from ncclbench.store.records import GpuReading, GpuState, Json, LedgerRecord, OriginRecord, PhaseResult, Record
+from ncclbench.store.records import GpuReading, GpuState, Json, LedgerRecord, OriginRecord, PhaseResult
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.run_writer import RunWriter
 from ncclbench.store.samples import seconds_of_ranks
-from tests.helpers.stored import manifest_of
+from tests.helpers.stored import manifest, record
 
 pytestmark = pytest.mark.usefixtures("unsynced")
-
-MANIFEST: dict[str, Any] = {"schema": 1, "plan": {"name": "p"}, "transport": "gloo", "topology": {}, "world_size": 2}
-RECORD = Record(
-    case="c", pattern="p", transport="gloo", timing="isolated", dtype="uint8", bytes=8, world_size=2, status="ok",
-    started=None,
-)  # fmt: skip
 
 
 def spoilt(run: Path, name: str, place: tuple[Any, ...], value: Any) -> Path:
@@ -68,11 +62,11 @@ LEDGER = LedgerRecord(sent_bytes={"node": 8}, bottleneck_bytes=8)
     ],
 )
 def test_a_record_of_another_shape_is_a_damaged_line(place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
+    writer = RunWriter.create(tmp_path / "run", manifest())
     phases = [PhaseResult(label="a", ledger=LEDGER)]
     facts: list[dict[str, Json]] = [{"bases": {"selection": {"remote_bytes": 1}}, "mine": [1]}]
     gpus = [GpuReading(rank=0, before=GpuState(), after=GpuState())]
-    writer.append(msgspec.structs.replace(RECORD, ledger=LEDGER, phases=phases, facts=facts, gpus=gpus))
+    writer.append(msgspec.structs.replace(record(), ledger=LEDGER, phases=phases, facts=facts, gpus=gpus))
     assert read_run(tmp_path / "run").records[0].ledger == LEDGER
     with pytest.raises(UsageError, match=r"results\.jsonl, line 1 is damaged: "):
         read_run(spoilt(tmp_path / "run", "results.jsonl", place, value))
@@ -87,7 +81,7 @@ def test_a_record_of_another_shape_is_a_damaged_line(place: tuple[Any, ...], val
     ],
 )
 def test_a_manifest_of_another_shape_is_damaged(place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", manifest_of({**MANIFEST, "plan": {"name": "p", "starts": 2}}))
+    RunWriter.create(tmp_path / "run", manifest(plan={"name": "p", "starts": 2}))
     assert read_run(tmp_path / "run").declared_starts == 2
     with pytest.raises(UsageError, match=r"manifest\.json is damaged: "):
         read_run(spoilt(tmp_path / "run", "manifest.json", place, value))
@@ -119,8 +113,8 @@ ORIGIN = OriginRecord(tool="nccl-tests", figure="table", source=0, table=0, row=
 def test_what_an_importer_wrote_has_its_shape_as_well(
     name: str, place: tuple[Any, ...], value: Any, said: str, tmp_path: Path
 ) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest_of({**MANIFEST, "imported": [IMPORTED]}))
-    writer.append(msgspec.structs.replace(RECORD, imported=ORIGIN))
+    writer = RunWriter.create(tmp_path / "run", manifest(imported=[IMPORTED]))
+    writer.append(msgspec.structs.replace(record(), imported=ORIGIN))
     for fmt in ("table", "nccl-tests"):
         report.callback((tmp_path / "run",), fmt, None)  # type: ignore[misc]
     where = f"{name}, line 1" if name == "results.jsonl" else name
@@ -131,7 +125,7 @@ def test_what_an_importer_wrote_has_its_shape_as_well(
 
 @pytest.mark.parametrize("value", [{"start": "x"}, {"ranks": 3}, {"software": [1]}])
 def test_an_event_of_another_shape_is_a_damaged_line(value: dict[str, Any], tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST)).event("lost", **value)
+    RunWriter.create(tmp_path / "run", manifest()).event("lost", **value)
     with pytest.raises(UsageError, match=r"events\.jsonl, line 1 is damaged: "):
         read_run(tmp_path / "run")
 
@@ -139,7 +133,7 @@ def test_an_event_of_another_shape_is_a_damaged_line(value: dict[str, Any], tmp_
 @pytest.mark.parametrize("name", ["results.jsonl", "events.jsonl", "manifest.json", "verdict.json"])
 def test_what_is_no_regular_file_is_not_read(name: str, tmp_path: Path) -> None:
     """Reading a pipe would wait for ever, and a device would fill the memory."""
-    RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
+    RunWriter.create(tmp_path / "run", manifest())
     (tmp_path / "run" / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / "run" / name)
     with pytest.raises(UsageError, match=f"{name} is no regular file"):

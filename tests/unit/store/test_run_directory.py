@@ -24,7 +24,7 @@ from ncclbench.store.records import GroupResult, LedgerRecord, PhaseResult, Reco
 from ncclbench.store.run_directory import first_difference, read_run
 from ncclbench.store.run_writer import RunWriter, check_target
 from ncclbench.store.samples import write_samples
-from tests.helpers.stored import manifest_of
+from tests.helpers.stored import manifest, record
 
 MANIFEST: dict[str, Any] = {
     "schema": 1,
@@ -37,22 +37,11 @@ MANIFEST: dict[str, Any] = {
 SECONDS_RNK = np.arange(12, dtype=np.float64).reshape(2, 3, 2) * 1e-6
 
 
-def record(number: int = 0, **fields: Any) -> Record:
-    chosen: dict[str, Any] = {
-        "case": f"all_reduce/float32/{1024 << number}/isolated",
-        "pattern": "all_reduce",
-        "transport": "gloo",
-        "timing": "isolated",
-        "dtype": "float32",
-        "bytes": 1024 << number,
-        "world_size": 2,
-        "status": "ok",
-        "started": "2026-01-01T00:00:00Z",
-    }
-    return Record(**{**chosen, **fields})
+def numbered(number: int = 0, **fields: Any) -> Record:
+    return record(nbytes=1024 << number, **fields)
 
 
-FULL = record(
+FULL = numbered(
     params={"redop": "max", "group": "2"},
     reason="a reason\nwith a second line",
     wrong=0,
@@ -90,21 +79,21 @@ FULL = record(
 def run(tmp_path: Path) -> Path:
     """A run with two finished cases."""
     path = tmp_path / "run"
-    writer = RunWriter.create(path, manifest_of(MANIFEST))
+    writer = RunWriter.create(path, manifest(**MANIFEST))
     writer.event("start", command=["run"])
     for number in range(2):
-        writer.append(record(number), ["total", "bit_0"], SECONDS_RNK)
+        writer.append(numbered(number), ["total", "bit_0"], SECONDS_RNK)
     return path
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest_of(MANIFEST))
+    writer = RunWriter.create(tmp_path / "run", manifest(**MANIFEST))
     writer.event("start", command=["run", "all_reduce"])
     stored = writer.append(FULL, ["total", "bit_0"], SECONDS_RNK)
-    skipped = writer.append(record(1, status="skipped", reason="needs 2 nodes"))
+    skipped = writer.append(numbered(1, status="skipped", reason="needs 2 nodes"))
     writer.event("end", exit_code=0)
     back = read_run(tmp_path / "run")
-    assert back.manifest == manifest_of(MANIFEST)
+    assert back.manifest == manifest(**MANIFEST)
     assert back.records == (stored, skipped)
     assert stored == msgspec.structs.replace(FULL, samples=stored.samples)
     assert skipped.samples is None
@@ -170,14 +159,14 @@ def test_no_temporary_file_is_left(run: Path) -> None:
 
 def test_the_last_record_of_a_case_counts_in_the_place_of_its_first(run: Path) -> None:
     writer = RunWriter(run)
-    writer.append(record(0, status="failed", reason="rank 1 died"))
+    writer.append(numbered(0, status="failed", reason="rank 1 died"))
     back = read_run(run)
     assert [(r.bytes, r.status) for r in back.records] == [(1024, "failed"), (2048, "ok")]
 
 
 def test_a_second_writer_does_not_overwrite_samples(run: Path) -> None:
     before = {path.name: path.read_bytes() for path in (run / "samples").iterdir()}
-    RunWriter(run).append(record(0), ["total"], SECONDS_RNK[:, :, :1])
+    RunWriter(run).append(numbered(0), ["total"], SECONDS_RNK[:, :, :1])
     after = {path.name: path.read_bytes() for path in (run / "samples").iterdir()}
     assert len(after) == 3
     assert before.items() <= after.items()
@@ -196,14 +185,14 @@ def test_a_torn_last_line_is_ignored_on_read_and_cut_on_resume(name: str, run: P
     back = read_run(run)
     (run / name).write_bytes(whole + whole.splitlines()[0][:-7])
     assert read_run(run) == back
-    RunWriter.resume(run, manifest_of(MANIFEST))
+    RunWriter.resume(run, manifest(**MANIFEST))
     assert (run / name).read_bytes() == whole
 
 
 def test_the_chain_goes_on_after_a_torn_line(run: Path) -> None:
     with (run / "events.jsonl").open("ab") as file:
         file.write(b'{"time":"2026-01-01T')
-    writer = RunWriter.resume(run, manifest_of(MANIFEST))
+    writer = RunWriter.resume(run, manifest(**MANIFEST))
     writer.event("resume", finished=2)
     assert events.broken_link(run / "events.jsonl") is None
     assert [event.kind for event in read_run(run).events] == ["start", "result", "result", "resume"]
@@ -269,15 +258,13 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_resume_refuses_another_run_and_names_the_difference(path: str, value: Any, words: str, run: Path) -> None:
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     with pytest.raises(UsageError) as caught:
-        RunWriter.resume(run, manifest_of(changed(path, value)))
+        RunWriter.resume(run, manifest(**changed(path, value)))
     assert str(caught.value) == f"cannot resume {run}: {words}"
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
 def test_resume_does_not_mind_another_time_or_machine_state(run: Path) -> None:
-    RunWriter.resume(
-        run, manifest_of({**MANIFEST, "started": "2027-01-01T00:00:00Z", "provenance": {"python": "3.13"}})
-    )
+    RunWriter.resume(run, manifest(**MANIFEST | {"started": "2027-01-01T00:00:00Z", "provenance": {"python": "3.13"}}))
 
 
 def test_a_tuple_is_a_list_and_a_whole_float_an_integer_on_disk() -> None:
@@ -333,7 +320,7 @@ def test_a_disk_that_fails_at_the_very_start_does_not_speak_of_what_was_stored(
 
     monkeypatch.setattr("ncclbench.store.run_writer.write_whole", full)
     with pytest.raises(EnvironmentFault, match="No space left on device; nothing was stored; name another directory"):
-        RunWriter.create(tmp_path / "new", manifest_of(MANIFEST))
+        RunWriter.create(tmp_path / "new", manifest(**MANIFEST))
 
 
 @pytest.mark.parametrize("content", ["{}", '{"schema": "1"}', "[]"])
@@ -379,17 +366,17 @@ def test_what_is_no_run_is_refused(content: bytes | None, tmp_path: Path) -> Non
 
 def test_a_directory_that_holds_something_is_not_written_into(run: Path) -> None:
     with pytest.raises(UsageError, match="is not empty"):
-        RunWriter.create(run, manifest_of(MANIFEST))
+        RunWriter.create(run, manifest(**MANIFEST))
 
 
 def test_a_directory_is_made_with_its_parents(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "a" / "b" / "c", manifest_of(MANIFEST))
+    RunWriter.create(tmp_path / "a" / "b" / "c", manifest(**MANIFEST))
     assert read_run(tmp_path / "a" / "b" / "c").records == ()
 
 
 def test_an_empty_directory_will_do(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path, manifest_of(MANIFEST))
-    assert read_run(tmp_path).manifest == manifest_of(MANIFEST)
+    RunWriter.create(tmp_path, manifest(**MANIFEST))
+    assert read_run(tmp_path).manifest == manifest(**MANIFEST)
 
 
 def test_a_file_is_no_target(tmp_path: Path) -> None:
@@ -436,13 +423,13 @@ def test_a_full_disk_keeps_what_was_there(failing: int, run: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(EnvironmentFault) as caught:
-        writer.append(record(2), ["total", "bit_0"], SECONDS_RNK)
+        writer.append(numbered(2), ["total", "bit_0"], SECONDS_RNK)
     assert "could not store all_reduce/float32/4096/isolated: " in str(caught.value)
     assert "No space left on device" in str(caught.value)
     assert contents(run) == before
     assert len(read_run(run).records) == 2
     # When there is room again, the same writer goes on.
-    writer.append(record(2), ["total", "bit_0"], SECONDS_RNK)
+    writer.append(numbered(2), ["total", "bit_0"], SECONDS_RNK)
     assert [r.bytes for r in read_run(run).records] == [1024, 2048, 4096]
 
 

@@ -1,4 +1,7 @@
-"""Run directories made by hand, as rich as a report can need: flows, phases, samples, a verdict, and hostile names."""
+"""Run directories of six ranks on three nodes with two rails, with all that a report can show.
+
+This includes flows, phases, samples, a verdict and hostile names.
+"""
 
 import json
 from pathlib import Path
@@ -7,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ncclbench.analysis.summary import skew, summarise
+from ncclbench.store.manifest import Manifest
 from ncclbench.store.records import FlowTimes, GroupResult, LedgerRecord, PhaseResult, Record, Subtotal
 from ncclbench.store.run_writer import RunWriter
-from tests.helpers.stored import manifest_of
+from tests.helpers.stored import like, manifest
 
 NODES, RAILS = 3, 2
 WORLD = NODES * RAILS
@@ -19,11 +23,10 @@ CASE = "all_reduce/float32/1024/isolated"  # the only planned one: what else was
 LINKS = ("self", "node", "domain", "same_rail", "cross_rail", "cross_site")
 
 
-def manifest(hosts: tuple[str, ...] = ("n0", "n1", "n2"), **fields: Any) -> dict[str, Any]:
-    """Of a run on three nodes with two rails."""
+def cluster_manifest(hosts: tuple[str, ...] = ("n0", "n1", "n2"), **fields: Any) -> Manifest:
+    """The manifest of the run, with its topology and wiring."""
     ranks = range(WORLD)
-    return {
-        "schema": 1,
+    chosen: dict[str, Any] = {
         "plan": {"name": "made", "starts": 1, "cases": [{"id": CASE, "settings": {"warmup": 5}}]},
         "transport": "gloo",
         "device": "cpu",
@@ -53,8 +56,8 @@ def manifest(hosts: tuple[str, ...] = ("n0", "n1", "n2"), **fields: Any) -> dict
             "variables": {"NCCL_DEBUG": "INFO"},
         },
         "started": "2026-01-01T00:00:00Z",
-        **fields,
     }
+    return manifest(**chosen | fields)
 
 
 def seconds_of(median: float, iterations: int, seed: int, slow: float = 1.0, ranks: int = WORLD) -> Any:
@@ -122,7 +125,7 @@ def flows(nbytes: int = 1 << 20) -> Record:
             src=[a for a, _ in pairs], dst=[b for _, b in pairs], nbytes=[nbytes] * len(pairs), p50_us=stored
         ),
     )
-    return record_like(
+    return like(
         base, case=f"cross_rail/float32/{nbytes}/isolated", pattern="cross_rail", phases=[phase], bus_gb_per_s=None
     )
 
@@ -139,7 +142,7 @@ def moe(params: dict[str, Any], scale: float) -> tuple[Record, list[str], Any]:
         if k
     ]
     name = "/".join(f"{key}={value}" for key, value in params.items())
-    record = record_like(
+    record = like(
         base,
         case=f"moe_dispatch/bfloat16/4194304/isolated/{name}",
         pattern="moe_dispatch",
@@ -154,13 +157,6 @@ def moe(params: dict[str, Any], scale: float) -> tuple[Record, list[str], Any]:
         ratios={"skew_penalty": 1.25},
     )
     return record, labels, seconds_RNK
-
-
-def record_like(base: Record, **fields: Any) -> Record:
-    """`base` with other fields."""
-    import msgspec
-
-    return msgspec.structs.replace(base, **fields)
 
 
 FLOOR = {"metric": "bus_gb_per_s", "limit": 2.0, "basis": "measured"}
@@ -201,7 +197,7 @@ def verdict(word: str = "FAIL") -> dict[str, Any]:
 
 def small_run(path: Path, *, scale: float = 1.0, **fields: Any) -> Path:
     """Three sizes in two regimes, with samples; a skipped case."""
-    writer = RunWriter.create(path, manifest_of(manifest(**fields)))
+    writer = RunWriter.create(path, cluster_manifest(**fields))
     for timing in ("isolated", "pipelined"):
         for nbytes in (1 << 10, 1 << 15, 1 << 20):
             record, seconds_RN = collective(nbytes, timing, scale=scale)
@@ -226,7 +222,7 @@ def small_run(path: Path, *, scale: float = 1.0, **fields: Any) -> Path:
 
 def rich_run(path: Path, hosts: tuple[str, ...] = ("n0", "n1", "n2"), word: str | None = "FAIL") -> Path:
     """All that a report can show."""
-    writer = RunWriter.create(path, manifest_of(manifest(hosts)))
+    writer = RunWriter.create(path, cluster_manifest(hosts))
     for timing in ("isolated", "pipelined"):
         for nbytes in (1 << 10, 1 << 15, 1 << 20):
             record, seconds_RN = collective(nbytes, timing, notes=["ungated: it must synchronise with the host"])
@@ -251,7 +247,7 @@ def rich_run(path: Path, hosts: tuple[str, ...] = ("n0", "n1", "n2"), word: str 
     grouped, _ = collective(1 << 12, params={"group": "2"}, case="all_reduce/float32/4096/isolated/group=2")
     assert grouped.time_us is not None
     groups = [GroupResult(ranks=[0, 1], time_us=grouped.time_us, bus_gb_per_s=1.25)]
-    writer.append(record_like(grouped, groups=groups))
+    writer.append(like(grouped, groups=groups))
     writer.event("end", exit_code=0)
     if word is not None:
         (path / "verdict.json").write_text(json.dumps(verdict(word)))
