@@ -7,15 +7,15 @@ import pytest
 
 from ncclbench.store.run_directory import Run, Stamp
 from ncclbench.topology import Topology
-from tests.helpers.made_runs import collective, record_like
-from tests.helpers.stored import known, manifest_of
+from tests.helpers.cluster_runs import collective
+from tests.helpers.stored import known, like, manifest
 
 MEASURED: dict[str, Any] = {"transport": "nccl", "device": "cuda", "world_size": 2}
 
 
 def run_of(fields: dict[str, Any], transports: list[str] | None = None) -> Run:
-    records = [record_like(collective(64)[0], transport=name) for name in transports or ["nccl"]]
-    return Run(Path("run"), manifest_of({**MEASURED, **fields}), tuple(records), ())
+    records = [like(collective(64)[0], transport=name) for name in transports or ["nccl"]]
+    return Run(Path("run"), manifest(**{**MEASURED, **fields}), tuple(records), ())
 
 
 @pytest.mark.parametrize(
