@@ -102,6 +102,13 @@ def _lock(path: Path, advice: str) -> int:
     return file
 
 
+def _without_sources(manifest: Manifest) -> Manifest:
+    """Without the explanations of the topology, whose words change from version to version."""
+    if manifest.topology is None:
+        return manifest
+    return msgspec.structs.replace(manifest, topology=msgspec.structs.replace(manifest.topology, sources={}))
+
+
 class RunWriter:
     """Appends to a run directory. One process writes at a time; its threads may share a writer."""
 
@@ -139,7 +146,7 @@ class RunWriter:
         Raises:
             UsageError: if its plan, topology or transport differs from `manifest`, naming the difference.
         """
-        stored = read_run(path).manifest
+        stored, manifest = (_without_sources(one) for one in (read_run(path).manifest, manifest))
         for key in ("plan", "topology", "transport", "world_size"):
             difference = first_difference(getattr(stored, key), getattr(manifest, key), key)
             if difference:

@@ -218,7 +218,8 @@ def alike(expected: str, found: str) -> str:
 
 def normalised(text: str) -> str:
     """Without what must differ from then: the version that makes a page or a verdict; what a run has recorded stays."""
-    return re.sub(r'(Made by ncclbench|judged_by": ?"ncclbench) \d[\w+-]*(?:\.[\w+-]+)*', r"\1 VERSION", text)
+    by = r'(Made by ncclbench |written by ncclbench |judged_by": ?"ncclbench |^ {2}"ncclbench": ")'
+    return re.sub(by + r"\d[\w+-]*(?:\.[\w+-]+)*", r"\1VERSION", text, flags=re.MULTILINE)
 
 
 def as_text(path: Path) -> str:
