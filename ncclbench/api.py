@@ -221,7 +221,7 @@ def load_runs(paths: Iterable[AnyPath]) -> list[LoadedRun]:
 
 def frame(runs: Sequence[LoadedRun]) -> pd.DataFrame:
     """One row per record of all `runs`; the column `run` names the directory."""
-    from ncclbench_reports.common.record_frame import flat_frame
+    from ncclbench_reports.common.record_rows import flat_frame
 
     return flat_frame([loaded.run for loaded in runs])
 

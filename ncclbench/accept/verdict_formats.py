@@ -1,86 +1,62 @@
-"""A verdict for other programs: JUnit XML, CSV, and Prometheus text. Cases have formats of their own in reports."""
+"""A verdict for other programs: JUnit XML, CSV and Prometheus text. Cases have formats of their own in reports."""
 
-import csv
-import io
-from collections.abc import Iterable
+from collections import Counter
 from itertools import groupby
-from xml.etree import ElementTree
 
-from ncclbench.store.escapes import csv_cell, prometheus_label, xml_text
-from ncclbench.store.verdict import CheckResult, RunVerdict, Verdict
-
-_JUNIT = {Verdict.FAIL: "failure", Verdict.INCONCLUSIVE: "error", Verdict.NOT_RUN: "skipped"}
+from ncclbench.store.exports import Gauge, JUnitSuite, check_case, csv_text, junit_text, prometheus_text, verdict_case
+from ncclbench.store.verdict import RunVerdict, Verdict
 
 
-def junit(document: RunVerdict) -> str:
-    """JUnit XML: a suite a check, a case a subject; FAIL is a failure, INCONCLUSIVE an error, NOT_RUN skipped."""
-    root = ElementTree.Element("testsuites", name=f"ncclbench accept {document.profile.name}")
-    for check, group in groupby(document.checks, key=lambda result: result.check):
-        results = list(group)
-        suite = ElementTree.SubElement(root, "testsuite", name=xml_text(check, "?"), tests=str(len(results)))
-        for verdict, tag in _JUNIT.items():
-            name = {"failure": "failures", "error": "errors", "skipped": "skipped"}[tag]
-            suite.set(name, str(sum(result.verdict is verdict for result in results)))
-        for result in results:
-            case = ElementTree.SubElement(
-                suite, "testcase", classname=xml_text(check, "?"), name=xml_text(result.subject, "?")
-            )
-            if result.verdict in _JUNIT:
-                said = ElementTree.SubElement(case, _JUNIT[result.verdict], message=xml_text(result.reason, "?"))
-                said.text = xml_text(f"action: {result.action}", "?") if result.action else None
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+def junit(verdict: RunVerdict) -> str:
+    """JUnit XML: the verdict, then one suite per check and one case per subject."""
+    suites = [JUnitSuite(name="verdict", cases=[verdict_case(verdict)])]
+    for check, results in groupby(verdict.checks, key=lambda result: result.check):
+        suites.append(JUnitSuite(name=check, cases=[check_case(result, check) for result in results]))
+    return junit_text(f"ncclbench accept {verdict.profile.name}", suites) + "\n"
 
 
-def checks_csv(document: RunVerdict) -> str:
-    """One row a result."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["check", "subject", "verdict", "action", "reason"])
-    for result in document.checks:
-        cells = (result.check, result.subject, result.verdict, result.action or "", result.reason)
-        writer.writerow([csv_cell(str(cell)) for cell in cells])
-    return out.getvalue()
+def checks_csv(verdict: RunVerdict) -> str:
+    """One row per result."""
+    rows = [(r.check, r.subject, r.verdict.value, r.action.value if r.action else "", r.reason) for r in verdict.checks]
+    return csv_text(("check", "subject", "verdict", "action", "reason"), rows)
 
 
-def prometheus(document: RunVerdict) -> str:
-    """Prometheus text: the verdict, the starts, the number of results of each check and verdict, and what failed."""
-    profile = document.profile.name
-    lines = [
-        *_head("ncclbench_accept_verdict", "1 for the verdict of the run"),
-        *(
-            _sample("ncclbench_accept_verdict", int(v is document.verdict), profile=profile, verdict=v.value)
-            for v in Verdict
-        ),
-        *_head("ncclbench_accept_exit_code", "exit code of ncclbench accept"),
-        _sample("ncclbench_accept_exit_code", document.exit_code or 0, profile=profile),
-        *_head("ncclbench_accept_starts", "process starts"),
-        _sample("ncclbench_accept_starts", document.starts.declared, profile=profile, kind="declared"),
-        _sample("ncclbench_accept_starts", document.starts.present, profile=profile, kind="present"),
-        *_head("ncclbench_accept_checks", "number of results"),
+def prometheus(verdict: RunVerdict) -> str:
+    """Prometheus text: the verdict, the starts, the number of results per check and verdict, and what did not pass."""
+    profile = {"profile": verdict.profile.name}
+    counts = Counter((result.check, result.verdict.value) for result in verdict.checks)
+    not_passed = [
+        {
+            "check": r.check,
+            "subject": r.subject,
+            "verdict": r.verdict.value,
+            "action": r.action.value if r.action else "",
+        }
+        for r in verdict.checks
+        if r.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)
     ]
-    counts: dict[tuple[str, str], int] = {}
-    for result in document.checks:
-        key = (result.check, result.verdict.value)
-        counts[key] = counts.get(key, 0) + 1
-    for (check, verdict), count in sorted(counts.items()):
-        lines.append(_sample("ncclbench_accept_checks", count, profile=profile, check=check, verdict=verdict))
-    lines += _head("ncclbench_accept_not_passed", "1 for each subject that failed or is inconclusive")
-    lines += list(dict.fromkeys(_not_passed(profile, document.checks)))
-    return "\n".join(lines) + "\n"
-
-
-def _not_passed(profile: str, results: Iterable[CheckResult]) -> Iterable[str]:
-    for r in results:
-        if r.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
-            labels = {"profile": profile, "check": r.check, "subject": r.subject, "verdict": r.verdict.value}
-            yield _sample("ncclbench_accept_not_passed", 1, **labels, action=r.action.value if r.action else "")
-
-
-def _head(name: str, text: str) -> tuple[str, str]:
-    return f"# HELP {name} {text}", f"# TYPE {name} gauge"
-
-
-def _sample(name: str, value: int, **labels: str) -> str:
-    shown = ",".join(f'{name}="{prometheus_label(value)}"' for name, value in labels.items())
-    return f"{name}{{{shown}}} {value}"
+    starts = {"declared": verdict.starts.declared, "present": verdict.starts.present}
+    gauges = [
+        Gauge(
+            "ncclbench_accept_verdict",
+            "1 for the verdict of the run",
+            [({**profile, "verdict": word.value}, int(word is verdict.verdict)) for word in Verdict],
+        ),
+        Gauge("ncclbench_accept_exit_code", "exit code of ncclbench accept", [({**profile}, verdict.exit_code or 0)]),
+        Gauge(
+            "ncclbench_accept_starts",
+            "process starts",
+            [({**profile, "kind": kind}, count) for kind, count in starts.items()],
+        ),
+        Gauge(
+            "ncclbench_accept_checks",
+            "number of results",
+            [({**profile, "check": check, "verdict": word}, count) for (check, word), count in sorted(counts.items())],
+        ),
+        Gauge(
+            "ncclbench_accept_not_passed",
+            "1 for each subject that failed or is inconclusive",
+            [({**profile, **labels}, 1) for labels in not_passed],
+        ),
+    ]
+    return prometheus_text(gauges) + "\n"

@@ -38,7 +38,7 @@ def command(base: Path, new: Path, fmt: str | None, out: Path | None, margin: fl
     """
     from ncclbench.cli.output import emit, refuse_terminal
     from ncclbench.config.refusals import unknown
-    from ncclbench_reports.common.comparison import RENDERERS
+    from ncclbench_reports.common.comparison_formats import RENDERERS
 
     fmt = fmt or _SUFFIXES.get(out.suffix if out else "", "table")
     if fmt not in _FORMATS:

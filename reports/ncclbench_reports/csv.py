@@ -1,29 +1,18 @@
-"""Comma-separated values (RFC 4180): a row a record, the columns of docs/formats.md, every digit.
+"""Comma-separated values (RFC 4180): one row per record, the columns of docs/formats.md, all digits.
 
-A spreadsheet runs what begins with = + - @ (or a tab or a carriage return before one). Such text gets an apostrophe in
-front, as OWASP advises under "CSV injection"; numbers are numbers and stay. Carriage returns become line feeds.
+A spreadsheet runs a cell that begins with = + - @, a tab or a line end. Such text gets an apostrophe in front, as OWASP
+advises under "CSV injection"; numbers stay numbers. Carriage returns become line feeds.
 """
 
 from collections.abc import Sequence
 
-import pandas as pd
-
-from ncclbench.store.escapes import csv_cell
+from ncclbench.store.exports import csv_text
 from ncclbench.store.run_directory import Run
-from ncclbench_reports.common.record_frame import flat_frame
+from ncclbench_reports.common.record_rows import NAMES, record_rows
 
 SUFFIX = ".csv"
 
 
 def render(runs: Sequence[Run]) -> str:
-    """All records of the runs; the header alone where there are none."""
-    return as_csv(flat_frame(runs))
-
-
-def as_csv(frame: pd.DataFrame) -> str:
-    """`frame` as CSV, its text neutralised."""
-    safe = frame.copy()
-    for name in safe.columns:
-        if safe[name].dtype == "string":
-            safe[name] = safe[name].map(csv_cell, na_action="ignore")
-    return str(safe.to_csv(index=False, lineterminator="\n"))
+    """All records of the runs; the header alone if there are none."""
+    return csv_text(NAMES, ([row.value(name) for name in NAMES] for row in record_rows(runs)))

@@ -10,8 +10,7 @@ FOR_FILES = True
 
 def render(runs: Sequence[Run]) -> str:
     """The whole document."""
-    from ncclbench_reports.html_page.page import make_page
-    from ncclbench_reports.html_page.render import render_page
+    from ncclbench_reports.html_page.inline_template import render_page
+    from ncclbench_reports.html_page.page_content import page_of
 
-    page = make_page(runs)
-    return render_page("report.html.j2", page=page, figures=page.figures, tables=page.tables)
+    return render_page(page_of(runs))

@@ -1,24 +1,22 @@
-"""Markdown: for an issue or a wiki page. The verdict first, then a table a run; text from outside is escaped."""
+"""Markdown, for an issue or a wiki page: per run the verdict first, then a table; text from outside is escaped."""
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from ncclbench.store.run_directory import Run
 from ncclbench.units import counted, format_size
-from ncclbench_reports.common.across_starts import across_starts
-from ncclbench_reports.common.record_frame import flat_frame, plain_rows
-from ncclbench_reports.common.wording import (
-    AS_DEEPEP,
-    AS_OTHERS_COUNT,
-    judgements,
+from ncclbench_reports.common.process_starts import AcrossStarts, across_starts
+from ncclbench_reports.common.record_rows import RecordRow, record_rows
+from ncclbench_reports.common.run_summary import (
+    DEEPEP_NOTE,
+    deepep_rates,
     stamps,
     times_are,
     verdict_line,
-    visible,
+    verdicts_of,
     warnings_of,
 )
-from ncclbench_reports.table import figure, rate, there, whole
+from ncclbench_reports.common.text_format import interval, microseconds, rate, visible, whole, wrong_elements
 
 SUFFIX = ".md"
 
@@ -33,10 +31,8 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$&]|^[#+-])")
 
 def render(runs: Sequence[Run]) -> str:
     """The runs one after the other, then the medians over process starts."""
-    flat = flat_frame(runs)
-    rows = plain_rows(flat)
-    parts = [_render_run(run, [row for row in rows if row["run"] == str(run.path)]) for run in runs]
-    across = plain_rows(across_starts(flat))
+    parts = [_render_run(run) for run in runs]
+    across = across_starts(record_rows(runs))
     if across:
         parts.append(
             "## The same case over process starts\n\n" + grid(_ACROSS, (_across_cells(row) for row in across), 1)
@@ -45,7 +41,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def escaped(text: object) -> str:
-    """`text` as Markdown that shows it, letter by letter."""
+    """`text` as Markdown that shows it, character by character."""
     return _SPECIAL.sub(r"\\\1", visible(text))
 
 
@@ -55,23 +51,24 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _render_run(run: Run, rows: list[dict[str, Any]]) -> str:
-    (judgement,) = judgements([run])
+def _render_run(run: Run) -> str:
+    (verdict,) = verdicts_of([run])
+    rows = record_rows([run])
     manifest = run.manifest
     parts = [
         f"## {escaped(run.path)}",
-        f"**{escaped(verdict_line(judgement))}**",
+        f"**{escaped(verdict_line(verdict))}**",
         f"{counted(manifest.world_size, 'rank')} over "
         f"{escaped(manifest.transport or 'several transports')}; {times_are(run)}; GB is 1e9 bytes",
     ]
-    parts += [f"> {escaped(stamp)}" for stamp in stamps(run, judgement)]
-    others = [(name, head) for name, head in AS_OTHERS_COUNT if any(there(row[name]) for row in rows)]
+    parts += [f"> {escaped(stamp)}" for stamp in stamps(run, verdict)]
+    others = deepep_rates(rows)
     header = (*_HEADER, *(f"{head} (GB/s)" for _, head in others))
-    cells = ([*_cells(row), *(rate(row[name]) for name, _ in others)] for row in rows)
+    cells = ([*_cells(row), *(rate(row.figure(name)) for name, _ in others)] for row in rows)
     parts.append(grid(header, cells, 2) if rows else "no case has finished")
-    parts += [AS_DEEPEP] if others else []
-    if judgement and judgement.checks:
-        checks = ([c.check, c.subject, c.verdict, c.reason or "", c.action or ""] for c in judgement.checks)
+    parts += [DEEPEP_NOTE] if others else []
+    if verdict and verdict.checks:
+        checks = ([c.check, c.subject, c.verdict, c.reason or "", c.action or ""] for c in verdict.checks)
         cells = ([escaped(cell) for cell in row] for row in checks)
         parts.append(grid(("check", "subject", "verdict", "reason", "action"), cells, 5))
     warnings = warnings_of(run)
@@ -80,32 +77,30 @@ def _render_run(run: Run, rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    interval = f"{figure(row['p50_lo_us'])}..{figure(row['p50_hi_us'])}" if there(row["p50_lo_us"]) else "-"
+def _cells(row: RecordRow) -> list[str]:
     return [
-        escaped(row["case"]),
-        escaped(row["status"]),
-        format_size(row["bytes"] if row["size_bytes"] is None else row["size_bytes"]),
-        figure(row["p50_us"]),
-        interval,
-        figure(row["p99_us"]),
-        figure(row["skew_p50_us"]),
-        whole(row["n"]),
-        rate(row["alg_gb_per_s"]),
-        rate(row["bus_gb_per_s"]),
-        whole(row["wrong"]) if there(row["wrong"]) else "N/A",
+        escaped(row.case),
+        escaped(row.status),
+        format_size(row.moved_bytes),
+        microseconds(row.p50_us),
+        interval(row.p50_lo_us, row.p50_hi_us),
+        microseconds(row.p99_us),
+        microseconds(row.skew_p50_us),
+        whole(row.n),
+        rate(row.alg_gb_per_s),
+        rate(row.bus_gb_per_s),
+        wrong_elements(row.wrong),
     ]
 
 
-def _across_cells(row: dict[str, Any]) -> list[str]:
-    interval = f"{figure(row['p50_lo_us'])}..{figure(row['p50_hi_us'])}" if there(row["p50_lo_us"]) else "-"
+def _across_cells(row: AcrossStarts) -> list[str]:
     return [
-        escaped(row["case"]),
-        whole(row["world_size"]),
-        whole(row["starts"]),
-        figure(row["p50_us"]),
-        interval,
-        figure(row["p50_min_us"]),
-        figure(row["p50_max_us"]),
-        rate(row["bus_gb_per_s"]),
+        escaped(row.case),
+        whole(row.world_size),
+        whole(row.starts),
+        microseconds(row.p50_us),
+        interval(row.p50_lo_us, row.p50_hi_us),
+        microseconds(row.p50_min_us),
+        microseconds(row.p50_max_us),
+        rate(row.bus_gb_per_s),
     ]

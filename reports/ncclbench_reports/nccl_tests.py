@@ -1,11 +1,11 @@
-"""nccl-tests' text, for other people's parsers: a table for every test, with its header and footer.
+"""The text of nccl-tests, for parsers of it: one table per test, with its header and footer.
 
-Tables that were imported from nccl-tests come out as they went in. Of our own runs a table shows the median over
-iterations of the slowest rank as `time`; the half of a row that was not measured is N/A.
+Tables that were imported from nccl-tests are written unchanged. For ncclbench's own runs, `time` is the median over
+iterations of the slowest rank; the half of a row that was not measured is N/A.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from msgspec import UNSET, UnsetType
 
@@ -14,7 +14,7 @@ from ncclbench.schedule.builders import IN_PLACE
 from ncclbench.store.manifest import LoggedDevice, LoggedTable
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import Run
-from ncclbench_reports.common.wording import losses_of
+from ncclbench_reports.common.run_summary import losses_of
 
 _PROGRAMS = {"all_to_all": "alltoall", "all_to_all_v": "alltoallv", "send_recv": "sendrecv"}
 _TYPES = {
@@ -23,7 +23,7 @@ _TYPES = {
 }
 _PLACEMENTS = ("out_of_place", "in_place")
 _PER_ITERATION = ("min_us", "max_us", "p99_us", "cv_pct")
-# What names a row, and so does not name a table.
+# Parameters of a row, which therefore do not name a table.
 _OF_A_ROW = ("placement", "redop", "root", "occurrence")
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def render(runs: Sequence[Run]) -> str:
 
 def _tables(run: Run) -> list[str]:
     theirs: dict[tuple[int, int], list[Record]] = {}
-    ours: dict[tuple[Any, ...], list[Record]] = {}
+    ours: dict[tuple[object, ...], list[Record]] = {}
     for record in run.records:
         origin = record.imported
         if origin is None or origin.tool != "nccl-tests":
@@ -46,19 +46,19 @@ def _tables(run: Run) -> list[str]:
         elif origin.is_nccl_tests_row and origin.table is not None:
             theirs.setdefault((origin.source, origin.table), []).append(record)
     return [
-        *(_imported(run, *place, records) for place, records in theirs.items()),
+        *(_imported(run, source, table, records) for (source, table), records in theirs.items()),
         *(_measured(run, records) for records in ours.values()),
     ]
 
 
 def _imported(run: Run, source: int, table: int, records: Sequence[Record]) -> str:
-    """A table that was nccl-tests' own."""
+    """A table that nccl-tests wrote."""
     facts = run.manifest.imported[source].tables[table]
     rows: dict[int, Halves] = {}
     for record in records:
         origin = record.imported
         assert origin is not None
-        assert origin.row is not None  # the reader of the run has seen to both
+        assert origin.row is not None  # the store refuses records without them
         assert origin.placement is not None
         rows.setdefault(origin.row, {})[origin.placement] = record
     program = facts.program or _program(records[0].pattern)
@@ -86,7 +86,7 @@ def _stated(value: T | UnsetType | None) -> T | None:
 def _measured(run: Run, records: Sequence[Record]) -> str:
     """A table of cases that ncclbench or another tool has timed."""
     first = records[0]
-    rows: dict[tuple[Any, ...], Halves] = {}
+    rows: dict[tuple[object, ...], Halves] = {}
     for record in records:
         if record.time_us is None and record.alg_gb_per_s is None:
             continue
@@ -124,7 +124,7 @@ def _program(pattern: str) -> str:
 
 
 def _line(text: str | None) -> str:
-    """A reason may have several lines; a comment has one."""
+    """`text` in one line, as a comment needs it."""
     return " ".join((text or "").split())
 
 
@@ -170,12 +170,12 @@ def _device_lines(devices: Sequence[LoggedDevice]) -> list[str]:
 
 
 def _body(rows: Iterable[Halves], *, blank: bool, cpu_time: bool) -> list[str]:
-    """The three lines of header, and a line a row.
+    """The three lines of the header, and one line per row.
 
     Args:
         rows: the halves of each.
-        blank: leave a first half that is not there blank, as nccl-tests does; N/A otherwise.
-        cpu_time: what the column is called with -C.
+        blank: leave a missing first half blank, as nccl-tests does; N/A otherwise.
+        cpu_time: whether times are of the CPU, as with -C.
     """
     rows = list(rows)
     records = [record for halves in rows for record in halves.values()]
@@ -239,15 +239,15 @@ def _half(record: Record, iterations: bool) -> str:
 
 
 def _cells(figures: Sequence[float | None], wrong: int | None) -> str:
-    """Time, rates, #wrong, and the statistics of single launches where there are any."""
+    """Time, rates, #wrong, and the statistics of single launches if there are any."""
     widths = [7, 6, 6, *([7] * (len(figures) - 3))]
-    cells = [f"  {_figure(value, width):>{width}}" for value, width in zip(figures, widths, strict=True)]
-    # nccl-tests writes this one narrower than the figure that it stands for.
+    cells = [f"  {figure_text(value, width):>{width}}" for value, width in zip(figures, widths, strict=True)]
+    # nccl-tests writes N/A narrower than the figure.
     return "".join([*cells[:3], f"  {wrong:6g}" if wrong is not None else "    N/A", *cells[3:]])
 
 
-def _figure(value: float | None, width: int) -> str:
-    """As many decimals as fit, two at most: nccl-tests' getFloatStr."""
+def figure_text(value: float | None, width: int) -> str:
+    """As many decimals as fit into `width`, two at most, like getFloatStr of nccl-tests."""
     if value is None:
         return "N/A"
     power = 0

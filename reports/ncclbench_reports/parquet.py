@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ncclbench import __version__
 from ncclbench.store.run_directory import Run
-from ncclbench_reports.common.record_frame import COLUMNS, flat_frame
+from ncclbench_reports.common.record_rows import COLUMNS, flat_frame
 
 SUFFIX = ".parquet"
 FOR_FILES = True

@@ -1,16 +1,15 @@
-"""Prometheus text (exposition format 0.0.4), for node_exporter's textfile collector: a gauge a column.
+"""Prometheus text (exposition format 0.0.4), for node_exporter's textfile collector: one gauge per column.
 
-A metric is ``ncclbench_`` and the column's name, unit included, so that the figures are those of every other format.
+A metric is ``ncclbench_`` and the column's name, unit included, so that its figures are those of every other format.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ncclbench.store.escapes import prometheus_label
+from ncclbench.store.exports import Gauge, Label, prometheus_text
 from ncclbench.store.run_directory import Run
 from ncclbench.store.verdict import Verdict
-from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, plain_rows
-from ncclbench_reports.common.wording import judgements
+from ncclbench_reports.common.record_rows import COLUMNS, Column, RecordRow, record_rows
+from ncclbench_reports.common.run_summary import verdicts_of
 
 SUFFIX = ".prom"
 
@@ -30,51 +29,41 @@ _LABELS = (
 _FIGURES = tuple(
     column
     for column in COLUMNS
-    if column.dtype in ("Int64", "Float64") and column.name not in (*_LABELS, "root", "nodes", "launches_per_sample")
+    if column.is_number and column.name not in (*_LABELS, "root", "nodes", "launches_per_sample")
 )
 _STATUSES = ("ok", "wrong", "skipped", "failed", "timeout")
 
 
 def render(runs: Sequence[Run]) -> str:
     """All records of the runs, and their verdicts."""
-    rows = plain_rows(flat_frame(runs))
-    lines: list[str] = []
-    for column in _FIGURES:
-        lines += _metric(column.name, f"{column.what} ({column.unit})" if column.unit else column.what, rows)
-    lines += _head("status", "1 for the status that the case has")
-    lines += [
-        f'ncclbench_status{{{_labels(row)},status="{status}"}} {int(row["status"] == status)}'
-        for row in rows
-        for status in _STATUSES
+    rows = record_rows(runs)
+    gauges = [_gauge(column, rows) for column in _FIGURES]
+    status = [({**_labels(row), "status": status}, int(row.status == status)) for row in rows for status in _STATUSES]
+    return prometheus_text(
+        [
+            *(gauge for gauge in gauges if gauge.samples),
+            Gauge("ncclbench_status", "1 for the status that the case has", status),
+            *_verdicts(runs),
+        ]
+    )
+
+
+def _gauge(column: Column, rows: Sequence[RecordRow]) -> Gauge:
+    what = f"{column.what} ({column.unit})" if column.unit else column.what
+    figures = [(_labels(row), row.figure(column.name)) for row in rows]
+    return Gauge(f"ncclbench_{column.name}", what, [(labels, value) for labels, value in figures if value is not None])
+
+
+def _verdicts(runs: Sequence[Run]) -> list[Gauge]:
+    samples = [
+        ({"run": str(run.path), "verdict": word.value}, int(verdict.verdict is word))
+        for run, verdict in zip(runs, verdicts_of(runs), strict=True)
+        if verdict
+        for word in Verdict
     ]
-    lines += _verdicts(runs)
-    return "\n".join(lines)
+    return [Gauge("ncclbench_verdict", "1 for the verdict that the run has", samples)] if samples else []
 
 
-def _metric(name: str, what: str, rows: list[dict[str, Any]]) -> Iterator[str]:
-    known = [row for row in rows if row[name] is not None]
-    if known:
-        yield from _head(name, what)
-        # repr of a float has all its digits, and reads back as the same number.
-        yield from (f"ncclbench_{name}{{{_labels(row)}}} {row[name]!r}" for row in known)
-
-
-def _verdicts(runs: Sequence[Run]) -> Iterator[str]:
-    judged = [(run, found) for run, found in zip(runs, judgements(runs), strict=True) if found]
-    if judged:
-        yield from _head("verdict", "1 for the verdict that the run has")
-    for run, judgement in judged:
-        for word in Verdict:
-            label = f'run="{prometheus_label(run.path)}",verdict="{word}"'
-            yield f"ncclbench_verdict{{{label}}} {int(judgement.verdict == word)}"
-
-
-def _head(name: str, what: str) -> list[str]:
-    escaped = what.replace("\\", r"\\").replace("\n", r"\n")
-    return [f"# HELP ncclbench_{name} {escaped}", f"# TYPE ncclbench_{name} gauge"]
-
-
-def _labels(row: dict[str, Any]) -> str:
+def _labels(row: RecordRow) -> dict[str, Label]:
     # The label that nearly every figure would have is left out: a series keeps its name.
-    known = (name for name in _LABELS if row[name] is not None and (name, row[name]) != ("time_is", "median"))
-    return ",".join(f'{name}="{prometheus_label(row[name])}"' for name in known)
+    return {name: row.value(name) for name in _LABELS if (name, row.value(name)) != ("time_is", "median")}

@@ -13,7 +13,7 @@ from ncclbench.analysis.comparison import compare
 from ncclbench.analysis.run_sets import read_side
 from ncclbench.config.plugins import load
 from ncclbench.store.run_directory import read_run
-from ncclbench_reports.common.comparison import RENDERERS
+from ncclbench_reports.common.comparison_formats import RENDERERS
 from tests.helpers.cluster_runs import HOSTILE, rich_run, small_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -357,7 +357,7 @@ def test_the_pdf_has_every_plot_whole_on_one_page(browser: Any, report: Path, tm
         ("all_reduce: bus bandwidth", "bus bandwidth (GB/s)"),
         ("cross_rail/float32/1048576/isolated: rail by rail", "receiving rail"),
         ("moe_dispatch: time of each phase", "time (us)"),
-        ("Every NIC, sorted", "place in the sorted order"),
+        ("Every NIC, sorted", "position in the sorted order"),
     ):
         assert any(title in page and axis in page for page in pages), title
 

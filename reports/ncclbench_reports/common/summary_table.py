@@ -4,23 +4,23 @@ from html import escape
 
 from ncclbench.store.run_directory import Run
 from ncclbench.units import counted
-from ncclbench_reports.common.record_frame import flat_frame, plain_rows
-from ncclbench_reports.common.wording import judgements, stamps, times_are, verdict_line, visible, warnings_of
-from ncclbench_reports.table import figure, rate, there, whole
+from ncclbench_reports.common.record_rows import RecordRow, record_rows
+from ncclbench_reports.common.run_summary import stamps, times_are, verdict_line, verdicts_of, warnings_of
+from ncclbench_reports.common.text_format import interval, microseconds, rate, visible, whole
 
 _HEADER = ("case", "status", "size (B)", "time (us)", "p50 95% (us)", "algbw (GB/s)", "busbw (GB/s)", "n")
-# What else there is, is in the frame and in the report.
+# The frame and the report have all rows.
 _MOST_ROWS = 100
 
 
 def summary_html(run: Run) -> str:
     """The run's name, stamps, verdict and warnings, and its records; text from outside is escaped."""
-    (judgement,) = judgements([run])
-    lines = [f"{counted(len(run.records), 'record')}; {times_are(run)}", *stamps(run, judgement)]
-    lines += [verdict_line(judgement)] if judgement else []
+    (verdict,) = verdicts_of([run])
+    lines = [f"{counted(len(run.records), 'record')}; {times_are(run)}", *stamps(run, verdict)]
+    lines += [verdict_line(verdict)] if verdict else []
     lines += [f"! {warning}" for warning in warnings_of(run)]
     head = "".join(f"<th>{escape(name)}</th>" for name in _HEADER)
-    rows = "".join(_row(row) for row in plain_rows(flat_frame([run]))[:_MOST_ROWS])
+    rows = "".join(_row(row) for row in record_rows([run])[:_MOST_ROWS])
     more = len(run.records) - _MOST_ROWS
     return (
         f"<p><b>{_text(run.path)}</b><br>{'<br>'.join(_text(line) for line in lines)}</p>"
@@ -29,10 +29,9 @@ def summary_html(run: Run) -> str:
     )
 
 
-def _row(row: dict[str, object]) -> str:
-    interval = f"{figure(row['p50_lo_us'])}..{figure(row['p50_hi_us'])}" if there(row["p50_lo_us"]) else "-"
-    cells = [row["case"], row["status"], whole(row["size_bytes"]), figure(row["p50_us"]), interval]
-    cells += [rate(row["alg_gb_per_s"]), rate(row["bus_gb_per_s"]), whole(row["n"])]
+def _row(row: RecordRow) -> str:
+    cells = [row.case, row.status, whole(row.size_bytes), microseconds(row.p50_us)]
+    cells += [interval(row.p50_lo_us, row.p50_hi_us), rate(row.alg_gb_per_s), rate(row.bus_gb_per_s), whole(row.n)]
     return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
 
 

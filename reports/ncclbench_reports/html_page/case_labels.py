@@ -1,18 +1,16 @@
-"""Names of cases that a plot has room for: what tells them apart, and nothing that is the same in all."""
+"""Short names of cases for plots: what distinguishes them, and nothing that is the same in all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import msgspec
 
 from ncclbench.store.records import Record
 from ncclbench.units import format_size
-from ncclbench_reports.common.wording import visible
+from ncclbench_reports.common.record_rows import RecordRow, params_of
+from ncclbench_reports.common.text_format import visible
 
-# Parameters first: what was varied on purpose. The others only where those do not tell two cases apart.
 _LONGEST_TITLE = 60
-_MOST_LETTERS = 160
+_MOST_CHARACTERS = 160
+# Parameters come first, since they were varied on purpose; these follow only where cases are still equal.
 _FURTHER = ("timing", "size", "dtype", "redop", "world_size", "run")
 
 
@@ -25,22 +23,20 @@ class Facets:
 
 
 def facets_of_record(record: Record) -> Facets:
-    """Of a record."""
+    """The facets of a record."""
     size = format_size(record.bytes if record.size_bytes is None else record.size_bytes)
     further = {"timing": record.timing, "size": size, "dtype": str(record.dtype or "")}
     return Facets({name: str(value) for name, value in record.params.items()}, further)
 
 
-def facets_of_row(row: Mapping[str, Any], runs: Mapping[str, str]) -> Facets:
-    """Of a row of the flat frame; `runs` are the names of the runs, where there are several."""
-    size = format_size(row["bytes"] if row["size_bytes"] is None else row["size_bytes"])
-    further = {name: str(row[name] or "") for name in ("timing", "dtype", "redop", "world_size")}
-    params = {name: str(value) for name, value in msgspec.json.decode(row["params"]).items()}
-    return Facets(params, {**further, "size": size, "run": runs.get(row["run"], "")})
+def facets_of_row(row: RecordRow, runs: Mapping[str, str]) -> Facets:
+    """The facets of a flat row; `runs` has the names of the runs if there are several."""
+    further = {name: str(row.value(name) or "") for name in ("timing", "dtype", "redop", "world_size")}
+    return Facets(params_of(row), {**further, "size": format_size(row.moved_bytes), "run": runs.get(row.run, "")})
 
 
 def short_labels(cases: Sequence[Facets]) -> list[str]:
-    """One name a case, as different as the cases are.
+    """One name per case, as different as the cases are.
 
     A parameter that only some cases have is ``default`` in the others: a case stores what differs from the default.
     """
@@ -58,12 +54,12 @@ def short_labels(cases: Sequence[Facets]) -> list[str]:
 
 
 def titles(records: Sequence[Record]) -> dict[str, str]:
-    """A title for each case: its name, or its pattern and what tells it from the others, where the name is long."""
+    """A title per case: its name, or, where that is long, its pattern and what distinguishes it."""
     found: dict[str, str] = {}
     for pattern in dict.fromkeys(record.pattern for record in records):
         unique = {record.case: record for record in records if record.pattern == pattern}
         labels = short_labels([facets_of_record(record) for record in unique.values()])
         for case, label in zip(unique, labels, strict=True):
             short = len(case) <= _LONGEST_TITLE or not label
-            found[case] = visible(case if short else f"{pattern} {label}", _MOST_LETTERS)
+            found[case] = visible(case if short else f"{pattern} {label}", _MOST_CHARACTERS)
     return found

@@ -1,22 +1,21 @@
-"""A figure as plain data for plotly.js, and the two ways in which text gets into one.
+"""A figure as plain data for plotly.js: text, colours, axes and intervals.
 
-plotly.js reads a few HTML tags in every text that it draws (``<b>``, ``<a href>``) and decodes entities after that. So
-text from outside is escaped as HTML here, and shows up letter by letter.
+plotly.js reads a few HTML tags in every text that it draws (``<b>``, ``<a href>``) and decodes entities after that.
+Therefore text from outside is escaped as HTML here, and appears character by character.
 """
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ncclbench.units import format_size
-from ncclbench_reports.common.wording import visible
+from ncclbench_reports.common.text_format import visible
 
-# Okabe and Ito's colours, darkened or lightened so far that each has 3:1 on the light page and on the dark one.
+# Colours of Okabe and Ito, darkened or lightened to a contrast of 3:1 on the light page and on the dark one.
 COLOURS = ("#0b7abf", "#d55e00", "#00916a", "#c0609a", "#a97900", "#5a86d6", "#9c6ade", "#7b8494")
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
@@ -24,6 +23,11 @@ SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "
 NAME_LENGTH = 48
 # A logarithmic axis shows at least this factor from end to end.
 _LEAST_SPAN = 4.0
+
+# Plain data for plotly.js: a trace, a layout, or a part of one.
+Plot = dict[str, object]
+# A figure with the lower and the upper end of its interval; None where it is unknown.
+Point = tuple[float | None, float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class Figure:
     Attributes:
         id: unique on the page.
         title: its heading.
-        alt: what a reader who cannot see it should know; ends up in ``aria-label``.
+        alt: the same in words, for screen readers; ends up in ``aria-label``.
         caption: how to read it.
         data: plotly traces.
         layout: plotly layout, without anything of the theme.
@@ -43,8 +47,8 @@ class Figure:
     title: str
     alt: str
     caption: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any] = field(default_factory=dict)
+    data: Sequence[Plot]
+    layout: Plot = field(default_factory=dict)
 
 
 def plot_text(text: object, limit: int = NAME_LENGTH) -> str:
@@ -53,25 +57,25 @@ def plot_text(text: object, limit: int = NAME_LENGTH) -> str:
 
 
 def rounded(values: ArrayLike) -> list[float | None]:
-    """Figures with six significant digits, as a plot needs them; None where there is none."""
+    """Figures with six significant digits, enough for a plot; None where one is not finite."""
     return [
         None if not math.isfinite(value) else float(f"{value:.6g}") for value in np.asarray(values, np.float64).tolist()
     ]
 
 
-def style(place: int) -> dict[str, Any]:
-    """Colour, dash and symbol of the trace at `place`: never told apart by colour alone."""
+def style(index: int) -> Plot:
+    """Colour, dash and symbol of trace number `index`: colour is never the only difference."""
     return {
         "line": {
-            "color": COLOURS[place % len(COLOURS)],
-            "dash": DASHES[place // len(COLOURS) % len(DASHES)],
+            "color": COLOURS[index % len(COLOURS)],
+            "dash": DASHES[index // len(COLOURS) % len(DASHES)],
             "width": 2,
         },
-        "marker": {"color": COLOURS[place % len(COLOURS)], "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 7},
+        "marker": {"color": COLOURS[index % len(COLOURS)], "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 7},
     }
 
 
-def size_axis(sizes: Iterable[float]) -> dict[str, Any]:
+def size_axis(sizes: Iterable[float]) -> Plot:
     """A logarithmic axis of bytes, with marks at powers of two that read 1K, 1M."""
     known = sorted({float(size) for size in sizes if size > 0}) or [1.0]
     low, high = math.floor(math.log2(known[0])), math.ceil(math.log2(known[-1]))
@@ -88,29 +92,54 @@ def size_axis(sizes: Iterable[float]) -> dict[str, Any]:
     }
 
 
-def log_axis(title: str, values: Iterable[float]) -> dict[str, Any]:
-    """A logarithmic axis with marks at powers of ten, and between them where there is room."""
+def log_axis(title: str, values: Iterable[float]) -> Plot:
+    """A logarithmic axis with marks at powers of ten, and between them on a short axis."""
     known = [value for value in values if value and math.isfinite(value) and value > 0] or [1.0]
     decades = range(math.floor(math.log10(min(known))) - 1, math.ceil(math.log10(max(known))) + 1)
     span = math.log10(max(known) / min(known))
     leads = (1,) if span > 3 else (1, 3) if span > 1.5 else (1, 2, 5) if span > 0.8 else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [lead * 10.0**power for power in decades for lead in leads]
-    axis = {"title": {"text": title}, "type": "log", "tickvals": ticks, "ticktext": [_short(tick) for tick in ticks]}
-    if max(known) / min(known) < _LEAST_SPAN:  # else an axis as narrow as one interval would make much of nothing
+    axis: Plot = {
+        "title": {"text": title},
+        "type": "log",
+        "tickvals": ticks,
+        "ticktext": [_short(tick) for tick in ticks],
+    }
+    if max(known) / min(known) < _LEAST_SPAN:  # a narrower axis would exaggerate
         middle, half = math.log10(max(known) * min(known)) / 2, math.log10(_LEAST_SPAN) / 2
         axis["range"] = [middle - half, middle + half]
     return axis
 
 
-def extent(traces: Iterable[Mapping[str, Any]], axis: str) -> list[float]:
-    """All values of the traces on an axis, and the ends of their intervals: none may lie beyond the plot."""
+def extent(points: Iterable[Point]) -> list[float]:
+    """All figures and the ends of their intervals as they are drawn: none may lie beyond the plot."""
     found: list[float] = []
-    for trace in traces:
-        error = trace.get(f"error_{axis}") or {}
-        for k, value in enumerate(trace[axis]):
-            low, high = (error[name][k] if name in error else 0 for name in ("arrayminus", "array"))
-            found += [value, value - (low or 0), value + (high or 0)] if value is not None else []
+    for value, low, high in points:
+        if value is not None:
+            drawn, below, above = (
+                number or 0.0
+                for number in rounded(
+                    [value, 0.0 if low is None else value - low, 0.0 if high is None else high - value]
+                )
+            )
+            found += [drawn, drawn - below, drawn + above]
     return found
+
+
+def error_bars(points: Sequence[Point], thickness: float = 1) -> Plot:
+    """The intervals of figures, as plotly draws them; of no length where there is none."""
+    ends = [(value, value if low is None else low, value if high is None else high) for value, low, high in points]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": rounded([_distance(value, high) for value, _, high in ends]),
+        "arrayminus": rounded([_distance(low, value) for value, low, _ in ends]),
+        "thickness": thickness,
+    }
+
+
+def _distance(low: float | None, high: float | None) -> float:
+    return math.nan if low is None or high is None else high - low
 
 
 def _short(tick: float) -> str:
@@ -121,13 +150,13 @@ def _short(tick: float) -> str:
     return f"{tick:g}"
 
 
-def whole_ticks(count: int) -> dict[str, Any]:
-    """For an axis of so many things in order: no mark stands between two of them."""
+def whole_ticks(count: int) -> Plot:
+    """For an axis with `count` things in order: marks only at whole numbers."""
     return {"dtick": 1} if count <= 16 else {}
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The least of each path's end that tells it from the others."""
+    """The last parts of each path, as many as distinguish it from the others."""
     for parts in range(1, 8):
         names = ["/".join(path.rstrip("/").split("/")[-parts:]) for path in paths]
         if len(set(names)) == len(set(paths)):

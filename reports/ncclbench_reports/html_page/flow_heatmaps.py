@@ -3,20 +3,19 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import Run
-from ncclbench_reports.common.wording import visible
+from ncclbench_reports.common.text_format import visible
 from ncclbench_reports.html_page.case_labels import titles
-from ncclbench_reports.html_page.figures import Figure, plot_text, rounded, whole_ticks
-from ncclbench_reports.html_page.rank_places import Places
+from ncclbench_reports.html_page.endpoint_names import EndpointNames
+from ncclbench_reports.html_page.figures import Figure, Plot, plot_text, rounded, whole_ticks
 
 _MOST_CASES = 6
-# Up to this many rows a heat map of single NICs can still be read.
+# A heat map of more single NICs is unreadable.
 _MOST_NICS = 64
 _MOST_LABELS = 16
 _LEAST_SPAN = 0.8
@@ -27,7 +26,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Flows:
-    """F flows of a case: who sent to whom, and at what rate in GB/s (NaN where a flow never ended)."""
+    """F flows of a case: sending rank, receiving rank, and rate in GB/s (NaN where a flow never ended)."""
 
     case: str
     src_F: Ints
@@ -61,41 +60,44 @@ def flows_of(record: Record, world: int) -> Flows | None:
     return Flows(record.case, src_F[there].astype(np.int64), dst_F[there].astype(np.int64), rate_F[there])
 
 
-def flow_figures(run: Run, places: Places, prefix: str) -> list[Figure]:
-    """Heat maps of the largest case of each pattern, timing and parameters that has flows."""
+def flow_figures(run: Run, endpoints: EndpointNames, prefix: str) -> list[Figure]:
+    """Heat maps of the largest case with flows per pattern, timing and parameters."""
     chosen: dict[tuple[str, str, str], Record] = {}
     for record in sorted(run.records, key=lambda record: record.bytes):
         if any(phase.flows for phase in record.phases):
             chosen[record.pattern, record.timing, str(record.params)] = record
     figures = []
     named = titles(run.records)
-    for place, record in enumerate(list(chosen.values())[:_MOST_CASES]):
-        flows = flows_of(record, len(places.nodes_R))
+    for index, record in enumerate(list(chosen.values())[:_MOST_CASES]):
+        flows = flows_of(record, len(endpoints.nodes_R))
         if flows is None:
             continue
         flows = replace(flows, title=named[record.case])
         figures.append(
-            _heat_map(f"{prefix}rails-{place}", "rail", flows, places.rails_R, lambda k: f"rail {k}", places)
+            _heat_map(f"{prefix}rails-{index}", "rail", flows, endpoints.rails_R, lambda k: f"rail {k}", endpoints)
         )
-        if places.leaves_R is not None:
-            name: Callable[[int], str] = lambda k: places.leaf_names[k] if k >= 0 else "no leaf"  # noqa: E731
-            figures.append(_heat_map(f"{prefix}leaves-{place}", "leaf", flows, places.leaves_R, name, places))
-        nic_R, names = _nics(places)
+        if endpoints.leaves_R is not None:
+            figures.append(
+                _heat_map(f"{prefix}leaves-{index}", "leaf", flows, endpoints.leaves_R, endpoints.leaf_name, endpoints)
+            )
+        nic_R, names = _nics(endpoints)
         if len(names) <= _MOST_NICS:
-            figures.append(_heat_map(f"{prefix}nics-{place}", "NIC", flows, nic_R, names.__getitem__, places))
+            figures.append(_heat_map(f"{prefix}nics-{index}", "NIC", flows, nic_R, names.__getitem__, endpoints))
     return figures
 
 
-def _nics(places: Places) -> tuple[Ints, list[str]]:
+def _nics(endpoints: EndpointNames) -> tuple[Ints, list[str]]:
     """The NIC of each rank, and the names of all NICs."""
     pairs, first_N, nic_R = np.unique(
-        np.stack([places.nodes_R, places.rails_R]), axis=1, return_index=True, return_inverse=True
+        np.stack([endpoints.nodes_R, endpoints.rails_R]), axis=1, return_index=True, return_inverse=True
     )
     del pairs
-    return nic_R.reshape(-1).astype(np.int64), [places.nic(int(rank)) for rank in first_N]
+    return nic_R.reshape(-1).astype(np.int64), [endpoints.nic(int(rank)) for rank in first_N]
 
 
-def _heat_map(key: str, kind: str, flows: Flows, group_R: Ints, name: Callable[[int], str], places: Places) -> Figure:
+def _heat_map(
+    key: str, kind: str, flows: Flows, group_R: Ints, name: Callable[[int], str], endpoints: EndpointNames
+) -> Figure:
     """Medians of the flows from each group (a row) to each group (a column)."""
     groups, index_R = np.unique(group_R, return_inverse=True)
     names = [name(int(group)) for group in groups]
@@ -113,15 +115,15 @@ def _heat_map(key: str, kind: str, flows: Flows, group_R: Ints, name: Callable[[
             rate_GG[row, column] = np.median(flows.gb_per_s_F[known])
             slowest = known[np.argmin(flows.gb_per_s_F[known])]
             pair += f"<br>median {rate_GG[row, column]:.4g} GB/s over {len(known)} flows"
-            pair += f"<br>slowest {_pair(flows, slowest, places)}: {flows.gb_per_s_F[slowest]:.4g} GB/s"
+            pair += f"<br>slowest {_pair(flows, slowest, endpoints)}: {flows.gb_per_s_F[slowest]:.4g} GB/s"
         lost = [f for f in members if np.isnan(flows.gb_per_s_F[f])]
-        pair += f"<br>{len(lost)} flows did not end, among them {_pair(flows, lost[0], places)}" if lost else ""
+        pair += f"<br>{len(lost)} flows did not end, among them {_pair(flows, lost[0], endpoints)}" if lost else ""
         text_GG[row][column] = pair
     return _as_figure(key, kind, flows, names, rate_GG, text_GG)
 
 
-def _pair(flows: Flows, flow: int, places: Places) -> str:
-    return f"{plot_text(places.rank(int(flows.src_F[flow])))} → {plot_text(places.rank(int(flows.dst_F[flow])))}"
+def _pair(flows: Flows, flow: int, endpoints: EndpointNames) -> str:
+    return f"{plot_text(endpoints.rank(int(flows.src_F[flow])))} → {plot_text(endpoints.rank(int(flows.dst_F[flow])))}"
 
 
 def _as_figure(
@@ -136,9 +138,9 @@ def _as_figure(
             f"slowest {names[row]} to {names[column]} with {known.min():.4g} GB/s."
         )
     labels = [plot_text(name, 24) for name in names]
-    data: dict[str, Any] = {
+    data: Plot = {
         "type": "heatmap",
-        # Categories by number and their names as tick texts: two names may be cut to the same text.
+        # Categories are numbers, with names as tick texts: two names may be cut to the same text.
         "z": [rounded(row) for row in rate_GG],
         "text": text_GG,
         "hovertemplate": "%{text}<extra></extra>",
@@ -148,7 +150,7 @@ def _as_figure(
         "xgap": 1,
         "ygap": 1,
     }
-    if len(known):  # colours that span less than a fifth would make much of nothing
+    if len(known):  # colours that span less than a fifth would exaggerate
         data |= {"zmin": min(float(known.min()), _LEAST_SPAN * float(known.max())), "zmax": float(known.max())}
     if len(names) <= _MOST_LABELS:
         data |= (
@@ -163,19 +165,19 @@ def _as_figure(
     title = f"{flows.title}: {kind} by {kind}"
     caption = (
         f"{visible(flows.case, 300)}: each cell is the median of the flows from a {kind} (row) to a {kind} (column). "
-        "Point at a cell for the slowest pair."
+        "Hover over a cell for the slowest pair."
     )
     return Figure(id=key, title=title, alt=visible(alt), caption=caption, data=[data], layout=layout)
 
 
-def _ticks(labels: list[str]) -> dict[str, Any]:
+def _ticks(labels: list[str]) -> Plot:
     step = -(-len(labels) // 32)
     return {"tickvals": list(range(0, len(labels), step)), "ticktext": labels[::step]}
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A NIC: by how much its flows are faster (+) or slower (-) than all, sending and receiving; NaN if unknown."""
+    """A NIC: how much faster (+) or slower (-) its flows are than all flows, per direction; NaN if unknown."""
 
     name: str
     send: float
@@ -183,13 +185,13 @@ class Endpoint:
     peers: int
 
 
-def nic_residuals(run: Run, places: Places) -> list[Endpoint]:
-    """For every NIC the median over distinct peers of log(rate / median rate), averaged over cases by their median."""
-    nic_R, names = _nics(places)
+def nic_residuals(run: Run, endpoints: EndpointNames) -> list[Endpoint]:
+    """Per NIC the median over distinct peers of log(rate / median rate), and of that the median over cases."""
+    nic_R, names = _nics(endpoints)
     found: dict[str, list[Floats]] = {"send": [], "receive": []}
     peers_N = np.zeros(len(names), np.int64)
     for record in run.records:
-        flows = flows_of(record, len(places.nodes_R)) if record.status == "ok" else None
+        flows = flows_of(record, len(endpoints.nodes_R)) if record.status == "ok" else None
         if flows is None or np.isnan(flows.gb_per_s_F).all():
             continue
         log_F = np.log(flows.gb_per_s_F / np.nanmedian(flows.gb_per_s_F))
@@ -219,7 +221,7 @@ def _by_endpoint(own_F: Ints, other_F: Ints, log_F: Floats, size: int) -> tuple[
 
 
 def _medians(key_F: Ints, value_F: Floats) -> tuple[Ints, Floats]:
-    """The distinct keys, and the median of each one's values."""
+    """The distinct keys, and the median of the values of each."""
     order = np.lexsort((value_F, key_F))
     keys, starts, counts = np.unique(key_F[order], return_index=True, return_counts=True)
     sorted_F = value_F[order]
@@ -242,13 +244,14 @@ def residual_figure(
     key: str, title: str, series: Mapping[str, tuple[Sequence[str], Sequence[float]]], caption: str
 ) -> Figure:
     """Each series (logarithms of ratios, shown in percent) sorted, with the name of each point on hover."""
-    data, extremes = [], []
-    for place, (name, (labels, logs)) in enumerate(series.items()):
+    data: list[Plot] = []
+    extremes = []
+    for index, (name, (labels, logs)) in enumerate(series.items()):
         values = [percent(log) for log in logs]
         order = [k for k in np.argsort(values, kind="stable").tolist() if not np.isnan(values[k])]
         if not order:
             continue
-        colour = ("#0b7abf", "#d55e00")[place % 2]
+        colour = ("#0b7abf", "#d55e00")[index % 2]
         data.append(
             {
                 "type": "scatter",
@@ -258,7 +261,7 @@ def residual_figure(
                 "y": rounded([values[k] for k in order]),
                 "text": [plot_text(labels[k], 64) for k in order],
                 "hovertemplate": "%{text}<br>%{y:+.3g}%<extra>" + name + "</extra>",
-                "marker": {"color": colour, "symbol": ("circle", "diamond-open")[place % 2], "size": 7},
+                "marker": {"color": colour, "symbol": ("circle", "diamond-open")[index % 2], "size": 7},
                 "line": {"color": colour, "width": 2},
             }
         )
@@ -267,9 +270,9 @@ def residual_figure(
             f"to {labels[order[-1]]} ({values[order[-1]]:+.3g}%)"
         )
     alt = f"sorted residuals: {'; '.join(extremes)}."
-    layout = {
+    layout: Plot = {
         "xaxis": {
-            "title": {"text": "place in the sorted order"},
+            "title": {"text": "position in the sorted order"},
             **whole_ticks(max((len(s[0]) for s in series.values()), default=0)),
         },
         "yaxis": {"title": {"text": "from the median of all (%)"}, "zeroline": True},

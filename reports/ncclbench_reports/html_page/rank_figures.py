@@ -1,11 +1,10 @@
-"""What the raw samples say of each rank: its residual, how late it arrives, and the distribution on its rail.
+"""Per rank, from raw samples: its residual, its lateness, and the distribution of durations on its rail.
 
-One pass over the cases, one case in memory at a time; of each only medians and quantiles are kept.
+One pass over the cases, with one case in memory at a time; only medians and quantiles of it are kept.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +13,11 @@ from ncclbench.errors import UsageError
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import Run
 from ncclbench.store.samples import MICRO, lateness, rank_medians, seconds_of_ranks
-from ncclbench_reports.common.wording import visible
+from ncclbench_reports.common.text_format import visible
 from ncclbench_reports.html_page.case_labels import titles
-from ncclbench_reports.html_page.figures import Figure, log_axis, plot_text, rounded, style, whole_ticks
+from ncclbench_reports.html_page.endpoint_names import EndpointNames
+from ncclbench_reports.html_page.figures import Figure, Plot, log_axis, plot_text, rounded, style, whole_ticks
 from ncclbench_reports.html_page.flow_heatmaps import residual_figure
-from ncclbench_reports.html_page.rank_places import Places
 
 _MOST_ECDF = 6
 _MOST_RAILS = 16
@@ -30,11 +29,11 @@ Floats = NDArray[np.float64]
 
 @dataclass
 class RankStatistics:
-    """Of the R ranks of a run.
+    """Statistics of the R ranks of a run.
 
     Attributes:
         residual_R: log of the rank's median duration over the median rank's; the median over cases.
-        late_us_R: how much later than the first rank it arrived; the median over synchronising cases, NaN if none is.
+        late_us_R: how much later than the first rank it arrived; the median over synchronising cases, NaN without one.
         cases: how many cases had samples.
         quantiles: case -> rail -> durations in microseconds at ``_LEVELS``.
         problems: samples that could not be read.
@@ -51,9 +50,9 @@ class RankStatistics:
     variants: Mapping[str, int] = field(default_factory=dict)
 
 
-def rank_statistics(run: Run, places: Places) -> RankStatistics:
+def rank_statistics(run: Run, endpoints: EndpointNames) -> RankStatistics:
     """Read every case's samples once."""
-    world = len(places.nodes_R)
+    world = len(endpoints.nodes_R)
     residual_CR, late_CR = [], []
     found = RankStatistics(np.full(world, np.nan), np.full(world, np.nan), titles=titles(run.records))
     found.variants = {record.case: record.variants for record in run.records}
@@ -71,7 +70,7 @@ def rank_statistics(run: Run, places: Places) -> RankStatistics:
         if _synchronises(record):
             late_CR.append(lateness(seconds_RN) * MICRO)
         if record.case in drawn:
-            found.quantiles[record.case] = _rail_quantiles(seconds_RN, places)
+            found.quantiles[record.case] = _rail_quantiles(seconds_RN, endpoints)
     if residual_CR:
         found.cases = len(residual_CR)
         found.residual_R = np.median(np.stack(residual_CR), axis=0)
@@ -81,7 +80,7 @@ def rank_statistics(run: Run, places: Places) -> RankStatistics:
 
 
 def _samples_of(run: Run, record: Record, world: int, problems: list[str]) -> Floats | None:
-    """The case's samples, if every rank of the run has some."""
+    """The samples of a case, if every rank of the run has some."""
     try:
         seconds_RN = seconds_of_ranks(run, record) if record.status == "ok" else None
     except UsageError as error:
@@ -93,7 +92,7 @@ def _samples_of(run: Run, record: Record, world: int, problems: list[str]) -> Fl
 
 
 def _synchronises(record: Record) -> bool:
-    """Whether no rank leaves before the last has come: of flows between pairs, durations tell nothing of arrival."""
+    """Whether no rank finishes before the last has arrived; flows between pairs do not wait for other ranks."""
     return not any(phase.flows for phase in record.phases)
 
 
@@ -106,19 +105,19 @@ def _largest_cases(records: Sequence[Record]) -> set[str]:
     return {record.case for record in list(largest.values())[:_MOST_ECDF]}
 
 
-def _rail_quantiles(seconds_RN: Floats, places: Places) -> dict[int, Floats]:
-    rails = np.unique(places.rails_R)[:_MOST_RAILS]
-    return {int(rail): np.nanquantile(seconds_RN[places.rails_R == rail], _LEVELS) * MICRO for rail in rails}
+def _rail_quantiles(seconds_RN: Floats, endpoints: EndpointNames) -> dict[int, Floats]:
+    rails = np.unique(endpoints.rails_R)[:_MOST_RAILS]
+    return {int(rail): np.nanquantile(seconds_RN[endpoints.rails_R == rail], _LEVELS) * MICRO for rail in rails}
 
 
-def rank_figures(found: RankStatistics, places: Places, prefix: str) -> list[Figure]:
-    """Sorted residuals, lateness, and one ECDF a case; nothing where no case has samples."""
+def rank_figures(found: RankStatistics, endpoints: EndpointNames, prefix: str) -> list[Figure]:
+    """Sorted residuals, lateness, and one ECDF per case; nothing if no case has samples."""
     if not found.cases:
         return []
-    names = [places.rank(rank) for rank in range(len(places.nodes_R))]
+    names = [endpoints.rank(rank) for rank in range(len(endpoints.nodes_R))]
     caption = (
         f"Each rank's median duration against the median rank's, the median over {found.cases} cases. In a "
-        "synchronising collective the rank that comes last has the shortest duration: read it together with the skew."
+        "synchronising collective the last rank to arrive has the shortest duration: read this together with the skew."
     )
     residuals = residual_figure(
         f"{prefix}rank-residuals", "Every rank, sorted", {"duration": (names, found.residual_R.tolist())}, caption
@@ -130,7 +129,7 @@ def rank_figures(found: RankStatistics, places: Places, prefix: str) -> list[Fig
 def _late_figure(found: RankStatistics, names: list[str], prefix: str) -> Figure:
     last = int(np.nanargmax(found.late_us_R))
     many = len(names) > 512
-    data: dict[str, Any] = {
+    data: Plot = {
         "type": "scatter" if many else "bar",
         "x": list(range(len(names))),
         "y": rounded(found.late_us_R),
@@ -148,7 +147,7 @@ def _late_figure(found: RankStatistics, names: list[str], prefix: str) -> Figure
     )
     caption = (
         "How much later than the first each rank arrived: the median over iterations, then over cases. Rounds of flows "
-        "between pairs are not in it: there the ranks do not wait for each other."
+        "between pairs are left out: there the ranks do not wait for each other."
     )
     layout = {
         "xaxis": {"title": {"text": "rank"}, **whole_ticks(len(names))},
@@ -167,8 +166,8 @@ def _late_figure(found: RankStatistics, names: list[str], prefix: str) -> Figure
 def _ecdf_figures(found: RankStatistics, prefix: str) -> list[Figure]:
     figures = []
     levels = rounded(100 * _LEVELS)
-    for place, (case, rails) in enumerate(found.quantiles.items()):
-        data = [
+    for index, (case, rails) in enumerate(found.quantiles.items()):
+        data: list[Plot] = [
             {
                 "type": "scatter",
                 "mode": "lines",
@@ -195,6 +194,6 @@ def _ecdf_figures(found: RankStatistics, prefix: str) -> list[Figure]:
         if found.variants.get(case, 1) > 1:
             caption += f" Iterations rotate through {found.variants[case]} schedules; a rank may be idle in some."
         figures.append(
-            Figure(id=f"{prefix}ecdf-{place}", title=title, alt=visible(alt), caption=caption, data=data, layout=layout)
+            Figure(id=f"{prefix}ecdf-{index}", title=title, alt=visible(alt), caption=caption, data=data, layout=layout)
         )
     return figures

@@ -1,21 +1,21 @@
 """Skewed routing: how much slower than equal splits, against how much more than the mean the busiest rank receives."""
 
 from collections.abc import Sequence
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from ncclbench.store.records import Record, Summary
 from ncclbench.store.run_directory import Run
-from ncclbench_reports.common.wording import visible
+from ncclbench_reports.common.text_format import visible
 from ncclbench_reports.html_page.case_labels import facets_of_record, short_labels
-from ncclbench_reports.html_page.figures import Figure, plot_text, rounded, style
+from ncclbench_reports.html_page.figures import Figure, Plot, plot_text, rounded, style
 
 _MOST_SERIES = 8
 _MOST_BARS = 16
-# What makes a routing, and therefore differs along a curve.
+# The parameters of a routing, which differ along a curve.
 _ROUTING = ("routing", "uneven")
-# Variants whose all-to-alls carry the routing's own splits.
+# Variants whose all-to-alls carry the splits of the routing.
 _OWN_SPLITS = ("flat", "cached")
 
 Point = tuple[float, float, float, float, str]
@@ -43,13 +43,13 @@ def skew_figures(run: Run, prefix: str) -> list[Figure]:
 
 
 def _control(record: Record) -> tuple[Summary, Summary] | None:
-    """Payload's all-to-alls as routed, and the same bytes in equal splits."""
+    """The all-to-alls of the payload as routed, and the same bytes in equal splits."""
     routed, equal = (record.subtotals.get(name) for name in ("comm_only", "control_comm_only"))
     return (routed.time_us, equal.time_us) if routed and equal and equal.time_us.p50 > 0 else None
 
 
 def _series(records: Sequence[Record]) -> dict[str, list[Point]]:
-    """Points of each curve, by its name: everything that is not the routing is the same along it."""
+    """Points of each curve, by its name: only the routing differs along it."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         fixed = {key: value for key, value in record.params.items() if key not in _ROUTING}
@@ -63,14 +63,12 @@ def _series(records: Sequence[Record]) -> dict[str, list[Point]]:
 
 
 def _without_routing(record: Record) -> Record:
-    import msgspec
-
     params = {key: value for key, value in record.params.items() if key not in _ROUTING}
     return msgspec.structs.replace(record, params=params)
 
 
 def _against_control(records: Sequence[Record]) -> list[Point]:
-    """The skew penalty; its interval is as wide as those of both times allow."""
+    """The skew penalty; its interval combines the far ends of those of both times."""
     found = []
     for record in records:
         times, skew = _control(record), skew_of(record)
@@ -84,7 +82,7 @@ def _against_control(records: Sequence[Record]) -> list[Point]:
 
 
 def _against_least_skewed(records: Sequence[Record]) -> list[Point]:
-    """Time a byte of the payload's all-to-alls, over that of the least skewed routing measured."""
+    """Time per byte of the payload's all-to-alls, over that of the least skewed routing measured."""
     found: list[Point] = []
     for record in records:
         total, skew, payload = record.subtotals.get("comm_only"), skew_of(record), _payload(record)
@@ -114,8 +112,8 @@ def _routing(record: Record) -> str:
 
 
 def _curve(key: str, series: dict[str, list[Point]]) -> Figure:
-    data: list[dict[str, Any]] = []
-    for place, (name, points) in enumerate(series.items()):
+    data: list[Plot] = []
+    for index, (name, points) in enumerate(series.items()):
         skew, slower, low, high, routings = zip(*points, strict=True)
         data.append(
             {
@@ -136,7 +134,7 @@ def _curve(key: str, series: dict[str, list[Point]]) -> Figure:
                     for x, y, routing in zip(skew, slower, routings, strict=True)
                 ],
                 "hovertemplate": "%{text}<extra></extra>",
-                **style(place),
+                **style(index),
             }
         )
     most = max(point[0] for points in series.values() for point in points)
@@ -157,11 +155,11 @@ def _curve(key: str, series: dict[str, list[Point]]) -> Figure:
         f"at max/mean {slowest[1]:.3g}, {slowest[2]}."
     )
     caption = (
-        "Both all-to-alls of the payload. Control: over the same bytes in equal splits, measured by turns. Other "
-        "variants: time a byte, over that of the least skewed routing. A fabric in which the busiest receiver decides "
-        "follows the dotted line."
+        "Both all-to-alls of the payload. Control: over the same bytes in equal splits, measured alternately. Other "
+        "variants: time per byte, over that of the least skewed routing. If the busiest receiver is the bottleneck, "
+        "the curve follows the dotted line."
     )
-    layout = {
+    layout: Plot = {
         "xaxis": {"title": {"text": "bytes of the busiest receiver / mean"}},
         "yaxis": {"title": {"text": "slowdown"}},
     }
@@ -171,7 +169,7 @@ def _curve(key: str, series: dict[str, list[Point]]) -> Figure:
 def _penalties(key: str, records: Sequence[Record]) -> Figure:
     labels = [plot_text(label, 40) for label in short_labels([facets_of_record(record) for record in records])]
     labels = [label or plot_text(_routing(record), 40) for label, record in zip(labels, records, strict=True)]
-    data = []
+    data: list[Plot] = []
     for side, (name, colour) in enumerate((("as routed", "#d55e00"), ("equal splits", "#0b7abf"))):
         times = [times[side] for record in records if (times := _control(record))]
         data.append(
@@ -210,5 +208,5 @@ def _penalties(key: str, records: Sequence[Record]) -> Figure:
         "yaxis": {"tickvals": list(range(len(labels))), "ticktext": ticks, "autorange": "reversed"},
         "bars": 2 * len(labels),
     }
-    caption = "The skew penalty, in brackets, is the one over the other; bars are medians with their 95% intervals."
+    caption = "In brackets the skew penalty: the first over the second. Bars are medians with their 95% intervals."
     return Figure(id=key, title="Skew penalty", alt=visible(alt), caption=caption, data=data, layout=layout)

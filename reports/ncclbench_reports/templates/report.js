@@ -10,7 +10,7 @@
   // ---- light and dark -------------------------------------------------------------------------------------------
   const wantsDark = window.matchMedia("(prefers-color-scheme: dark)");
   const button = document.getElementById("theme");
-  let chosen = null; // what the reader has chosen; until then the system decides
+  let chosen = null; // the choice of the reader; until then the system decides
   let paper = false;
 
   function isDark() {
@@ -43,13 +43,13 @@
   }
 
   // ---- legends --------------------------------------------------------------------------------------------------
-  const TITLE_HEIGHT = 62; // of an axis' marks and title
+  const TITLE_HEIGHT = 62; // of the marks and the title of an axis
   const NARROW = 480;
   const LEGEND_ROW = 20;
-  const SYMBOL_WIDTH = 42; // what plotly draws before a name
+  const SYMBOL_WIDTH = 42; // plotly draws a symbol before a name
   const pen = document.createElement("canvas").getContext("2d");
 
-  // How wide each entry must be, and how much room all of them take in a plot of this width.
+  // The width of each entry, and the height of all of them in a plot of this width.
   function legendOf(spec, width) {
     const names = spec.data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => trace.name);
     pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
@@ -73,7 +73,7 @@
     if (bars) {
       inner = Math.max(180, (canvas.clientWidth < NARROW ? 46 : 34) * bars);
     }
-    // The legend has its own room below the axis' title, however many rows it needs: it never squeezes the plot.
+    // The legend has its own height below the title of the axis, so it never squeezes the plot.
     const layout = {
       height: 10 + inner + below, autosize: true, margin: { l: 62, r: 16, t: 10, b: below },
       font: { family: getComputedStyle(document.body).fontFamily, size: 12 },
@@ -83,7 +83,7 @@
         entrywidthmode: "pixels", entrywidth: legend.entrywidth, ...own.legend,
       },
     };
-    if (bars && canvas.clientWidth < NARROW) { // names would leave no room for what they name
+    if (bars && canvas.clientWidth < NARROW) { // long names would leave no width for the bars
       layout.yaxis.ticktext = layout.yaxis.ticktext.map((name) => name.replaceAll(" ", "<br>"));
     }
     if (!own.xaxis?.tickvals) {
@@ -93,7 +93,7 @@
       layout[axis] = { automargin: true, showline: true, ticks: "outside", ...layout[axis] };
       layout[axis].title = { standoff: 14, ...layout[axis].title };
     }
-    for (const [name, value] of Object.entries(themed())) { // drawn once, and in the right colours at once
+    for (const [name, value] of Object.entries(themed())) { // drawn once, in the right colours
       const path = name.split(".");
       const last = path.pop();
       path.reduce((inside, key) => (inside[key] ??= {}), layout)[last] = value;
@@ -119,17 +119,17 @@
         canvas.on("plotly_afterplot", () => scalable(canvas));
         canvas.dataset.drawn = "yes";
       }
-      // Only now the margins are known: the legend begins at the left edge and may be as wide as the figure.
+      // The margins are known only now: the legend begins at the left edge and may be as wide as the figure.
       const { l, w, h } = canvas._fullLayout._size;
-      const place = { "legend.x": -(l - 6) / w, "legend.y": -TITLE_HEIGHT / h };
-      return canvas._fullLayout.showlegend ? Plotly.relayout(canvas, place) : null;
+      const position = { "legend.x": -(l - 6) / w, "legend.y": -TITLE_HEIGHT / h };
+      return canvas._fullLayout.showlegend ? Plotly.relayout(canvas, position) : null;
     }).then(() => scalable(canvas)).catch((error) => {
       canvas.textContent = "This plot could not be drawn; its figures are in the tables.";
       console.error(error);
     });
   }
 
-  // Another width needs another height as well (plotly.js would keep to what it finds). Paper scales what is drawn.
+  // Another width needs another height (plotly.js would keep the old one). Paper scales the drawn plot.
   let settled = 0;
   window.addEventListener("resize", () => {
     window.clearTimeout(settled);
@@ -177,7 +177,7 @@
       return rows;
     }
 
-    // What has no figure stands last, whichever way round.
+    // Cells without a figure are last in both directions.
     function byNumber(a, b, sign) {
       const [x, y] = [parseFloat(a), parseFloat(b)];
       if (Number.isNaN(x) || Number.isNaN(y)) {
@@ -210,7 +210,7 @@
       return row;
     }
 
-    // Text too long for a row opens at a click or a key; paper has all of it.
+    // Text that is too long for a row opens with a click or a key; paper shows all of it.
     function folded(text, inner) {
       const details = document.createElement("details");
       const summary = document.createElement("summary");
@@ -242,8 +242,8 @@
     });
   }
   wantsDark.addEventListener("change", applyTheme);
-  let closed = []; // what the reader has not opened; paper shows all
-  // Ink is dark and paper is white.
+  let closed = []; // details that are closed on the screen; paper shows all
+  // Paper is always printed in the light theme.
   window.addEventListener("beforeprint", () => {
     paper = true;
     closed = [...document.querySelectorAll("details:not([open])")];

@@ -18,7 +18,7 @@ from ncclbench.analysis.significance import bootstrap, cliff, compute, holm, kru
 from ncclbench.cli import main
 from ncclbench.errors import UsageError
 from ncclbench.store.run_writer import RunWriter
-from ncclbench_reports.common.comparison import RENDERERS
+from ncclbench_reports.common.comparison_formats import RENDERERS
 from tests.helpers.cluster_runs import CASE, HOSTILE, cluster_manifest, collective, small_run
 from tests.helpers.stored import like
 

@@ -1,4 +1,4 @@
-"""Every text format letter by letter, all formats with the same numbers, and text from outside that stays text.
+"""Every text format against a stored text, all formats with the same numbers, and text from outside that stays text.
 
 After a deliberate change: ``UPDATE_GOLDEN=1 pytest tests/unit/reports/test_formats.py``, then look at the difference.
 """
@@ -15,29 +15,36 @@ from typing import Any
 
 import jsonschema
 import msgspec
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from ncclbench import __version__
+from ncclbench.analysis.summary import summarise
 from ncclbench.config.plugins import load, names
-from ncclbench.store.records import ComparableRate
+from ncclbench.store.exports import csv_text
+from ncclbench.store.records import ComparableRate, OriginRecord, Record
 from ncclbench.store.run_directory import Run, read_run
 from ncclbench.store.run_writer import RunWriter
-from ncclbench_reports.common.record_frame import COLUMNS, flat_frame, plain_rows
-from ncclbench_reports.csv import as_csv
+from ncclbench_reports.common.record_rows import COLUMNS, record_rows
+from ncclbench_reports.html_page.page_content import page_of
 from ncclbench_reports.html_page.tables import results_table
-from tests.helpers.cluster_runs import CASE, HOSTILE, cluster_manifest, collective, rich_run, small_run
+from tests.helpers.cluster_runs import (
+    CASE,
+    HOSTILE,
+    cluster_manifest,
+    collective,
+    rich_run,
+    small_run,
+)
 from tests.helpers.paths import DOCS, TESTS
-from tests.helpers.stored import manifest
+from tests.helpers.rendered import rendered
+from tests.helpers.stored import like, manifest
 
 GOLDEN = TESTS / "unit" / "reports" / "golden"
 TEXT_FORMATS = {"table": "txt", "csv": "csv", "json": "json", "markdown": "md", "junit": "xml", "prometheus": "prom"}
 FIGURES = [column.name for column in COLUMNS if column.dtype in ("Float64", "Int64")]
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"]
-
-
-def rendered(fmt: str, *runs: Run) -> Any:
-    return load("reports", fmt).render(list(runs))
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.mark.parametrize("fmt", sorted(TEXT_FORMATS))
-def test_golden(fmt: str, stored: Run) -> None:
+def test_text_formats_are_unchanged(fmt: str, stored: Run) -> None:
     text = str(rendered(fmt, stored)).rstrip("\n").replace(__version__, "VERSION") + "\n"
     file = GOLDEN / f"report.{TEXT_FORMATS[fmt]}"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -94,7 +101,7 @@ def test_the_same_numbers_in_all_formats(read: Callable[[Run], Any], rich: Run) 
 
 
 def test_the_same_numbers_for_prometheus(rich: Run) -> None:
-    rows = {row["case"]: row for row in plain_rows(flat_frame([rich]))}
+    rows = {row.case: row for row in record_rows([rich])}
     seen = 0
     for line in rendered("prometheus", rich).splitlines():
         match = re.fullmatch(
@@ -102,14 +109,14 @@ def test_the_same_numbers_for_prometheus(rich: Run) -> None:
         )
         if match:
             case = match[2].replace(r"\"", '"').replace(r"\n", "\n").replace(r"\\", "\\")
-            assert float(match[3]) == rows[case][match[1]]
+            assert float(match[3]) == rows[case].figure(match[1])
             seen += 1
     assert seen > 20
 
 
 def test_the_table_and_markdown_round_the_same_numbers(rich: Run) -> None:
     texts = [rendered(fmt, rich) for fmt in ("table", "markdown")]
-    shown = [row["p50_us"] for row in plain_rows(flat_frame([rich])) if row["p50_us"] is not None]
+    shown = [row.p50_us for row in record_rows([rich]) if row.p50_us is not None]
     assert len(shown) > 5
     for time in shown:
         assert all(f"{time:.4g}" in text for text in texts if time < 1000)
@@ -129,11 +136,11 @@ def test_every_format_is_rendered_for_a_run_without_records(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("fmt", [*sorted(TEXT_FORMATS), "html"])
-def test_a_formats_document_does_not_depend_on_the_clock(fmt: str, rich: Run) -> None:
+def test_a_document_does_not_depend_on_the_clock(fmt: str, rich: Run) -> None:
     assert rendered(fmt, rich) == rendered(fmt, rich)
 
 
-def test_the_json_report_is_what_its_schema_says(rich: Run, tmp_path: Path) -> None:
+def test_the_json_report_matches_its_schema(rich: Run, tmp_path: Path) -> None:
     schema = json.loads((DOCS / "report.schema.json").read_text())
     report = json.loads(rendered("json", rich, read_run(small_run(tmp_path / "other"))))
     jsonschema.validate(report, schema)
@@ -160,7 +167,7 @@ def test_the_report_schema_refuses(spoil: Callable[[Any], Any], rich: Run) -> No
         jsonschema.validate(report, json.loads((DOCS / "report.schema.json").read_text()))
 
 
-def test_stored_records_of_every_schema_version_are_what_the_schema_says(rich: Run) -> None:
+def test_stored_records_of_every_version_match_the_schema(rich: Run) -> None:
     schema = json.loads((DOCS / "record.schema.json").read_text())
     lines = [line for file in sorted(GOLDEN.glob("run-v*/results.jsonl")) for line in file.read_text().splitlines()]
     assert {json.loads(line)["schema"] for line in lines} == {1}  # a new version needs a run-v2 beside it
@@ -220,14 +227,14 @@ def test_figures_as_deepep_counts_have_columns_of_their_own(as_deepep_counts: Ru
     assert f"# HELP ncclbench_{column.name} {column.what}" in rendered("prometheus", as_deepep_counts)
 
 
-def test_a_reader_cannot_take_them_for_bus_bandwidth(as_deepep_counts: Run) -> None:
+def test_deepep_figures_are_labelled_apart_from_bus_bandwidth(as_deepep_counts: Run) -> None:
     lines = rendered("markdown", as_deepep_counts).splitlines()
     (head, _, first, second) = ([cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| "))
     labelled = "dispatch as DeepEP counts (GB/s)"
     assert [row[head.index(labelled)] for row in (first, second)] == ["123.456", "-"]
     assert first[head.index("busbw (GB/s)")] == "7.500"
     assert "combine as DeepEP counts (GB/s)" not in head  # nothing has one
-    shown = results_table(plain_rows(flat_frame([as_deepep_counts])), {})
+    shown = results_table(record_rows([as_deepep_counts]), {})
     titles = [column.title for column in shown.columns]
     assert [row[titles.index(labelled)] for row in shown.rows] == ["123.456", ""]
     assert "combine as DeepEP counts (GB/s)" not in titles
@@ -240,8 +247,8 @@ def test_a_reader_cannot_take_them_for_bus_bandwidth(as_deepep_counts: Run) -> N
     assert all("R/(R-1) too high" in text for text in ("".join(lines), shown.caption, table))
 
 
-def test_runs_without_them_have_no_such_heads(rich: Run) -> None:
-    shown = results_table(plain_rows(flat_frame([rich])), {})
+def test_runs_without_deepep_figures_have_no_such_columns(rich: Run) -> None:
+    shown = results_table(record_rows([rich]), {})
     for text in (rendered("table", rich), rendered("markdown", rich), shown.caption, str(shown.columns)):
         assert "DeepEP" not in text
 
@@ -257,7 +264,7 @@ def hostile_run(path: Path, text: str) -> Run:
 
 
 @pytest.mark.parametrize("text", FORMULAS)
-def test_csv_neutralises_what_a_spreadsheet_would_run(text: str, tmp_path: Path) -> None:
+def test_csv_neutralises_formulas(text: str, tmp_path: Path) -> None:
     run = hostile_run(tmp_path / "run", text)
     row = next(csv.DictReader(io.StringIO(rendered("csv", run))))
     for name in ("case", "reason", "notes", "redop", "plan"):
@@ -265,10 +272,8 @@ def test_csv_neutralises_what_a_spreadsheet_would_run(text: str, tmp_path: Path)
     assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) for cell in row.values())
 
 
-def test_csv_leaves_numbers_alone(tmp_path: Path) -> None:
-    frame = flat_frame([hostile_run(tmp_path / "run", "x")])
-    frame["p50_us"] = -1.5
-    assert next(csv.DictReader(io.StringIO(as_csv(frame))))["p50_us"] == "-1.5"
+def test_csv_leaves_numbers_alone() -> None:
+    assert csv_text(("case", "p50_us"), [("-x", -1.5)]) == "case,p50_us\n'-x,-1.5\n"
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "a\x00b\x1b[31m\ud800", "]]></x>&amp;", 'a"b\\c\nd', "| a | `b` |"])
@@ -283,14 +288,14 @@ def test_junit_and_prometheus_stay_well_formed(text: str, tmp_path: Path) -> Non
         assert line.startswith("#") or re.fullmatch(r'\w+\{(\w+="(?:[^"\\]|\\[\\n"])*",?)*\} \S+', line), line
 
 
-def test_junit_without_escaping_would_not_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_junit_test_notices_missing_escapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutation that the test before must catch."""
-    monkeypatch.setattr("ncclbench_reports.junit.xml_text", str)
+    monkeypatch.setattr("ncclbench.store.exports.xml_text", str)
     with pytest.raises(ET.ParseError):
         ET.fromstring(rendered("junit", hostile_run(tmp_path / "run", "a\x00b")))
 
 
-def test_markdown_shows_text_letter_by_letter(tmp_path: Path) -> None:
+def test_markdown_escapes_text(tmp_path: Path) -> None:
     text = rendered("markdown", hostile_run(tmp_path / "run", "a|b `c` <img src=x> [d](e)"))
     assert r"a\|b \`c\` \<img src=x\> \[d\](e)" in text
     (row,) = (line for line in text.splitlines() if line.startswith("| a"))
@@ -301,12 +306,12 @@ def test_a_junit_suite_counts_what_is_in_it(rich: Run) -> None:
     suite = ET.fromstring(rendered("junit", rich)).find("testsuite")
     assert suite is not None
     counts = {name: int(suite.get(name) or -1) for name in ("tests", "failures", "errors", "skipped")}
-    # Checks: one FAIL, one INCONCLUSIVE, one NOT_RUN; records: one failed.
-    assert counts == {"tests": len(rich.records) + 4, "failures": 1, "errors": 1, "skipped": 2}
+    # The verdict is FAIL; checks: one FAIL, one INCONCLUSIVE, one NOT_RUN; records: one failed.
+    assert counts == {"tests": len(rich.records) + 5, "failures": 2, "errors": 2, "skipped": 1}
 
 
-def test_a_run_that_was_lost_between_cases_is_shown_as_lost(tmp_path: Path) -> None:
-    """Its records are all good; what it did not come to must not look as if nobody had asked for it."""
+def test_a_run_lost_between_cases_is_shown_as_lost(tmp_path: Path) -> None:
+    """Its records are all good; the planned cases that it did not reach must be visible."""
     cases = [{"id": CASE}, {"id": "all_reduce/float32/2048/isolated"}, {"id": "all_reduce/float32/4096/isolated"}]
     writer = RunWriter.create(tmp_path / "run", cluster_manifest(plan={"name": "made", "starts": 1, "cases": cases}))
     record, seconds_RN = collective(1 << 10)
@@ -325,3 +330,88 @@ def test_a_run_that_was_lost_between_cases_is_shown_as_lost(tmp_path: Path) -> N
         "all_reduce/float32/2048/isolated",
         "all_reduce/float32/4096/isolated",
     ]
+
+
+# ---- medians and means -----------------------------------------------------------------------------------------------
+
+
+def test_the_suffix_decides_and_a_failed_write_keeps_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ncclbench.cli import main
+
+    rich = rich_run(tmp_path / "rich")
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["ncclbench", "report", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0), capsys.readouterr().err
+
+    starts_with: dict[str, bytes] = {
+        "html": b"<!doctype",
+        "csv": b"run,",
+        "json": b"{",
+        "parquet": b"PAR1",
+        "txt": b"# ",
+    }
+    for suffix, head in starts_with.items():
+        out = tmp_path / f"report.{suffix}"
+        assert call(str(rich), "-o", str(out)) == (0, "")
+        assert out.read_bytes().startswith(head)
+    before = (tmp_path / "report.csv").read_bytes()
+    replaced: list[Path] = []
+    replace: Callable[..., Path] = Path.replace
+
+    def failing(_: Path, target: Path) -> Path:
+        replaced.append(target)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", failing)
+    code, err = call(str(rich), "--format", "json", "-o", str(tmp_path / "report.csv"))
+    monkeypatch.setattr(Path, "replace", replace)
+    assert code == 2
+    assert "disk full" in err
+    assert replaced
+    assert (tmp_path / "report.csv").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+    code, err = call(str(rich), str(rich.parent / "." / rich.name))
+    assert code == 2
+    assert "is named twice" in err
+
+
+def single(**fields: Any) -> Record:
+    record, _ = collective(1024, imported=OriginRecord(source=0, tool="nccl-tests", version="2.19.6"), **fields)
+    return like(record, time_us=summarise(np.array([1e-4])))
+
+
+@pytest.mark.parametrize(
+    ("records", "kinds", "words"),
+    [
+        ([collective(1024)[0]], ["median"], "time is the median over iterations of the slowest rank"),
+        ([single()], ["mean"], "time is a mean over launches, as the log has it"),
+        (
+            [single(), like(collective(64)[0], imported=OriginRecord(source=0, tool="nccl-tests"))],
+            ["mean", "median"],
+            "where n is 1",
+        ),
+        ([like(collective(64)[0], time_us=None)], [None], "median over iterations"),
+    ],
+)
+def test_every_format_distinguishes_medians_and_means_of_logs(
+    records: list[Record], kinds: list[str | None], words: str
+) -> None:
+    sources = [{"tool": "nccl-tests", "version": "2.19.6", "file": "x.txt"}] if "mean" in kinds else []
+    run = Run(Path("run"), cluster_manifest(imported=sources), tuple(records), ())
+    assert [row.time_is for row in record_rows([run])] == kinds
+    texts = {fmt: str(load("reports", fmt).render([run])) for fmt in ("table", "markdown", "prometheus", "junit")}
+    assert words in texts["table"]
+    assert words in texts["markdown"]
+    assert ('time_is="mean"' in texts["prometheus"]) is ("mean" in kinds)
+    assert ('name="time_is" value="mean"' in texts["junit"]) is ("mean" in kinds)
+    page = page_of([run])
+    assert words in page.times[:1].lower() + page.times[1:]
+    if kinds == ["mean"]:
+        assert "edian" not in texts["table"] + texts["markdown"] + page.times
+        intro = next(section.intro for section in page.sections if section.id == "curves")
+        assert intro.startswith("Means over launches")

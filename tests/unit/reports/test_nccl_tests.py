@@ -15,11 +15,11 @@ from ncclbench.importers.common.imported_cases import Stated
 from ncclbench.importers.common.log_file import Log
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import read_run
-from ncclbench_reports.nccl_tests import _figure
+from ncclbench_reports.nccl_tests import figure_text
 from tests.helpers.paths import FIXTURES
 from tests.helpers.stored import measured_record, record, summary, write_run
 
-# What people's scripts look for: thirteen cells, the fields by their place.
+# What scripts of users look for: thirteen cells, the fields by their place.
 ROW = re.compile(r"^\s*(\d+)\s+(\d+)\s+(\w+)\s+(\w+)\s+(-?\d+)((?:\s+(?:[\d.e+-]+|N/A)){8})\s*$", re.MULTILINE)
 
 
@@ -71,14 +71,14 @@ GOLDEN = f"""\
 """  # noqa: W291  nccl-tests ends these lines with a blank
 
 
-def test_our_own_runs_letter_by_letter(tmp_path: Path) -> None:
+def test_own_runs_are_rendered_exactly(tmp_path: Path) -> None:
     large = timed(
         nbytes=1 << 20, redop="sum", wrong=7, status="wrong", reason="x", alg_gb_per_s=300.5, bus_gb_per_s=450.75,
         p50=1234567.8,
     )  # fmt: skip
     text = exported(
         tmp_path / "run",
-        record(nbytes=64, status="skipped", reason="needs\n2 nodes"),
+        record(nbytes=64, status="skipped", reason="needs\n2 nodes", transport="nccl", world_size=4),
         timed(redop="sum"),
         large,
         timed("all_to_all", params={"group": "2"}, case="all_to_all/float32/1024/isolated/group=2", wrong=None),
@@ -97,7 +97,7 @@ def test_every_row_has_as_many_cells_as_parsers_expect(tmp_path: Path) -> None:
     ]
 
 
-def test_what_we_write_can_be_imported_again(tmp_path: Path) -> None:
+def test_the_output_can_be_imported_again(tmp_path: Path) -> None:
     text = exported(tmp_path / "run", timed(redop="sum"), timed(nbytes=4096, redop="sum"))
     ((_, reading),) = read_log(Log.of("x", text.encode()), Stated())
     back = [one.record for one in reading.cases if one.record.status == "ok"]
@@ -138,12 +138,12 @@ def test_a_name_cannot_break_a_line(tmp_path: Path) -> None:
         (None, 6, "N/A"),
     ],
 )
-def test_figures_are_written_as_nccl_tests_writes_them(value: float | None, width: int, text: str) -> None:
-    assert _figure(value, width) == text
+def test_figures_have_the_format_of_nccl_tests(value: float | None, width: int, text: str) -> None:
+    assert figure_text(value, width) == text
 
 
 @given(value=st.floats(0, 1e12), width=st.sampled_from([6, 7]))
-def test_a_figure_that_was_read_is_written_as_it_was(value: float, width: int) -> None:
+def test_a_figure_survives_reading_and_writing(value: float, width: int) -> None:
     """So import and export lose nothing, at any size of the figure."""
-    once = _figure(value, width)
-    assert _figure(float(once), width) == once
+    once = figure_text(value, width)
+    assert figure_text(float(once), width) == once

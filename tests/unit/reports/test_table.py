@@ -1,4 +1,4 @@
-"""The table, letter by letter, for runs that are made by hand."""
+"""The table, character by character, for runs that are made by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ broadcast group=2, pipelined
 """
 
 
-def test_two_sections_letter_by_letter(tmp_path: Path) -> None:
+def test_two_sections_are_rendered_exactly(tmp_path: Path) -> None:
     text = render(
         tmp_path / "run",
         MANIFEST,
@@ -102,7 +102,7 @@ def test_a_run_without_records_says_so(tmp_path: Path) -> None:
     assert render(tmp_path / "run", MANIFEST).splitlines()[-1] == "no case has finished"
 
 
-def test_what_was_not_measured_is_told_with_its_reason_and_takes_no_row(tmp_path: Path) -> None:
+def test_unmeasured_cases_have_a_reason_and_no_row(tmp_path: Path) -> None:
     text = render(
         tmp_path / "run",
         MANIFEST,
@@ -122,7 +122,7 @@ def test_what_was_not_measured_is_told_with_its_reason_and_takes_no_row(tmp_path
     ]
 
 
-def test_the_same_remark_is_said_once_for_a_sweep(tmp_path: Path) -> None:
+def test_a_remark_on_a_sweep_is_written_once(tmp_path: Path) -> None:
     text = render(
         tmp_path / "run",
         MANIFEST,
@@ -131,7 +131,7 @@ def test_the_same_remark_is_said_once_for_a_sweep(tmp_path: Path) -> None:
     assert text.splitlines()[-1] == "! hypercube/float32/16/isolated: skipped: needs 2 ranks (and 4 more cases)"
 
 
-def test_wrong_data_have_their_row_and_their_remark(tmp_path: Path) -> None:
+def test_wrong_data_have_a_row_and_a_remark(tmp_path: Path) -> None:
     text = render(
         tmp_path / "run", MANIFEST, timed(status="wrong", wrong=17, reason="17 elements differ", notes=["ungated"])
     )
@@ -160,11 +160,11 @@ def test_a_run_that_was_cut_off_names_the_case(tmp_path: Path) -> None:
     writer.append(timed())
     writer.event("case", case="all_reduce/float32/2048/isolated")
     assert shown(read_run(tmp_path / "run")).splitlines()[-1] == (
-        "! cut off in all_reduce/float32/2048/isolated; go on with --resume"
+        "! interrupted in all_reduce/float32/2048/isolated; continue it with --resume"
     )
 
 
-def test_several_runs_stand_one_after_the_other(tmp_path: Path) -> None:
+def test_several_runs_are_rendered_one_by_one(tmp_path: Path) -> None:
     render(tmp_path / "a", MANIFEST, timed())
     render(tmp_path / "b", MANIFEST | {"world_size": 8}, timed())
     text = shown(read_run(tmp_path / "a"), read_run(tmp_path / "b"))
@@ -203,7 +203,7 @@ timing regimes side by side; time is the median of the slowest rank
 """
 
 
-def test_regimes_stand_side_by_side_with_the_launch_cost_that_they_imply(tmp_path: Path) -> None:
+def test_regimes_are_side_by_side_with_the_launch_cost(tmp_path: Path) -> None:
     """As two H200 showed it; a graph that was skipped implies nothing."""
     seen = {
         8: {"isolated": 8.608, "pipelined": 80.81, "graph": 5.474},

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 
 from ncclbench.analysis.comparison import CaseComparison, Comparison
-from ncclbench_reports.common.wording import visible
-from ncclbench_reports.html_page.figures import Figure, plot_text, rounded
-from ncclbench_reports.html_page.page import Page, RunCard, Section
+from ncclbench_reports.common.text_format import visible
+from ncclbench_reports.html_page.figures import Figure, Plot, error_bars, plot_text, rounded
+from ncclbench_reports.html_page.page_model import Page, RunCard, Section
 from ncclbench_reports.html_page.tables import DataTable, TableColumn, number
 
 _COLOURS = {"worse": "#d55e00", "better": "#00916a", "same": "#7b8494"}
 _MARKS = {"worse": "x", "better": "diamond", "same": "circle"}
 _MOST_CASES = 60
-# For the page's colours: a comparison is judged in the words of a verdict.
+# For the colours of the page, which are those of verdicts.
 _AS_VERDICT = {"worse": "fail", "better": "pass", "same": "pass", "not comparable": "inconclusive"}
 
 
@@ -22,7 +22,7 @@ def comparison_page(found: Comparison, summary: str, note: str, stamps: Sequence
         name=visible(found.new),
         path=visible(found.new),
         verdict=_AS_VERDICT[found.verdict],
-        says=word,
+        headline=word,
         reasons=[
             counts,
             *(f"{visible(case.case)}: {visible(case.reason)}" for case in found.cases if case.verdict == "worse"),
@@ -58,12 +58,12 @@ def comparison_page(found: Comparison, summary: str, note: str, stamps: Sequence
 def _ratios(cases: Sequence[CaseComparison]) -> Figure:
     shown = sorted(cases, key=lambda case: -abs((case.ratio or 1) - 1))[:_MOST_CASES]
     shown.sort(key=lambda case: case.ratio or 1)
-    data = []
+    data: list[Plot] = []
     for word, colour in _COLOURS.items():
-        places = [k for k, case in enumerate(shown) if case.verdict == word]
-        if not places:
+        chosen_rows = [k for k, case in enumerate(shown) if case.verdict == word]
+        if not chosen_rows:
             continue
-        chosen = [shown[k] for k in places]
+        chosen = [shown[k] for k in chosen_rows]
         ratio = [case.ratio or 1.0 for case in chosen]
         data.append(
             {
@@ -71,14 +71,8 @@ def _ratios(cases: Sequence[CaseComparison]) -> Figure:
                 "mode": "markers",
                 "name": word,
                 "x": rounded(ratio),
-                "y": places,
-                "error_x": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": rounded([(case.ratio_hi or r) - r for case, r in zip(chosen, ratio, strict=True)]),
-                    "arrayminus": rounded([r - (case.ratio_lo or r) for case, r in zip(chosen, ratio, strict=True)]),
-                    "thickness": 1.5,
-                },
+                "y": chosen_rows,
+                "error_x": error_bars([(case.ratio, case.ratio_lo, case.ratio_hi) for case in chosen], 1.5),
                 "marker": {"color": colour, "symbol": _MARKS[word], "size": 9},
                 "text": [
                     f"<b>{plot_text(case.case, 64)}</b><br>{case.verdict}: {plot_text(case.reason, 90)}<br>"
@@ -88,7 +82,7 @@ def _ratios(cases: Sequence[CaseComparison]) -> Figure:
                 "hovertemplate": "%{text}<extra></extra>",
             }
         )
-    layout = {
+    layout: Plot = {
         "xaxis": {"title": {"text": "time of NEW / time of BASE"}, "type": "log"},
         "yaxis": {"tickvals": list(range(len(shown))), "ticktext": [plot_text(case.case, 40) for case in shown]},
         "shapes": [
@@ -130,4 +124,4 @@ def _table(cases: Sequence[CaseComparison]) -> DataTable:
         for case in cases
     ]
     columns = [TableColumn(name, is_number, name not in ("p (KW)", "delta")) for name, is_number in heads]
-    return DataTable(id="cases", title="Every case", caption="One row a case.", columns=columns, rows=rows)
+    return DataTable(id="cases", title="Every case", caption="One row per case.", columns=columns, rows=rows)

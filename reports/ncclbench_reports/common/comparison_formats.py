@@ -1,4 +1,4 @@
-"""A comparison for the terminal, as Markdown, as JSON and as a page; the same figures in all."""
+"""A comparison for the terminal, as Markdown, as JSON and as an HTML page; the same figures in all."""
 
 import msgspec
 from rich import box
@@ -6,12 +6,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ncclbench.analysis.comparison import CaseComparison, Comparison
-from ncclbench_reports.common.wording import visible
+from ncclbench_reports.common.run_summary import FORCED
+from ncclbench_reports.common.text_format import microseconds, visible
 from ncclbench_reports.markdown import escaped, grid
-from ncclbench_reports.table import as_text, figure
+from ncclbench_reports.table import as_text
 
 _HEADER = ("case", "verdict", "BASE (us)", "NEW (us)", "ratio", "95%", "p", "p (KW)", "delta", "starts")
-_FORCED = "forced: compared although fabric, versions or settings differ"
 _NOTE = (
     "ratio is NEW over BASE, above 1 is slower; its interval is a bootstrap over process starts; p is adjusted for "
     "all cases (Holm); KW is Kruskal-Wallis by itself; delta is Cliff's"
@@ -19,7 +19,7 @@ _NOTE = (
 
 
 def summary(found: Comparison) -> str:
-    """The verdict in a line."""
+    """The verdict in one line."""
     counts = ", ".join(
         f"{found.count(word)} {word}" for word in ("worse", "better", "same", "not comparable") if found.count(word)
     )
@@ -34,7 +34,7 @@ def render_table(found: Comparison) -> str:
     for case in found.cases:
         table.add_row(*(Text(cell) for cell in _cells(case)))
     lines = [f"# BASE {visible(found.base)}", f"# NEW  {visible(found.new)}", f"# {_NOTE}"]
-    lines += [f"# {_FORCED}: {visible(what)}" for what in found.forced]
+    lines += [f"# {FORCED}: {visible(what)}" for what in found.forced]
     lines += [f"# note: {visible(what)}" for what in found.remarks]
     reasons = [f"! {visible(case.case)}: {case.verdict}: {visible(case.reason)}" for case in _remarkable(found)]
     return "\n".join([*lines, "", as_text(table), *reasons, "", summary(found)])
@@ -45,7 +45,7 @@ def render_markdown(found: Comparison) -> str:
     parts = [
         f"## {escaped(summary(found))}",
         f"BASE {escaped(found.base)}, NEW {escaped(found.new)}; {escaped(_NOTE)}",
-        *(f"> {escaped(_FORCED)}: {escaped(what)}" for what in found.forced),
+        *(f"> {escaped(FORCED)}: {escaped(what)}" for what in found.forced),
         *(f"> note: {escaped(what)}" for what in found.remarks),
         grid(_HEADER, ([escaped(cell) for cell in _cells(case)] for case in found.cases), 2),
     ]
@@ -61,15 +61,14 @@ def render_json(found: Comparison) -> str:
 
 def render_html(found: Comparison) -> str:
     """One self-contained page."""
-    from ncclbench_reports.html_page.comparison import comparison_page
-    from ncclbench_reports.html_page.render import render_page
+    from ncclbench_reports.html_page.comparison_page import comparison_page
+    from ncclbench_reports.html_page.inline_template import render_page
 
-    page = comparison_page(found, summary(found), _NOTE, [_FORCED] if found.forced else [])
-    return render_page("report.html.j2", page=page, figures=page.figures, tables=page.tables)
+    return render_page(comparison_page(found, summary(found), _NOTE, [FORCED] if found.forced else []))
 
 
 def _remarkable(found: Comparison) -> list[CaseComparison]:
-    """The cases whose reason says more than the figures."""
+    """The cases whose reason adds something to the figures."""
     return [case for case in found.cases if case.verdict != "same"]
 
 
@@ -78,8 +77,8 @@ def _cells(case: CaseComparison) -> list[str]:
     return [
         visible(case.case),
         case.verdict,
-        figure(case.base_us),
-        figure(case.new_us),
+        microseconds(case.base_us),
+        microseconds(case.new_us),
         "-" if case.ratio is None else f"{case.ratio:.3f}",
         interval,
         *("-" if value is None else f"{value:.2g}" for value in (case.p, case.p_kruskal, case.delta)),

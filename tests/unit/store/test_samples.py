@@ -1,0 +1,53 @@
+"""Raw samples, read lazily: only the columns and the phase that are asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ncclbench.store.run_directory import read_run
+from ncclbench.store.samples import lateness, seconds_of_ranks
+from tests.helpers.cluster_runs import (
+    WORLD,
+    rich_run,
+)
+
+
+@pytest.fixture
+def rich(tmp_path: Path) -> Path:
+    return rich_run(tmp_path / "rich")
+
+
+def test_samples_are_read_by_phase(rich: Path) -> None:
+    run = read_run(rich)
+    record = next(record for record in run.records if record.pattern == "moe_dispatch")
+    total, dispatch = (seconds_of_ranks(run, record, phase) for phase in ("total", "dispatch"))
+    assert total is not None
+    assert dispatch is not None
+    assert total.shape == (WORLD, 40)
+    np.testing.assert_allclose(dispatch, 0.45 * total)
+    assert seconds_of_ranks(run, record, "nothing") is None
+    assert record.time_us is not None
+    assert np.median(total.max(axis=0)) * 1e6 == pytest.approx(record.time_us.p50)
+
+
+def test_only_the_named_columns_are_read(rich: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    read = pq.read_table
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["columns"])
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(pq, "read_table", noted)
+    run = read_run(rich)
+    assert asked == []  # reading a run reads no samples
+    seconds_of_ranks(run, run.records[0])
+    assert asked == [["rank", "iteration", "phase", "seconds"]]
+
+
+def test_lateness_is_the_difference_to_the_longest_duration() -> None:
+    seconds_RN = np.array([[10e-6, 10e-6], [10e-6, 12e-6], [4e-6, 4e-6]])
+    np.testing.assert_allclose(lateness(seconds_RN) * 1e6, [1, 0, 7])
