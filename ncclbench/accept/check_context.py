@@ -13,6 +13,7 @@ from ncclbench.accept.profile import RATES, FloorRule, Rules
 from ncclbench.accept.sample_checks import Floats, quantile_interval, read_total
 from ncclbench.store.records import Json, LedgerRecord, PathRecord, Record, Summary
 from ncclbench.store.run_directory import Run
+from ncclbench.store.samples import samples_file
 from ncclbench.topology.rank_names import group_name
 
 
@@ -111,7 +112,7 @@ class Subject:
         Raises:
             UsageError: if they cannot be read.
         """
-        return _read_cached(str(self.run.path / (record.samples or "")))
+        return _read_cached(str(samples_file(self.run, record.samples or "")))
 
     def estimate(self, record: Record, rule: FloorRule) -> Estimate | None:
         """The figure that `rule` judges; None where the record has none."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.errors import UsageError
-from ncclbench.store.files import is_regular
+from ncclbench.store.samples import UnreadableSamples, phase_columns
 
 Floats = NDArray[np.float64]
 
@@ -17,23 +17,13 @@ def read_total(path: Path) -> Floats:
     Raises:
         UsageError: if the file cannot be read, or does not hold every rank in every iteration once.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    is_regular(path)
     try:
-        # Without threads, no copies of several columns stand side by side in memory.
-        table = pq.read_table(path, use_threads=False)
-        names = table.column("phase").combine_chunks()
-        names = names if isinstance(names, pa.DictionaryArray) else names.dictionary_encode()
-        labels = names.dictionary.to_pylist()
-        total = labels.index("total")
-        chosen = np.asarray(names.indices) == total
-        rank, iteration = (np.asarray(table.column(name))[chosen] for name in ("rank", "iteration"))
-        seconds = np.asarray(table.column("seconds"), dtype=np.float64)[chosen]
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise UsageError(f"{path} holds no readable samples: {str(error).splitlines()[0]}") from None
-    return _as_matrix(rank, iteration, seconds, path)
+        columns = phase_columns(path, "total")
+    except UnreadableSamples as error:
+        raise UsageError(f"{path} holds no readable samples: {error}") from None
+    if columns is None:
+        raise UsageError(f"{path} holds no readable samples: it has no phase 'total'")
+    return _as_matrix(*columns, path)
 
 
 def _as_matrix(rank: NDArray[np.int32], iteration: NDArray[np.int32], seconds: Floats, path: Path) -> Floats:

@@ -8,7 +8,7 @@ before the next is read.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # importing it takes a tenth of a second
     import pyarrow as pa
 
 Floats = NDArray[np.float64]
+N = TypeVar("N", np.int32, np.float64)
 
 MICRO = 1e6
 
@@ -38,6 +39,49 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+class UnreadableSamples(UsageError):
+    """A samples file that is no Parquet file, or lacks a column; the message says why, without the file's name."""
+
+
+def phase_columns(path: Path, phase: str) -> tuple[NDArray[np.int32], NDArray[np.int32], Floats] | None:
+    """Rank, iteration and seconds of each sample of a phase, in the order of the file; None if it has no such phase.
+
+    Raises:
+        UsageError: if it is no regular file.
+        EnvironmentFault: if it cannot be looked at.
+        UnreadableSamples: if it is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    is_regular(path)
+    try:
+        # Neither memory-mapped nor pre-buffered, and without threads: the peak stays at one case.
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns=["rank", "iteration", "phase", "seconds"], use_threads=False)
+        labels = table.column("phase").combine_chunks().dictionary_encode()
+        names = labels.dictionary.to_pylist()
+        if phase not in names:
+            return None
+        chosen = _values(labels.indices, np.int32) == names.index(phase)
+        rank_N = _values(table.column("rank").combine_chunks().cast(pa.int32()), np.int32)[chosen]
+        iteration_N = _values(table.column("iteration").combine_chunks().cast(pa.int32()), np.int32)[chosen]
+        seconds_N = _values(table.column("seconds").combine_chunks().cast(pa.float64()), np.float64)[chosen]
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise UnreadableSamples(str(error).splitlines()[0]) from None
+    return rank_N, iteration_N, seconds_N
+
+
+def _values(array: "pa.Array[pa.Scalar[pa.DataType]]", kind: type[N]) -> NDArray[N]:
+    """The numbers of an Arrow array, -1 for null, on its own memory: `Array.to_numpy` would import pandas."""
+    there, data = array.buffers()
+    values = np.frombuffer(memoryview(data) if data else b"", kind)[array.offset : array.offset + len(array)]
+    if there is None or not array.null_count:
+        return values
+    bits = np.unpackbits(np.frombuffer(memoryview(there), np.uint8), bitorder="little")
+    return np.where(bits[array.offset : array.offset + len(array)], values, kind(-1))
+
+
 def seconds_of_ranks(run: Run, record: Record, phase: str = "total") -> Floats | None:
     """Durations of one phase, shape (R, N), in seconds; NaN where a rank has no such iteration.
 
@@ -48,32 +92,14 @@ def seconds_of_ranks(run: Run, record: Record, phase: str = "total") -> Floats |
     """
     if record.samples is None:
         return None
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = _inside(run.path, record.samples)
+    path = samples_file(run, record.samples)
     try:
-        is_regular(path)
+        columns = phase_columns(path, phase)
+    except UnreadableSamples as error:
+        raise UsageError(f"samples of {record.case}: cannot read {path}: {error}") from None
     except NcclbenchError as error:  # as for a file that is damaged: the rest of the run can be shown
         raise UsageError(f"samples of {record.case}: {error}") from None
-    try:
-        # Neither memory-mapped nor pre-buffered: the peak stays at one case.
-        table = pq.read_table(
-            path, columns=["rank", "iteration", "phase", "seconds"], partitioning=None, use_threads=False
-        )
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise UsageError(f"samples of {record.case}: cannot read {path}: {str(error).splitlines()[0]}") from None
-    labels = table.column("phase").combine_chunks().dictionary_encode()
-    if isinstance(labels, pa.ChunkedArray):
-        labels = labels.combine_chunks()
-    names = labels.dictionary.to_pylist()
-    if phase not in names:
-        return None
-    chosen = labels.indices.to_numpy(zero_copy_only=False) == names.index(phase)
-    rank_N, iteration_N, seconds_N = (
-        table.column(name).to_numpy()[chosen] for name in ("rank", "iteration", "seconds")
-    )
-    return _as_grid(rank_N, iteration_N, seconds_N, record, path)
+    return None if columns is None else _as_grid(*columns, record, path)
 
 
 def _as_grid(
@@ -93,11 +119,15 @@ def _as_grid(
     return grid
 
 
-def _inside(run: Path, name: str) -> Path:
-    """The file `name` of the run; a record that points out of its directory is not followed."""
-    path = run / name
-    if not path.resolve().is_relative_to(run.resolve()):
-        raise UsageError(f"{run}: a record names samples outside the run directory: {name}")
+def samples_file(run: Run, name: str) -> Path:
+    """The file `name` of the run; a record that points out of its directory is not followed.
+
+    Raises:
+        UsageError: if it does.
+    """
+    path = run.path / name
+    if not path.resolve().is_relative_to(run.path.resolve()):
+        raise UsageError(f"{run.path}: a record names samples outside the run directory: {name}")
     return path
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,3 +169,15 @@ def test_samples_that_are_gone_or_no_parquet(content: bytes | None, run: Path) -
     else:
         (run / samples).write_bytes(content)
     assert "no readable samples" in of(verdict_on(run), "samples", Verdict.INCONCLUSIVE)[0].reason
+
+
+def test_judging_reads_samples_without_pandas(healthy: Path) -> None:
+    """Importing it would take longer than judging a short run."""
+    code = (
+        "import sys; from pathlib import Path; from ncclbench.store.run_directory import read_run;"
+        "from ncclbench.accept.check_context import Subject; from ncclbench.accept.judge import judge;"
+        "from ncclbench.accept.profile import load_profile;"
+        "judge(Subject(read_run(Path(sys.argv[1])), load_profile('h100-hgx-ib'))); print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(healthy)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
