@@ -24,8 +24,6 @@ if TYPE_CHECKING:  # importing it takes a tenth of a second
 Floats = NDArray[np.float64]
 N = TypeVar("N", np.int32, np.float64)
 
-MICRO = 1e6
-
 
 def is_whole(path: Path) -> bool:
     """Whether a samples file is there and has its end: Parquet's last four bytes. What is in between is `verify`'s."""
@@ -189,23 +187,3 @@ def _float64(values: Floats) -> "pa.Array[pa.Scalar[pa.lib.Float64Type]]":
     import pyarrow as pa
 
     return pa.DoubleArray.from_buffers(pa.float64(), len(values), [None, pa.py_buffer(values.data)])
-
-
-def lateness(seconds_RN: Floats) -> Floats:
-    """How much later than the first each rank arrived, shape (R,): the median over iterations, in seconds.
-
-    In a synchronising collective all ranks leave together, so the one that came last has the shortest duration.
-    """
-    return _median(np.nanmax(seconds_RN, axis=0)[None, :] - seconds_RN)
-
-
-def rank_medians(seconds_RN: Floats) -> Floats:
-    """Each rank's median duration, shape (R,), in seconds."""
-    return _median(seconds_RN)
-
-
-def _median(values_RN: Floats) -> Floats:
-    """Median over iterations. NumPy's own is many times faster than the one that looks for NaN."""
-    if np.isnan(values_RN).any():
-        return np.asarray(np.nanmedian(values_RN, axis=1))
-    return np.asarray(np.median(values_RN, axis=1))

@@ -1,12 +1,11 @@
-"""Heat maps of flows (rail by rail, leaf by leaf, NIC by NIC), and how far each NIC is from the others."""
+"""Heat maps of flows (rail by rail, leaf by leaf, NIC by NIC), and figures of sorted residuals."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ncclbench.analysis.residuals import CaseFlows, case_flows, percent
 from ncclbench.store.records import Record
 from ncclbench.store.run_directory import Run
 from ncclbench_reports.common.text_format import visible
@@ -24,42 +23,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Flows:
-    """F flows of a case: sending rank, receiving rank, and rate in GB/s (NaN where a flow never ended)."""
-
-    case: str
-    src_F: Ints
-    dst_F: Ints
-    gb_per_s_F: Floats
-    title: str = ""
-
-
-def flows_of(record: Record, world: int) -> Flows | None:
-    """All flows between different ranks in the record's phases; None if it has none."""
-    parts = []
-    for phase in record.phases:
-        if not phase.flows:
-            continue
-        columns: list[Sequence[float | None]] = [
-            phase.flows.src,
-            phase.flows.dst,
-            phase.flows.nbytes,
-            phase.flows.p50_us,
-        ]
-        if len({len(column) for column in columns}) == 1:
-            parts.append(np.array(columns, dtype=np.float64))  # None becomes NaN
-    if not parts:
-        return None
-    src_F, dst_F, nbytes_F, us_F = np.concatenate(parts, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rate_F = np.where(us_F > 0, nbytes_F / us_F / 1e3, np.nan)  # B/us is MB/s
-    there = (src_F != dst_F) & (src_F >= 0) & (src_F < world) & (dst_F >= 0) & (dst_F < world)
-    if not there.any():
-        return None
-    return Flows(record.case, src_F[there].astype(np.int64), dst_F[there].astype(np.int64), rate_F[there])
-
-
 def flow_figures(run: Run, endpoints: EndpointNames, prefix: str) -> list[Figure]:
     """Heat maps of the largest case with flows per pattern, timing and parameters."""
     chosen: dict[tuple[str, str, str], Record] = {}
@@ -69,24 +32,28 @@ def flow_figures(run: Run, endpoints: EndpointNames, prefix: str) -> list[Figure
     figures = []
     named = titles(run.records)
     for index, record in enumerate(list(chosen.values())[:_MOST_CASES]):
-        flows = flows_of(record, len(endpoints.nodes_R))
+        flows = case_flows(record, len(endpoints.nodes_R))
         if flows is None:
             continue
-        flows = replace(flows, title=named[record.case])
+        title = named[record.case]
         figures.append(
-            _heat_map(f"{prefix}rails-{index}", "rail", flows, endpoints.rails_R, lambda k: f"rail {k}", endpoints)
+            _heat_map(
+                f"{prefix}rails-{index}", title, "rail", flows, endpoints.rails_R, lambda k: f"rail {k}", endpoints
+            )
         )
         if endpoints.leaves_R is not None:
             figures.append(
-                _heat_map(f"{prefix}leaves-{index}", "leaf", flows, endpoints.leaves_R, endpoints.leaf_name, endpoints)
+                _heat_map(
+                    f"{prefix}leaves-{index}", title, "leaf", flows, endpoints.leaves_R, endpoints.leaf_name, endpoints
+                )
             )
-        nic_R, names = _nics(endpoints)
+        nic_R, names = nics_of(endpoints)
         if len(names) <= _MOST_NICS:
-            figures.append(_heat_map(f"{prefix}nics-{index}", "NIC", flows, nic_R, names.__getitem__, endpoints))
+            figures.append(_heat_map(f"{prefix}nics-{index}", title, "NIC", flows, nic_R, names.__getitem__, endpoints))
     return figures
 
 
-def _nics(endpoints: EndpointNames) -> tuple[Ints, list[str]]:
+def nics_of(endpoints: EndpointNames) -> tuple[Ints, list[str]]:
     """The NIC of each rank, and the names of all NICs."""
     pairs, first_N, nic_R = np.unique(
         np.stack([endpoints.nodes_R, endpoints.rails_R]), axis=1, return_index=True, return_inverse=True
@@ -96,7 +63,13 @@ def _nics(endpoints: EndpointNames) -> tuple[Ints, list[str]]:
 
 
 def _heat_map(
-    key: str, kind: str, flows: Flows, group_R: Ints, name: Callable[[int], str], endpoints: EndpointNames
+    key: str,
+    case: str,
+    kind: str,
+    flows: CaseFlows,
+    group_R: Ints,
+    name: Callable[[int], str],
+    endpoints: EndpointNames,
 ) -> Figure:
     """Medians of the flows from each group (a row) to each group (a column)."""
     groups, index_R = np.unique(group_R, return_inverse=True)
@@ -119,15 +92,15 @@ def _heat_map(
         lost = [f for f in members if np.isnan(flows.gb_per_s_F[f])]
         pair += f"<br>{len(lost)} flows did not end, among them {_pair(flows, lost[0], endpoints)}" if lost else ""
         text_GG[row][column] = pair
-    return _as_figure(key, kind, flows, names, rate_GG, text_GG)
+    return _as_figure(key, f"{case}: {kind} by {kind}", kind, flows, names, rate_GG, text_GG)
 
 
-def _pair(flows: Flows, flow: int, endpoints: EndpointNames) -> str:
+def _pair(flows: CaseFlows, flow: int, endpoints: EndpointNames) -> str:
     return f"{plot_text(endpoints.rank(int(flows.src_F[flow])))} → {plot_text(endpoints.rank(int(flows.dst_F[flow])))}"
 
 
 def _as_figure(
-    key: str, kind: str, flows: Flows, names: list[str], rate_GG: Floats, text_GG: list[list[str]]
+    key: str, title: str, kind: str, flows: CaseFlows, names: list[str], rate_GG: Floats, text_GG: list[list[str]]
 ) -> Figure:
     known = rate_GG[~np.isnan(rate_GG)]
     alt = f"heat map of {flows.case}, {kind} by {kind}: no flow ended."
@@ -162,7 +135,6 @@ def _as_figure(
         "yaxis": {"title": {"text": f"sending {kind}"}, "autorange": "reversed", **ticks},
         "square": True,
     }
-    title = f"{flows.title}: {kind} by {kind}"
     caption = (
         f"{visible(flows.case, 300)}: each cell is the median of the flows from a {kind} (row) to a {kind} (column). "
         "Hover over a cell for the slowest pair."
@@ -173,71 +145,6 @@ def _as_figure(
 def _ticks(labels: list[str]) -> Plot:
     step = -(-len(labels) // 32)
     return {"tickvals": list(range(0, len(labels), step)), "ticktext": labels[::step]}
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A NIC: how much faster (+) or slower (-) its flows are than all flows, per direction; NaN if unknown."""
-
-    name: str
-    send: float
-    receive: float
-    peers: int
-
-
-def nic_residuals(run: Run, endpoints: EndpointNames) -> list[Endpoint]:
-    """Per NIC the median over distinct peers of log(rate / median rate), and of that the median over cases."""
-    nic_R, names = _nics(endpoints)
-    found: dict[str, list[Floats]] = {"send": [], "receive": []}
-    peers_N = np.zeros(len(names), np.int64)
-    for record in run.records:
-        flows = flows_of(record, len(endpoints.nodes_R)) if record.status == "ok" else None
-        if flows is None or np.isnan(flows.gb_per_s_F).all():
-            continue
-        log_F = np.log(flows.gb_per_s_F / np.nanmedian(flows.gb_per_s_F))
-        for side, own_F, other_F in (
-            ("send", nic_R[flows.src_F], nic_R[flows.dst_F]),
-            ("receive", nic_R[flows.dst_F], nic_R[flows.src_F]),
-        ):
-            value_N, count_N = _by_endpoint(own_F, other_F, log_F, len(names))
-            found[side].append(value_N)
-            peers_N = np.maximum(peers_N, count_N)
-    if not found["send"]:
-        return []
-    send_N, receive_N = (_nan_median(np.stack(found[side])) for side in ("send", "receive"))
-    return [Endpoint(names[k], float(send_N[k]), float(receive_N[k]), int(peers_N[k])) for k in range(len(names))]
-
-
-def _by_endpoint(own_F: Ints, other_F: Ints, log_F: Floats, size: int) -> tuple[Floats, Ints]:
-    """Median over peers of the median over a pair's flows, so that no peer counts twice."""
-    known = ~np.isnan(log_F)
-    pair_F = own_F[known] * size + other_F[known]
-    pairs_P, value_P = _medians(pair_F, log_F[known])
-    owners, value = _medians(pairs_P // size, value_P)
-    value_N, count_N = np.full(size, np.nan), np.zeros(size, np.int64)
-    value_N[owners] = value
-    count_N[owners] = np.bincount(pairs_P // size, minlength=size)[owners]
-    return value_N, count_N
-
-
-def _medians(key_F: Ints, value_F: Floats) -> tuple[Ints, Floats]:
-    """The distinct keys, and the median of the values of each."""
-    order = np.lexsort((value_F, key_F))
-    keys, starts, counts = np.unique(key_F[order], return_index=True, return_counts=True)
-    sorted_F = value_F[order]
-    return keys, (sorted_F[starts + (counts - 1) // 2] + sorted_F[starts + counts // 2]) / 2
-
-
-def _nan_median(values_CN: Floats) -> Floats:
-    known_N = ~np.isnan(values_CN).all(axis=0)
-    result = np.full(values_CN.shape[1], np.nan)
-    result[known_N] = np.nanmedian(values_CN[:, known_N], axis=0)
-    return result
-
-
-def percent(log: float) -> float:
-    """The logarithm of a ratio as a deviation in percent: -50 is half."""
-    return 100 * math.expm1(log)
 
 
 def residual_figure(

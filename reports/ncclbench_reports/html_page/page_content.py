@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from ncclbench.analysis.residuals import EndpointResidual, RankResiduals, nic_residuals, percent
 from ncclbench.store.records import Json
 from ncclbench.store.run_directory import Run
 from ncclbench.store.verdict import RunVerdict
@@ -12,10 +13,10 @@ from ncclbench_reports.common.run_summary import stamps, times_are, verdicts_of
 from ncclbench_reports.common.text_format import visible
 from ncclbench_reports.html_page.endpoint_names import EndpointNames
 from ncclbench_reports.html_page.figures import Figure, short_names
-from ncclbench_reports.html_page.flow_heatmaps import Endpoint, flow_figures, nic_residuals, percent, residual_figure
+from ncclbench_reports.html_page.flow_heatmaps import flow_figures, nics_of, residual_figure
 from ncclbench_reports.html_page.page_model import Page, Section
 from ncclbench_reports.html_page.phase_figures import derived_tables, phase_figures
-from ncclbench_reports.html_page.rank_figures import RankStatistics, rank_figures, rank_statistics
+from ncclbench_reports.html_page.rank_figures import rank_figures, rank_statistics
 from ncclbench_reports.html_page.rates import limits_of
 from ncclbench_reports.html_page.routing_skew import skew_figures
 from ncclbench_reports.html_page.run_card import VERDICT_WORDS, card_of
@@ -77,7 +78,7 @@ def _run_sections(run: Run, names: Mapping[str, str], problems: dict[str, list[s
     of_run = f" in {names[str(run.path)]}" if several else ""
     statistics = rank_statistics(run, ranks)
     problems[str(run.path)] = statistics.problems
-    nics = nic_residuals(run, ranks)
+    nics = nic_residuals(run, *nics_of(ranks))
     fabric = flow_figures(run, ranks, prefix)
     if nics:
         fabric.append(_nic_figure(nics, prefix))
@@ -86,7 +87,7 @@ def _run_sections(run: Run, names: Mapping[str, str], problems: dict[str, list[s
         Section(
             id=f"{prefix}ranks",
             title=f"Ranks{of_run}",
-            figures=rank_figures(statistics, ranks, prefix),
+            figures=rank_figures(statistics, run, ranks, prefix),
             tables=_rank_tables(statistics, ranks, nics, prefix),
         ),
         Section(
@@ -98,7 +99,7 @@ def _run_sections(run: Run, names: Mapping[str, str], problems: dict[str, list[s
     ]
 
 
-def _nic_figure(nics: Sequence[Endpoint], prefix: str) -> Figure:
+def _nic_figure(nics: Sequence[EndpointResidual], prefix: str) -> Figure:
     names = [nic.name for nic in nics]
     caption = (
         "Per NIC the median over distinct peers of its flows' rates against the median of all flows. "
@@ -110,7 +111,9 @@ def _nic_figure(nics: Sequence[Endpoint], prefix: str) -> Figure:
     return residual_figure(f"{prefix}nic-residuals", "Every NIC, sorted", series, caption)
 
 
-def _rank_tables(found: RankStatistics, ranks: EndpointNames, nics: Sequence[Endpoint], prefix: str) -> list[DataTable]:
+def _rank_tables(
+    found: RankResiduals, ranks: EndpointNames, nics: Sequence[EndpointResidual], prefix: str
+) -> list[DataTable]:
     tables = []
     heads: Sequence[tuple[str, bool]]
     if found.cases:

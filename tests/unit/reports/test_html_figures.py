@@ -2,27 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 from ncclbench.analysis.summary import summarise
-from ncclbench.store.records import FlowTimes, PhaseResult, Record, Subtotal
+from ncclbench.store.records import PhaseResult, Record, Subtotal
 from ncclbench.store.run_directory import Run, read_run
 from ncclbench.store.run_writer import RunWriter
 from ncclbench_reports.common.record_rows import record_rows
 from ncclbench_reports.html_page.case_labels import Facets, short_labels
 from ncclbench_reports.html_page.endpoint_names import EndpointNames
 from ncclbench_reports.html_page.figures import extent, log_axis, plot_text, short_names
-from ncclbench_reports.html_page.flow_heatmaps import flows_of, nic_residuals, percent
 from ncclbench_reports.html_page.rank_figures import rank_figures, rank_statistics
 from ncclbench_reports.html_page.rates import bounds_of
 from ncclbench_reports.html_page.routing_skew import skew_figures
 from ncclbench_reports.html_page.size_curves import curve_figures
 from tests.helpers.cluster_runs import (
-    SLOW_RANK,
     WORLD,
     cluster_manifest,
     collective,
@@ -165,45 +161,6 @@ def test_the_bound_of_variants_is_that_of_a_rotation() -> None:
 # ---- flows and ranks -------------------------------------------------------------------------------------------------
 
 
-def test_flows_without_an_end_have_no_rate() -> None:
-    found = flows_of(flows(1 << 20), WORLD)
-    assert found is not None
-    assert len(found.src_F) == 24
-    assert found.gb_per_s_F[0] == pytest.approx((1 << 20) / 100.2 / 1e3)
-    assert np.isnan(found.gb_per_s_F[-1])
-
-
-def test_the_slow_nic_is_named(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", cluster_manifest())
-    writer.append(flows())
-    run = read_run(tmp_path / "run")
-    nics = nic_residuals(run, EndpointNames.of(run))
-    slow = min(nics, key=lambda nic: nic.send)
-    assert slow.name == "n1 rail 1 rail1"
-    assert percent(slow.send) == pytest.approx(-50, abs=2)
-    assert abs(percent(slow.receive)) < 2
-    assert slow.peers == 4
-    assert all(abs(percent(nic.send)) < 2 for nic in nics if nic is not slow)
-
-
-@pytest.mark.parametrize("flows_field", [{"src": [0]}, {"src": [99], "dst": [0], "nbytes": [1], "p50_us": [1]}, {}])
-def test_damaged_flows_are_no_flows(flows_field: dict[str, Any]) -> None:
-    record = flows()
-    phase = msgspec.structs.replace(record.phases[0], flows=msgspec.convert(flows_field, FlowTimes))
-    assert flows_of(like(record, phases=[phase]), WORLD) is None
-
-
-def test_rank_statistics_find_the_slow_rank(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", cluster_manifest())
-    record, seconds_RN = collective(1 << 20)
-    seconds_RN[SLOW_RANK] *= 1.5
-    writer.append(record, ["total"], seconds_RN[:, :, None])
-    run = read_run(tmp_path / "run")
-    found = rank_statistics(run, EndpointNames.of(run))
-    assert int(np.argmax(found.residual_R)) == SLOW_RANK
-    assert percent(float(found.residual_R[SLOW_RANK])) == pytest.approx(50, abs=5)
-
-
 def test_flows_between_pairs_give_no_lateness(tmp_path: Path) -> None:
     """Half of the ranks may be idle in a round: their short durations are no lateness."""
     writer = RunWriter.create(tmp_path / "run", cluster_manifest())
@@ -213,7 +170,7 @@ def test_flows_between_pairs_give_no_lateness(tmp_path: Path) -> None:
     run = read_run(tmp_path / "run")
     found = rank_statistics(run, EndpointNames.of(run))
     assert np.isnan(found.late_us_R).all()
-    assert "skew" not in [figure.id for figure in rank_figures(found, EndpointNames.of(run), "")]
+    assert "skew" not in [figure.id for figure in rank_figures(found, run, EndpointNames.of(run), "")]
     record, seconds_RN = collective(1024)
     writer.append(record, ["total"], seconds_RN[:, :, None])
     run = read_run(tmp_path / "run")

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ncclbench.store.run_directory import read_run
-from ncclbench.store.samples import lateness, seconds_of_ranks
+from ncclbench.store.samples import seconds_of_ranks
 from tests.helpers.cluster_runs import (
     WORLD,
     rich_run,
@@ -46,8 +46,3 @@ def test_only_the_named_columns_are_read(rich: Path, monkeypatch: pytest.MonkeyP
     assert asked == []  # reading a run reads no samples
     seconds_of_ranks(run, run.records[0])
     assert asked == [["rank", "iteration", "phase", "seconds"]]
-
-
-def test_lateness_is_the_difference_to_the_longest_duration() -> None:
-    seconds_RN = np.array([[10e-6, 10e-6], [10e-6, 12e-6], [4e-6, 4e-6]])
-    np.testing.assert_allclose(lateness(seconds_RN) * 1e6, [1, 0, 7])
