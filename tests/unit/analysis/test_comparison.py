@@ -1,6 +1,6 @@
 """compare: its statistics against scipy and by simulation, its refusals, its exit codes."""
 
-import json
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ncclbench.analysis.comparison import ALPHA, MARGIN, Comparison, compare
-from ncclbench.analysis.run_sets import read_side
+from ncclbench.analysis.run_sets import Side, read_side
 from ncclbench.analysis.significance import bootstrap, cliff, compute, holm, kruskal, student
 from ncclbench.cli import main
 from ncclbench.errors import UsageError
@@ -229,14 +229,12 @@ def test_unlike_starts_of_one_side_are_refused_too(tmp_path: Path) -> None:
         compared(tmp_path / "base", tmp_path / "new")
 
 
-def test_another_record_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ncclbench.store.run_directory.SCHEMA", 2)  # a version to come, which reads this one too
-    small_run(tmp_path / "base")
-    small_run(tmp_path / "new")
-    manifest_file = tmp_path / "new" / "manifest.json"
-    manifest_file.write_text(json.dumps(json.loads(manifest_file.read_text()) | {"schema": 2}))
+def test_another_record_version_is_refused(tmp_path: Path) -> None:
+    base = read_side(small_run(tmp_path / "base"))
+    run = read_side(small_run(tmp_path / "new")).runs[0]
+    later = Side("new", (dataclasses.replace(run, manifest=like(run.manifest, schema=2)),))
     with pytest.raises(UsageError, match=r"record version\.manifest was 1, and now is 2"):
-        compared(tmp_path / "base", tmp_path / "new")
+        compare(base, later)
 
 
 def test_how_long_was_measured_and_versions_do_not_forbid(tmp_path: Path) -> None:
