@@ -1,4 +1,4 @@
-"""The public API: what the command line calls, and what a program or a notebook calls.
+"""The public API, for programs, notebooks and the command line.
 
     import ncclbench
 
@@ -10,8 +10,8 @@
     done = ncclbench.run(RunRequest(patterns=("all_reduce",), max_bytes="1M", nproc=4))
     done.exit_code, done.load().records
 
-``docs/api.md`` documents it and says what is stable. Every error is an `ncclbench.errors.NcclbenchError`. Importing
-this module loads no other package of the product; a function loads what it needs.
+``docs/api.md`` documents the API and its stability. Every error is an `ncclbench.errors.NcclbenchError`. Importing this
+module imports no other package of ncclbench; each function imports what it needs.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ AnyPath = str | Path
 
 
 class LoadedRun:
-    """A run directory, read.
+    """The contents of a run directory.
 
     Attributes:
-        run: the typed run: manifest, records and events.
+        run: manifest, records and events.
     """
 
     def __init__(self, run: Run) -> None:
-        """Wrap a run that was read; see `load_run`."""
+        """Wrap a run; `load_run` reads one."""
         self.run = run
 
     @property
     def path(self) -> Path:
-        """Where the run directory is."""
+        """The path of the run directory."""
         return self.run.path
 
     @property
@@ -61,19 +61,19 @@ class LoadedRun:
         return self.run.records
 
     def frame(self) -> pd.DataFrame:
-        """One row per record; ``docs/formats.md`` lists the columns, which are those of the CSV and Parquet reports."""
+        """One row per record, with the columns of the CSV and Parquet reports; see ``docs/formats.md``."""
         return frame([self])
 
     def report(self, fmt: str = "table") -> str | bytes:
-        """The run in one of the formats of ``ncclbench list reports``."""
+        """Render the run in a format of ``ncclbench list reports``."""
         return report([self], fmt)
 
     def __repr__(self) -> str:
-        """The directory, and how many records there are."""
+        """The path and the number of records."""
         return f"LoadedRun({str(self.path)!r}, {len(self.records)} records)"
 
     def _repr_html_(self) -> str:
-        """The summary table, as a notebook shows it."""
+        """The summary table for a notebook."""
         from ncclbench_reports.common.summary_table import summary_html
 
         return summary_html(self.run)
@@ -81,35 +81,35 @@ class LoadedRun:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What `run` came to.
+    """The result of `run`.
 
     Attributes:
-        exit_code: `Exit.GOOD`, or the most severe of what happened.
-        path: the run directory; it need not be there after an error.
+        exit_code: `Exit.GOOD`, or the most severe exit code of all ranks and process starts.
+        path: the run directory; it may not exist after an error.
     """
 
     exit_code: Exit
     path: Path
 
     def load(self) -> LoadedRun:
-        """The run directory.
+        """Read the run directory.
 
         Raises:
-            UsageError: if there is none, because no process start came so far.
+            UsageError: if there is none, because every process start failed earlier.
         """
         return load_run(self.path)
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What `accept` came to.
+    """The result of `accept`.
 
     Attributes:
-        exit_code: the verdict's, or that of the measurement if it is more severe.
+        exit_code: the exit code of the verdict, or of the measurement if that is more severe.
         path: the run directory; None if nothing was measured.
         document: the verdict; None if this process is not rank 0, or if nothing was measured.
-        redacted: the redacted bundle; None if none was asked for.
-        not_run: why nothing was measured; None if something was.
+        redacted: the redacted bundle; None if it was not requested.
+        not_run: why nothing was measured; None if there is a measurement.
     """
 
     exit_code: Exit
@@ -120,17 +120,17 @@ class Acceptance:
 
 
 def run(request: RunRequest, listener: Listener | None = None) -> FinishedRun:
-    """Measure what `request` asks for, and store every sample.
+    """Measure the cases of `request`, and store every sample.
 
-    Started alone, it starts the ranks as processes on this host, or by `request.launcher`. Under a launcher it joins
-    the job as one of its ranks. With ``request.progress`` the ranks report on stderr.
+    Without a launcher, this starts the ranks as processes on this host, or by `request.launcher`. Under a launcher,
+    this process becomes one of the ranks. With ``request.progress`` the ranks print progress on stderr.
 
     Args:
         request: what to measure.
-        listener: told what happens; by default nothing is reported by this process.
+        listener: receives the events of this process; by default they are ignored.
 
     Raises:
-        NcclbenchError: if nothing could be started. What fails later is in the exit code and in the run directory.
+        NcclbenchError: if nothing could be started. Later failures are in the exit code and in the run directory.
     """
     from ncclbench.launch.execution import execute
     from ncclbench.launch.listener import QuietListener
@@ -140,7 +140,7 @@ def run(request: RunRequest, listener: Listener | None = None) -> FinishedRun:
 
 
 def forecast(request: RunRequest) -> Forecast:
-    """The cases of `request`, their memory and a guess of the time; nothing is started.
+    """Estimate the memory and time of the cases of `request`; nothing is started.
 
     Raises:
         NcclbenchError: if the request would be refused.
@@ -151,14 +151,14 @@ def forecast(request: RunRequest) -> Forecast:
 
 
 def accept(request: AcceptRequest, listener: Listener | None = None) -> Acceptance:
-    """Judge a run by a profile, after measuring it if `request.run` is None; writes the bundle into the run directory.
+    """Judge a run by a profile, and write the bundle into the run directory; measure first if `request.run` is None.
 
     Args:
-        request: the profile, and what to judge.
-        listener: told what happens while it measures; by default nothing is reported by this process.
+        request: the profile and the run, or how to measure one.
+        listener: receives the events of the measurement; by default they are ignored.
 
     Raises:
-        NcclbenchError: if the request makes no sense, or nothing could be started.
+        NcclbenchError: if the request is invalid, or nothing could be started.
     """
     request, rules = _with_rules(request)
     if request.run is not None:
@@ -167,7 +167,7 @@ def accept(request: AcceptRequest, listener: Listener | None = None) -> Acceptan
 
 
 def forecast_accept(request: AcceptRequest) -> Forecast:
-    """What `accept` would measure; nothing is started.
+    """Estimate the memory and time of the cases that `accept` would measure; nothing is started.
 
     Raises:
         NcclbenchError: if the request would be refused.
@@ -179,11 +179,11 @@ def forecast_accept(request: AcceptRequest) -> Forecast:
 
 
 def make_profile(golden: AnyPath, name: str | None = None) -> str:
-    """A profile, as TOML, with the figures of a golden run.
+    """Make a profile, as TOML, from the figures of a golden run.
 
     Args:
-        golden: its run directory.
-        name: of the profile; by default that of the directory.
+        golden: the run directory of the golden run.
+        name: name of the profile; by default the name of the directory.
     """
     from ncclbench.accept.profile_from_run import make_profile as profile_of
     from ncclbench.store.run_directory import read_run
@@ -192,10 +192,10 @@ def make_profile(golden: AnyPath, name: str | None = None) -> str:
 
 
 def load_run(path: AnyPath) -> LoadedRun:
-    """The run in a run directory, whole or cut off.
+    """Read a run directory, finished or interrupted.
 
     Raises:
-        UsageError: if it is no run directory, is damaged, or is of a newer schema.
+        UsageError: if the path is not a run directory, is damaged, or has a newer schema.
     """
     from ncclbench.store.run_directory import read_run
 
@@ -203,10 +203,10 @@ def load_run(path: AnyPath) -> LoadedRun:
 
 
 def load_runs(paths: Iterable[AnyPath]) -> list[LoadedRun]:
-    """Several runs, in the order of `paths`.
+    """Read several run directories, in the order of `paths`.
 
     Raises:
-        UsageError: naming each directory that cannot be read, or one that is named twice.
+        UsageError: naming each directory that cannot be read, or one that is given twice.
     """
     from ncclbench.store.run_directory import read_runs
 
@@ -227,7 +227,7 @@ def frame(runs: Sequence[LoadedRun]) -> pd.DataFrame:
 
 
 def report(runs: Sequence[LoadedRun], fmt: str = "table") -> str | bytes:
-    """The runs in one of the formats of ``ncclbench list reports``; bytes where it is no text.
+    """Render the runs in a format of ``ncclbench list reports``; the result of a binary format is bytes.
 
     Raises:
         UsageError: if there is no such format.
@@ -239,16 +239,16 @@ def report(runs: Sequence[LoadedRun], fmt: str = "table") -> str | bytes:
 
 
 def compare(base: AnyPath, new: AnyPath, *, force: bool = False, margin: float = 0.01) -> Comparison:
-    """Two runs, or two directories of runs, case by case.
+    """Compare two runs, or two directories of runs, case by case.
 
     Args:
-        base: the side that is compared with.
+        base: the reference.
         new: the side that may be slower.
-        force: compare although fabric, record version or settings differ.
-        margin: smaller changes count as the same.
+        force: compare even if fabric, record version or settings differ.
+        margin: relative change below which a case counts as equal.
 
     Raises:
-        UsageError: if a side cannot be read, or if both are unlike or the same.
+        UsageError: if a side cannot be read, or if the sides are unlike or identical.
     """
     from ncclbench.analysis.comparison import compare as compare_sides
     from ncclbench.analysis.run_sets import read_side
@@ -263,13 +263,13 @@ def compare(base: AnyPath, new: AnyPath, *, force: bool = False, margin: float =
 
 @dataclass(frozen=True)
 class ImportedRun:
-    """What `import_logs` made of the logs: the run directory, and what a user should know of it, in lines."""
+    """The result of `import_logs`: the path of the run directory, and remarks for the user, one per line."""
 
     path: Path
     remarks: tuple[str, ...]
 
     def load(self) -> LoadedRun:
-        """The run directory."""
+        """Read the run directory."""
         return load_run(self.path)
 
 
@@ -283,19 +283,19 @@ def import_logs(
     skip_damaged: bool = False,
     command: Sequence[str] = (),
 ) -> ImportedRun:
-    """A run directory of other tools' logs.
+    """Convert logs of other tools to a run directory.
 
     Args:
-        logs: the files.
-        out: the run directory to make.
-        fmt: one of ``ncclbench list importers``; by default what is in each log.
-        pattern: what was measured, where the log does not say.
-        world_size: how many ranks there were, where the log does not say.
-        skip_damaged: leave damaged lines out, and name them, instead of refusing the log.
-        command: the user's command line behind ``ncclbench``, for the manifest.
+        logs: the log files.
+        out: the run directory to write.
+        fmt: a format of ``ncclbench list importers``; by default it is detected in each log.
+        pattern: the pattern, if the log does not name it.
+        world_size: the number of ranks, if the log does not state it.
+        skip_damaged: skip and report damaged lines instead of refusing the log.
+        command: the user's command line after ``ncclbench``, for the manifest.
 
     Raises:
-        UsageError: if a log cannot be read, or `out` cannot be used. Nothing is left behind.
+        UsageError: if a log cannot be read, or `out` cannot be used. Then nothing is written.
     """
     from ncclbench.config.plugins import names
     from ncclbench.config.refusals import unknown
@@ -314,7 +314,7 @@ def import_logs(
 
 
 def _complete(request: RunRequest) -> RunRequest:
-    """The request, checked, with the command line that repeats it if no user has typed one."""
+    """Check the request, and add a command line that repeats it if there is none."""
     import msgspec
 
     from ncclbench.config.request_json import checked
@@ -325,13 +325,13 @@ def _complete(request: RunRequest) -> RunRequest:
 
 
 def _with_rules(request: AcceptRequest) -> tuple[AcceptRequest, Rules]:
-    """The request, checked, and the rules of its profile."""
+    """Check the request, and load the rules of its profile."""
     from ncclbench.accept.profile import load_profile
     from ncclbench.config.request_json import checked
 
     request = checked(request)
     if request.force and request.baseline is None:
-        raise UsageError("--force goes with --baseline: nothing else is ever forced")
+        raise UsageError("--force goes with --baseline: it forces only that comparison")
     rules = load_profile(request.profile)
     for value, flag in (
         (request.plan, "--plan"),
@@ -347,7 +347,7 @@ def _with_rules(request: AcceptRequest) -> tuple[AcceptRequest, Rules]:
 
 
 def _measurement(rules: Rules, request: AcceptRequest) -> RunRequest:
-    """What the profile asks to measure; its results are the verdict's evidence, and are not printed."""
+    """The measurement that the profile requires; its results are not printed."""
     from ncclbench.launch.request import RunRequest
 
     by_profile = str(rules.profile.fabric.transports[0])
@@ -365,25 +365,25 @@ def _measurement(rules: Rules, request: AcceptRequest) -> RunRequest:
 
 
 def _measure_and_judge(rules: Rules, request: AcceptRequest, listener: Listener | None) -> Acceptance:
-    """Make the process starts, then judge; under a launcher rank 0 judges."""
+    """Make the process starts, then judge the run; under a launcher only rank 0 judges."""
     import msgspec
 
     from ncclbench.launch.launcher_detection import is_rank_0
-    from ncclbench.launch.preparation import named_after
+    from ncclbench.launch.preparation import default_run_directory
 
     name = rules.profile.name
     judging = is_rank_0()
-    out = request.out or named_after(name)
-    _baseline(request.baseline, out)  # what is wrong with it is said before hours are spent
+    out = request.out or default_run_directory(name)
+    _baseline(request.baseline, out)  # refuse an invalid baseline before hours of measurement
     code = run(msgspec.structs.replace(_measurement(rules, request), out=out), listener).exit_code
     if not judging:
         return Acceptance(code)
     nothing = f"profile {name}: nothing was measured, since "
     if code is Exit.USAGE:
-        return Acceptance(code, not_run=f"{nothing}what was asked for was refused; why stands above")
+        return Acceptance(code, not_run=f"{nothing}the request was refused; see the error above")
     if not (out / "manifest.json").exists():
         code = worst([code, Exit.ENVIRONMENT])
-        return Acceptance(code, not_run=f"{nothing}no process start came so far as to measure")
+        return Acceptance(code, not_run=f"{nothing}no process start began to measure")
     judged = _judge(out, rules, request)
     return Acceptance(worst([code, judged.exit_code]), out, judged.document, judged.redacted)
 
@@ -401,7 +401,7 @@ def _judge(path: Path, rules: Rules, request: AcceptRequest) -> Acceptance:
 
 
 def _baseline(path: Path | None, run: Path) -> Run | None:
-    """The baseline as a run; the run itself would always agree with itself, and is refused."""
+    """Read the baseline; refuse the run itself, which always agrees with itself."""
     from ncclbench.store.run_directory import read_run
 
     if path is None:

@@ -1,11 +1,11 @@
-"""Every error the product raises, and the exit code each one ends in.
+"""All errors that ncclbench raises, and their exit codes.
 
     NcclbenchError
-    ├── UsageError            2  the request makes no sense; nothing was started
+    ├── UsageError            2  the request is invalid; nothing was started
     │   └── TooLarge             a case does not fit into memory
     ├── Unable                -  a case cannot run here; it becomes a `skipped` record, never a failure
     └── EnvironmentFault      3  the environment failed: could not start, lost rank, timeout
-        ├── TransportError       a foreign library's error, translated once, with the rank and the operation
+        ├── TransportError       an error of another library, with the rank and the operation
         └── RankLost             one or more ranks died or stopped responding
 
 An error message is one line: what is wrong, where, and what to do.
@@ -26,35 +26,35 @@ class Exit(IntEnum):
     INCONCLUSIVE = 5
 
 
-# The place of 2 has no effect: a usage error ends a program before there is anything to compare it with.
+# The position of USAGE has no effect: a usage error ends a program before other exit codes exist.
 _SEVERITY = (Exit.GOOD, Exit.INCONCLUSIVE, Exit.FAIL, Exit.ENVIRONMENT, Exit.WRONG_DATA, Exit.USAGE)
 
 
 def worst(codes: Iterable[int]) -> Exit:
-    """The most severe of `codes`; an unknown code (of a signal, for example) counts as `ENVIRONMENT`."""
+    """The most severe of `codes`; an unknown code, such as a signal's, counts as `ENVIRONMENT`."""
     known = {int(code) for code in _SEVERITY}
     ours = [Exit(code) if code in known else Exit.ENVIRONMENT for code in codes]
     return max(ours, key=_SEVERITY.index, default=Exit.GOOD)
 
 
 class NcclbenchError(Exception):
-    """Base of all errors that are shown to the user as one line."""
+    """Base of all errors; the user sees each as one line."""
 
     exit_code: Exit = Exit.ENVIRONMENT
 
 
 class UsageError(NcclbenchError, ValueError):
-    """The request makes no sense, and nothing was started."""
+    """The request is invalid, and nothing was started."""
 
     exit_code = Exit.USAGE
 
 
 class TooLarge(UsageError):
-    """A case does not fit into the available memory; it is refused, never made smaller."""
+    """A case does not fit into the available memory; it is refused and never reduced."""
 
 
 class Unable(NcclbenchError):
-    """A case cannot run here, for the given reason. It becomes a `skipped` record, not a failed one."""
+    """A case cannot run here, for the given reason; it becomes a `skipped` record, not a failed one."""
 
 
 class EnvironmentFault(NcclbenchError):
@@ -62,7 +62,7 @@ class EnvironmentFault(NcclbenchError):
 
 
 class TransportError(EnvironmentFault):
-    """An error of torch, MPI or NCCL, translated at the seam."""
+    """An error of torch, MPI or NCCL, translated where the library is called."""
 
 
 class RankLost(EnvironmentFault):

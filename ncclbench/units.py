@@ -1,6 +1,6 @@
 """Sizes, rates and durations: parsing and formatting.
 
-Sizes given as 1K, 1M, 1G are powers of two, as in nccl-tests; GB in a rate is 1e9 bytes.
+The sizes 1K, 1M and 1G are powers of two, as in nccl-tests. GB in a rate is 1e9 bytes.
 """
 
 import re
@@ -11,7 +11,7 @@ import msgspec
 
 from ncclbench.errors import UsageError
 
-# What a column of 64 bits holds. A reader of stored files refuses numbers that it could only show wrong.
+# The range of a 64-bit column. Readers of stored files refuse numbers outside of it.
 Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 _SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -20,11 +20,11 @@ _SIZE = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)\s*([KMGT]?)(?:I?B)?", re.IGNORECA
 
 
 def parse_size(text: str | int, name: str = "size") -> int:
-    """Bytes in `text`, such as ``8``, ``"1K"``, ``"1.5M"``, ``"64MiB"``.
+    """Parse a size in bytes, such as ``8``, ``"1K"``, ``"1.5M"`` or ``"64MiB"``.
 
     Args:
         text: a whole number of bytes, or a number with one of the suffixes K, M, G, T (powers of two).
-        name: the name of the value in an error, for example ``--min-bytes``.
+        name: the name of the value in errors, such as ``--min-bytes``.
 
     Raises:
         UsageError: if it is not a size, is not positive, or is not a whole number of bytes.
@@ -40,7 +40,7 @@ def parse_size(text: str | int, name: str = "size") -> int:
     if exact <= 0:
         raise UsageError(f"{name} must be a positive size such as 8, 1K or 64M; got {text!r}")
     if exact >= 1 << 62:
-        raise UsageError(f"{name} is beyond any memory: {text!r}")
+        raise UsageError(f"{name} is larger than any memory: {text!r}")
     return int(exact)
 
 
@@ -52,7 +52,7 @@ def counted(number: int | None, what: str) -> str:
 
 
 def format_size(nbytes: float) -> str:
-    """`nbytes` as text: ``1K``, ``64M``, and the plain number if no suffix is exact.
+    """Format a size exactly: ``1K``, ``64M``, or the plain number if no suffix is exact.
 
     >>> format_size(1024), format_size(1000), format_size(3 << 20)
     ('1K', '1000', '3M')
@@ -65,18 +65,18 @@ def format_size(nbytes: float) -> str:
 
 
 def format_bytes(nbytes: float) -> str:
-    """`nbytes` rounded, with a binary unit: ``1.5 MiB``."""
+    """Format a size, rounded, with a binary unit: ``1.5 MiB``."""
     value = float(nbytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         shown = round(value, 0 if unit == "B" else 1)
-        if shown < 1024:  # as it will be shown: 1023.99 KiB is 1.0 MiB
+        if shown < 1024:  # compare the rounded value: 1023.99 KiB is 1.0 MiB
             return f"{shown:.0f} {unit}" if unit == "B" else f"{shown:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration as text: ``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    """Format a duration: ``0.4 s``, ``12 s``, ``3 min 05 s`` or ``2 h 10 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""The command line: one file per command, loaded when it is called, so that ``--help`` loads next to nothing."""
+"""The command line: one module per command, imported when the command is called, so that ``--help`` is fast."""
 
 import errno
 import json
@@ -12,26 +12,26 @@ import click
 
 from ncclbench import __version__
 from ncclbench.cli.options import HELP
-from ncclbench.cli.output import discard, outlive_readers
+from ncclbench.cli.output import discard, tolerate_closed_pipes
 from ncclbench.errors import EnvironmentFault, Exit, NcclbenchError
 from ncclbench.launch.launcher_detection import own_rank
-from ncclbench.launch.signals import RANK_0_SAYS_IT_SECONDS, rank_0_is_still_there, wait_for_rank_0, wants_json
+from ncclbench.launch.signals import RANK_0_REPORT_SECONDS, rank_0_still_runs, wait_for_rank_0, wants_json
 
-# Command -> its line in `ncclbench --help`. The command is in the module of the same name. Two differ: `list` would
-# hide the built-in from this package, and `import` is no possible name.
+# Command -> its line in `ncclbench --help`. The module has the name of the command, with two exceptions in _MODULES:
+# `list` would hide the built-in in this package, and `import` is a keyword.
 _COMMANDS = {
     "run": "Measure patterns or a plan, and store a run directory.",
-    "accept": "Measure a rack and judge it by a profile, or judge a run.",
-    "verify": "Check that an accepted run was not changed, and that its verdict follows.",
+    "accept": "Measure a rack and judge it by a profile, or judge an existing run.",
+    "verify": "Check that an accepted run is unchanged and its verdict is reproducible.",
     "report": "Show one or more run directories.",
     "compare": "Compare two runs, or two sets of runs, case by case.",
-    "topo": "Show this host's GPUs, NICs and NVLink domain, or what a topology file says.",
-    "import": "Make a run directory of another tool's logs.",
-    "doctor": "Show what this machine has, what it lacks, and why that matters.",
+    "topo": "Show this host's GPUs, NICs and NVLink domain, or a topology file.",
+    "import": "Convert logs of other tools to a run directory.",
+    "doctor": "Show the GPUs, NICs, libraries and settings of this machine, and problems.",
     "list": "List patterns, plans, profiles, checks, transports and report formats.",
 }
-# What a command that has --json says besides the error when it could not even begin.
-_NOTHING: dict[str, dict[str, object]] = {
+# The JSON fields that a command with --json prints beside the error if it fails before it starts.
+_EMPTY_RESULT: dict[str, dict[str, object]] = {
     "run": {"run": None, "records": []},
     "accept": {"run": None, "verdict": "NOT_RUN", "checks": []},
     "import": {"run": None, "records": []},
@@ -45,11 +45,11 @@ class _LazyGroup(click.Group):
     """A group that imports a command's module only to run it or to print its own help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands, in the order in which people need them."""
+        """All commands, in the usual order of use."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported now."""
+        """Import and return the command."""
         if cmd_name not in _COMMANDS:
             return None
         command = import_module(f"ncclbench.cli.{_MODULES.get(cmd_name, cmd_name)}").command
@@ -57,14 +57,14 @@ class _LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, without importing any."""
+        """Print the list of commands without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """An unknown command names the nearest one."""
+        """Refuse an unknown command, naming the nearest one."""
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
             from ncclbench.config.refusals import unknown
 
@@ -93,79 +93,78 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; every error of ours is one line, and every exit code is one of ours."""
-    _open_what_was_closed()
-    outlive_readers()
+    """Run the command line; an `NcclbenchError` is printed as one line, and the exit code is one of `Exit`."""
+    _open_closed_streams()
+    tolerate_closed_pipes()
     try:
         _refuse_lost_directory()
         code = cli(standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Abort:
-        code = _complain("interrupted", Exit.ENVIRONMENT)
+        code = _report_error("interrupted", Exit.ENVIRONMENT)
     except click.ClickException as error:
-        code = _complain(error.format_message().replace("\n", " "), Exit.USAGE)
+        code = _report_error(error.format_message().replace("\n", " "), Exit.USAGE)
     except NcclbenchError as error:
-        code = _complain(str(error), error.exit_code)
+        code = _report_error(str(error), error.exit_code)
     except KeyboardInterrupt:
-        code = _complain("interrupted", Exit.ENVIRONMENT)
+        code = _report_error("interrupted", Exit.ENVIRONMENT)
     except OSError as error:
-        code = _not_written(error)
+        code = _report_write_error(error)
     except Exception:
-        traceback.print_exc()  # a defect of ours, and 1 would mean that a rack has failed
-        code = _complain("this is a defect in ncclbench; please report it with the lines above", Exit.ENVIRONMENT)
+        traceback.print_exc()  # Python would end in 1, which means that a rack has failed
+        code = _report_error("this is a defect in ncclbench; please report it with the lines above", Exit.ENVIRONMENT)
     sys.exit(int(code or 0))
 
 
-def _open_what_was_closed() -> None:
-    """Put /dev/null where the caller has closed stdin, stdout or stderr: the next socket would become it."""
+def _open_closed_streams() -> None:
+    """Open /dev/null for a closed stdin, stdout or stderr; otherwise the next socket gets its descriptor."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # uses the lowest free descriptor, which is this one
         if getattr(sys, name) is None:  # stays open until the process ends
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115, PTH123
 
 
 def _refuse_lost_directory() -> None:
-    """Libraries fail in ways of their own where the current directory has been removed.
+    """Refuse to run in a directory that was removed, because libraries fail there with unclear errors.
 
     Raises:
-        EnvironmentFault: if it has.
+        EnvironmentFault: if the current directory does not exist.
     """
     try:
         Path.cwd()
     except FileNotFoundError:
-        raise EnvironmentFault("the current directory does not exist any more: cd to one that does") from None
+        raise EnvironmentFault("the current directory no longer exists: cd to another one") from None
 
 
-def _not_written(error: OSError) -> Exit:
-    """Stdout is on a disk that is full, or fails. The run directory's own failures never come here as an OSError."""
+def _report_write_error(error: OSError) -> Exit:
+    """Report a failed write to stdout, such as a full disk. Errors of the run directory are never an OSError here."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) or error.filename is not None:
         traceback.print_exc()
-        return _complain("this is a defect in ncclbench; please report it with the lines above", Exit.ENVIRONMENT)
-    discard(sys.stdout.fileno())  # or what is still in Python's buffers fails once more at exit
-    return _complain(f"could not write to stdout: {error.strerror}", Exit.ENVIRONMENT)
+        return _report_error("this is a defect in ncclbench; please report it with the lines above", Exit.ENVIRONMENT)
+    discard(sys.stdout.fileno())  # otherwise Python's buffers fail again at exit
+    return _report_error(f"could not write to stdout: {error.strerror}", Exit.ENVIRONMENT)
 
 
-def _complain(message: str, code: Exit) -> Exit:
-    """One line on stderr.
+def _report_error(message: str, code: Exit) -> Exit:
+    """Print the error as one line on stderr, end the job where the launcher does not, and return `code`.
 
-    A usage error is the same on all ranks, and is said by rank 0 alone: in a job of 8,192 it would otherwise be said
-    as often. Where rank 0 goes on, it is that of this rank alone, which says it, as it says what is wrong with its own
-    surroundings. The job ends with either.
+    A usage error is usually the same on all ranks, so only rank 0 prints it. Any rank prints an error of its
+    environment. If rank 0 still runs after a usage error of another rank, that rank prints it too.
     """
     from ncclbench.launch.mpiexec import end_job
 
     rank = own_rank()
     if rank == "0":
         click.echo(f"ncclbench: error: {message}", err=True)
-        nothing = _NOTHING.get(sys.argv[1]) if wants_json(sys.argv[2:]) else None
-        if nothing is not None:
-            click.echo(json.dumps({**nothing, "exit_code": int(code), "error": message}))
+        empty = _EMPTY_RESULT.get(sys.argv[1]) if wants_json(sys.argv[2:]) else None
+        if empty is not None:
+            click.echo(json.dumps({**empty, "exit_code": int(code), "error": message}))
     else:
-        wait_for_rank_0(*([RANK_0_SAYS_IT_SECONDS] if code is Exit.USAGE else []))
-        if code is not Exit.USAGE or rank_0_is_still_there():
+        wait_for_rank_0(*([RANK_0_REPORT_SECONDS] if code is Exit.USAGE else []))
+        if code is not Exit.USAGE or rank_0_still_runs():
             click.echo(f"ncclbench: error: rank {rank}: {message}", err=True)
     sys.stdout.flush()
     end_job(code)

@@ -1,4 +1,4 @@
-"""``ncclbench accept``: measure a rack as its profile asks, or take a run that is there, and say whether it is good."""
+"""``ncclbench accept``: measure a rack as its profile requires, or take an existing run, and judge it."""
 
 import json
 import sys
@@ -25,41 +25,44 @@ _MOST_LINES = 40
     "--profile",
     metavar="NAME|FILE",
     shell_complete=complete("profiles"),
-    help="What must be reached; see `ncclbench list profiles`.",
+    help="The required figures; see `ncclbench list profiles`.",
 )
 @click.option(
     "--plan",
     metavar="NAME|FILE",
     shell_complete=complete("plans"),
-    help="What to measure.  [default: the profile's own]",
+    help="The plan to measure.  [default: the plan of the profile]",
 )
-@click.option("--baseline", type=click.Path(path_type=Path), metavar="RUN", help="Compare with an earlier run as well.")
-@click.option("--force", is_flag=True, help="Compare with a baseline that is unlike; every document is stamped.")
+@click.option("--baseline", type=click.Path(path_type=Path), metavar="RUN", help="Also compare with an earlier run.")
+@click.option("--force", is_flag=True, help="Compare with an unlike baseline; every document is stamped `forced`.")
 @click.option(
     "--make-profile",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Make a profile of a golden run; -o FILE.toml, or else it goes to stdout.",
+    help="Make a profile from a golden run, to -o FILE.toml or to stdout.",
 )
-@click.option("--nproc", type=int, help="Ranks to start here, when no launcher has.")
+@click.option("--nproc", type=int, help="Number of ranks to start on this host without a launcher.")
 @click.option(
     "--transport",
     default="auto",
     metavar="NAME",
     shell_complete=complete("transports"),
-    help="The transport that moves the data.  [default: auto]",
+    help="The transport.  [default: auto]",
 )
-@click.option("--topology", type=click.Path(path_type=Path), metavar="FILE", help="Where ranks sit, as of `run`.")
+@click.option(
+    "--topology",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Topology file that places the ranks, as in `run`.",
+)
 @click.option(
     "--launcher",
     metavar="COMMAND",
-    help="Start the ranks by this, once for each process start: 'srun --ntasks-per-node 8', 'mpirun -n 16', 'torchrun "
-    "--nproc-per-node 8'. Given once, outside of the ranks.",
+    help="Command that starts the ranks, called once for each process start: 'srun --ntasks-per-node 8', "
+    "'mpirun -n 16', 'torchrun --nproc-per-node 8'. For use outside of the ranks.",
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Show the plan's cases, their memory and a guess of the time; start nothing."
-)
-@click.option("--resume", is_flag=True, help="Go on with the run in -o: the next process start, or what was cut off.")
+@click.option("--dry-run", is_flag=True, help="Show the plan's cases with estimates of memory and time; start nothing.")
+@click.option("--resume", is_flag=True, help="Continue the run in -o: an interrupted process start, or the next one.")
 @click.option(
     "-o",
     "--out",
@@ -67,8 +70,10 @@ _MOST_LINES = 40
     metavar="RUN",
     help="The run directory.  [default: runs/PROFILE-TIME]",
 )
-@click.option("--redact", is_flag=True, help="Also make RUN-redacted, with hashes for host names, addresses, serials.")
-@click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one compact JSON object.")
+@click.option(
+    "--redact", is_flag=True, help="Also write RUN-redacted, with hashes for host names, addresses and serials."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one compact JSON object as the last line of stdout.")
 def command(
     *,
     run: Path | None,
@@ -87,12 +92,13 @@ def command(
     redact: bool,
     as_json: bool,
 ) -> None:
-    """Measure and judge a rack; or, given RUN, judge what was measured already.
+    """Measure a rack and judge it; with RUN, judge an existing run.
 
     Makes all process starts that the plan declares, one after the other. In a batch script or on the head node,
-    --launcher says how ranks are started there, and each start is a launcher call; called inside of ranks that
-    torchrun, mpirun or srun has started, it makes one start and prints the command for the next. The verdict comes
-    first; the run directory then holds verdict.json, SHA256SUMS and accept/ (checks.csv, junit.xml, metrics.prom).
+    --launcher names the command that starts ranks there; it is called once for each process start. Inside ranks that
+    torchrun, mpirun or srun has started, it makes one process start and prints the command for the next. The output
+    begins with the verdict. The run directory then has verdict.json, SHA256SUMS and accept/ (checks.csv, junit.xml,
+    metrics.prom).
 
     \b
     Examples:
@@ -144,7 +150,7 @@ def command(
 
 
 def _accept(request: "AcceptRequest", *, as_json: bool) -> Exit:
-    """Print the verdict, where this process is the one that judges."""
+    """Print the verdict if this process judges the run."""
     from ncclbench.cli.progress import progress_listener
 
     accepted = api.accept(request, progress_listener(shows_results=False))
@@ -158,7 +164,7 @@ def _accept(request: "AcceptRequest", *, as_json: bool) -> Exit:
 
 
 def _summary(accepted: api.Acceptance) -> str:
-    """What --json asks for: the verdict as it stands in the bundle, or why there is none."""
+    """The JSON line: the verdict of the bundle, or why there is none."""
     import msgspec
 
     if accepted.document is None:
@@ -170,7 +176,7 @@ def _summary(accepted: api.Acceptance) -> str:
 
 
 def _show(document: "RunVerdict", path: Path, redacted: Path | None) -> None:
-    """The verdict, then a line for each check that did not pass, then where the rest is."""
+    """Print the verdict, a line for each check that did not pass, and where the details are."""
     from ncclbench.store.verdict import Verdict
 
     stamped = f"  [{', '.join(document.stamps)}]" if document.stamps else ""
@@ -188,11 +194,10 @@ def _show(document: "RunVerdict", path: Path, redacted: Path | None) -> None:
         click.echo(f"and {len(shown) - _MOST_LINES} more, all in {path}/accept/checks.csv")
     click.echo(f"details: {path}/verdict.json, {path}/accept/; check them with: ncclbench verify {path}")
     if redacted:
-        click.echo(f"to hand on: {redacted}")
+        click.echo(f"redacted copy: {redacted}")
 
 
 def _make_profile(golden: Path, out: Path | None) -> Exit:
-
     if out is not None and out.suffix != ".toml":
         raise UsageError(f"-o {out}: a profile is a .toml file")
     text = api.make_profile(golden, out.stem if out else None)

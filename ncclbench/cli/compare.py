@@ -1,4 +1,4 @@
-"""``ncclbench compare``: is NEW slower than BASE?"""
+"""``ncclbench compare``: find the cases in which NEW is slower than BASE."""
 
 from pathlib import Path
 
@@ -16,19 +16,21 @@ _SUFFIXES = {".md": "markdown", ".html": "html", ".json": "json"}
 @click.argument("base", type=click.Path(path_type=Path), metavar="BASE")
 @click.argument("new", type=click.Path(path_type=Path), metavar="NEW")
 @click.option(
-    "--format", "fmt", metavar="NAME", help=f"{', '.join(_FORMATS)}.  [default: what the suffix of -o says, or table]"
+    "--format", "fmt", metavar="NAME", help=f"{', '.join(_FORMATS)}.  [default: by the suffix of -o, or table]"
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write here instead of to stdout.")
-@click.option("--margin", type=float, default=0.01, show_default=True, help="Smaller changes count as the same.")
-@click.option("--force", is_flag=True, help="Compare although fabric, record version or settings differ.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output file instead of stdout.")
+@click.option(
+    "--margin", type=float, default=0.01, show_default=True, help="Relative change below which a case counts as equal."
+)
+@click.option("--force", is_flag=True, help="Compare even if fabric, record version or settings differ.")
 def command(base: Path, new: Path, fmt: str | None, out: Path | None, margin: float, force: bool) -> None:
     """Compare two runs, or two directories of runs, case by case.
 
-    Each process start counts once: make several on both sides (three at least, five are good), for a start differs
-    from the next by more than its iterations tell.
+    Each process start counts as one value. Make at least three on both sides, better five: process starts differ by
+    more than the iterations within one show.
 
     \b
-    Exit codes: 0 nothing is worse, 1 a case is worse, 5 no case could be compared, 2 unlike sides.
+    Exit codes: 0 no case is worse, 1 a case is worse, 5 no case is comparable, 2 unlike sides.
 
     \b
     Examples:

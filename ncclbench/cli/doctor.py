@@ -1,4 +1,4 @@
-"""``ncclbench doctor``: one page about this machine."""
+"""``ncclbench doctor``: examine this machine."""
 
 import click
 
@@ -7,11 +7,11 @@ from ncclbench.errors import Exit
 
 
 @click.command("doctor", context_settings=HELP)
-@click.option("--json", "as_json", is_flag=True, help="One compact JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one compact JSON object.")
 def command(as_json: bool) -> None:
-    """Show what this machine has, what it lacks, and why that matters.
+    """Show the GPUs, NICs, libraries and settings of this machine, and what is missing or slow.
 
-    Nothing is started or changed. Exit code 0 if nothing is missing, 1 otherwise; warnings do not count.
+    Changes nothing. Exit code 0 if nothing is missing, else 1; warnings do not count.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``ncclbench import``: other tools' logs into a run directory."""
+"""``ncclbench import``: convert logs of other tools to a run directory."""
 
 import json
 import sys
@@ -15,21 +15,24 @@ from ncclbench.units import counted
 @click.command("import", context_settings=HELP)
 @click.argument("logs", nargs=-1, required=True, metavar="LOG...", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run directory to make."
+    "-o", "--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run directory to write."
 )
 @click.option(
     "--format",
     "fmt",
     metavar="NAME",
     shell_complete=complete("importers"),
-    help="See `ncclbench list importers`.  [default: whatever is in the log]",
+    help="Format of the logs; see `ncclbench list importers`.  [default: detected]",
 )
-@click.option("--pattern", metavar="NAME", help="What was measured, where the log does not say (old nccl-tests).")
+@click.option("--pattern", metavar="NAME", help="The pattern, if the log does not name it (old nccl-tests).")
 @click.option(
-    "--world-size", type=click.IntRange(1, MOST_RANKS), metavar="N", help="Ranks, where the log does not say (OSU)."
+    "--world-size",
+    type=click.IntRange(1, MOST_RANKS),
+    metavar="N",
+    help="Number of ranks, if the log does not state it (OSU).",
 )
-@click.option("--skip-damaged", is_flag=True, help="Leave damaged lines out, and name them, instead of refusing.")
-@click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one compact JSON object.")
+@click.option("--skip-damaged", is_flag=True, help="Skip and report damaged lines instead of refusing the log.")
+@click.option("--json", "as_json", is_flag=True, help="Print one compact JSON object as the last line of stdout.")
 def command(
     logs: tuple[Path, ...],
     out: Path,
@@ -39,9 +42,9 @@ def command(
     skip_damaged: bool,
     as_json: bool,
 ) -> None:
-    """Make a run directory of the logs of nccl-tests (text and JSON), OSU micro-benchmarks or Intel MPI Benchmarks.
+    """Convert logs of nccl-tests (text and JSON), OSU micro-benchmarks or Intel MPI Benchmarks to a run directory.
 
-    The result can be reported, compared and judged like a run of our own. What a log does not say stays empty.
+    The result can be reported, compared and judged like a measured run. Fields that a log does not state are empty.
 
     \b
     Examples:
@@ -61,7 +64,7 @@ def command(
     for remark in imported.remarks:
         click.echo(f"! {remark}", err=True)
     records = imported.load().records
-    click.echo(f"imported {counted(len(records), 'case')} into {out}; look at them with: ncclbench report {out}")
+    click.echo(f"imported {counted(len(records), 'case')} into {out}; show them with: ncclbench report {out}")
     if as_json:
         statuses = [{"case": record.case, "status": record.status} for record in records]
         click.echo(json.dumps({"run": str(out), "exit_code": 0, "records": statuses}, separators=(",", ":")))

@@ -1,4 +1,4 @@
-"""``ncclbench list``: what there is."""
+"""``ncclbench list``: names of patterns, plans, profiles, checks and plug-ins."""
 
 import inspect
 
@@ -13,7 +13,7 @@ _KINDS = ("patterns", "plans", "profiles", "checks", "transports", "reports", "i
 @click.command("list", context_settings=HELP)
 @click.argument("kind", type=click.Choice(_KINDS))
 def command(kind: str) -> None:
-    """List what there is, with one line each.
+    """List all names of a kind, with one line each.
 
     \b
     Examples:

@@ -1,21 +1,21 @@
-"""What options of several commands share: ``-h``, and shell completion of names.
+"""Shared by the options of several commands: ``-h``, and shell completion of names.
 
-What completion needs is imported only when a shell asks.
+Completion imports what it needs only when a shell calls it.
 """
 
 from collections.abc import Callable
 
 import click
 
-# Of every command.
+# The context settings of every command.
 HELP = {"help_option_names": ["-h", "--help"]}
 
-# What click calls with the context, the parameter and what has been typed.
+# click calls it with the context, the parameter and the incomplete word.
 Completer = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
 def complete(kind: str) -> Completer:
-    """Names of `kind`: what `ncclbench list` lists by it, or ``dtypes`` or ``timings``."""
+    """Completion of the names of `kind`: a kind of `ncclbench list`, ``dtypes`` or ``timings``."""
 
     def names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
         return [name for name in _known(kind) if name.startswith(incomplete)]

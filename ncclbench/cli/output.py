@@ -1,9 +1,9 @@
-"""Where a command's output goes: documents to a file or stdout, and everything past readers that are gone.
+"""Output of commands: documents to a file or to stdout, and streams that tolerate a closed pipe.
 
-A reader that has ended (``| head``, a `tee` that died) raises in the process that writes, in the middle of a
-measurement or between a verdict and its exit code. The results are in the run directory, so what is written to a closed
-pipe is discarded. On stderr, which carries progress, so is what meets a full disk. A full disk under stdout is still an
-error: the file into which a user redirects results must hold them.
+If the reader of a pipe ends (``| head``, a killed `tee`), the next write raises, in the middle of a measurement or
+before the exit code. The results are in the run directory, so output to a closed pipe is discarded. stderr carries
+progress, so its output is discarded on a full disk too. A full disk under stdout remains an error, because a file with
+redirected results must be complete.
 """
 
 import io
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class _LastingStream(io.FileIO):
-    """A descriptor that is not ours to close; it becomes /dev/null once its reader is gone.
+class _TolerantStream(io.FileIO):
+    """stdout or stderr; after a tolerated error its descriptor is replaced by /dev/null.
 
     Args:
-        descriptor: 1 or 2.
-        any_error: also after an error other than a reader that is gone.
+        descriptor: 1 or 2; it is never closed.
+        any_error: tolerate every error, not only a closed pipe.
     """
 
     def __init__(self, descriptor: int, *, any_error: bool) -> None:
@@ -33,7 +33,7 @@ class _LastingStream(io.FileIO):
         self._tolerated = OSError if any_error else BrokenPipeError
 
     def write(self, data: "ReadableBuffer") -> int:
-        """All of `data`; after a tolerated error nothing more, without a further one."""
+        """Write `data`; after a tolerated error, discard it and all later data."""
         try:
             return super().write(data) or 0
         except self._tolerated:
@@ -42,14 +42,14 @@ class _LastingStream(io.FileIO):
 
 
 def discard(descriptor: int) -> None:
-    """Send what any part of the process writes to `descriptor` from here on to /dev/null."""
+    """Redirect `descriptor` to /dev/null for the whole process."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)
     os.close(null)
 
 
-def outlive_readers() -> None:
-    """Have stdout and stderr outlive their readers; a stream that is not the process's own is left as it is."""
+def tolerate_closed_pipes() -> None:
+    """Let stdout and stderr tolerate closed pipes; a replaced `sys.stdout` or `sys.stderr` is left unchanged."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper) or not isinstance(stream.buffer, io.BufferedWriter | io.FileIO):
@@ -57,23 +57,23 @@ def outlive_readers() -> None:
         if stream.fileno() != descriptor:
             continue
         stream.flush()
-        raw = _LastingStream(descriptor, any_error=descriptor == 2)
+        raw = _TolerantStream(descriptor, any_error=descriptor == 2)
         unbuffered = isinstance(stream.buffer, io.FileIO)  # python -u
-        lasting = io.TextIOWrapper(
-            raw if unbuffered else io.BufferedWriter(raw),  # as Python itself does it
+        tolerant = io.TextIOWrapper(
+            raw if unbuffered else io.BufferedWriter(raw),  # as in Python's own streams
             encoding=stream.encoding,
             errors=stream.errors,
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
-        setattr(sys, name, lasting)
+        setattr(sys, name, tolerant)
 
 
 def emit(content: str | bytes, out: Path | None) -> None:
     """Write `content` to `out`, or to stdout; text ends in a newline.
 
     Raises:
-        UsageError: if `out` cannot be written. What was there before is then untouched.
+        UsageError: if `out` cannot be written; an existing file is then unchanged.
     """
     data = content if isinstance(content, bytes) else (content.rstrip("\n") + "\n").encode("utf-8", "backslashreplace")
     if out is None:
@@ -83,9 +83,9 @@ def emit(content: str | bytes, out: Path | None) -> None:
             click.echo(content.rstrip("\n"))
         return
     try:
-        target = out.resolve()  # a link stays a link
+        target = out.resolve()  # so that a symbolic link remains
         if target.exists() and not target.is_file():
-            raise UsageError(f"-o {out} is no regular file")
+            raise UsageError(f"-o {out} is not a regular file")
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             temporary.write_bytes(data)
@@ -97,10 +97,10 @@ def emit(content: str | bytes, out: Path | None) -> None:
 
 
 def refuse_terminal(fmt: str, suffix: str, out: Path | None) -> None:
-    """A document for another program is not written to a terminal.
+    """Refuse to print a document for another program on a terminal.
 
     Raises:
-        UsageError: if it would be.
+        UsageError: if `out` is None and stdout is a terminal.
     """
     if out is None and sys.stdout.isatty():
         raise UsageError(f"{fmt} is not for a terminal; name a file: -o report{suffix}")

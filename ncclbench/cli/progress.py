@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a bar on a terminal, plain lines otherwise, nothing with --json.
+"""Progress of a run: a bar on a terminal, plain lines elsewhere, nothing with --json.
 
 Progress goes to stderr, results to stdout.
 """
@@ -29,7 +29,7 @@ _STYLES = {"ok": "green", "skipped": "yellow"}
 
 
 def one_line(record: Record) -> str:
-    """A finished case in a line."""
+    """One line for a finished case."""
     if record.time_us is None:
         return f"{record.case}: {record.status}: {record.reason}"
     rate = f", busbw {record.bus_gb_per_s:.3g} GB/s" if record.bus_gb_per_s is not None else ""
@@ -39,42 +39,42 @@ def one_line(record: Record) -> str:
     return f"{record.case}: p50 {record.time_us.p50:.4g} us{rate}, n {record.time_us.n}{wrong}"
 
 
-def _complain(error: str) -> None:
+def _print_error(error: str) -> None:
     click.echo(f"ncclbench: error: {error}", err=True)
 
 
-def _warn(text: str) -> None:
+def _print_warning(text: str) -> None:
     click.echo(f"ncclbench: warning: {text}", err=True)
 
 
 class JsonListener:
-    """Nothing until the end; then one compact JSON object as the last line of stdout."""
+    """Prints one compact JSON object at the end, as the last line of stdout."""
 
     def noted(self, text: str) -> None:
-        """A line on stderr."""
+        """Print a line on stderr."""
         click.echo(text, err=True)
 
     def warned(self, text: str) -> None:
-        """A line on stderr, as errors."""
-        _warn(text)
+        """Print a warning on stderr."""
+        _print_warning(text)
 
     def started(self, run: Path, cases: int, finished: int, world_size: int, transport: str) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def began(self, number: int, case: str) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def finished(self, record: Record) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
-        """The error, and the summary."""
+        """Print the error and the summary."""
         if error:
-            _complain(error)
+            _print_error(error)
         self.summed_up(run, records, code, error)
 
     def summed_up(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
-        """The summary."""
+        """Print the summary."""
         summary = {
             "run": str(run) if run else None,
             "exit_code": int(code),
@@ -85,62 +85,62 @@ class JsonListener:
 
 
 class SilentListener(JsonListener):
-    """Nothing but errors and warnings: the process that made this start reports the results of all of them."""
+    """Prints only errors and warnings; the process that makes all process starts prints their results."""
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
-        """What went wrong."""
+        """Print the error."""
         if error:
-            _complain(error)
+            _print_error(error)
 
     def summed_up(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 class LineListener:
-    """One line per case on stderr, and the table on stdout at the end.
+    """Prints one line per case on stderr, and the table on stdout at the end.
 
     Args:
-        shows_results: whether it prints the table; the process that makes several starts prints that of all.
+        shows_results: print the table; False if another process prints the table of all process starts.
     """
 
     def __init__(self, *, shows_results: bool = True) -> None:
-        """Nothing has been shown yet."""
+        """Make a listener for one run."""
         self.shows_results = shows_results
         self.total = 0
         self.done = 0
 
     def noted(self, text: str) -> None:
-        """A line on stderr."""
-        self._say(text)
+        """Print a line on stderr."""
+        self._print(text)
 
     def started(self, run: Path, cases: int, finished: int, world_size: int, transport: str) -> None:
-        """Say where the results go."""
+        """Print the number of cases and ranks, and the run directory."""
         self.total, self.done = cases, finished
         resumed = f", {finished} finished before" if finished else ""
         what = f"{counted(cases, 'case')} on {counted(world_size, 'rank')}"
-        self._say(f"{what} over {transport} -> {run}{resumed}")
+        self._print(f"{what} over {transport} -> {run}{resumed}")
 
     def warned(self, text: str) -> None:
-        """A line on stderr."""
-        _warn(text)
+        """Print a line on stderr."""
+        _print_warning(text)
 
     def began(self, number: int, case: str) -> None:
-        """Say nothing: the line comes with the result."""
+        """Print nothing; the line is printed with the result."""
 
     def finished(self, record: Record) -> None:
-        """A line."""
+        """Print the line of a finished case."""
         self.done += 1
-        self._say(f"[{self.done}/{self.total}] {one_line(record)}")
+        self._print(f"[{self.done}/{self.total}] {one_line(record)}")
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
-        """The table of all records, where they are, and what went wrong."""
+        """Print the table of all records, the run directory, and the error."""
         if run is not None and self.shows_results:
             self.summed_up(run, records, code, None)
         if error:
-            _complain(error)
+            _print_error(error)
 
     def summed_up(self, run: Path, records: list[Record], code: Exit, error: str | None) -> None:
-        """The table of all records, and where they are."""
+        """Print the table of all records, and the run directory."""
         if records:
             from ncclbench.config.plugins import load
             from ncclbench.store.run_directory import read_run
@@ -148,19 +148,19 @@ class LineListener:
             click.echo(load("reports", "table").render([read_run(run)]))
         click.echo(f"run directory: {run}")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         click.echo(text, err=True)
 
 
 class BarListener(LineListener):
-    """On a terminal, in place: a bar, the case in progress, the last results, and what to know about them.
+    """Draws a view on a terminal: a bar, the case in progress, the last results, and their warnings.
 
-    Nothing is redrawn while a case is measured: a thread that does so would be measured too. Colours are rich's, which
-    leaves them out with NO_COLOR; no text from outside is taken for markup.
+    Nothing is drawn while a case is measured, because a drawing thread would disturb the measurement. rich omits colors
+    with NO_COLOR. Text from outside is never interpreted as markup.
     """
 
     def __init__(self, console: "Console | None" = None, *, shows_results: bool = True) -> None:
-        """The view appears when the run starts."""
+        """Make the view; it appears when the run starts."""
         from rich.console import Console
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -180,19 +180,19 @@ class BarListener(LineListener):
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def started(self, run: Path, cases: int, finished: int, world_size: int, transport: str) -> None:
-        """Say where the results go, and begin."""
+        """Print the run directory, and show the view."""
         super().started(run, cases, finished, world_size, transport)
         self._bar.update(self._task, total=cases, completed=finished)
         self._live.start()
         self._show()
 
     def began(self, number: int, case: str) -> None:
-        """The case in progress."""
+        """Show the case in progress."""
         self._bar.update(self._task, description=case)
         self._show()
 
     def finished(self, record: Record) -> None:
-        """One further; what is not good stays on the screen when the view is gone."""
+        """Update the view; a result that is not ok is printed, so that it stays when the view is removed."""
         self.done += 1
         self._last.append(record)
         for note in record.notes:
@@ -203,7 +203,7 @@ class BarListener(LineListener):
         self._show()
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
-        """Clear the view, then as without one."""
+        """Remove the view, then print the results."""
         self._live.stop()
         super().ended(run, records, code, error)
 
@@ -224,7 +224,7 @@ class BarListener(LineListener):
 
 
 def _results(records: Iterable[Record]) -> "Table":
-    """The last results, as the table will have them."""
+    """A table of the last results."""
     from rich.table import Table
     from rich.text import Text
 
@@ -250,7 +250,7 @@ def _results(records: Iterable[Record]) -> "Table":
 
 
 def listener_for(request: "RunRequest") -> "JsonListener | LineListener":
-    """The listener that suits the request, and where stderr goes."""
+    """The listener for the output that the request names."""
     shows_results = request.results == "table" and not request.one_of_several
     if request.results == "json" and not request.one_of_several:
         return JsonListener()
@@ -258,6 +258,6 @@ def listener_for(request: "RunRequest") -> "JsonListener | LineListener":
 
 
 def progress_listener(*, shows_results: bool) -> LineListener:
-    """A bar where stderr is a terminal, and plain lines otherwise."""
+    """A bar if stderr is a terminal, else plain lines."""
     in_place = sys.stderr.isatty() and os.environ.get("TERM", "dumb").lower() not in ("dumb", "unknown")
     return BarListener(shows_results=shows_results) if in_place else LineListener(shows_results=shows_results)

@@ -1,4 +1,4 @@
-"""``ncclbench report``: show run directories."""
+"""``ncclbench report``: render run directories in a report format."""
 
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +16,11 @@ from ncclbench.cli.options import HELP, complete
     "fmt",
     metavar="NAME",
     shell_complete=complete("reports"),
-    help="See `ncclbench list reports`.  [default: what the suffix of -o says, or table]",
+    help="Report format; see `ncclbench list reports`.  [default: by the suffix of -o, or table]",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write here instead of to stdout.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Output file instead of stdout.")
 def command(runs: tuple[Path, ...], fmt: str | None, out: Path | None) -> None:
-    """Show one or more run directories, finished or cut off.
+    """Show one or more run directories, finished or interrupted.
 
     Several runs are shown side by side, with the medians across them.
 
@@ -41,7 +41,7 @@ def command(runs: tuple[Path, ...], fmt: str | None, out: Path | None) -> None:
 
 
 def _from_suffix(out: Path | None) -> str:
-    """The format whose suffix `out` has; the table for every other."""
+    """The format with the suffix of `out`; the table for any other suffix."""
     from ncclbench.config.plugins import load, names
 
     if out is None or not out.suffix:

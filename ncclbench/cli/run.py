@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @click.command("run", context_settings=HELP)
 @click.argument("patterns", nargs=-1, shell_complete=complete("patterns"))
-@click.option("--plan", metavar="FILE|NAME", shell_complete=complete("plans"), help="A plan to run.")
+@click.option("--plan", metavar="FILE|NAME", shell_complete=complete("plans"), help="The plan to run.")
 @click.option("-b", "--min-bytes", metavar="SIZE", help="Smallest size.  [default: 8]")
 @click.option("-e", "--max-bytes", metavar="SIZE", help="Largest size.  [default: 64M]")
-@click.option("-f", "--factor", type=float, help="Each size is this times the one before.  [default: 2]")
+@click.option("-f", "--factor", type=float, help="Multiplication factor between sizes.  [default: 2]")
 @click.option(
     "--dtype",
     "dtypes",
     multiple=True,
     metavar="NAME",
     shell_complete=complete("dtypes"),
-    help="Element type, may be repeated.  [default: float32]",
+    help="Element type; may be repeated.  [default: float32]",
 )
 @click.option(
     "--timing",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     help="isolated, pipelined, graph or all; may be repeated.  [default: isolated]",
 )
 @click.option(
-    "--param", "params", multiple=True, metavar="NAME=VALUE", help="A pattern's own parameter, may be repeated."
+    "--param", "params", multiple=True, metavar="NAME=VALUE", help="Parameter of the patterns; may be repeated."
 )
 @click.option(
     "--transport",
@@ -47,62 +47,63 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="NAME",
     shell_complete=complete("transports"),
-    help="The transport that moves the data; see `ncclbench list transports`.",
+    help="The transport; see `ncclbench list transports`.",
 )
 @click.option(
     "--nproc",
     type=int,
-    help="Ranks to start here, when no launcher has.  [default: one a visible GPU; on CPUs one a core, 2 to 8]",
+    help="Number of ranks to start on this host without a launcher.  "
+    "[default: one per visible GPU; on CPUs one per core, 2 to 8]",
 )
 @click.option(
     "-n",
     "--iterations",
     type=int,
-    help="Exactly this many iterations, instead of until --precision; of variants as many whole turns.",
+    help="Fixed number of iterations instead of --precision; for a case with variants, of rounds over all variants.",
 )
-@click.option("-w", "--warmup", type=int, help="Iterations before timing, for every size.  [default: 5]")
+@click.option("-w", "--warmup", type=int, help="Untimed warmup iterations for every size.  [default: 5]")
 @click.option(
     "--precision",
     type=float,
-    help="Stop when half the median's 95% interval is narrower than this share of it.  [default: 0.02]",
+    help="Stop when half of the median's 95% interval is below this fraction of the median.  [default: 0.02]",
 )
-@click.option("--max-seconds", type=float, help="Stop a case after this long.  [default: 2]")
+@click.option("--max-seconds", type=float, help="Maximum time per case.  [default: 2]")
 @click.option(
     "--timeout",
     type=float,
-    help="Seconds without progress after which a rank counts as hung; grows with the size.  [default: 60]",
+    help="Seconds without progress after which a rank counts as hung; increases with the size.  [default: 60]",
 )
 @click.option("--check/--no-check", default=None, help="Validate the data before and after timing.  [default: check]")
 @click.option(
     "--cache",
     type=click.Choice(["cold", "warm"]),
-    help="On GPUs: rotate over enough buffers that L2 does not hold them, or not.  [default: cold]",
+    help="On GPUs: cold rotates over so many buffers that they do not fit into the L2 cache.  [default: cold]",
 )
 @click.option(
     "--buffers",
     type=click.Choice(KINDS),
-    help="On GPUs: CuPy's pool, ncclMemAlloc or torch's allocator.  [default: pool]",
+    help="On GPUs, the allocator: CuPy's pool, ncclMemAlloc or torch's.  [default: pool]",
 )
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where the mpi transport's buffers are; auto: on GPUs where there are any, and CuPy.",
+    help="Location of the buffers of the mpi transport; auto: on GPUs if there are GPUs and CuPy.",
 )
 @click.option(
     "--bind",
     type=click.Choice(["none", "auto"]),
     default="none",
     show_default=True,
-    help="auto: each rank keeps to its share of the cores, near its GPU. What it is, is recorded always.",
+    help="auto: bind each rank to its share of the cores, near its GPU. The cores are always recorded.",
 )
-@click.option("--seed", type=int, help="Of the values that are sent.  [default: 0]")
+@click.option("--seed", type=int, help="Seed of the values that are sent.  [default: 0]")
 @click.option(
     "--topology",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where ranks sit, and over which NICs and leaves; see docs/formats.md.",
+    help="Topology file: nodes, NICs and leaves of the ranks; see docs/formats.md.",
 )
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="RUN", help="The run directory.  [default: runs/PLAN-TIME]"
@@ -110,18 +111,18 @@ if TYPE_CHECKING:
 @click.option(
     "--launcher",
     metavar="COMMAND",
-    help="Start the ranks by this, such as 'srun --ntasks-per-node 8', once for each process start of the plan.",
+    help="Command that starts the ranks, such as 'srun --ntasks-per-node 8', called once for each process start.",
 )
-@click.option("--request", hidden=True, help="All of the request as JSON, for ranks that ncclbench starts itself.")
-@click.option("--resume", is_flag=True, help="Go on with the run in -o: finished cases are kept.")
+@click.option("--request", hidden=True, help="The whole request as JSON, for ranks that ncclbench starts.")
+@click.option("--resume", is_flag=True, help="Continue the run in -o; finished cases are kept.")
 @click.option(
     "--process-start",
     type=int,
     metavar="N",
-    help="Make this one of the plan's process starts, from 1.  [default: all, or under a launcher the next]",
+    help="Make only process start N of the plan, counted from 1.  [default: all; under a launcher, the next]",
 )
-@click.option("--dry-run", is_flag=True, help="Show the cases, their memory and a guess of the time; start nothing.")
-@click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one compact JSON object.")
+@click.option("--dry-run", is_flag=True, help="Show the cases with estimates of memory and time; start nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one compact JSON object as the last line of stdout.")
 def command(
     *,
     patterns: tuple[str, ...],
@@ -154,10 +155,10 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Measure PATTERNS, or a plan, and store every sample.
+    """Measure PATTERNS or a plan, and store every sample.
 
-    Under torchrun this joins the job; started alone it starts --nproc ranks here. Sizes are bytes, with K, M and G as
-    powers of two. Results go to stdout, progress to stderr.
+    Under a launcher such as torchrun, this process is one rank of the job. Without a launcher it starts --nproc ranks
+    on this host. Sizes are in bytes; K, M and G are powers of two. Results go to stdout, progress to stderr.
 
     \b
     Examples:
@@ -216,7 +217,7 @@ def _run(request: "RunRequest") -> Exit:
 
 
 def print_forecast(found: "Forecast", *, as_json: bool) -> Exit:
-    """Say what would be run: rank 0 does."""
+    """Print the forecast on rank 0."""
     from ncclbench.launch.launcher_detection import is_rank_0
 
     text = found.as_json() if as_json else found.as_table()

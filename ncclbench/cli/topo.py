@@ -1,4 +1,4 @@
-"""``ncclbench topo``: where ranks, GPUs and NICs are, and how that is known."""
+"""``ncclbench topo``: the ranks, GPUs and NICs of a host or a topology file, and the source of each fact."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +16,18 @@ from ncclbench.cli.options import HELP
     metavar="FILE",
     help="A topology file: TOML, Slurm's topology.conf or topology.yaml, or an NCCL topology XML.",
 )
-@click.option("--ranks", type=click.IntRange(min=1), help="Ranks to lay out on the file.  [default: one a rail]")
 @click.option(
-    "--ep", type=click.IntRange(min=1), help="Size of expert-parallel groups: those across domains are named."
+    "--ranks",
+    type=click.IntRange(min=1),
+    help="Number of ranks to place on the topology of the file.  [default: one per rail]",
 )
-@click.option("--json", "as_json", is_flag=True, help="One compact JSON object.")
-@click.option("--dot", "as_dot", is_flag=True, help="A graph for Graphviz.")
+@click.option(
+    "--ep", type=click.IntRange(min=1), help="Size of expert-parallel groups; warn about groups across domains."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one compact JSON object.")
+@click.option("--dot", "as_dot", is_flag=True, help="Print a graph for Graphviz.")
 def command(file: Path | None, ranks: int | None, ep: int | None, as_json: bool, as_dot: bool) -> None:
-    """Show this host's GPUs, NICs and NVLink domain, and how they were found; or what a topology file says.
+    """Show this host's GPUs, NICs and NVLink domain, and how they were detected; or show a topology file.
 
     \b
     Examples:
@@ -36,7 +40,7 @@ def command(file: Path | None, ranks: int | None, ep: int | None, as_json: bool,
     if as_json and as_dot:
         raise UsageError("--json and --dot exclude each other")
     if file is None and (ranks or ep):
-        raise UsageError("--ranks and --ep go with --topology FILE, which says where ranks sit")
+        raise UsageError("--ranks and --ep need --topology FILE")
     page = _of_file(file, ranks, ep) if file else _of_host()
     if as_json:
         import msgspec
@@ -47,7 +51,7 @@ def command(file: Path | None, ranks: int | None, ep: int | None, as_json: bool,
 
 
 class _TopologyPage(NamedTuple):
-    """The same facts as JSON, as text and as a graph."""
+    """The output as JSON, as text and as a graph."""
 
     record: object
     lines: list[str]

@@ -1,4 +1,4 @@
-"""``ncclbench verify``: whether a bundle is what was signed."""
+"""``ncclbench verify``: check the files and the verdict of an accepted run."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from ncclbench.errors import Exit
 @click.command("verify", context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
 def command(run: Path) -> None:
-    """Check that an accepted run was not changed, and that its verdict follows from its records.
+    """Check that an accepted run is unchanged, and that its verdict follows from its records.
 
-    Looks at the sums, the event log's chain, records and samples against it, the schema, and the declared process
-    starts; then the verdict is made again and compared.
+    Checks the checksums, the hash chain of the event log, records and samples against it, the schema, and the declared
+    process starts. Then computes the verdict again and compares it.
 
-    Ends in 0 if all is sound, in 1 if anything is not.
+    Exit code 0 if everything is sound, else 1.
 
     \b
     Example:

@@ -1,1 +1,1 @@
-"""Plug-in look-up and what is shared by all readers of configuration."""
+"""Plug-in look-up, and what all readers of configuration files share."""

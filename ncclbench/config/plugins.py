@@ -1,10 +1,10 @@
-"""What there is of each kind: patterns, transports, report formats, importers and checks, found by module name.
+"""Plug-in look-up by module name: patterns, transports, report formats, importers and checks.
 
-A file in `ncclbench_patterns`, `ncclbench_reports`, `ncclbench.transports`, `ncclbench.importers` or
-`ncclbench.accept.checks` *is* its registration. Other distributions add theirs through an entry point in the group
-`ncclbench.patterns`, `ncclbench.reports`, `ncclbench.transports`, `ncclbench.importers` or `ncclbench.checks`; its
-value is a module (a transport's has `open_transport`, or `open_executor` where it has no ranks, a check's has `check`).
-Nothing is imported to list the names.
+Each module in `ncclbench_patterns`, `ncclbench_reports`, `ncclbench.transports`, `ncclbench.importers` and
+`ncclbench.accept.checks` is a plug-in; no further registration is needed. Other distributions add plug-ins by entry
+points in the groups `ncclbench.patterns`, `ncclbench.reports`, `ncclbench.transports`, `ncclbench.importers` and
+`ncclbench.checks`. The value of an entry point is a module. A transport's module has `open_transport`, or
+`open_executor` if it has no ranks; a check's module has `check`. Listing names imports nothing.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from types import ModuleType
 from ncclbench.config.refusals import unknown
 from ncclbench.errors import UsageError
 
-# kind -> the package whose modules are the built-in ones.
+# kind -> the package of the built-in plug-ins.
 _PACKAGES = {
     "patterns": "ncclbench_patterns",
     "reports": "ncclbench_reports",
@@ -24,13 +24,13 @@ _PACKAGES = {
     "importers": "ncclbench.importers",
     "checks": "ncclbench.accept.checks",
 }
-# A module cannot be called what people call these.
+# Plug-in names that are not valid as module names.
 _SERVED_BY = {
     ("reports", "nccl_tests"): ("nccl-tests",),
     ("importers", "nccl_tests"): ("nccl-tests",),
     ("importers", "nccl_tests_json"): ("nccl-tests-json",),
 }
-# What every transport is written against is not itself a transport.
+# Modules that transports share are not transports.
 _NOT_PLUGINS = {("transports", name) for name in ("base", "capabilities", "library_checks")}
 
 
@@ -52,20 +52,20 @@ def _third_party(kind: str) -> dict[str, EntryPoint]:
 
 
 def names(kind: str) -> list[str]:
-    """Names of `kind` (``patterns``, ``reports``, ...), sorted; a third party cannot hide a built-in."""
+    """The sorted names of `kind` (``patterns``, ``reports``, ...), built-in and third-party."""
     return sorted({*_builtin(kind), *_third_party(kind)})
 
 
 def exists(kind: str, name: str) -> bool:
-    """Whether there is a `name` of `kind`; other distributions are searched only if it is not built in."""
+    """Whether `name` exists; other distributions are searched only if it is not built in."""
     return name in _builtin(kind) or name in _third_party(kind)
 
 
 def load(kind: str, name: str) -> ModuleType:
-    """The module behind `name`.
+    """Import the module of a plug-in; a built-in one has precedence over a third-party one.
 
     Raises:
-        UsageError: if there is none, naming the nearest and all there are; or if a third party's does not import.
+        UsageError: if there is none, naming the nearest and all names; or if a third-party module does not import.
     """
     if name in _builtin(kind):
         return importlib.import_module(_builtin(kind)[name])

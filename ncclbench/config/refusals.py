@@ -1,4 +1,4 @@
-"""Messages that refuse input: an unknown name or key with the nearest known one, and a schema that is too new."""
+"""Errors for invalid input: unknown names and keys, with the nearest known one, and schemas that are too new."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ _BARE_KEY = re.compile(r"[\w.\[\]-]+")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a failed look-up: the nearest name first, then all of them."""
+    """The message for a failed look-up, with the nearest name and all names."""
     choices = [str(choice) for choice in known]
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -18,13 +18,13 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def unresolved(what: str, name: str, known: Iterable[str], most: int = 12) -> str:
-    """The message for a reference inside a file to a thing that the file does not define.
+    """The message for a reference in a file to a name that the file does not define.
 
     Args:
         what: the kind of thing, such as ``leaf``.
         name: the name that was referred to.
         known: the names that the file defines.
-        most: how many of them the message lists.
+        most: how many names the message lists.
     """
     choices = list(known)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
@@ -33,7 +33,7 @@ def unresolved(what: str, name: str, known: Iterable[str], most: int = 12) -> st
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:
-    """The first names, joined by commas, and how many more there are."""
+    """The first `most` names, joined by commas, and the number of the rest."""
     choices = list(names)
     return ", ".join(choices[:most]) + (f" and {len(choices) - most} more" if len(choices) > most else "")
 
@@ -44,7 +44,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str, path:
     Args:
         names: the keys that were given.
         known: the keys that exist.
-        where: the file, as messages call it.
+        where: the file, as messages name it.
         path: the path of the table in the file, such as ``case[0].``.
 
     Raises:
@@ -59,7 +59,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str, path:
 
 
 def refuse_newer(schema: object, newest: int, where: object) -> None:
-    """Refuse a file whose schema is newer than this version reads; another type is left to the decoder.
+    """Refuse a file whose schema is newer than this version reads; the decoder checks the type of `schema`.
 
     Raises:
         UsageError: naming the file and both schemas.

@@ -1,6 +1,6 @@
-"""Requests as plain data: checked when a caller has built one, and as JSON for other processes.
+"""Requests as plain data: type checks for requests that a caller built, and JSON for other processes.
 
-Paths are text in JSON. All of it is ASCII, so that no launcher and no locale changes it on its way.
+In JSON a path is text. The JSON is ASCII, so that no launcher or locale changes it.
 """
 
 import json
@@ -15,15 +15,15 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 
 def request_json(request: msgspec.Struct) -> str:
-    """The request in one compact line; fields that have their defaults are left out."""
+    """The request as JSON in one compact line, without fields that have their defaults."""
     return json.dumps(msgspec.to_builtins(request, enc_hook=_plain), separators=(",", ":"))
 
 
 def request_from_json(text: str, kind: type[R]) -> R:
-    """The request again.
+    """Parse a request.
 
     Raises:
-        UsageError: if `text` is no JSON, or not of this kind of request.
+        UsageError: if `text` is not JSON, or not a request of this kind.
     """
     try:
         return msgspec.convert(json.loads(text), kind, dec_hook=_typed)
@@ -32,10 +32,10 @@ def request_from_json(text: str, kind: type[R]) -> R:
 
 
 def checked(request: R) -> R:
-    """The request with every field of its declared type; text becomes a path where a path is declared.
+    """Check the type of every field; text is converted for a field that is declared as a path.
 
     Raises:
-        UsageError: naming the field that is of another type.
+        UsageError: naming the field that has another type.
     """
     kind = type(request)
     try:
@@ -53,4 +53,4 @@ def _plain(value: object) -> str:
 def _typed(kind: type[object], value: object) -> Path:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise TypeError(f"{value!r} is no {kind.__name__}")
+    raise TypeError(f"{value!r} is not a {kind.__name__}")

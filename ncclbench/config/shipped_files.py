@@ -1,4 +1,4 @@
-"""TOML files that come with the product: plans, profiles and model presets, found by their names."""
+"""TOML files that ncclbench ships: plans, profiles and model presets, found by name."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -12,14 +12,14 @@ from ncclbench.errors import UsageError
 
 @dataclass(frozen=True)
 class ShippedFiles:
-    """The ``.toml`` files in a folder of a package; a file's name without its suffix is its name."""
+    """The ``.toml`` files in a folder of a package, named without the suffix."""
 
     package: str
     folder: str
 
     @property
     def kind(self) -> str:
-        """The word for one of them, as messages use it."""
+        """The word for one file in messages, such as ``plan``."""
         return self.folder.removesuffix("s")
 
     def _folder(self) -> Traversable:
@@ -36,20 +36,20 @@ class ShippedFiles:
         return {name: self._text(name).splitlines()[0].lstrip("# ") for name in self.names()}
 
     def read(self, name: str) -> str:
-        """The text of the file called `name`.
+        """The text of the file `name`.
 
         Raises:
-            UsageError: if there is none, with the nearest name and all names.
+            UsageError: if there is none; the message has the nearest name and all names.
         """
         if name not in self.names():
             raise UsageError(unknown(self.kind, name, self.names()))
         return self._text(name)
 
     def read_file_or_name(self, file_or_name: str) -> str:
-        """The text of a file that exists or ends in ``.toml``, or of a shipped one.
+        """The text of a path that exists or ends in ``.toml``, or else of a shipped file.
 
         Raises:
-            UsageError: if the file cannot be read, or there is none of the name.
+            UsageError: if the file cannot be read, or no shipped file has the name.
         """
         path = Path(file_or_name)
         if path.suffix == ".toml" or (_exists(path) and not (path.is_dir() and file_or_name in self.names())):
@@ -66,7 +66,7 @@ class ShippedFiles:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # too long for a name, or with a null byte in it
+    except (OSError, ValueError):  # the name is too long, or has a null byte
         return False
 
 

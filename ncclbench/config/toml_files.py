@@ -1,6 +1,6 @@
-"""TOML into typed structs: plans, profiles, model presets and topology files are all read here.
+"""TOML files as typed structs: plans, profiles, model presets and topology files are read here.
 
-An error is one line with the file, the path of the key, and what was meant.
+An error is one line with the file, the path of the key, and the nearest valid key.
 """
 
 import tomllib
@@ -17,45 +17,45 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a file, without a byte order mark; `what` is the kind of file in errors.
+    """The text of a file without a byte order mark; errors call the file a `what`.
 
     Raises:
-        UsageError: if it cannot be read or is no UTF-8.
+        UsageError: if the file cannot be read or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null byte in the path
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the path
         raise UsageError(f"cannot read the {what} {path}: {error}") from None
 
 
 def decode_toml(text: str, kind: type[S], source: str, *, newest: int | None = None, hidden: Collection[str] = ()) -> S:
-    """The struct in TOML text.
+    """Decode TOML text into a struct.
 
     Args:
         text: the content of the file.
-        kind: the type to decode to; its nested structs are checked for unknown keys too.
-        source: the file, as errors call it.
-        newest: the newest schema that is read, where files have one.
+        kind: the type to decode to; nested structs are checked for unknown keys too.
+        source: the file, as errors name it.
+        newest: the newest schema that this version reads, if such files have a schema.
         hidden: fields of `kind` that a file cannot set.
 
     Raises:
-        UsageError: naming the file and the key or value that is wrong.
+        UsageError: naming the file and the wrong key or value.
     """
     try:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{source}: not a TOML file: {error}") from None
     if newest is not None:
-        refuse_newer(table.get("schema"), newest, source)  # first: the keys of a newer schema are not known here
+        refuse_newer(table.get("schema"), newest, source)  # first, because a newer schema has unknown keys
     _check_keys(table, kind, source, hidden=hidden)
     return convert(table, kind, source)
 
 
 def convert(value: object, kind: type[S], where: str) -> S:
-    """Plain data as a struct.
+    """Convert plain data into a struct.
 
     Raises:
-        UsageError: naming `where` and the value that has the wrong type.
+        UsageError: naming `where` and the value of a wrong type.
     """
     try:
         return msgspec.convert(value, kind)
@@ -64,7 +64,7 @@ def convert(value: object, kind: type[S], where: str) -> S:
 
 
 def refuse_unknown_keys(names: Collection[str], kind: type[msgspec.Struct], where: str) -> None:
-    """Refuse keys that are no fields of `kind`.
+    """Refuse keys that are not fields of `kind`.
 
     Raises:
         UsageError: see `refuse_unknown`.
@@ -79,7 +79,7 @@ def _keys(kind: type[msgspec.Struct], hidden: Collection[str] = ()) -> list[str]
 def _check_keys(
     table: dict[str, object], kind: type[msgspec.Struct], source: str, path: str = "", hidden: Collection[str] = ()
 ) -> None:
-    """Refuse unknown keys at any depth, and ``[name]`` where the file format has ``[[name]]``."""
+    """Refuse unknown keys at any depth, and ``[name]`` if the format has ``[[name]]``."""
     refuse_unknown(table, _keys(kind, hidden), source, path)
     for field in msgspec.structs.fields(kind):
         nested, is_list = _nested_struct(field.type)
@@ -106,7 +106,7 @@ def _nested_struct(hint: object) -> tuple[type[msgspec.Struct] | None, bool]:
 
 
 def _tables(value: object, path: str) -> Iterator[tuple[str, dict[str, object]]]:
-    """The tables in a value, each with its path; what is no table is left to the decoder."""
+    """The tables in a value, each with its path; the decoder checks all other values."""
     if isinstance(value, list):
         for k, entry in enumerate(value):
             yield from _tables(entry, f"{path}[{k}]")

@@ -1,7 +1,7 @@
-"""Which cores a rank may run on: recorded always, set with ``--bind auto``.
+"""The cores that a rank may run on: always recorded, and set with ``--bind auto``.
 
-Ranks that wander over each other's cores show as skew. `auto` gives each rank of a node its share of the cores that
-the launcher left to it: where a GPU's own cores are known (the NUMA node it hangs on), from among those.
+Ranks that migrate over each other's cores cause skew. `auto` divides the cores that the launcher allows among the ranks
+of the node. If the NUMA node of a GPU is known, only its cores are used.
 """
 
 import os
@@ -12,14 +12,14 @@ from ncclbench.transports.base import RankIdentity
 
 
 def allowed_cores() -> list[int]:
-    """The cores that this process may run on, in order; empty where the system does not say."""
+    """The cores that this process may run on, sorted; empty if the system does not report them."""
     if not hasattr(os, "sched_getaffinity"):
         return []
     return sorted(os.sched_getaffinity(0))
 
 
 def parse_cores(text: str) -> list[int]:
-    """The kernel's short form of a list of cores, in full: ``0-2,8`` is 0, 1, 2 and 8."""
+    """Expand the kernel's list format: ``0-2,8`` is 0, 1, 2 and 8."""
     cores: list[int] = []
     for part in text.strip().split(","):
         if part:
@@ -29,28 +29,28 @@ def parse_cores(text: str) -> list[int]:
 
 
 def cores_near(pci_bus_id: str, sysfs: Path = Path("/sys")) -> list[int]:
-    """The cores of the NUMA node that a PCI device hangs on; empty if the kernel does not say."""
+    """The cores of the NUMA node of a PCI device; empty if the kernel does not report them."""
     try:
         return parse_cores((sysfs / "bus/pci/devices" / pci_bus_id.lower() / "local_cpulist").read_text())
     except (OSError, ValueError):
         return []
 
 
-def share_of(cores: Sequence[int], place: int, ranks: int) -> list[int]:
-    """The `place`-th of `ranks` equal runs of `cores`; a single core each, in turns, if there are fewer than ranks."""
+def share_of(cores: Sequence[int], index: int, ranks: int) -> list[int]:
+    """Share `index` of `ranks` equal, contiguous shares of `cores`; one core, round robin, if there are too few."""
     if not cores:
         return []
     if len(cores) < ranks:
-        return [cores[place % len(cores)]]
+        return [cores[index % len(cores)]]
     each = len(cores) // ranks
-    return list(cores[place * each : (place + 1) * each])
+    return list(cores[index * each : (index + 1) * each])
 
 
 def cores_of(identity: RankIdentity, pci_bus_id: str | None = None) -> list[int]:
-    """The cores that `bind` keeps a rank to.
+    """The cores that `bind` assigns to a rank.
 
-    Ranks that hang on the same cores share those by their place on the node, so shares may overlap where a node's
-    GPUs are spread unevenly; they never leave what the launcher allows.
+    Ranks near the same cores divide them by local rank. Shares may overlap if the GPUs of a node are distributed
+    unevenly. They never exceed what the launcher allows.
     """
     allowed = allowed_cores()
     near = set(cores_near(pci_bus_id)) if pci_bus_id else set()
@@ -59,7 +59,7 @@ def cores_of(identity: RankIdentity, pci_bus_id: str | None = None) -> list[int]
 
 
 def bind(identity: RankIdentity, pci_bus_id: str | None = None) -> list[int]:
-    """Keep this thread to its share of the cores, near its GPU if it has one; returns them."""
+    """Bind this thread to its share of the cores, near its GPU if it has one, and return them."""
     mine = cores_of(identity, pci_bus_id)
     if mine:
         os.sched_setaffinity(0, mine)

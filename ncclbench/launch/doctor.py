@@ -1,8 +1,8 @@
-"""What this machine has, what it lacks, and why that matters; no rank is started and nothing is changed.
+"""Examine this machine for ``ncclbench doctor``: launcher, libraries, GPUs, NICs and settings. Nothing is changed.
 
-A finding is `ok`, `warning` (it works, but figures will suffer), `missing` (something this machine needs is not there)
-or `info`. What only a GPU node needs is not missing on a laptop: checks ask first whether there is a GPU or an
-InfiniBand port. Libraries are asked in processes of their own, so that a broken one cannot take the page down.
+A finding is `ok`, `warning` (measurements work, but may be slow), `missing` (this machine needs it) or `info`. A laptop
+does not miss what only a GPU node needs: such checks run only if there is a GPU or an InfiniBand port. Libraries are
+examined in separate processes, so that a broken library cannot end this one.
 """
 
 import json
@@ -27,13 +27,13 @@ _VARIABLES = ("NCCL_", "UCX_", "OMPI_", "GLOO_", "TORCH_", "MPICH_", "FI_")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the checks look; tests give another root and other answers.
+    """What the checks examine; tests replace each part.
 
     Attributes:
-        root: of the file system.
-        environ: the variables.
-        ask: runs a Python program in a process of its own and returns its JSON, or an error in words.
-        memlock: the limit of locked memory in bytes, -1 for none.
+        root: root of the file system.
+        environ: the environment variables.
+        ask: runs a Python program in a separate process, and returns its JSON or an error message.
+        memlock: the limit of locked memory in bytes; -1 for no limit.
     """
 
     root: Path = Path("/")
@@ -42,14 +42,14 @@ class Machine:
     memlock: int = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
 
     def read(self, path: str) -> str | None:
-        """A file's text, or None if there is none to read."""
+        """The text of a file; None if it cannot be read."""
         try:
             return (self.root / path.lstrip("/")).read_text().strip()
         except (OSError, UnicodeDecodeError):
             return None
 
     def names(self, path: str) -> list[str]:
-        """Names in a folder, sorted; empty if there is none."""
+        """The sorted names in a folder; empty if it cannot be read."""
         try:
             return sorted(entry.name for entry in (self.root / path.lstrip("/")).iterdir())
         except OSError:
@@ -67,7 +67,7 @@ class Machine:
 
 
 def ask_python(program: str) -> Answer:
-    """Run `program` with this interpreter; its JSON, or why there is none, in a line."""
+    """Run `program` with this interpreter; return its JSON output, or an error message of one line."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", program],
@@ -89,20 +89,20 @@ def ask_python(program: str) -> Answer:
 
 
 def examine(machine: Machine) -> list[HealthFinding]:
-    """All findings, area by area."""
+    """All findings, grouped by area."""
     checks = (_launcher, _libraries, _gpus, _nics, _gpu_direct, _memlock, _system, _variables)
     return [finding for check in checks for finding in check(machine)]
 
 
 def _launcher(machine: Machine) -> Iterator[HealthFinding]:
-    why = "a launcher's variables tell each process which rank it is"
+    why = "each process reads its rank from the launcher's variables"
     try:
         identity = detect(machine.environ)
     except EnvironmentFault as fault:
         yield HealthFinding("launcher", "launcher", "missing", "contradictory", str(fault))
         return
     if identity is None:
-        yield HealthFinding("launcher", "launcher", "ok", "none", "started alone; `run --nproc N` starts ranks itself")
+        yield HealthFinding("launcher", "launcher", "ok", "none", "no launcher; `run --nproc N` starts the ranks")
     else:
         yield HealthFinding(
             "launcher", "launcher", "ok", f"{identity.launcher}, rank {identity.rank} of {identity.world_size}", why
@@ -118,9 +118,9 @@ def _gpus(machine: Machine) -> Iterator[HealthFinding]:
     if not machine.gpus:
         yield HealthFinding("gpu", "GPUs", "info", "none", "results on CPUs prove logic, not a fabric")
         return
-    yield HealthFinding("gpu", "GPUs", "ok", str(len(machine.gpus)), "one rank a GPU")
+    yield HealthFinding("gpu", "GPUs", "ok", str(len(machine.gpus)), "one rank per GPU")
     line = driver.splitlines()[0] if driver else "unknown"
-    yield HealthFinding("gpu", "driver", "ok" if driver else "warning", line, "recorded so that runs can be compared")
+    yield HealthFinding("gpu", "driver", "ok" if driver else "warning", line, "recorded, so that runs can be compared")
 
 
 def _nics(machine: Machine) -> Iterator[HealthFinding]:
@@ -128,7 +128,7 @@ def _nics(machine: Machine) -> Iterator[HealthFinding]:
         for port in machine.names(f"/sys/class/infiniband/{hca}/ports"):
             yield _port(machine, hca, port)
     if machine.gpus and not machine.hcas:
-        why = "between nodes NCCL falls back to sockets; inside one node nothing is lost"
+        why = "NCCL uses slow sockets between nodes; inside one node this does not matter"
         yield HealthFinding("nic", "InfiniBand or RoCE", "warning", "none", why)
     for name in machine.names("/sys/class/net"):
         speed = machine.read(f"/sys/class/net/{name}/speed")
@@ -143,7 +143,7 @@ def _port(machine: Machine, hca: str, port: str) -> HealthFinding:
     kind = {"Ethernet": "RoCE", "InfiniBand": "IB"}.get(layer, layer)
     state, rate = machine.read(f"{where}/state") or "unknown", machine.read(f"{where}/rate") or "unknown rate"
     active = "ACTIVE" in state
-    why = "a rail" if active else "a port that is down takes its rail with it: check cable and switch"
+    why = "a rail" if active else "a port that is down disables its rail: check the cable and the switch"
     return HealthFinding("nic", f"{hca}:{port}", "ok" if active else "warning", f"{kind}, {state}, {rate}", why)
 
 
@@ -152,9 +152,9 @@ def _gpu_direct(machine: Machine) -> Iterator[HealthFinding]:
         return
     modules = {line.split()[0] for line in (machine.read("/proc/modules") or "").splitlines() if line}
     peer = modules & {"nvidia_peermem", "nv_peer_mem"}
-    # Since NCCL 2.21 and kernel 5.12 DMA-BUF does the same without a module.
-    value = ", ".join(sorted(peer)) or "no module (DMA-BUF may serve)"
-    why = "NICs read GPU memory directly; without it every byte crosses the host. modprobe nvidia-peermem"
+    # From NCCL 2.21 and kernel 5.12 on, DMA-BUF does the same without a module.
+    value = ", ".join(sorted(peer)) or "no module (NCCL may use DMA-BUF)"
+    why = "lets NICs read GPU memory directly; without it all data goes through host memory. modprobe nvidia-peermem"
     yield HealthFinding("gpu", "peer memory", "ok" if peer else "warning", value, why)
     copy = "gdrdrv" in modules
     why = "GDRCopy lowers the latency of small messages"
@@ -176,14 +176,14 @@ def _system(machine: Machine) -> Iterator[HealthFinding]:
     yield HealthFinding("system", "CPU", "info", cpu_model(machine.root / "proc/cpuinfo") or "unknown", "recorded")
     governor = machine.read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     slow = governor in ("powersave", "ondemand", "conservative")
-    why = "a clock that changes shows as latency that changes; cpupower frequency-set -g performance"
+    why = "a varying clock causes varying latency; cpupower frequency-set -g performance"
     yield HealthFinding(
         "system", "CPU governor", "warning" if slow and machine.gpus else "info", governor or "none", why
     )
     pages = machine.read("/sys/kernel/mm/transparent_hugepage/enabled") or "unknown"
     chosen = re.search(r"\[(\w+)\]", pages)
     yield HealthFinding(
-        "system", "huge pages", "info", chosen[1] if chosen else pages, "large host buffers need fewer entries"
+        "system", "huge pages", "info", chosen[1] if chosen else pages, "large host buffers need fewer TLB entries"
     )
 
 
@@ -193,9 +193,9 @@ def _variables(machine: Machine) -> Iterator[HealthFinding]:
             continue
         slows = (name, value) in {("NCCL_P2P_DISABLE", "1"), ("NCCL_IB_DISABLE", "1"), ("NCCL_SHM_DISABLE", "1")}
         noisy = name == "NCCL_DEBUG" and value.upper() in ("INFO", "TRACE")
-        why = "it changes what is measured"
+        why = "it affects measurements"
         if slows:
-            why = "it turns off a fast path: figures will be low"
+            why = "it disables a fast path: results will be slow"
         elif noisy:
-            why = "it writes while it measures"
+            why = "NCCL writes its log during measurements"
         yield HealthFinding("variables", name, "warning" if slows or noisy else "info", value, why)

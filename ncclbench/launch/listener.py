@@ -1,4 +1,4 @@
-"""What a run tells its caller while it goes on."""
+"""`Listener`: the events that a run reports to its caller."""
 
 from pathlib import Path
 from typing import Protocol
@@ -8,32 +8,32 @@ from ncclbench.store.records import Record
 
 
 class Listener(Protocol):
-    """Receives the events of a run, on rank 0 and in the process that starts the ranks."""
+    """Receives the events of a run, on rank 0 and in the process that makes the process starts."""
 
     def noted(self, text: str) -> None:
-        """Something to know about the progress of several process starts."""
+        """A remark about the progress of several process starts."""
 
     def warned(self, text: str) -> None:
-        """Something is not as it should be, and the run goes on."""
+        """A problem that does not end the run."""
 
     def started(self, run: Path, cases: int, finished: int, world_size: int, transport: str) -> None:
-        """The run directory is open; `finished` of its `cases` need not be measured again."""
+        """The run directory is open; `finished` of its `cases` are not measured again."""
 
     def began(self, number: int, case: str) -> None:
         """A case begins; `number` counts from 0."""
 
     def finished(self, record: Record) -> None:
-        """A case has ended, with any status."""
+        """A case has ended with any status."""
 
     def ended(self, run: Path | None, records: list[Record], code: Exit, error: str | None) -> None:
-        """The ranks have nothing more to do; `run` is None if no run directory was opened."""
+        """This process start has ended; `run` is None if no run directory was opened."""
 
     def summed_up(self, run: Path, records: list[Record], code: Exit, error: str | None) -> None:
-        """All process starts have been made, each of which has reported its own errors."""
+        """All process starts have ended; each has reported its own errors."""
 
 
 class QuietListener:
-    """Reports nothing: the caller reads the run directory."""
+    """A listener that does nothing; the caller reads the run directory."""
 
     def noted(self, text: str) -> None:
         """Do nothing."""

@@ -1,4 +1,4 @@
-"""One run without rank processes: ranks are threads of this process, or times are computed without any.
+"""One run without rank processes: ranks are threads of this process, or times are computed without ranks.
 
 open the run directory -> case after case -> end
 """
@@ -12,14 +12,14 @@ from ncclbench.launch.core_binding import allowed_cores, bind, cores_of
 from ncclbench.launch.preparation import PreparedRun
 from ncclbench.launch.rank_session import (
     RankEnvironment,
-    demands_of,
-    in_a_line,
+    error_line,
     manifest_of,
+    memory_demands,
     rank_environment,
     refuse_without_memory,
 )
 from ncclbench.launch.recorder import RunRecorder
-from ncclbench.launch.signals import heeding, settled
+from ncclbench.launch.signals import handling_signals, outcome_known
 from ncclbench.launch.watchdog.attribution import Fault
 from ncclbench.launch.watchdog.watchdog import end_process
 from ncclbench.measure.executor import Executor, ThreadExecutor
@@ -32,21 +32,21 @@ from ncclbench.transports.capabilities import Capabilities, Hosting, capabilitie
 _HOST = "local"
 
 
-def run_here(prepared: PreparedRun, nproc: int) -> Exit:
+def run_in_process(prepared: PreparedRun, nproc: int) -> Exit:
     """Run the plan in this process, on `nproc` ranks."""
     recorder = RunRecorder(prepared)
 
     def interrupted(number: signal.Signals) -> None:
         end_process(recorder.fault(Fault("failed", (), f"interrupted by {number.name}", -1)))
 
-    with heeding(interrupted):
+    with handling_signals(interrupted):
         try:
             code = _run(prepared, nproc, recorder)
         except Exception as error:
-            if recorder.writer is None or recorder.is_over:  # nothing is open, or the end could not be shown
+            if recorder.writer is None or recorder.is_over:  # no directory is open, or the results cannot be printed
                 raise
-            code = recorder.fault(Fault("failed", (), in_a_line(error), -1))
-        settled.set()
+            code = recorder.fault(Fault("failed", (), error_line(error), -1))
+        outcome_known.set()
         return code
 
 
@@ -67,10 +67,10 @@ def _run(prepared: PreparedRun, nproc: int, recorder: RunRecorder) -> Exit:
 
 
 def _prepare(prepared: PreparedRun, nproc: int, capabilities: Capabilities) -> tuple[Topology, Executor]:
-    """Where the ranks are, and what carries the cases out.
+    """Place the ranks and make the executor.
 
     Raises:
-        UsageError: if the topology file does not fit, or a case does not fit into this node's memory.
+        UsageError: if the topology file does not match, or a case does not fit into this node's memory.
     """
     if capabilities.hosting is Hosting.NONE:
         topology = plan_placement(prepared.topology, nproc) if prepared.topology else Topology.single_node(nproc)
@@ -82,14 +82,14 @@ def _prepare(prepared: PreparedRun, nproc: int, capabilities: Capabilities) -> t
         if prepared.topology
         else place_detected_ranks(hosts, [RankDetection()] * nproc)
     )
-    refuse_without_memory(prepared.plan, demands_of(prepared.plan, topology), memory_limits("cpu", None, nproc))
+    refuse_without_memory(prepared.plan, memory_demands(prepared.plan, topology), memory_limits("cpu", None, nproc))
     timeout = max(planned.settings.timeout for planned in prepared.plan.cases)
     on_start = (lambda rank: bind(_identity(rank, nproc))) if prepared.request.bind else (lambda _rank: [])
     return topology, ThreadExecutor(nproc, timeout, on_start, prepared.request.command)
 
 
 def _ranks(prepared: PreparedRun, nproc: int, described: Facts) -> list[RankEnvironment]:
-    """Each rank's place, for the manifest; with ``--bind auto`` its thread keeps to its share of the cores."""
+    """Each rank's environment for the manifest; with ``--bind auto`` its thread is bound to its share of the cores."""
     cores = [cores_of(_identity(rank, nproc)) if prepared.request.bind else allowed_cores() for rank in range(nproc)]
     return [rank_environment(described, _HOST, own, RankDetection()) for own in cores]
 

@@ -1,11 +1,11 @@
-"""Start the ranks of ``--transport mpi`` on this host: find mpiexec, start the ranks under it, and leave none behind.
+"""Start the ranks of ``--transport mpi`` on this host under mpiexec, and end every process that is left.
 
-What mpiexec itself prints (no root, no slots) goes to the user as it is; only its exit code is translated.
+Messages of mpiexec itself (no root, no slots) reach the user unchanged; only its exit code is translated.
 
-`end_job` is for ranks under MPICH's process manager, Hydra. torchrun and Open MPI end a job with the first rank that
-ends in an error. Hydra does not where that rank ends before MPI_Init: the others wait for it there, for ever. Its proxy
-on each node understands PMI-1, in which MPI_Abort itself says that a job is over and what it ends in, on a descriptor
-that every rank inherits. MPI_Abort cannot be called for that: it needs MPI_Init, which waits for all ranks.
+`end_job` serves ranks under Hydra, the process manager of MPICH. torchrun and Open MPI end a job when one rank fails.
+Hydra does not if that rank ends before MPI_Init, and the other ranks then wait in MPI_Init for ever. `MPI_Abort` is no
+way out, because it needs MPI_Init, which waits for all ranks. Hydra's proxy on each node reads PMI-1 messages from a
+descriptor that every rank inherits. `end_job` writes the message there that MPI_Abort would send.
 """
 
 import ctypes
@@ -22,28 +22,28 @@ from types import FrameType
 
 from ncclbench.errors import EnvironmentFault, Exit, worst
 from ncclbench.launch.launcher_detection import OWN_START, hydra_descriptor, is_rank_of_mpiexec
-from ncclbench.launch.signals import SIGNALS, announce, passing_on, settled
+from ncclbench.launch.signals import SIGNALS, forwarding_signals, outcome_known, report_interruption
 
-# mpiexec ends its ranks when it receives a signal; rank 0 first stores why.
+# After a signal: rank 0 stores the reason before mpiexec ends its ranks.
 _GRACE_SECONDS = 8.0
 _ASK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
-# mpiexec passes on what ranks print, but not what it has not read when it ends the job.
+# mpiexec forwards the output of ranks, but drops what it has not read when it ends the job.
 _DRAIN_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 _ROOT_MAY = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 
 
 def start_under_mpiexec(nproc: int, arguments: Sequence[str], out: Path | None = None) -> Exit:
-    """Run ``ncclbench ARGUMENTS`` as `nproc` ranks of one MPI job; returns what it ended in.
+    """Run ``ncclbench ARGUMENTS`` as `nproc` ranks of one MPI job, and return the job's exit code.
 
     Args:
-        nproc: how many ranks.
-        arguments: without the name of the program.
-        out: the run directory that they are going to write.
+        nproc: number of ranks.
+        arguments: the arguments behind the program's name.
+        out: the run directory that the ranks write.
 
     Raises:
-        EnvironmentFault: if there is no mpiexec, or if it refuses before any rank has begun.
+        EnvironmentFault: if there is no mpiexec, or if it fails before any rank has begun.
     """
     mpiexec = find_mpiexec(Path(sys.executable).parent)
     options = mpiexec_options(_version(mpiexec), nproc, len(os.sched_getaffinity(0)))
@@ -52,43 +52,43 @@ def start_under_mpiexec(nproc: int, arguments: Sequence[str], out: Path | None =
         [mpiexec, "-n", str(nproc), *options, sys.executable, "-m", "ncclbench", *arguments],
         env={**os.environ, OWN_START: mark},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,  # mpiexec would lose results in silence where stdout is on a full disk
+        stdout=subprocess.PIPE,  # on a full disk mpiexec would lose results without an error
         start_new_session=True,  # a Ctrl-C on the terminal reaches the ranks once, through us
-        preexec_fn=end_with_parent,
+        preexec_fn=prepare_launcher_process,
     )
     output = _RankOutput(job)
 
-    told: list[float] = []  # when a signal was passed on
+    forwarded_at: list[float] = []
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        told.append(time.monotonic())
-        # The ranks themselves: an mpiexec that ends by a signal cuts off what rank 0 still has to print.
+    def forward(number: int, _frame: FrameType | None) -> None:
+        forwarded_at.append(time.monotonic())
+        # To the ranks, not to mpiexec: if a signal ends mpiexec, the last output of rank 0 is lost.
         ranks = _processes(mark, ranks_only=True)
         for rank in ranks:
             with suppress(ProcessLookupError):
                 os.kill(rank, number)
         if not ranks and job.poll() is None:
-            announce(signal.Signals(number))
+            report_interruption(signal.Signals(number))
             job.terminate()
 
-    with passing_on(pass_on):
+    with forwarding_signals(forward):
         try:
-            while job.poll() is None and not (told and time.monotonic() > told[0] + _GRACE_SECONDS):
+            while job.poll() is None and not (forwarded_at and time.monotonic() > forwarded_at[0] + _GRACE_SECONDS):
                 output.take()
                 time.sleep(_POLL_SECONDS)
             refused = job.returncode == Exit.FAIL and out is not None and not (out / "manifest.json").exists()
-            if refused and not told:
+            if refused and not forwarded_at:
                 raise EnvironmentFault(_refusal(mpiexec, os.geteuid() == 0))
             return exit_of(job.returncode if job.returncode is not None else Exit.ENVIRONMENT)
         finally:
-            settled.set()
+            outcome_known.set()
             _end(job)
             _end_ranks(mark)
             output.show()
 
 
 class _RankOutput:
-    """What an mpiexec and its ranks have written to stdout: the results. This process prints them, and sees errors."""
+    """The results that mpiexec and its ranks write to stdout; this process prints them and sees write errors."""
 
     def __init__(self, job: "subprocess.Popen[bytes]") -> None:
         assert job.stdout is not None
@@ -96,16 +96,16 @@ class _RankOutput:
         os.set_blocking(self._pipe.fileno(), False)
 
     def take(self) -> None:
-        """Read what is there by now, without waiting for more."""
+        """Read what has arrived, without waiting for more."""
         with suppress(BlockingIOError):
             while chunk := os.read(self._pipe.fileno(), 1 << 16):
                 self._text += chunk
 
     def show(self) -> None:
-        """All of it.
+        """Print all output to stdout.
 
         Raises:
-            OSError: if stdout does not take it.
+            OSError: if stdout cannot be written.
         """
         self.take()
         self._pipe.close()
@@ -114,13 +114,13 @@ class _RankOutput:
 
 
 def find_mpiexec(beside: Path) -> str:
-    """The mpiexec that belongs to this Python if there is one, or else the first on PATH.
+    """Find the mpiexec of this Python environment, or else the first on PATH.
 
     Args:
-        beside: the folder of the interpreter; a wheel with an MPI library puts its mpiexec there.
+        beside: the folder of the interpreter; a wheel with an MPI library installs its mpiexec there.
 
     Raises:
-        EnvironmentFault: if there is none, naming what to install.
+        EnvironmentFault: if there is none; the message says what to install.
     """
     for name in ("mpiexec", "mpirun"):
         found = shutil.which(name, path=str(beside)) or shutil.which(name)
@@ -132,13 +132,13 @@ def find_mpiexec(beside: Path) -> str:
 
 
 def mpiexec_options(version: str, nproc: int, cores: int) -> list[str]:
-    """Options that an mpiexec needs beside ``-n``: Open MPI refuses more ranks than cores without one."""
+    """Options beside ``-n``: Open MPI needs one to start more ranks than cores."""
     return ["--oversubscribe"] if "Open MPI" in version and nproc > cores else []
 
 
 def _refusal(mpiexec: str, as_root: bool) -> str:
-    """In a line what mpiexec has just said at length; that nothing of ours began is certain, and why often."""
-    message = f"{mpiexec} ended in 1 before any rank had begun; what it said stands above"
+    """One line for the failure that mpiexec has just explained at length."""
+    message = f"{mpiexec} ended in 1 before any rank had begun; see its messages above"
     allowed = all(os.environ.get(name) == "1" for name in _ROOT_MAY)
     return (
         message
@@ -148,10 +148,10 @@ def _refusal(mpiexec: str, as_root: bool) -> str:
 
 
 def exit_of(code: int) -> Exit:
-    """What an mpiexec's exit code means here.
+    """Translate mpiexec's exit code.
 
-    A code of ours is passed on by every mpiexec. `run` itself never ends in 1, so that is mpiexec's own failure; and
-    a signal is no code of ours.
+    Every mpiexec forwards the exit codes of ncclbench. `run` never ends in 1, so 1 is mpiexec's own failure. Codes of
+    signals count as failures of the environment.
     """
     return Exit.ENVIRONMENT if code == Exit.FAIL else worst([code])
 
@@ -166,14 +166,14 @@ def _version(mpiexec: str) -> str:
     return asked.stdout + asked.stderr
 
 
-def end_with_parent() -> None:
-    """In the child, which is no program of ours: as `told_when_parent_dies`, and it heeds signals from the start."""
+def prepare_launcher_process() -> None:
+    """In the child before exec of a launcher: unblock signals, and call `terminate_with_parent`."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    told_when_parent_dies()
+    terminate_with_parent()
 
 
-def told_when_parent_dies() -> None:
-    """In the child: ask Linux for a SIGTERM when we die, even by SIGKILL, so that no job outlives its command."""
+def terminate_with_parent() -> None:
+    """In the child: let Linux send SIGTERM when the parent ends, even by SIGKILL, so that no job is left behind."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -190,7 +190,7 @@ def _end(job: "subprocess.Popen[bytes]") -> None:
 
 
 def _end_ranks(mark: str) -> None:
-    """Ranks may outlive mpiexec, to write down what happened; after that, none is left."""
+    """Give ranks that outlive mpiexec time to store what happened, then kill them."""
     deadline = time.monotonic() + _GRACE_SECONDS
     while (left := _processes(mark)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
@@ -200,11 +200,11 @@ def _end_ranks(mark: str) -> None:
 
 
 def _processes(mark: str, *, ranks_only: bool = False) -> list[int]:
-    """Processes on this machine that carry our mark in their environment: mpiexec's own, and the ranks."""
+    """Processes on this machine with `mark` in their environment: those of mpiexec, and the ranks."""
     variable = f"{OWN_START}={mark}"
     found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # gone, or another user's
+        with suppress(OSError):  # it has ended, or belongs to another user
             variables = entry.read_bytes().decode(errors="replace").split("\0")
             if variable in variables and (not ranks_only or is_rank_of_mpiexec(variables)):
                 found.append(int(entry.parent.name))
@@ -212,7 +212,7 @@ def _processes(mark: str, *, ranks_only: bool = False) -> list[int]:
 
 
 def end_job(code: int, environ: Mapping[str, str] = os.environ) -> None:
-    """End the job with `code` for all its ranks, after what this one has said; nothing where Hydra does not listen."""
+    """End a job under Hydra with `code` for all its ranks, after this rank's output; no effect elsewhere."""
     connection = hydra_descriptor(environ)
     if connection is None or not code:
         return

@@ -1,7 +1,7 @@
-"""The command line of the next process start, for the user: under a launcher no start can be made from inside.
+"""The command line of the next process start, which the user must run because ranks cannot start ranks.
 
-It is made of what the user typed: options are added and left out. Behind ``--`` there are patterns only, whatever they
-look like, so options end before it.
+It is the user's own command line with options added and removed. Arguments after ``--`` are always patterns, so options
+end before it.
 """
 
 import shlex
@@ -18,27 +18,29 @@ _MOST_PARENTS = 8
 def next_command(
     launcher: str, arguments: Sequence[str], out: Path, environ: Mapping[str, str], start: int | None = None
 ) -> str:
-    """The command line that makes the next start: the launcher's own where it can be seen, or else rebuilt.
+    """The command line that makes the next process start.
+
+    It begins with the launcher's own command line if that is visible, or else with a rebuilt one.
 
     Args:
         launcher: its name, as in the manifest.
-        arguments: the user's own, behind ``ncclbench``.
-        out: the run directory, which the next start must name.
-        environ: variables, for what a launcher tells nowhere else.
-        start: named explicitly, for nodes that do not see the run directory; counted from 0.
+        arguments: the user's arguments after ``ncclbench``.
+        out: the run directory, which the next process start must name.
+        environ: the variables of this process, for a launcher whose command line is not visible.
+        start: the number of the next process start, from 0, for nodes that do not see the run directory.
     """
-    ours = _without_option(arguments, "--process-start")  # which was for the start before
+    ours = _without_option(arguments, "--process-start")  # it named the previous process start
     more: list[str] = []
-    options, _ = _parted(ours)
+    options, _ = _split_at_dashes(ours)
     if not any(word in ("-o", "--out") or word.startswith(("--out=", "-o")) for word in options):
         more += ["-o", str(out)]
     if "--resume" not in options:
         more.append("--resume")
     more += ["--process-start", str(start + 1)] if start is not None else []
     ours = _with_options(ours, more)
-    seen = _visible_launcher(arguments)
-    if seen is not None:
-        return shlex.join([*seen, *ours])
+    visible = _visible_launcher(arguments)
+    if visible is not None:
+        return shlex.join([*visible, *ours])
     program = shlex.join(["ncclbench", *ours])
     if launcher == "slurm":
         return f"srun --nodes={slurm_step_nodes(environ) or '?'} --ntasks={job_size(environ)} {program}"
@@ -46,9 +48,9 @@ def next_command(
 
 
 def _visible_launcher(arguments: Sequence[str]) -> list[str] | None:
-    """The words of the launcher above this process, up to our own arguments; None if it is not visible.
+    """The command line of the launcher above this process, without `arguments`; None if it is not visible.
 
-    A launcher on another node, or behind a daemon, has no command line with our arguments here.
+    A launcher on another node, or behind a daemon, is not an ancestor of this process.
     """
     for words in _command_lines_above():
         starts_us = any(Path(word).name in _LAUNCHERS for word in words[:2]) or "torch.distributed.run" in words[:4]
@@ -58,31 +60,31 @@ def _visible_launcher(arguments: Sequence[str]) -> list[str] | None:
 
 
 def _command_lines_above() -> Iterator[list[str]]:
-    """The command lines of the processes above this one, the nearest first; those of other users may be hidden."""
+    """The command lines of the ancestors of this process, the nearest first; other users' may be hidden."""
     import psutil
 
-    with suppress(psutil.Error):  # a process has ended meanwhile
+    with suppress(psutil.Error):  # a process ended in the meantime
         for process in psutil.Process().parents()[:_MOST_PARENTS]:
             with suppress(psutil.AccessDenied):
                 yield process.cmdline()
 
 
 def _as_typed(words: list[str]) -> list[str]:
-    """Open MPI 5's mpirun becomes prterun, which by itself starts no MPI job; what was typed is not to be seen."""
+    """Replace prterun, which Open MPI 5's mpirun executes, by mpirun; prterun alone starts no MPI job."""
     return [
         str(Path(word).with_name("mpirun")) if Path(word).name == "prterun" else word for word in words[:2]
     ] + words[2:]
 
 
 def _with_options(arguments: Sequence[str], more: Sequence[str]) -> list[str]:
-    """`arguments` and `more` options, which come last, but before a ``--``."""
-    options, patterns = _parted(arguments)
+    """Add `more` options to `arguments`, before any ``--``."""
+    options, patterns = _split_at_dashes(arguments)
     return [*options, *more, *patterns]
 
 
 def _without_option(arguments: Sequence[str], flag: str) -> list[str]:
-    """`arguments` without the option `flag` and its value, in both of its spellings."""
-    options, patterns = _parted(arguments)
+    """Remove the option `flag` and its value, as ``flag value`` and as ``flag=value``."""
+    options, patterns = _split_at_dashes(arguments)
     kept: list[str] = []
     words = iter(options)
     for word in words:
@@ -93,7 +95,7 @@ def _without_option(arguments: Sequence[str], flag: str) -> list[str]:
     return [*kept, *patterns]
 
 
-def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     words = list(arguments)
     end = words.index("--") if "--" in words else len(words)
     return words[:end], words[end:]

@@ -1,4 +1,4 @@
-"""What a request comes to on this host: its plan, its transport, how many ranks, and where they sit."""
+"""From a request to a prepared run: its plan, its transport, the number of ranks, and the topology."""
 
 import datetime
 import os
@@ -23,16 +23,16 @@ _MOST_RANKS_HERE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A request, with what was decided for it; the same on all ranks, apart from `listener`.
+    """A request with what was decided for it; the same on all ranks, except `listener`.
 
     Attributes:
-        request: what was asked for.
+        request: the request.
         plan: the cases.
         transport: name of the transport.
         out: the run directory.
-        listener: told what happens, on rank 0.
-        topology: a topology file that places the ranks; None to go by host names.
-        start: which of the plan's process starts this is; None for the first that is not finished.
+        listener: receives the events on rank 0.
+        topology: a topology file that places the ranks; None to place them by host names.
+        start: number of this process start; None for the first that is not finished.
     """
 
     request: RunRequest
@@ -45,10 +45,10 @@ class PreparedRun:
 
 
 def plan_of(request: RunRequest) -> Plan:
-    """The plan: a file's, or one made of the request's patterns, sizes and types.
+    """Read the plan that the request names, or make one from its patterns, sizes and dtypes.
 
     Raises:
-        UsageError: if it makes no sense.
+        UsageError: if the plan or the options are invalid.
     """
     if request.plan is not None:
         for value, flag in (
@@ -60,7 +60,7 @@ def plan_of(request: RunRequest) -> Plan:
             (request.params, "--param"),
         ):
             if value not in (None, (), {}):
-                raise UsageError(f"{flag} does not go with --plan, which has its own; edit a copy of the plan")
+                raise UsageError(f"{flag} does not go with --plan; change a copy of the plan instead")
         return read_plan(request.plan, request, only=request.patterns)
     if not request.patterns:
         raise UsageError("name a pattern (see `ncclbench list patterns`) or a plan with --plan")
@@ -70,7 +70,7 @@ def plan_of(request: RunRequest) -> Plan:
         timing=list(request.timings) or "isolated",
         params=dict(request.params),
     )
-    # What was said of sizes and types is each pattern's own, so that one which has no use for it can refuse it.
+    # Sizes and dtypes go into each entry, not into the defaults: a pattern that does not use them then refuses them.
     entries = [
         Entry(
             pattern=pattern,
@@ -84,8 +84,8 @@ def plan_of(request: RunRequest) -> Plan:
     return make_plan("-".join(request.patterns)[:60], entries, shared, "command line", overrides=request)
 
 
-def named_after(name: str) -> Path:
-    """The run directory where none is named: after a plan or a profile, the time and this process."""
+def default_run_directory(name: str) -> Path:
+    """The run directory if -o names none: a plan or profile, the time and the process id."""
     return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
 
 
@@ -114,7 +114,7 @@ def choose_transport(name: str, launcher: str | None, elsewhere: str | None = No
 
 
 def nproc_of(request: RunRequest, transport: str) -> int:
-    """How many ranks to start here: as asked, or one per GPU that is seen, or on CPUs one per core, 2 to 8."""
+    """The number of ranks to start here: --nproc, or one per visible GPU, or on CPUs one per core, 2 to 8."""
     nproc, capabilities = request.nproc, capabilities_of(transport)
     if nproc is None:
         on_cpus = capabilities.on_cpus(request.device)
@@ -125,11 +125,11 @@ def nproc_of(request: RunRequest, transport: str) -> int:
 
 
 def topology_of(request: RunRequest) -> TopologyFile | None:
-    """The topology file that the request names, read and checked; None without one."""
+    """Read and check the topology file that the request names; None without one."""
     return read_topology(request.topology) if request.topology else None
 
 
 def planned_topology(nproc: int, request: RunRequest) -> Topology:
-    """Where ranks that have not started will sit: on one node, or as the topology file says."""
-    found = topology_of(request)
-    return plan_placement(found, nproc) if found else Topology.single_node(nproc)
+    """The topology of ranks that have not started: by the topology file, or all on one node."""
+    file = topology_of(request)
+    return plan_placement(file, nproc) if file else Topology.single_node(nproc)

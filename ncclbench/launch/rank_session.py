@@ -1,6 +1,6 @@
 """One run on one rank, from the rendezvous to the last record; rank 0 writes the run directory.
 
-rendezvous -> agree on plan and versions -> check memory -> open the run directory -> watch -> case after case -> end
+rendezvous -> compare plan and versions -> check memory -> open the run directory -> start the watchdog -> cases -> end
 """
 
 import hashlib
@@ -54,13 +54,13 @@ def run_rank(
 
     Args:
         prepared: what to run; the same on all ranks.
-        identity: this rank's place.
-        transport: this rank's, joined.
-        recorder: rank 0's is written to.
-        watch_host: where rank 0 can be reached for the watchdog, as `Watchdog.open` takes it.
+        identity: this rank in its job.
+        transport: this rank's transport, connected to the other ranks.
+        recorder: writes the run directory on rank 0.
+        watch_host: the addresses of rank 0 for the watchdog, in the format of `Watchdog.open`.
 
     Raises:
-        UsageError, EnvironmentFault: before the first case; afterwards faults end in the run directory.
+        UsageError, EnvironmentFault: before the first case; later faults are stored in the run directory.
     """
     progress = Progress()
     try:
@@ -69,7 +69,7 @@ def run_rank(
                 prepared, identity, transport, recorder, progress, watch_host
             )
     except NcclbenchError:
-        transport.close()  # a library's own threads would otherwise end the process with words of their own
+        transport.close()  # otherwise a library's threads end the process with their own error
         raise
     executor = RankExecutor(transport, progress, rotations, prepared.request.command)
     try:
@@ -78,7 +78,7 @@ def run_rank(
                 _run_one(number, planned, executor, topology, recorder, watchdog)
         transport.barrier()
     except Exception as error:
-        _give_up(watchdog, error)
+        _report_failure(watchdog, error)
         raise
     watchdog.close()
     try:
@@ -95,14 +95,14 @@ def _prepare(
     progress: Progress,
     watch_host: str,
 ) -> tuple[set[str], Topology, Watchdog, dict[str, Rotation]]:
-    """Everything before the first case: the cases already finished, where the ranks sit, the watch, and the memory."""
-    _cross_check(identity, transport)
+    """Do everything before the first case; return the finished cases, topology, watchdog and buffer rotations."""
+    _check_identity(identity, transport)
     texts = all_gather_text(transport.control, _describe_rank(prepared, identity, transport))
     ranks = [msgspec.json.decode(text, type=RankEnvironment) for text in texts]
     _refuse_disagreement(prepared, transport)
-    hosts = [place.host for place in ranks]
-    found = [place.found for place in ranks]
-    topology = place_ranks(prepared.topology, hosts) if prepared.topology else place_detected_ranks(hosts, found)
+    hosts = [rank.host for rank in ranks]
+    detected = [rank.found for rank in ranks]
+    topology = place_ranks(prepared.topology, hosts) if prepared.topology else place_detected_ranks(hosts, detected)
     rotations = _plan_memory(prepared, identity, topology, transport)
     finished = _open_run(prepared, identity, topology, ranks, transport, recorder)
     watchdog = _start_watchdog(ranks, transport, recorder, progress, watch_host)
@@ -110,9 +110,17 @@ def _prepare(
 
 
 class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a rank runs, for the manifest: host, process, cores, its GPU's PCI address, and what it found around it.
+    """Where one rank runs; the message that each rank sends to all others.
 
-    `boot` is the running kernel's own id, the same in all containers of a machine; "" where the kernel has none.
+    Attributes:
+        host: its host name.
+        boot: boot id of the kernel, equal in all containers of a machine; "" if the kernel has none.
+        pid: its process id.
+        cores: the cores that it may use.
+        gpu: PCI address of its GPU; None without one.
+        found: its NIC and NVLink domain, as far as it detected them.
+        device: identity of its GPU.
+        software: its versions and variables, without `ranks`.
     """
 
     host: str
@@ -126,36 +134,36 @@ class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def distinct_software(ranks: Sequence[RankEnvironment]) -> list[SoftwareRecord]:
-    """Each different set of versions and settings once, with the ranks that have it; one entry where all agree."""
-    alike: dict[str, list[int]] = {}
-    for rank, place in enumerate(ranks):
-        alike.setdefault(_text(place.software), []).append(rank)
-    return [msgspec.structs.replace(ranks[own[0]].software, ranks=own) for own in alike.values()]
+    """Each different set of versions and variables once, with its ranks; one entry if all ranks agree."""
+    equal: dict[str, list[int]] = {}
+    for number, rank in enumerate(ranks):
+        equal.setdefault(_text(rank.software), []).append(number)
+    return [msgspec.structs.replace(ranks[numbers[0]].software, ranks=numbers) for numbers in equal.values()]
 
 
-def _rank_record(place: RankEnvironment) -> RankRecord:
-    """A place for the manifest; its software stands beside, once for all ranks that share it."""
+def _rank_record(rank: RankEnvironment) -> RankRecord:
+    """The rank's record without its software, which the manifest stores once for all ranks that share it."""
     return RankRecord(
-        host=place.host,
-        boot=place.boot,
-        pid=place.pid,
-        cores=place.cores,
-        gpu=place.gpu,
-        found=place.found,
-        device=place.device if place.device != GpuIdentity() else None,
+        host=rank.host,
+        boot=rank.boot,
+        pid=rank.pid,
+        cores=rank.cores,
+        gpu=rank.gpu,
+        found=rank.found,
+        device=rank.device if rank.device != GpuIdentity() else None,
     )
 
 
 def _describe_rank(prepared: PreparedRun, identity: RankIdentity, transport: Transport) -> str:
-    """This rank's `RankEnvironment` as JSON; binds it first, if it is to be bound."""
+    """This rank's `RankEnvironment` as JSON; with ``--bind auto`` the rank is bound first."""
     described = dict(transport.describe())
     gpu = described.get("pci_bus_id")
     cores = bind(identity, gpu) if prepared.request.bind else allowed_cores()
-    return _text(rank_environment(described, socket.gethostname(), cores, _surroundings(gpu)))
+    return _text(rank_environment(described, socket.gethostname(), cores, detect_rank(gpu)))
 
 
 def rank_environment(described: Facts, host: str, cores: list[int], found: RankDetection) -> RankEnvironment:
-    """Where a rank of this process runs; `described` is what its transport says of itself."""
+    """The environment of a rank of this process; `described` is what `Transport.describe` returns."""
     device = msgspec.convert(described.get("device") or {}, GpuIdentity)
     return RankEnvironment(
         host=host,
@@ -169,12 +177,12 @@ def rank_environment(described: Facts, host: str, cores: list[int], found: RankD
     )
 
 
-def _surroundings(gpu: str | None) -> RankDetection:
-    """The NIC and the NVLink domain of this rank's GPU; without a GPU the interface that gloo was told to use."""
+def detect_rank(gpu: str | None) -> RankDetection:
+    """Detect the NIC and the NVLink domain of this rank's GPU; without a GPU, the interface that gloo uses."""
     host = detect_host()
     if not gpu:
-        told = {port.device: port for port in host.ports if port.kind == "Ethernet"}
-        own = told.get(os.environ.get("GLOO_SOCKET_IFNAME", ""))
+        ethernet = {port.device: port for port in host.ports if port.kind == "Ethernet"}
+        own = ethernet.get(os.environ.get("GLOO_SOCKET_IFNAME", ""))
         return RankDetection(nic=own.device, gbit_per_s=own.gbit_per_s) if own else RankDetection()
     if gpu.lower() not in host.gpus:
         return RankDetection()
@@ -186,12 +194,12 @@ def _surroundings(gpu: str | None) -> RankDetection:
     )
 
 
-def _cross_check(identity: RankIdentity, transport: Transport) -> None:
-    """What the launcher's variables say must be what the library says, or several jobs are running as one."""
+def _check_identity(identity: RankIdentity, transport: Transport) -> None:
+    """Refuse a rank that the launcher and the library number differently: then several jobs run as one."""
     if (identity.rank, identity.world_size) != (transport.rank, transport.world_size):
         raise EnvironmentFault(
             f"{identity.launcher} says rank {identity.rank} of {identity.world_size}, {transport.name} says rank "
-            f"{transport.rank} of {transport.world_size}: start all ranks with one launcher, and its own MPI"
+            f"{transport.rank} of {transport.world_size}: start all ranks with one launcher, and with its own MPI"
         )
 
 
@@ -212,18 +220,18 @@ def _run_one(
         recorder.finish(measured)
 
 
-def _give_up(watchdog: Watchdog, error: BaseException) -> None:
-    """Tell the watchdog, which ends this process."""
-    watchdog.fail("transport" if isinstance(error, TransportError) else "raised", in_a_line(error))
+def _report_failure(watchdog: Watchdog, error: BaseException) -> None:
+    """Report `error` to the watchdog, which ends this process."""
+    watchdog.fail("transport" if isinstance(error, TransportError) else "raised", error_line(error))
 
 
-def in_a_line(error: BaseException) -> str:
-    """What went wrong; an error that is not one of ours is named by its type as well."""
+def error_line(error: BaseException) -> str:
+    """The message of an error; an error of another library begins with its type."""
     return str(error) if isinstance(error, NcclbenchError) else f"{type(error).__name__}: {error}"
 
 
 class _RankInputs(msgspec.Struct, frozen=True, kw_only=True):
-    """What must be the same on all ranks; a field's name is its name in the message about a difference."""
+    """What must be equal on all ranks; the message about a difference shows the field's name."""
 
     ncclbench: str
     plan: str
@@ -233,7 +241,7 @@ class _RankInputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _refuse_disagreement(prepared: PreparedRun, transport: Transport) -> None:
-    """All ranks must run the same plan with the same version; a stale install on one node would go unnoticed."""
+    """Refuse ranks with different plans or versions; otherwise a stale installation on one node goes unnoticed."""
     mine = _RankInputs(
         ncclbench=__version__,
         plan=hashlib.sha256(msgspec.json.encode(prepared.plan.as_record())).hexdigest()[:16],
@@ -259,14 +267,14 @@ def _text(data: msgspec.Struct) -> str:
 def _plan_memory(
     prepared: PreparedRun, identity: RankIdentity, topology: Topology, transport: Transport
 ) -> dict[str, Rotation]:
-    """Refuse what does not fit; on GPUs, over how many sets of buffers each case rotates, by its id.
+    """Refuse a plan that does not fit into memory; on GPUs, return each case's buffer rotation by its id.
 
-    Every rank checks its own GPU and node; the first refusal is everybody's.
+    Every rank checks its own GPU and node. If any rank refuses, all ranks raise the first refusal.
     """
     limits = memory_limits(transport.device, transport.staged, identity.local_size, transport.ranks_per_gpu)
     message, demands = "", {}
     try:
-        demands = demands_of(prepared.plan, topology)
+        demands = memory_demands(prepared.plan, topology)
         refuse_without_memory(prepared.plan, demands, limits)
     except UsageError as error:
         message = str(error)
@@ -281,20 +289,20 @@ def _plan_memory(
     return {cases[number].case.id: rotation for number, rotation in zip(demands, each, strict=True)}
 
 
-def demands_of(plan: Plan, topology: Topology) -> dict[int, MemoryDemand]:
-    """What each case that can run here asks of memory, by its number."""
-    found = {}
+def memory_demands(plan: Plan, topology: Topology) -> dict[int, MemoryDemand]:
+    """The memory demand of each case that can run here, by its number."""
+    demands = {}
     for number, planned in enumerate(plan.cases):
         with suppress(Unable):
-            found[number] = memory_demand(build_variants(planned.case, topology), planned.settings)
-    return found
+            demands[number] = memory_demand(build_variants(planned.case, topology), planned.settings)
+    return demands
 
 
 def refuse_without_memory(plan: Plan, demands: Mapping[int, MemoryDemand], limits: Sequence[MemoryLimit]) -> None:
-    """One set of buffers of every case must fit, on GPUs with what the cases before it keep.
+    """Refuse a plan if one set of buffers of a case does not fit; on GPUs, beside what earlier cases keep.
 
     Raises:
-        UsageError: naming the first case that does not.
+        UsageError: naming the first case that does not fit.
     """
     held = HeldMemory()
     for number, one in demands.items():
@@ -316,7 +324,7 @@ def manifest_of(
     ranks: list[RankEnvironment],
     described: Facts,
 ) -> Manifest:
-    """The manifest that rank 0 stores; `described` is what the transport says of itself."""
+    """The manifest that rank 0 stores; `described` is what `Transport.describe` returns."""
     return Manifest(
         plan=prepared.plan.as_record(),
         transport=prepared.transport,
@@ -324,7 +332,7 @@ def manifest_of(
         device=device,
         world_size=topology.world_size,
         topology=topology.as_record(),
-        ranks=[_rank_record(place) for place in ranks],
+        ranks=[_rank_record(rank) for rank in ranks],
         software=distinct_software(ranks),
         provenance=provenance(launcher, list(prepared.request.command), dict(described)),
         started=utc_now().isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -332,7 +340,7 @@ def manifest_of(
 
 
 class _OpenedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What rank 0 tells the other ranks of the run directory.
+    """What rank 0 sends to the other ranks about the run directory.
 
     Attributes:
         finished: the cases that are not measured again.
@@ -355,7 +363,7 @@ def _open_run(
     transport: Transport,
     recorder: RunRecorder,
 ) -> set[str]:
-    """Rank 0 opens the run directory; all learn which cases are finished, or why it could not be opened."""
+    """Open the run directory on rank 0; on all ranks return the finished cases, or raise why it cannot be opened."""
     answer = _OpenedRun()
     if transport.rank == 0:
         described = dict(transport.describe())
@@ -367,7 +375,7 @@ def _open_run(
     answer = msgspec.json.decode(broadcast_text(transport.control, _text(answer)), type=_OpenedRun)
     if answer.error is not None:
         raise (UsageError if answer.usage else EnvironmentFault)(answer.error)
-    if recorder.writer is None:  # a directory named after the time has another name on each rank
+    if recorder.writer is None:  # a default name contains the time, which differs between ranks
         recorder.out = Path(answer.out)
     return set(answer.finished)
 
@@ -380,19 +388,23 @@ def _start_watchdog(
             recorder.take_over(fault.case)
         return recorder.fault(fault)
 
-    here = {rank: place.pid for rank, place in enumerate(ranks) if place.host == socket.gethostname()}
-    # The parent's number as it was at the start: one that died meanwhile must not be taken for another.
+    here = {number: rank.pid for number, rank in enumerate(ranks) if rank.host == socket.gethostname()}
+    # The parent's process id at the start, because a process has a new parent after its own has died.
     parent = int(os.environ.get(LOCAL_PARENT) or os.getppid())
     watchdog = Watchdog(transport.rank, transport.world_size, progress, on_fault, here, parent, transport.trouble)
     watchdog.join(broadcast_text(transport.control, watchdog.open(host) if transport.rank == 0 else ""))
     outlive_parent()
-    # Nobody measures before everybody is watched.
+    # No rank measures before all watchdogs have joined.
     transport.control.all_gather(np.zeros(1, np.int64))
     return watchdog
 
 
 def join_and_run(prepared: PreparedRun, identity: RankIdentity, timeout: float) -> tuple[Exit, Path]:
-    """Join the job that a launcher has started, and run the plan; what it ended in, and rank 0's run directory."""
+    """Join the job that a launcher has started, and run the plan.
+
+    Returns:
+        The exit code, and the run directory of rank 0.
+    """
     module = load("transports", prepared.transport)
     if capabilities_of(prepared.transport).needs_store:
         identity = with_store(identity)
@@ -407,7 +419,7 @@ def join_and_run(prepared: PreparedRun, identity: RankIdentity, timeout: float) 
 
 
 def _watch_hosts(identity: RankIdentity) -> str:
-    """Where rank 0 can be reached, comma-separated, the likeliest first; only rank 0's answer counts."""
+    """The addresses of this host, comma-separated, the likeliest first; only those of rank 0 are used."""
     if identity.local_size == identity.world_size:
         return LOOPBACK
     named = [os.environ[name] for name in ("MASTER_ADDR",) if os.environ.get(name)]

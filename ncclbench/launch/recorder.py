@@ -1,4 +1,4 @@
-"""What rank 0 keeps of a run: the run directory, the records, and which case is being measured."""
+"""`RunRecorder` writes the run directory: records, events, and the end of the run."""
 
 import threading
 import uuid
@@ -22,23 +22,26 @@ from ncclbench.store.run_directory import FINISHED, read_run
 from ncclbench.store.run_writer import RunWriter, what_is_kept
 from ncclbench.store.samples import is_whole
 
-# Of this process alone: in containers the numbers of processes are the same in every start.
+# Identifies this process; in containers the process ids can repeat in every process start.
 _PROCESS = uuid.uuid4().hex
 _EXIT_OF_STATUS = {"wrong": Exit.WRONG_DATA, "failed": Exit.ENVIRONMENT, "timeout": Exit.ENVIRONMENT}
 
 
 def _nothing_measured(records: list[Record]) -> str | None:
-    """Why a run says nothing at all, though nothing failed; None for any other."""
+    """The reason if all cases were skipped; None otherwise."""
     if any(record.status != "skipped" for record in records):
         return None
     return f"nothing was measured: all {len(records)} cases were skipped, the first because {records[0].reason}"
 
 
 class RunRecorder:
-    """What rank 0 keeps: the run directory, the records, and which case is being measured."""
+    """Writes the run directory on rank 0, and knows the case in progress.
+
+    The measuring thread and the watchdog's thread both use it. After the end of the run nothing is written.
+    """
 
     def __init__(self, prepared: PreparedRun) -> None:
-        """Nothing is open yet."""
+        """Prepare a recorder; `open` opens the run directory."""
         self.prepared = prepared
         self.out = prepared.out
         self.writer: RunWriter | None = None
@@ -48,14 +51,14 @@ class RunRecorder:
         self.start = prepared.start or 0
         self._current: PlannedCase | None = None
         self._started = utc_now()
-        self._over = False
-        self._told = threading.Event()  # the listener knows the end
+        self._ended = False
+        self._end_reported = threading.Event()
         self._code = Exit.ENVIRONMENT
-        # The measuring thread writes results, the watchdog's writes faults: the first to end the run is the last.
+        # The measuring thread writes results and the watchdog's thread writes faults; only one may end the run.
         self._lock = threading.RLock()
 
     def open(self, manifest: Manifest) -> set[str]:
-        """Open the run directory; the ids of the cases that this start need not measure."""
+        """Open the run directory, and return the ids of the cases that this process start does not measure."""
         prepared, request = self.prepared, self.prepared.request
         self._note_header(manifest)
         begun_before = self.start > 0 and not (request.one_of_several and not (self.out / "manifest.json").exists())
@@ -95,31 +98,31 @@ class RunRecorder:
         return mode.name if mode else None
 
     def _note_header(self, manifest: Manifest) -> None:
-        """Keep what the record of an unfinished case says of the run."""
+        """Keep the fields of the manifest that the record of an unfinished case repeats."""
         self.world_size = manifest.world_size or 0
         self.staged = manifest.provenance.staged
 
     def _warn_of_lost_samples(self) -> None:
-        """A finished case stays finished, but a reader of the run must know that its figures have lost their proof."""
+        """Warn if samples of finished cases are lost or cut; the cases stay finished."""
         lost = [r.case for r in self.records if r.samples and not is_whole(self.out / r.samples)]
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             text = (
-                f"the samples of {lost[0]}{more} are gone from {self.out}, or cut: their records are kept without them"
+                f"the samples of {lost[0]}{more} are missing from {self.out}, or cut; the records are kept without them"
             )
             self.prepared.listener.warned(text)
             assert self.writer is not None
             self.writer.event("warning", text=text, cases=lost)
 
     def begin(self, number: int, planned: PlannedCase) -> None:
-        """A case begins."""
+        """Store that a case begins."""
         with self._writing() as writer:
             self._current, self._started = planned, utc_now()
             writer.event("case", case=planned.case.id, start=self.start)
         self.prepared.listener.began(number, planned.case.id)
 
     def finish(self, measured: Measurement) -> None:
-        """A case has ended: store its samples, then its record."""
+        """Store the samples of a finished case, then its record."""
         samples = measured.samples
         labels, seconds = (samples.labels, samples.seconds_RNK) if samples else (None, None)
         with self._writing() as writer:
@@ -132,50 +135,51 @@ class RunRecorder:
         return msgspec.structs.replace(record, start=self.start, mode=self.mode)
 
     def end(self) -> Exit:
-        """All cases are done."""
+        """End the run after its last case, and return the exit code."""
         code = worst(_EXIT_OF_STATUS.get(record.status, Exit.GOOD) for record in self.records)
         more_to_come = self.prepared.plan.modes and self.start + 1 < self.prepared.plan.process_starts
         error = None if more_to_come else _nothing_measured(self.records)
         code = Exit.INCONCLUSIVE if error else code
         with self._writing() as writer:
             writer.event("end", start=self.start, exit_code=int(code))
-            self._over, self._code = True, code
+            self._ended, self._code = True, code
         try:
             self.prepared.listener.ended(self.out, self.records, code, error)
         finally:
-            self._told.set()
+            self._end_reported.set()
         return code
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has ended, well or not."""
-        return self._over
+        """Whether the run has ended, with or without a fault."""
+        return self._ended
 
     @contextmanager
     def _writing(self) -> Iterator[RunWriter]:
-        """The writer, for one thread at a time. After the end no thread gets it: the process is about to end."""
+        """Yield the writer to one thread at a time. After the end of the run, block until the process ends."""
         with self._lock:
-            if not self._over:
+            if not self._ended:
                 assert self.writer is not None
                 yield self.writer
                 return
         threading.Event().wait()
 
     def fault(self, fault: Fault) -> Exit:
-        """The run is over before its end: mark the case in progress, keep all that was finished.
+        """End the run with a fault: store the case in progress as failed, and keep the finished cases.
 
-        Returns what the run ends in: wrong data found before outweigh the fault, and a run that had ended before it
-        ends as it did, once that has been shown.
+        Returns:
+            The exit code. Wrong data found earlier are more severe than the fault. If the run had already ended, its
+            own exit code, after that has been reported.
         """
         with self._lock:
-            over, self._over = self._over, True
-        if over:
-            self._told.wait()
+            ended, self._ended = self._ended, True
+        if ended:
+            self._end_reported.wait()
             return self._code
         try:
             return self._close(fault)
         finally:
-            self._told.set()
+            self._end_reported.set()
 
     def _close(self, fault: Fault) -> Exit:
         case = f"{self._current.case.id}: " if self._current else ""
@@ -184,13 +188,13 @@ class RunRecorder:
         try:
             if self.writer is not None:
                 self._store(self.writer, fault)
-        except EnvironmentFault as error:  # a full disk prevents the last event as well, but not the message
+        except EnvironmentFault as error:  # on a full disk the last event is lost, but not the message
             message += "" if "could not store" in fault.reason else f"; and then: {error}"
         self.prepared.listener.ended(self.out if self.writer else None, self.records, self._code, message)
         return self._code
 
     def _store(self, writer: RunWriter, fault: Fault) -> None:
-        """The record in progress, what happened, and the end."""
+        """Store the record in progress, the fault and the end."""
         if self._current is not None:
             base = base_record(
                 self._current.case, self.prepared.transport, self.world_size, self._started, fault.status, fault.reason
@@ -202,14 +206,14 @@ class RunRecorder:
         writer.event("end", start=self.start, exit_code=int(self._code))
 
     def take_over(self, number: int) -> None:
-        """Rank 1, once rank 0 is gone: open what is there, if this rank can see it."""
+        """On rank 1, after rank 0 died: open the existing run directory, if this rank can see it."""
         if not (self.out / "manifest.json").exists():
             return
         run = read_run(self.out)
-        if run.events and run.events[-1].kind == "end":  # rank 0 had written everything down before it went
+        if run.events and run.events[-1].kind == "end":  # rank 0 stored the end before it died
             code = run.events[-1].exit_code
-            self._over, self._code = True, worst([Exit.ENVIRONMENT if code is None else code])
-            self._told.set()
+            self._ended, self._code = True, worst([Exit.ENVIRONMENT if code is None else code])
+            self._end_reported.set()
             return
         self._note_header(run.manifest)
         self.writer = RunWriter(self.out)

@@ -1,10 +1,10 @@
-"""The rendezvous of ranks whose launcher names none: rank 0's address and a free port, with no server and no SSH.
+"""Rendezvous: find rank 0's address and a free port if the launcher names none, without a server or SSH.
 
-torch.distributed needs an address; torchrun names one, mpiexec and srun do not. In this order:
+torch.distributed needs an address. torchrun sets one; mpiexec and srun do not. The first of these applies:
 
-1. MASTER_ADDR and MASTER_PORT, where they are set;
-2. under mpiexec, MPI: rank 0 listens on a free port and broadcasts it, and MPI is left again before torch starts;
-3. under srun, Slurm's own variables: the first node of the step, and port 15000 + (64 x job id + step id) mod 15000.
+1. MASTER_ADDR and MASTER_PORT, if both are set;
+2. under mpiexec, MPI: rank 0 listens on a free port and broadcasts it, and MPI is finalized before torch starts;
+3. under srun, Slurm's variables: the first node of the step, and port 15000 + (64 x job id + step id) mod 15000.
 """
 
 import os
@@ -18,15 +18,15 @@ from ncclbench.topology.network_addresses import LOOPBACK
 from ncclbench.topology.slurm import expand_nodes
 from ncclbench.transports.base import RankIdentity
 
-# Below the ports that the kernel gives out by itself (32768 on), so none is taken by chance.
+# Below the kernel's ephemeral ports (from 32768), so that no other connection has the port by chance.
 _FIRST_PORT, _PORTS = 15000, 15000
 
 
 def with_store(identity: RankIdentity, environ: MutableMapping[str, str] = os.environ) -> RankIdentity:
-    """`identity` with the address of a store, and on rank 0 with a socket that already listens there.
+    """Add the address of the store to `identity`, and on rank 0 a socket that already listens there.
 
     Raises:
-        EnvironmentFault: if there is no way to agree on one, or the port is taken.
+        EnvironmentFault: if the ranks cannot agree on an address, or if the port is in use.
     """
     if identity.address is not None or identity.launcher == "torchrun":
         return identity
@@ -41,13 +41,13 @@ def with_store(identity: RankIdentity, environ: MutableMapping[str, str] = os.en
 
         return agree_on_store(identity)
     raise EnvironmentFault(
-        f"{identity.launcher} names no meeting place: set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port "
+        f"{identity.launcher} sets no rendezvous address: set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port "
         "there) on all ranks, or start with torchrun"
     )
 
 
 def stay_on_this_host(environ: MutableMapping[str, str]) -> None:
-    """All ranks are here, so the host's own name need not resolve to anything."""
+    """Let gloo use the loopback interface, because the host's name need not resolve."""
     if "GLOO_SOCKET_IFNAME" not in environ and any(name == "lo" for _, name in socket.if_nameindex()):
         environ["GLOO_SOCKET_IFNAME"] = "lo"
 
@@ -65,7 +65,7 @@ def _by_slurm(identity: RankIdentity, environ: Mapping[str, str]) -> RankIdentit
         nodes = expand_nodes(listed)
     except (KeyError, ValueError) as error:
         raise EnvironmentFault(
-            f"Slurm names no meeting place ({error}): set MASTER_ADDR and MASTER_PORT on all ranks"
+            f"Slurm sets no rendezvous address ({error}): set MASTER_ADDR and MASTER_PORT on all ranks"
         ) from None
     port = _FIRST_PORT + (64 * job + step) % _PORTS
     host = LOOPBACK if identity.local_size == identity.world_size else nodes[0]
@@ -73,7 +73,7 @@ def _by_slurm(identity: RankIdentity, environ: Mapping[str, str]) -> RankIdentit
 
 
 def _listening(identity: RankIdentity, host: str, port: int, source: str) -> RankIdentity:
-    """Rank 0 takes the port now, so that a port that is taken is found out here and said plainly."""
+    """Listen on rank 0 now, so that a port in use is reported here with a clear message."""
     if identity.rank:
         return replace(identity, address=(host, port))
     try:

@@ -1,12 +1,13 @@
-"""SIGTERM, SIGINT and SIGHUP before and beside the watchdog: handled at once, whatever the main thread is doing.
+"""Handle SIGTERM, SIGINT and SIGHUP at once, also while the main thread is inside a library.
 
-Python runs a signal's handler in the main thread, between two bytecodes. A main thread in a library's C code, where
-ranks wait for each other, does not get there. Python therefore also writes the signal to a socket, which a thread of
-its own reads. Until ranks are watched there is nothing to save, so the process prints one line and ends.
-`Watchdog.join` then takes the signals over, and so does `heeding` where ranks are threads.
+Python runs a signal handler in the main thread, between two bytecodes. While ranks wait for each other, the main thread
+is inside a library's C code and runs no handler. Python therefore also writes the signal to a socket, and a separate
+thread reads it. Before the watchdog starts there is nothing to save, so the process prints one line and ends. Later
+`Watchdog.join` replaces the handler. If ranks are threads, `handling_signals` replaces it.
 
-Ranks are started with these signals blocked, which children inherit. One that arrives while an interpreter is still
-starting waits until that rank handles signals, instead of ending it with a traceback or without a message.
+Ranks start with these signals blocked, because children inherit the mask. A signal that arrives while the interpreter
+starts stays pending until the rank handles signals. Otherwise it would end the rank with a traceback or without a
+message.
 """
 
 import json
@@ -23,101 +24,102 @@ from types import FrameType
 from ncclbench.errors import Exit
 from ncclbench.launch.launcher_detection import ends_with_failed_rank, ends_with_first_rank
 
-# A scheduler's pre-emption, Ctrl-C, and a terminal or an ssh connection that is gone; but not under nohup.
+# Preemption by a scheduler, Ctrl-C, and a closed terminal or ssh connection, which nohup ignores.
 SIGNALS = (signal.SIGTERM, signal.SIGINT) + (
     () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
 )
 
-_RANK_0_SPEAKS_SECONDS = 2.0
-# Where rank 0 is certain to say the same, and the job ends with it.
-RANK_0_SAYS_IT_SECONDS = 5.0
+_RANK_0_PRINT_SECONDS = 2.0
+# Used if rank 0 certainly prints the same error and the job ends with it.
+RANK_0_REPORT_SECONDS = 5.0
 
 OnSignal = Callable[[signal.Signals], object]
 
-# Set once the outcome of this process is certain: a signal after that changes nothing, and must not seem to.
-settled = threading.Event()
+# Set once the exit code of this process is certain. A later signal changes nothing and is not reported.
+outcome_known = threading.Event()
 
-# The signals that this process was sent while it waited for ranks, and has told them: none is started after that.
-passed_on: list[int] = []
+# Signals that this process received and forwarded while it waited for ranks. It starts no rank after the first.
+forwarded: list[int] = []
 
 
-class Guard:
+class SignalThread:
     """A thread that receives this process's signals.
 
     Args:
-        on_signal: is called in that thread for each.
+        on_signal: called in that thread for each signal.
     """
 
     def __init__(self, on_signal: OnSignal) -> None:
-        """Start the thread; it receives nothing yet."""
+        """Start the thread; it receives signals after `install`."""
         self._on_signal = on_signal
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
-    def take(self) -> None:
-        """From now on signals come here. Only the main thread may call this.
+    def install(self) -> None:
+        """Send all signals to this thread from now on. Only the main thread may call this.
 
-        They stay blocked in it, and in every thread that it starts from here on, so that no library's system call is
-        interrupted by one and fails in a way of its own.
+        The signals stay blocked in the main thread and in the threads that it starts later. Otherwise a signal could
+        interrupt a library's system call, which then fails with an error of its own.
         """
         for number in SIGNALS:
-            signal.signal(number, lambda *_: None)  # the descriptor tells the thread, at once
+            signal.signal(number, lambda *_: None)  # the wake-up descriptor below wakes the thread
         signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def close(self) -> None:
-        """Stop listening; another handler must have taken the signals."""
+        """Stop listening; another handler must be installed."""
         self._write.close()
 
     def _listen(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         while numbers := self._read.recv(64):
             for number in numbers:
-                if number in SIGNALS and not settled.is_set():
+                if number in SIGNALS and not outcome_known.is_set():
                     self._on_signal(signal.Signals(number))
         self._read.close()
 
 
 @contextmanager
-def heeding(on_signal: OnSignal) -> Iterator[None]:
-    """Inside, each of these signals calls `on_signal` in a thread of its own."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+def handling_signals(on_signal: OnSignal) -> Iterator[None]:
+    """Call `on_signal` in a separate thread for each signal that arrives inside the block."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    settled.clear()
-    guard = Guard(on_signal)
+    outcome_known.clear()
+    receiver = SignalThread(on_signal)
     with _restoring():
-        guard.take()
+        receiver.install()
         yield
-    guard.close()
+    receiver.close()
 
 
 @contextmanager
-def passing_on(pass_on: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Inside, the main thread, which only waits for ranks, calls `pass_on` for each of these signals.
+def forwarding_signals(forward: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Call `forward` in the main thread for each signal that arrives inside the block.
 
-    In any other thread of a program that calls the API, signals are that program's own affair.
+    The main thread only waits for ranks here, so it runs handlers. If a program calls the API from another thread, the
+    program handles signals itself.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def noted(number: int, frame: FrameType | None) -> None:
-        passed_on.append(number)
-        pass_on(number, frame)
+    def record_and_forward(number: int, frame: FrameType | None) -> None:
+        forwarded.append(number)
+        forward(number, frame)
 
     with _restoring():
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
-            signal.signal(number, noted)
+            signal.signal(number, record_and_forward)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield
 
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """None of these signals is delivered inside, and all stay blocked in processes that are started inside."""
+    """Block these signals inside the block, also in the processes that are started there."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -140,22 +142,23 @@ def _restoring() -> Iterator[None]:
         signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
 
 
-def wait_for_rank_0(seconds: float = _RANK_0_SPEAKS_SECONDS) -> None:
-    """Let rank 0 print first: an mpiexec, and torchrun as well, ends the whole job with the first rank that ends."""
+def wait_for_rank_0(seconds: float = _RANK_0_PRINT_SECONDS) -> None:
+    """Let rank 0 print first, because mpiexec and torchrun end the whole job with the first rank that ends."""
     if ends_with_first_rank(os.environ):
         time.sleep(seconds)
 
 
-def rank_0_is_still_there() -> bool:
-    """Whether it goes on, after waiting for it: torchrun and mpiexec would have ended this rank with it.
+def rank_0_still_runs() -> bool:
+    """Whether rank 0 is known to run still, after `wait_for_rank_0`.
 
-    With other launchers this is unknown, and the answer is no.
+    If rank 0 had failed, torchrun and mpiexec would have ended this rank too. With other launchers it is unknown, and
+    the result is False.
     """
     return ends_with_failed_rank(os.environ)
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Whether the last line of stdout must be JSON: by the option, or by the request of a rank."""
+    """Whether the last line of stdout must be JSON, by ``--json`` or by the request that a rank received."""
     if "--request" not in arguments[:-1]:
         return "--json" in arguments
     with suppress(ValueError, AttributeError):
@@ -163,20 +166,20 @@ def wants_json(arguments: Sequence[str]) -> bool:
     return False
 
 
-def in_words(number: int) -> str:
-    """What such a signal does to a run."""
+def interruption(number: int) -> str:
+    """The reason that a run interrupted by this signal records."""
     return f"interrupted by {signal.Signals(number).name}"
 
 
-def announce(number: signal.Signals) -> None:
-    """Report that a run was interrupted before there was anything to keep, as every other error of a run."""
-    message = in_words(number)
+def report_interruption(number: signal.Signals) -> None:
+    """Report, like any other error, that a run was interrupted before it stored anything."""
+    message = interruption(number)
     _write(2, f"ncclbench: error: {message}")
     if wants_json(sys.argv[1:]):
         _write(1, json.dumps({"run": None, "exit_code": int(Exit.ENVIRONMENT), "error": message, "records": []}))
 
 
 def _write(descriptor: int, line: str) -> None:
-    """Past Python's own buffers, which another thread may be holding."""
+    """Write without Python's buffers, because another thread may hold their lock."""
     with suppress(OSError):
         os.write(descriptor, f"{line}\n".encode())

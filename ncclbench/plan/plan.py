@@ -1,7 +1,7 @@
-"""Plans: from TOML to cases. A misspelt name is refused here, before any rank starts.
+"""Plans: from TOML to cases. Misspelled names are refused here, before any rank starts.
 
-A plan gives defaults and a list of entries; an entry expands to one case for each of its sizes, dtypes, timing
-regimes and listed parameter values.
+A plan has defaults and a list of entries. An entry expands to one case for each combination of its sizes, dtypes,
+timing regimes and listed parameter values.
 """
 
 import itertools
@@ -37,16 +37,16 @@ class Settings:
     """How a case is measured.
 
     Attributes:
-        iterations: a fixed number of iterations; None to go on until `precision` or `max_seconds`. In the pipelined
-            regime it is the number of launches in a block.
-        warmup: iterations before anything is timed, for every size.
-        precision: stop when half the median's 95% interval is narrower than this share of the median.
-        max_seconds: stop after this long.
+        iterations: a fixed number of iterations; None to continue until `precision` or `max_seconds`. In the pipelined
+            regime, the number of launches per block.
+        warmup: untimed iterations before the timed ones, for every size.
+        precision: stop when half of the median's 95% interval is below this fraction of the median.
+        max_seconds: stop after this time.
         check: validate the data before and after timing.
-        seed: of the fill values.
-        timeout: seconds without progress after which a rank counts as hung; grows with the size of a case.
-        cache: on GPUs, ``cold`` rotates over enough buffers that the L2 cache does not hold them.
-        buffers: on GPUs, where they come from: CuPy's ``pool``, ``nccl`` (ncclMemAlloc) or ``torch``.
+        seed: seed of the fill values.
+        timeout: seconds without progress after which a rank counts as hung; increases with the size of a case.
+        cache: on GPUs, ``cold`` rotates over so many buffers that they do not fit into the L2 cache.
+        buffers: on GPUs, the allocator: CuPy's ``pool``, ``nccl`` (ncclMemAlloc) or ``torch``.
     """
 
     iterations: int | None = None
@@ -61,7 +61,7 @@ class Settings:
 
 
 class SettingOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Settings that win over those of a plan; None keeps the plan's. Each is explained in `Settings`."""
+    """Settings that override those of a plan; None keeps the plan's value. `Settings` documents each."""
 
     iterations: int | None = None
     warmup: int | None = None
@@ -78,10 +78,10 @@ _NO_OVERRIDES = SettingOverrides()
 
 
 class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One ``[[case]]`` of a plan, and ``[defaults]``, which may set any of the same keys.
+    """One ``[[case]]`` of a plan, or ``[defaults]``, which may set the same keys.
 
-    Sizes are either `bytes`, one or a list, or the sweep `min_bytes` to `max_bytes` by `factor`. `mode` names the
-    ``[[mode]]`` whose process starts measure the case; by default it is the first that fits.
+    Sizes are either `bytes` (one size or a list) or a sweep from `min_bytes` to `max_bytes` by `factor`. `mode` names
+    the ``[[mode]]`` whose process starts measure the case; by default, the first mode that meets its needs.
     """
 
     pattern: str | None = None
@@ -104,7 +104,7 @@ class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class PlanFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A plan as it stands in a file."""
+    """The TOML structure of a plan."""
 
     name: str
     starts: int = 1
@@ -138,12 +138,12 @@ class PlannedCase:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is going to measure, in order.
+    """The cases of a run, in order.
 
     Attributes:
-        name: as in the manifest.
-        cases: of all modes.
-        starts: how often each case is measured, each time by other processes.
+        name: name of the plan.
+        cases: the cases of all modes.
+        starts: number of process starts that measure each case.
         modes: see `ncclbench.plan.start_modes`.
     """
 
@@ -154,7 +154,7 @@ class Plan:
 
     @property
     def process_starts(self) -> int:
-        """How many process starts all of it takes."""
+        """The number of process starts of all modes."""
         return self.starts * max(1, len(self.modes))
 
     def mode_of(self, start: int) -> Mode | None:
@@ -177,21 +177,21 @@ class Plan:
 
 
 def read_plan(name_or_file: str, overrides: SettingOverrides = _NO_OVERRIDES, only: Iterable[str] = ()) -> Plan:
-    """The plan in a file, or a shipped one by its name.
+    """Read a plan from a file, or a shipped plan by its name.
 
     Args:
         name_or_file: a path that exists or ends in ``.toml``, or the name of a shipped plan.
-        overrides: settings from the command line, which win over the plan's.
-        only: keep these patterns' cases alone.
+        overrides: settings from the command line, which override the plan's.
+        only: keep only the cases of these patterns.
 
     Raises:
-        UsageError: naming the file, the key or value that is wrong, and what was meant.
+        UsageError: naming the file, the wrong key or value, and the nearest valid one.
     """
     return parse_plan(PLANS.read_file_or_name(name_or_file), name_or_file, overrides, only)
 
 
 def parse_plan(text: str, source: str, overrides: SettingOverrides = _NO_OVERRIDES, only: Iterable[str] = ()) -> Plan:
-    """The plan in `text`; `source` is what errors call it. See `read_plan`."""
+    """Parse the plan in `text`; errors name it `source`. See `read_plan`."""
     plan = decode_toml(text, PlanFile, source)
     if not re.fullmatch(r"\w[\w.-]{0,59}", plan.name):
         raise UsageError(f"{source}: name must be up to 60 letters, digits, '_', '.' or '-', got {plan.name[:80]!r}")
@@ -240,13 +240,12 @@ def make_plan(
     seen: set[str] = set()
     for item in planned:
         if item.case.id in seen:
-            raise UsageError(f"{source}: {item.case.id} stands twice")
+            raise UsageError(f"{source}: {item.case.id} is given twice")
         seen.add(item.case.id)
     return Plan(name, tuple(planned))
 
 
 def _in_mode(planned: PlannedCase, asked: str | None, modes: tuple[Mode, ...], where: str) -> PlannedCase:
-    """The case, in the mode that measures it."""
     needs = load_pattern(planned.case.pattern).needs(planned.case) if modes else None
     try:
         return replace(planned, mode=mode_of_case(planned.case, needs, asked, modes))
@@ -278,7 +277,7 @@ def _shapes(
 ) -> list[list[tuple[str, int]]]:
     """For each set of parameters, the dtypes and sizes of its cases.
 
-    A pattern whose parameters say how much it moves has a function ``size_and_dtype(params)``; then it is one case.
+    If a pattern's parameters determine its size, it has a function ``size_and_dtype(params)``, and there is one case.
     """
     assert entry.pattern is not None
     own = load_pattern(entry.pattern).size_and_dtype
@@ -288,13 +287,13 @@ def _shapes(
         return [list(itertools.product(dtypes, sizes))] * len(chosen)
     for name in ("bytes", "min_bytes", "max_bytes", "factor", "dtype"):
         if getattr(entry, name) is not None:
-            raise UsageError(f"{name} does not go with {entry.pattern}: its parameters say how much is moved")
+            raise UsageError(f"{name} does not go with {entry.pattern}: its parameters determine the size")
     found = [own(convert_params(entry.pattern, one, kind)) for one in chosen]
     return [[(dtype, size)] for size, dtype in found]
 
 
 def _combinations(params: dict[str, object]) -> list[dict[str, object]]:
-    """One set of parameters for each choice from those that are given as lists."""
+    """One set of parameters for each combination of the values that are lists."""
     choices = [[(name, value) for value in _listed(values)] for name, values in params.items()]
     return [dict(chosen) for chosen in itertools.product(*choices)]
 
@@ -304,24 +303,24 @@ def _first_or_none(*levels: T | None) -> T | None:
 
 
 def _first(*levels: T | None) -> T:
-    """The value of the first level that has one; the last always has."""
+    """The first value that is not None; the last one never is."""
     return next(level for level in levels if level is not None)
 
 
 def _listed(value: T | list[T]) -> list[T]:
     if value == []:
-        raise UsageError("an empty list means no case at all")
+        raise UsageError("an empty list selects no case")
     return value if isinstance(value, list) else [value]
 
 
 def _names(*levels: str | list[str] | None) -> list[str]:
-    """The names that the first level with any has."""
+    """The names of the first level that is not None."""
     named = next(level for level in levels if level is not None)
     return [named] if isinstance(named, str) else _listed(named)
 
 
 def _timings(names: list[str]) -> list[Timing]:
-    """The regimes named; ``all`` means every one there is."""
+    """The timing regimes with these names; ``all`` means every regime."""
     chosen: list[Timing] = []
     for name in names:
         if name != "all" and name not in list(Timing):
@@ -347,10 +346,10 @@ def _sizes(entry: Entry, defaults: Entry) -> list[int]:
 
 
 def sweep(low: int, high: int, factor: float) -> list[int]:
-    """Sizes from `low` to `high`, each `factor` times the one before, as nccl-tests' -b -e -f.
+    """Sizes from `low` to `high`, each `factor` times the previous one, as -b -e -f of nccl-tests.
 
     Raises:
-        UsageError: if the range is empty or the factor does not grow.
+        UsageError: if the range is empty or the factor is not above 1.
     """
     if low > high:
         raise UsageError(f"min_bytes {low} is above max_bytes {high}")
@@ -368,7 +367,7 @@ def sweep(low: int, high: int, factor: float) -> list[int]:
 
 
 _LEAST = {"iterations": 1, "warmup": 0, "precision": 0.0, "max_seconds": 0.0, "timeout": 0.1}
-# A timeout of 7 days: libraries count in milliseconds of 32 bits.
+# At most 7 days for a timeout: libraries store it as milliseconds in 32 bits.
 _MOST = {"iterations": _MOST_ITERATIONS, "warmup": _MOST_ITERATIONS, "timeout": 7 * 24 * 3600}
 
 

@@ -1,12 +1,12 @@
-"""Modes of a plan: settings that a library reads once in a process's life, so that each is a process start of its own.
+"""Modes of a plan: settings that a library reads once per process, so that each mode needs its own process starts.
 
     [[mode]]
     name = "spine"
     variables = { NCCL_PXN_DISABLE = 1, NCCL_CROSS_NIC = 1 }
 
-A plan with M modes and ``starts = N`` is M x N process starts. Start k is of mode k mod M, so that a machine which
-drifts does so in all modes alike, and measures that mode's cases alone. With every launcher each rank sets its mode's
-variables itself, before any library is loaded.
+A plan with M modes and ``starts = N`` has M x N process starts. Start k has mode k mod M and measures only the cases of
+that mode; this order spreads a drift of the machine over all modes. Under every launcher each rank sets the variables
+of its mode itself, before it loads any library.
 """
 
 import os
@@ -22,7 +22,7 @@ from ncclbench.schedule.case import Case, Needs
 from ncclbench.store.manifest import ModeRecord
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,29}")
-# Those that are read when a communicator is made, and that the manifest records; a plan sets nothing else.
+# Libraries read these when a communicator is created, and the manifest records them. A plan may set no others.
 _MAY_SET = ("NCCL_", "UCX_", "GLOO_", "TORCH_NCCL_")
 _MOST_MODES = 20
 
@@ -36,14 +36,14 @@ class ModeEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to start the processes: variables of their environment, as text."""
+    """A name and the environment variables of its processes, as text."""
 
     name: str
     variables: Mapping[str, str]
 
     @property
     def settings(self) -> str:
-        """As a shell takes them in front of a command."""
+        """The variables in shell syntax, as before a command."""
         return " ".join(f"{name}={value}" for name, value in self.variables.items())
 
     @property
@@ -56,15 +56,15 @@ class Mode:
         return ModeRecord(name=self.name, variables=dict(self.variables))
 
     def meets(self, needs: Needs) -> bool:
-        """Whether a process of this mode is started as a case needs it."""
+        """Whether a process of this mode is started as a case requires."""
         return all(self.variables.get(name) == value for name, value in needs.variables.items())
 
 
 def read_modes(entries: Sequence[ModeEntry], source: str) -> tuple[Mode, ...]:
-    """The modes of a plan, checked.
+    """Check the ``[[mode]]`` entries of a plan and convert them.
 
     Raises:
-        UsageError: naming the mode and what is wrong with it.
+        UsageError: naming the mode and the problem.
     """
     if len(entries) > _MOST_MODES:
         raise UsageError(f"{source}: at most {_MOST_MODES} modes, got {len(entries)}")
@@ -72,27 +72,29 @@ def read_modes(entries: Sequence[ModeEntry], source: str) -> tuple[Mode, ...]:
     for k, entry in enumerate(entries):
         where = f"{source}: mode[{k}]"
         if not _NAME.fullmatch(entry.name):
-            raise UsageError(f"{where}: name must be up to 30 small letters, digits, '_' or '-', got {entry.name!r}")
+            raise UsageError(
+                f"{where}: name must be up to 30 lower-case letters, digits, '_' or '-', got {entry.name!r}"
+            )
         if entry.name in found:
-            raise UsageError(f"{where}: {entry.name!r} stands twice")
+            raise UsageError(f"{where}: {entry.name!r} is given twice")
         for name, value in entry.variables.items():
             if not (name.startswith(_MAY_SET) and name.isidentifier() and name.isascii()) or "\0" in str(value):
-                raise UsageError(f"{where}: a mode sets variables of {', '.join(_MAY_SET)} alone, not {name[:60]!r}")
+                raise UsageError(f"{where}: a mode sets only variables of {', '.join(_MAY_SET)}, not {name[:60]!r}")
         found[entry.name] = Mode(entry.name, {name: str(value) for name, value in entry.variables.items()})
     return tuple(found.values())
 
 
 def mode_of_case(case: Case, needs: Needs | None, asked: str | None, modes: Sequence[Mode]) -> str | None:
-    """The mode whose process starts measure a case: the one it names, or the first that is started as it needs.
+    """The mode whose process starts measure a case: the mode that it names, or the first that meets its needs.
 
     Args:
         case: the case.
-        needs: what its pattern asks of the way its process was started.
-        asked: the mode that the plan names for it.
-        modes: of the plan.
+        needs: how its pattern requires the process to be started.
+        asked: the mode that the plan names for the case.
+        modes: the modes of the plan.
 
     Raises:
-        UsageError: if there is none such.
+        UsageError: if no mode meets the needs, or the named mode does not exist.
     """
     known = {mode.name: mode for mode in modes}
     if asked is not None and asked not in known:
@@ -108,13 +110,13 @@ def mode_of_case(case: Case, needs: Needs | None, asked: str | None, modes: Sequ
 
 
 def mode_of_start(modes: Sequence[Mode], start: int) -> Mode | None:
-    """The mode of process start `start`, counted from 0; None of a plan without modes."""
+    """The mode of process start `start`, counted from 0; None in a plan without modes."""
     return modes[start % len(modes)] if modes else None
 
 
 @contextmanager
-def entered(mode: Mode | None) -> Iterator[None]:
-    """This process is of `mode`, until the end of the block; libraries that are loaded meanwhile keep its settings."""
+def mode_environment(mode: Mode | None) -> Iterator[None]:
+    """Set the variables of `mode` inside the block; libraries that are loaded there keep its settings."""
     before = {name: os.environ.get(name) for name in (mode.variables if mode else ())}
     os.environ.update(mode.variables if mode else {})
     try:

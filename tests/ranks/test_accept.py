@@ -144,12 +144,12 @@ def test_wrong_data_end_in_4(small: Starter, saboteur: Mapping[str, str]) -> Non
 def test_under_torchrun_each_start_asks_for_the_next_with_the_exact_command(small: Starter) -> None:
     job = small.torchrun(2, "accept --profile small.toml -o rack").wait()
     assert "INCONCLUSIVE  profile small" in job.out
-    (asked,) = [line for line in job.err.splitlines() if "is still to be made: " in line]
+    (asked,) = [line for line in job.err.splitlines() if "is still missing; make it with: " in line]
     assert asked.startswith(f"process start 2 of {STARTS} ")
-    command = asked.partition("is still to be made: ")[2]
+    command = asked.partition("is still missing; make it with: ")[2]
     assert "torchrun" in shlex.split(command)[1]
     job = small.start(command).wait()
-    assert "still to be made" not in job.err
+    assert "still missing" not in job.err
     assert job.out.startswith(f"PASS  profile small, {STARTS} of {STARTS}"), job.out
     assert len(started(small.folder / "rack")) == STARTS
     verify(small, "rack")

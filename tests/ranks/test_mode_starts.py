@@ -87,12 +87,12 @@ def test_a_killed_start_does_not_keep_the_next_mode_from_being_measured(
 def test_under_torchrun_each_start_sets_its_mode_and_asks_for_the_next(planned: Starter) -> None:
     job = planned.torchrun(2, f"{LINE} --transport gloo").wait()
     assert job.code == Exit.GOOD, job.err
-    (asked,) = [line for line in job.err.splitlines() if "is still to be made: " in line]
+    (asked,) = [line for line in job.err.splitlines() if "is still missing; make it with: " in line]
     assert asked.startswith("process start 2 of 2 (mode spine: ")
     assert asked.endswith(" --resume --process-start 2")
-    job = planned.start(asked.partition("is still to be made: ")[2]).wait()
+    job = planned.start(asked.partition("is still missing; make it with: ")[2]).wait()
     assert job.code == Exit.GOOD, job.err
-    assert "still to be made" not in job.err
+    assert "still missing" not in job.err
     run = read_run(planned.folder / "run")
     assert found_set(run) == {0: PXN_SET, 1: SPINE_SET}
     assert [(r.start, r.case) for r in run.records] == [(0, SMALL), (0, LARGE), (1, GATHER)]

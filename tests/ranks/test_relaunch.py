@@ -117,7 +117,7 @@ def test_every_start_is_a_call_of_the_launcher(launcher: str, transport: str, sm
     assert done.code == Exit.GOOD, done.out + done.err
     assert done.out.startswith(f"PASS  profile small, {STARTS} of {STARTS} process starts")
     assert starts(small.folder / "rack") == [(0, 2), (1, 2)]
-    assert "still to be made" not in done.err
+    assert "still missing" not in done.err
     assert read_run(small.folder / "rack").manifest.provenance.launcher in ("torchrun", "openmpi")
     assert job.nobody_is_left()
 
@@ -199,4 +199,4 @@ def test_mpi_alone_makes_all_starts_itself(small: Starter) -> None:
     done = small.ncclbench("accept --profile small.toml --transport mpi --nproc 2 -o rack", ROOT_MAY).wait()
     assert done.code == Exit.GOOD, done.out + done.err
     assert starts(small.folder / "rack") == [(0, 2), (1, 2)]
-    assert "still to be made" not in done.err, "nobody has to ask for what is made anyway"
+    assert "still missing" not in done.err, "nobody has to ask for what is made anyway"

@@ -105,7 +105,7 @@ def test_verify_ends_in_0_or_1(run: Path) -> None:
 
 def test_redact_names_what_to_hand_on(run: Path) -> None:
     said = call("accept", run, "--profile", "h100-hgx-ib", "--redact")
-    assert said.out.splitlines()[-1] == f"to hand on: {run}-redacted"
+    assert said.out.splitlines()[-1] == f"redacted copy: {run}-redacted"
     assert call("verify", f"{run}-redacted").code == Exit.GOOD
     assert "n0000" not in Path(f"{run}-redacted/verdict.json").read_text()
 

@@ -40,7 +40,8 @@ def ended(line: list[str], out: Stream, err: Stream, unbuffered: str = "") -> in
 def says(code: str) -> list[str]:
     return [
         "-c",
-        f"import sys; from ncclbench.cli.output import outlive_readers; outlive_readers(); {code}; sys.exit(7)",
+        "import sys; from ncclbench.cli.output import tolerate_closed_pipes; tolerate_closed_pipes(); "
+        f"{code}; sys.exit(7)",
     ]
 
 
@@ -98,4 +99,4 @@ def test_a_directory_that_was_removed_is_said_in_a_line(tmp_path: Path) -> None:
     code += "'report', 'run']; from ncclbench.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == Exit.ENVIRONMENT
-    assert done.stderr == "ncclbench: error: the current directory does not exist any more: cd to one that does\n"
+    assert done.stderr == "ncclbench: error: the current directory no longer exists: cd to another one\n"

@@ -136,7 +136,7 @@ SMALL = ("-b", "8", "-e", "8", "--transport", "threads", "--nproc", "2")
         (("run", "all_reduce", "--nproc", "0", "-e", "8"), "--nproc must be 1 to 1024, got 0"),
         (("run", "all_reduce", "--nproc", "-2", "-e", "8"), "--nproc must be 1 to 1024, got -2"),
         (("run", "all_reduce", "--resume"), "--resume needs -o RUN"),
-        (("run", "all_reduce", "all_reduce", *SMALL), "stands twice"),
+        (("run", "all_reduce", "all_reduce", *SMALL), "is given twice"),
         (("run", "--plan", "quik"), "no plan 'quik'; did you mean 'quick'?"),
         (("run", "--plan", "none.toml"), "cannot read the plan none.toml"),
         (("run", "--plan", "quick", "nothing"), "quick has no case of nothing"),

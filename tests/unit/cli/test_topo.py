@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from ncclbench.cli.topo import command
 from ncclbench.errors import EnvironmentFault, UsageError
-from ncclbench.launch.rank_session import _surroundings
+from ncclbench.launch.rank_session import detect_rank
 from ncclbench.measure.case import run_case
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case
@@ -198,7 +198,7 @@ def test_a_rank_finds_its_own_nic(
 ) -> None:
     monkeypatch.setattr(detect, "SYS", sys)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", told)
-    assert _surroundings(gpu) == found
+    assert detect_rank(gpu) == found
 
 
 # Other people's files

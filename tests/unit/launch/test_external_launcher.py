@@ -15,7 +15,7 @@ from ncclbench.launch.external_launcher import (
     ExternalLauncher,
     launcher_line,
     launcher_words,
-    refuse_part_of_an_allocation,
+    refuse_partial_allocation,
 )
 from ncclbench.launch.next_command import next_command
 from ncclbench.launch.request import RunRequest
@@ -88,6 +88,6 @@ def test_options_are_added_before_the_patterns_that_stand_behind_two_dashes(line
 def test_a_part_of_an_allocation_is_not_measured_for_the_whole() -> None:
     inside = {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "18"}
     with pytest.raises(UsageError, match=r"allocation of 18 nodes.*--launcher 'srun.*--nproc N"):
-        refuse_part_of_an_allocation(inside)
+        refuse_partial_allocation(inside)
     for other in ({}, {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1"}, {"SLURM_JOB_NUM_NODES": "18"}):
-        refuse_part_of_an_allocation(other)
+        refuse_partial_allocation(other)

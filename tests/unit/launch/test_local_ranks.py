@@ -26,7 +26,7 @@ from ncclbench.launch import local_ranks as local
     ],
 )
 def test_what_no_rank_has_said_is_said(codes: list[int | None], overdue: bool, lost: dict[int, str]) -> None:
-    assert local._unsaid(codes, overdue) == lost
+    assert local._unreported(codes, overdue) == lost
 
 
 def test_a_rank_that_does_not_end_after_the_others_is_named_and_ended(

@@ -12,18 +12,20 @@ import pytest
 from ncclbench.cli.progress import JsonListener
 from ncclbench.errors import EnvironmentFault, Exit, UsageError
 from ncclbench.launch import execution, next_command
-from ncclbench.launch.process_starts import Refused, make_starts
+from ncclbench.launch.process_starts import StartMissing, make_starts
 from ncclbench.launch.rank_session import _refuse_disagreement
 from ncclbench.launch.recorder import RunRecorder
 from ncclbench.launch.request import RunRequest
-from ncclbench.launch.signals import passed_on
+from ncclbench.launch.signals import forwarded
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.run_writer import RunWriter
 from ncclbench.transports.threads import ThreadTransport, play
 from tests.helpers.recorders import PLAN, RememberingListener, planned_manifest, prepared_run
 
 
-def made(path: Path, outcomes: list[Exit | Refused], on_start: Callable[[], object] = lambda: None) -> tuple[Any, Any]:
+def made(
+    path: Path, outcomes: list[Exit | StartMissing], on_start: Callable[[], object] = lambda: None
+) -> tuple[Any, Any]:
     """What `make_starts` ends in, and which starts it has asked for."""
     asked = []
 
@@ -31,7 +33,7 @@ def made(path: Path, outcomes: list[Exit | Refused], on_start: Callable[[], obje
         asked.append(start)
         outcome = outcomes[asked[-1]]
         on_start()
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, StartMissing):
             raise outcome
         if not (path / "manifest.json").exists():
             RunWriter.create(path, planned_manifest())
@@ -41,25 +43,25 @@ def made(path: Path, outcomes: list[Exit | Refused], on_start: Callable[[], obje
 
 
 def test_a_start_that_is_refused_is_missing_and_the_next_is_made(tmp_path: Path) -> None:
-    refused = Refused("no node left")
+    refused = StartMissing("no node left")
     assert made(tmp_path / "a", [refused, Exit.GOOD, refused]) == (Exit.ENVIRONMENT, [0, 1, 2])
-    with pytest.raises(Refused, match="no node left, in all 2 process starts"):
+    with pytest.raises(StartMissing, match="no node left, in all 2 process starts"):
         made(tmp_path / "b", [refused, refused])
 
 
 def test_nothing_follows_a_usage_error_or_a_signal(tmp_path: Path) -> None:
     assert made(tmp_path / "a", [Exit.USAGE, Exit.GOOD]) == (Exit.USAGE, [0])
     try:
-        assert made(tmp_path / "b", [Exit.GOOD, Exit.GOOD], lambda: passed_on.append(15)) == (Exit.GOOD, [0])
+        assert made(tmp_path / "b", [Exit.GOOD, Exit.GOOD], lambda: forwarded.append(15)) == (Exit.GOOD, [0])
     finally:
-        passed_on.clear()
+        forwarded.clear()
 
 
 def test_a_run_that_does_not_fit_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     RunWriter.create(tmp_path / "run", planned_manifest())
-    monkeypatch.setattr(execution, "in_own_process", lambda _arguments: Exit.USAGE)
+    monkeypatch.setattr(execution, "start_in_child_process", lambda _arguments: Exit.USAGE)
     (tmp_path / "p.toml").write_text('name = "p"\nstarts = 2\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\n')
     request = RunRequest(
         plan=str(tmp_path / "p.toml"), transport="threads", nproc=2, out=tmp_path / "run", resume=True, results="json"

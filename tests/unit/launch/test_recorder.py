@@ -146,7 +146,7 @@ def test_samples_that_are_gone_are_warned_of_when_a_run_goes_on(
     spoil(gone)
     recorder, listener = opened(tmp_path / "run", resume=True)
     (warning,) = listener.warnings
-    assert f"the samples of {PLAN.cases[1].case.id} are gone" in warning
+    assert f"the samples of {PLAN.cases[1].case.id} are missing from" in warning
     assert read_run(tmp_path / "run").events[-1].kind == "warning"
     assert len(recorder.records) == 2
     whole, listener = opened(tmp_path / "other")

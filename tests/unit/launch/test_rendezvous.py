@@ -89,7 +89,7 @@ def test_rank_0_listens_before_anybody_connects() -> None:
 
 
 def test_a_launcher_that_names_no_place_is_refused() -> None:
-    with pytest.raises(EnvironmentFault, match="flux names no meeting place"):
+    with pytest.raises(EnvironmentFault, match="flux sets no rendezvous address"):
         with_store(replace(SEAT, launcher="flux"), {})
 
 

@@ -215,7 +215,7 @@ def test_size_and_dtype_options_are_refused(cli: Callable[..., Any]) -> None:
     for flags in (("-b", "1K"), ("-e", "1K"), ("-f", "3"), ("--dtype", "float32")):
         done = cli("moe_dispatch", "--dry-run", "--nproc", "2", *flags)
         assert isinstance(done.exception, UsageError)
-        assert "its parameters say how much is moved" in str(done.exception)
+        assert "its parameters determine the size" in str(done.exception)
 
 
 def test_too_much_memory_is_refused_before_allocation(cli: Callable[..., Any]) -> None:

@@ -292,12 +292,12 @@ def test_an_empty_plan() -> None:
 def test_a_case_that_stands_twice_is_named(sizes: str) -> None:
     message = refusal(f'[[case]]\npattern = "reduce"\nbytes = {sizes}\n')
     assert "reduce/float32/" in message
-    assert message.endswith("stands twice")
+    assert message.endswith("is given twice")
 
 
 def test_two_entries_with_the_same_case() -> None:
     entry = '[[case]]\npattern = "reduce"\nbytes = 8\n'
-    assert "reduce/float32/8/isolated stands twice" in refusal(entry + entry)
+    assert "reduce/float32/8/isolated is given twice" in refusal(entry + entry)
 
 
 def test_a_plan_declares_how_often_its_processes_are_started() -> None:

@@ -21,7 +21,7 @@ from ncclbench.launch.recorder import RunRecorder
 from ncclbench.launch.request import RunRequest, rank_arguments
 from ncclbench.launch.watchdog.attribution import Fault
 from ncclbench.plan.plan import parse_plan, read_plan
-from ncclbench.plan.start_modes import entered
+from ncclbench.plan.start_modes import mode_environment
 from ncclbench.store.events import Event
 from ncclbench.store.run_directory import Run, read_run
 from tests.helpers.recorders import RememberingListener, prepared_run
@@ -95,7 +95,7 @@ def test_shipped_plans_start_every_case_as_it_needs(name: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('name = "spine"', 'name = "pxn"', "mode[1]: 'pxn' stands twice"),
+        ('name = "spine"', 'name = "pxn"', "mode[1]: 'pxn' is given twice"),
         ('name = "spine"', 'name = "Spine!"', "mode[1]: name must be"),
         ("NCCL_CROSS_NIC = 1", "LD_PRELOAD = 1", "mode[1]: a mode sets variables of NCCL_, UCX_"),
         ("NCCL_CROSS_NIC = 1", "'NCCL_A=B' = 1", "not 'NCCL_A=B'"),
@@ -126,7 +126,7 @@ def test_a_mode_in_a_plan_that_has_none_is_refused() -> None:
 def test_the_environment_is_the_modes_inside_and_as_before_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_PXN_DISABLE", "user")
     monkeypatch.delenv("NCCL_CROSS_NIC", raising=False)
-    with entered(parse_plan(MODES, "p").mode_of(1)):
+    with mode_environment(parse_plan(MODES, "p").mode_of(1)):
         assert (os.environ["NCCL_PXN_DISABLE"], os.environ["NCCL_CROSS_NIC"]) == ("1", "1")
     assert os.environ["NCCL_PXN_DISABLE"] == "user"
     assert "NCCL_CROSS_NIC" not in os.environ
@@ -184,11 +184,11 @@ def test_all_starts_of_all_modes_and_those_that_are_missing(tmp_path: Path) -> N
     ]
     assert told == [(0, "pxn", None), (1, "spine", "1")]
     refused = ncclbench(tmp_path, "--resume", "--process-start", "5")
-    assert str(refused.exception) == "--process-start must be 1 to 4, as many as the plan has, got 5"
+    assert str(refused.exception) == "--process-start must be 1 to 4, the number in the plan; got 5"
     plan = parse_plan(MODES, "p")
     assert start_of_rank(plan, tmp_path / "run", resume=True, asked=None) == 2
     assert start_of_rank(plan, tmp_path / "run", resume=True, asked=4) == 3
-    with pytest.raises(UsageError, match="say --process-start N"):
+    with pytest.raises(UsageError, match="name the process start with --process-start N"):
         start_of_rank(plan, tmp_path / "elsewhere", resume=True, asked=None)
     assert start_of_rank(replace(plan, modes=()), tmp_path / "elsewhere", resume=True, asked=None) is None
 
