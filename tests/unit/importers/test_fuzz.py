@@ -265,6 +265,7 @@ def test_no_damage_to_a_cell_makes_another_figure(name: str) -> None:
                 )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None, reason="atheris is not installed: it is in the extra fuzz"
 )

@@ -14,6 +14,7 @@ from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Timing
 from ncclbench.schedule.row_formats import FORMATS
 from ncclbench.topology import Topology
+from tests.helpers.exhaustive import exhaustive_if
 from tests.helpers.moe_cases import ONCE, ROUTINGS, case_of, routed, run
 
 WORLD_SIZES = (1, 2, 5, 8)
@@ -65,8 +66,17 @@ def topology_for(ranks: int, routing: str) -> Topology:
     return Topology.from_hosts(["x", "y"] * (ranks // 2)) if two else Topology.single_node(ranks)
 
 
-@pytest.mark.parametrize("routing", ROUTINGS)
-@pytest.mark.parametrize("ranks", WORLD_SIZES)
+# The fast suite: every routing at 1 and 2 ranks, and one with more ranks on one node and on two.
+FEW = {*product((1, 2), ROUTINGS), (5, "uniform"), (8, "hot-rail:0.7")}
+
+
+def test_the_fast_suite_has_every_world_size() -> None:
+    assert {ranks for ranks, routing in FEW if routing in ROUTINGS} == set(WORLD_SIZES)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "routing"), exhaustive_if(lambda pair: pair not in FEW, product(WORLD_SIZES, ROUTINGS))
+)
 def test_every_variant_and_format_is_exact(ranks: int, routing: str, tmp_path: Path) -> None:
     for params in cases_of(ranks, routing, tmp_path):
         record = run(case_of(**params), ranks, topology_for(ranks, routing), ONCE)

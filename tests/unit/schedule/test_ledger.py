@@ -266,6 +266,7 @@ def test_basis_names_what_was_counted() -> None:
     assert basis["none"].sent.sum() == basis["barrier"].sent.sum() == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("pattern", "factor"), [("all_reduce", 2), ("all_to_all", 1)])
 def test_8192_ranks_are_counted_exactly(pattern: str, factor: int) -> None:
     ranks, shard = 8192, 512
