@@ -49,19 +49,27 @@ def _host_bytes(nbytes: int) -> NDArray[np.uint8]:
     return whole[-whole.ctypes.data % _PAGE :][:nbytes]
 
 
-def device_bytes(nbytes: int, kind: Kind = "pool") -> Any:
+def device_bytes(nbytes: int, kind: Kind = "pool") -> Array:
     """Device memory: from CuPy's pool, from ncclMemAlloc, or from torch's caching allocator."""
     import cupy
 
+    found: Array
     if is_registered(kind):
         block = BLOCKS.take(nbytes)
         memory = cupy.cuda.UnownedMemory(block.pointer, block.nbytes, block)
-        return cupy.ndarray(nbytes, np.uint8, cupy.cuda.MemoryPointer(memory, 0))
-    if kind == "torch":
+        found = cupy.ndarray(nbytes, np.uint8, cupy.cuda.MemoryPointer(memory, 0))
+    elif kind == "torch":
         import torch
 
-        return cupy.from_dlpack(torch.empty(nbytes, dtype=torch.uint8, device="cuda"))
-    return cupy.empty(nbytes, np.uint8)
+        found = cupy.from_dlpack(torch.empty(nbytes, dtype=torch.uint8, device="cuda"))
+    else:
+        found = cupy.empty(nbytes, np.uint8)
+    return found
+
+
+def device_address(array: Any) -> int:
+    """The address of a CuPy array on the device. NumPy's type, which `Buffers` has for both, lacks it."""
+    return int(array.data.ptr)
 
 
 def pinned_bytes(nbytes: int) -> NDArray[np.uint8]:

@@ -9,12 +9,11 @@ imported: IMB divides by the longer of communication and computing, which is ano
 """
 
 import re
-from typing import Any
 
 from ncclbench.importers.common.imported_cases import Reading, Stated
 from ncclbench.importers.common.log_file import DamageError, Line, Log, is_cell, number, whole
 from ncclbench.importers.common.mpi_suites import PAIRS, MpiRow, case_of_row, dtype_of
-from ncclbench.store.records import OriginRecord
+from ncclbench.store.records import Json, OriginRecord
 
 _TOOL = "imb"
 _TITLE = re.compile(r"# +Intel ?\(R\) MPI Benchmarks? (?:Suite )?V?([\w.]{1,20})(?: Update (\d{1,3}))?, (.{1,40})")
@@ -85,7 +84,7 @@ class _Reader:
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Json] = {}
         self.benchmark: str | None = None
         self.columns: list[str] = []
         self.processes: int | None = None
@@ -210,9 +209,9 @@ class _Reader:
             return 2 if _PATTERNS.get(self.benchmark or "") in PAIRS else None
         return self.processes
 
-    def _params(self, group: str | None) -> dict[str, Any]:
+    def _params(self, group: str | None) -> dict[str, Json]:
         """The parameters that tell cases apart: the number of processes, and the group of a row."""
-        params: dict[str, Any] = {"processes": self.processes} if self.processes is not None else {}
+        params: dict[str, Json] = {"processes": self.processes} if self.processes is not None else {}
         if self.groups is not None:
             params["group"] = str(self.processes)  # blocks of as many ranks, as a pattern's parameter has it
         if group is not None:

@@ -18,6 +18,7 @@ from ncclbench.importers.common.nccl_tests_tables import (
     cases_of_table,
     pattern_of,
 )
+from ncclbench.store.manifest import LoggedDevice
 from ncclbench.store.records import OriginRecord, Placement
 
 _TOOL = "nccl-tests"
@@ -313,8 +314,17 @@ class _Stream:
     def _device(self, match: re.Match[str]) -> None:
         self._close()
         rank, group, pid, host, device, address, name = match.groups()
-        known = {"rank": int(rank), "group": int(group) if group else None, "pid": int(pid), "host": host}
-        self.table.devices.append({**known, "device": int(device), "gpu": address, "name": name.strip() or None})
+        self.table.devices.append(
+            LoggedDevice(
+                rank=int(rank),
+                group=int(group) if group else None,
+                pid=int(pid),
+                host=host,
+                device=int(device),
+                gpu=address,
+                name=name.strip() or None,
+            )
+        )
 
     def _out_of_bounds(self, match: re.Match[str]) -> None:
         self.table.out_of_bounds = int(match[1])

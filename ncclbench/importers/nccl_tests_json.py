@@ -7,7 +7,7 @@ environment, secrets included: the importer keeps only the variables that ncclbe
 import itertools
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import msgspec
 
@@ -22,8 +22,9 @@ from ncclbench.importers.common.nccl_tests_tables import (
     cases_of_table,
     pattern_of,
 )
+from ncclbench.store.manifest import LoggedDevice
 from ncclbench.store.provenance import recorded_variables
-from ncclbench.store.records import OriginRecord, Placement
+from ncclbench.store.records import Json, OriginRecord, Placement
 
 _TOOL = "nccl-tests"
 _NEWEST = 3
@@ -95,14 +96,14 @@ class _Device(msgspec.Struct):
 class _Report(msgspec.Struct):
     version: int
     results: list[_JsonResult]
-    config: dict[str, Any] = {}
+    config: dict[str, Json] = {}
     args: list[str] = []
     env: list[str] = []
     start_time: str | None = None
     end_time: str | None = None
     nccl_version: int | None = None
-    out_of_bounds: dict[str, Any] = {}
-    average_bus_bandwidth: dict[str, Any] = {}
+    out_of_bounds: dict[str, Json] = {}
+    average_bus_bandwidth: dict[str, Json] = {}
 
 
 def recognises(log: Log) -> bool:
@@ -202,19 +203,17 @@ def _row(place: int, result: _JsonResult) -> Row:
 
 def _half(where: str, figures: _Figures, launches: _PerIteration | None) -> Half:
     wrong = _figure(figures.nwrong, f"{where}.nwrong")
-    return Half(
+    half = Half(
         time_us=_figure(figures.time if figures.cpu_time is None else figures.cpu_time, f"{where}.time"),
         alg_gb_per_s=_figure(figures.alg_bw, f"{where}.alg_bw"),
         bus_gb_per_s=_figure(figures.bus_bw, f"{where}.bus_bw"),
         wrong=int(wrong) if wrong is not None else None,
-        **_launches(f"{where}_per_iter", launches),
     )
+    return half if launches is None else _with_launches(f"{where}_per_iter", half, launches)
 
 
-def _launches(where: str, launches: _PerIteration | None) -> dict[str, Any]:
-    """The figures that -I adds."""
-    if launches is None:
-        return {}
+def _with_launches(where: str, half: Half, launches: _PerIteration) -> Half:
+    """`half` with the figures that -I adds."""
     number = len(launches.times_us)
     for times in (launches.times_us, *launches.per_process_max_times_us):
         if len(times) != number:
@@ -222,11 +221,12 @@ def _launches(where: str, launches: _PerIteration | None) -> dict[str, Any]:
         if any(not 0 <= time < 1e15 for time in times):
             raise DamageError(1, f"{where}: a time is negative, or no time", one_line=False)
     statistics = {name: value for name in _PER_ITERATION if (value := getattr(launches, name)) is not None}
-    return {
-        "per_iteration": {**statistics, "skipped_iterations": launches.skipped_iterations},
-        "times_us": launches.times_us,
-        "process_times_us": launches.per_process_max_times_us,
-    }
+    return replace(
+        half,
+        per_iteration={**statistics, "skipped_iterations": launches.skipped_iterations},
+        times_us=launches.times_us,
+        process_times_us=launches.per_process_max_times_us,
+    )
 
 
 def _figure(value: Number, where: str) -> float | None:
@@ -269,21 +269,21 @@ def _config(report: _Report) -> dict[str, int | str]:
     return config
 
 
-def _devices(report: _Report) -> list[dict[str, Any]]:
+def _devices(report: _Report) -> list[LoggedDevice]:
     try:
         devices = msgspec.convert(report.config.get("devices", []), list[_Device])
     except msgspec.ValidationError as error:
         raise DamageError(1, f"config.devices: {error}", one_line=False) from None
     return [
-        {
-            "rank": _bounded(device.rank, "a device's rank"),
-            "group": device.group,
-            "pid": device.pid,
-            "host": device.hostname,
-            "device": device.device,
-            "gpu": device.device_hex,
-            "name": device.device_info,
-        }
+        LoggedDevice(
+            rank=_bounded(device.rank, "a device's rank"),
+            group=device.group,
+            pid=device.pid,
+            host=device.hostname,
+            device=device.device,
+            gpu=device.device_hex,
+            name=device.device_info,
+        )
         for device in devices
     ]
 

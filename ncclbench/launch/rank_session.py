@@ -157,7 +157,7 @@ def _rank_record(rank: RankEnvironment) -> RankRecord:
 def _describe_rank(prepared: PreparedRun, identity: RankIdentity, transport: Transport) -> str:
     """This rank's `RankEnvironment` as JSON; with ``--bind auto`` the rank is bound first."""
     described = dict(transport.describe())
-    gpu = described.get("pci_bus_id")
+    gpu = msgspec.convert(described.get("pci_bus_id"), str | None)
     cores = bind(identity, gpu) if prepared.request.bind else allowed_cores()
     return _text(rank_environment(described, socket.gethostname(), cores, detect_rank(gpu)))
 

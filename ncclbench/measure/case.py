@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,8 +19,9 @@ from ncclbench.measure import compute_overlap as overlap
 from ncclbench.measure import timing_device as device
 from ncclbench.measure import timing_host as regimes
 from ncclbench.measure.buffer_plan import MemoryDemand, agreed_budget, rotations
-from ncclbench.measure.network.path_proof import ExpectedTraffic, PortWatch, expected_traffic
-from ncclbench.measure.reachability import LostFlows, leave_out_silent, name_lost
+from ncclbench.measure.network.expected_traffic import ExpectedTraffic, expected_traffic
+from ncclbench.measure.network.port_watch import PortWatch
+from ncclbench.measure.reachability import LostFlows, drop_unreachable_flows, report_lost_flows
 from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
 from ncclbench.measure.requirements import check_needs
 from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, collect
@@ -32,7 +32,7 @@ from ncclbench.schedule.case import Case, Timing
 from ncclbench.schedule.oracle import Oracle, refuse_unverifiable, repeats_before_overflow
 from ncclbench.schedule.pattern import build_variants, load_pattern
 from ncclbench.schedule.schedule import Schedule, shared_buffers
-from ncclbench.store.records import Record
+from ncclbench.store.records import Json, Record
 from ncclbench.topology import Topology
 from ncclbench.transports.base import Program, Transport, all_gather_text
 
@@ -116,7 +116,7 @@ def run_case(
             raise Unable("a graph cannot hold a schedule whose host must see counts; use variant = cached or padded")
         with transport.translating(case.id):
             _compare_fingerprints(variants, transport)
-            variants, lost = leave_out_silent(variants, transport)
+            variants, lost = drop_unreachable_flows(variants, transport)
             if not variants:
                 return _nothing_left(base, lost) if transport.rank == 0 else None
             rank = RankContext(transport, topology, settings, clock, progress, telemetry or Telemetry(transport))
@@ -127,12 +127,12 @@ def run_case(
     if outcome is None:
         return None
     record = complete_record(base, variants, topology, settings, outcome)
-    return Measurement(name_lost(record, lost), outcome.samples)
+    return Measurement(report_lost_flows(record, lost), outcome.samples)
 
 
 def _nothing_left(base: Record, lost: LostFlows | None) -> Measurement:
     """All flows were left out: a record that says so, and has no figures."""
-    return Measurement(name_lost(base, lost))
+    return Measurement(report_lost_flows(base, lost))
 
 
 def _all_or_none(measuring: "CaseOnRank") -> Outcome | None:
@@ -339,7 +339,7 @@ class CaseOnRank:
             progress=self.progress,
             launches_per_block=self._whole_turns(self.settings.iterations or LAUNCHES_PER_BLOCK),
             stream=self.transport.stream,
-            line_up=self.transport.world_size > 1 and not device.lines_up_by_itself(self.variants),
+            device_barrier=self.transport.world_size > 1 and not device.starts_together(self.variants),
         )
 
     def _regime(self, loop: Loop) -> tuple[Callable[[int], Floats], list[str], int]:
@@ -362,10 +362,10 @@ class CaseOnRank:
         """`launches`, or the next larger number that holds every variant equally often."""
         return launches + -launches % len(self.variants)
 
-    def _setup(self) -> dict[str, Any]:
+    def _setup(self) -> dict[str, Json]:
         if self.transport.device == "cpu":
             return {"buffers": "numpy", "copies": 1}
-        setup = {
+        setup: dict[str, Json] = {
             "buffers": self.settings.buffers,
             "copies": len(self.buffers),
             "cache": "cold" if self.cold else "warm",

@@ -76,7 +76,7 @@ class Work:
         self._matrix, self._vector = np.ones((_ROWS, _ROWS)), np.ones(_ROWS)
         self._out = np.empty(_ROWS)
         self._clock = clock
-        self.seconds_a_unit = min(self._time_units() for _ in range(_ROUNDS)) / _UNITS_TIMED
+        self.seconds_per_unit = min(self._time_units() for _ in range(_ROUNDS)) / _UNITS_TIMED
 
     def _time_units(self) -> float:
         began = self._clock()
@@ -85,7 +85,7 @@ class Work:
 
     def units(self, seconds: float) -> int:
         """How many units take about `seconds`; at least one."""
-        return max(1, round(seconds / max(self.seconds_a_unit, 1e-12)))
+        return max(1, round(seconds / max(self.seconds_per_unit, 1e-12)))
 
     def do(self, units: int) -> None:
         """Compute."""

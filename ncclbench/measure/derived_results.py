@@ -1,10 +1,9 @@
-"""What a record says beyond the times of its phases: flows and groups, subtotals, rates as others define them, ratios.
+"""Results derived from the samples of phases: flows, groups, subtotals, ratios, and rates as others define them.
 
-Point-to-point patterns are never averaged over flows: each flow and group of a variant has a result by itself.
+Point-to-point patterns are never averaged over flows: each flow and each group of a variant has its own result.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,43 +12,39 @@ from ncclbench.measure.sampling import Samples
 from ncclbench.schedule.phases import Collective, Exchange, Ints, Phase
 from ncclbench.schedule.rates import alg_gb_per_s
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.store.records import ComparableRate, Subtotal, Summary
+from ncclbench.store.records import ComparableRate, FlowTimes, GroupMedian, Subtotal, Summary
 
-# Flows summarised at once: of thousands with a thousand samples each, all would be gigabytes.
+# Flows summarised at once. Thousands of flows with a thousand samples each would take gigabytes.
 _BLOCK = 256
 
 
-def flow_results(label: str, variants: Sequence[Schedule], samples: Samples) -> dict[str, Any] | None:
-    """Medians of each flow of the exchange called `label`; None where flows cannot be told apart.
-
-    Keys, lists of one entry a flow: ``src``, ``dst``, ``nbytes``, ``p50_us`` (of the longer of the two ends'
-    durations in each iteration), ``send_p50_us`` and ``recv_p50_us`` (of each end by itself).
-    """
+def flow_results(label: str, variants: Sequence[Schedule], samples: Samples) -> FlowTimes | None:
+    """Medians of each flow of the exchange called `label`; None where the samples do not separate flows."""
     phase, seconds_RN = _samples_of(label, variants, samples)
     if not isinstance(phase, Exchange) or np.all(phase.src == phase.dst):
         return None
     wire = phase.src != phase.dst
     src, dst = phase.src[wire], phase.dst[wire]
     ends_R = np.median(seconds_RN, axis=1) * MICRO
-    return {
-        "src": src.tolist(),
-        "dst": dst.tolist(),
-        "nbytes": phase.nbytes[wire].tolist(),
-        "p50_us": _longer_ends(seconds_RN, src, dst).tolist(),
-        "send_p50_us": ends_R[src].tolist(),
-        "recv_p50_us": ends_R[dst].tolist(),
-    }
+    return FlowTimes(
+        src=src.tolist(),
+        dst=dst.tolist(),
+        nbytes=phase.nbytes[wire].tolist(),
+        p50_us=_longer_ends(seconds_RN, src, dst).tolist(),
+        send_p50_us=ends_R[src].tolist(),
+        recv_p50_us=ends_R[dst].tolist(),
+    )
 
 
-def group_medians(label: str, variants: Sequence[Schedule], samples: Samples) -> list[dict[str, Any]] | None:
-    """Ranks and median of each group of the collective called `label`, of a case with variants; None elsewhere."""
+def group_medians(label: str, variants: Sequence[Schedule], samples: Samples) -> list[GroupMedian] | None:
+    """The median of each group of the collective called `label`; None for other phases, and without variants."""
     if len(variants) == 1:
-        return None  # the record's own `groups` has them
+        return None  # they are in the record's own `groups`
     phase, seconds_RN = _samples_of(label, variants, samples)
     if not isinstance(phase, Collective):
         return None
     return [
-        {"ranks": ranks.tolist(), "p50_us": float(np.median(seconds_RN[ranks].max(axis=0)) * MICRO)}
+        GroupMedian(ranks=ranks.tolist(), p50_us=float(np.median(seconds_RN[ranks].max(axis=0)) * MICRO))
         for ranks in phase.groups
     ]
 
@@ -71,10 +66,10 @@ def _longer_ends(seconds_RN: Floats, src: Ints, dst: Ints) -> Floats:
 
 
 def subtotals_of(variants: Sequence[Schedule], samples: Samples) -> dict[str, Subtotal]:
-    """The named sums of phases; none where phases were not timed by themselves.
+    """The named sums of phases; empty where phases were not timed separately.
 
-    A rank's durations are added up first and the slowest rank is taken then: a rank that was late in one phase has
-    waited less in the next.
+    Each rank's durations are added up before the slowest rank is taken: a rank that is late in one phase waits less in
+    the next.
     """
     named: dict[str, tuple[str, ...]] = {}
     for variant in variants:
@@ -89,7 +84,7 @@ def subtotals_of(variants: Sequence[Schedule], samples: Samples) -> dict[str, Su
 
 
 def comparable_of(variants: Sequence[Schedule], times_us: Mapping[str, Summary | None]) -> dict[str, ComparableRate]:
-    """Rates as others define them, over the median of a phase or subtotal in `times_us`; bytes are a mean variant's."""
+    """Rates as other programs define them: mean bytes per variant over the median of a phase or subtotal."""
     found = {}
     for name, one in variants[0].comparable.items():
         time_us = times_us.get(one.over)
@@ -102,7 +97,7 @@ def comparable_of(variants: Sequence[Schedule], times_us: Mapping[str, Summary |
 
 
 def ratios_of(variants: Sequence[Schedule], times_us: Mapping[str, Summary | None]) -> dict[str, float]:
-    """The medians that a pattern wants divided, where both were timed."""
+    """The ratios of medians that a pattern asks for, where both were timed."""
     found = {}
     for variant in variants:
         for name, (over, under) in variant.ratios.items():

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -73,7 +72,7 @@ class Forecast:
     def as_json(self) -> str:
         """One compact object, like that of a run."""
         plan = self.plan
-        summary: dict[str, Any] = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
+        summary: dict[str, object] = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
         summary |= {"plan": plan.name, "transport": self.transport.name, "world_size": self.world_size}
         summary |= {"starts": plan.process_starts, "modes": [mode.name for mode in plan.modes]}
         summary |= {"start_seconds": self.pace.start_seconds, "seconds": self.seconds}

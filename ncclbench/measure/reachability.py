@@ -50,7 +50,7 @@ class LostFlows:
         )
 
 
-def leave_out_silent(
+def drop_unreachable_flows(
     variants: tuple[Schedule, ...], transport: Transport
 ) -> tuple[tuple[Schedule, ...], LostFlows | None]:
     """The variants without flows whose ends do not reach each other, and what was left out; all ranks call it.
@@ -62,10 +62,10 @@ def leave_out_silent(
         return variants, None
     pairs = sorted({pair for phase in rounds if isinstance(phase, Exchange) for pair in _wires(phase)})
     mine = [dst for src, dst in pairs if src == transport.rank]
-    silent = transport.silent(mine, ANSWER_SECONDS)
-    if silent is None:  # this transport cannot ask, on any rank
+    unreachable = transport.unreachable(mine, ANSWER_SECONDS)
+    if unreachable is None:  # this transport cannot ask, on any rank
         return variants, None
-    answers = all_gather_text(transport.control, msgspec.json.encode(silent).decode())
+    answers = all_gather_text(transport.control, msgspec.json.encode(unreachable).decode())
     lost = [(src, dst) for src, answer in enumerate(answers) for dst in msgspec.json.decode(answer, type=list[int])]
     if not lost:
         return variants, None
@@ -73,7 +73,7 @@ def leave_out_silent(
     return tuple(kept), LostFlows(tuple(lost), len(pairs))
 
 
-def name_lost(record: Record, lost: LostFlows | None) -> Record:
+def report_lost_flows(record: Record, lost: LostFlows | None) -> Record:
     """The record, saying which flows it does not have; data that are wrong are worse."""
     if lost is None:
         return record

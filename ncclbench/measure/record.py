@@ -3,7 +3,6 @@
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,7 +10,9 @@ import numpy as np
 from ncclbench.analysis.summary import MICRO, Floats, skew, summarise
 from ncclbench.measure.compute_overlap import overlap_of
 from ncclbench.measure.derived_results import comparable_of, flow_results, group_medians, ratios_of, subtotals_of
-from ncclbench.measure.network.path_proof import Counted, ExpectedTraffic, proof_notes, reconcile
+from ncclbench.measure.network.expected_traffic import ExpectedTraffic
+from ncclbench.measure.network.path_proof import proof_notes, reconcile
+from ncclbench.measure.network.port_watch import Counted
 from ncclbench.measure.sampling import Samples
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule.case import Case
@@ -23,11 +24,9 @@ from ncclbench.schedule.rates import alg_gb_per_s, bus_factor
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.store.gpu_warnings import gpu_warnings
 from ncclbench.store.records import (
-    FlowTimes,
     GpuReading,
-    GpuState,
-    GroupMedian,
     GroupResult,
+    Json,
     LedgerRecord,
     PathRecord,
     PhaseResult,
@@ -36,12 +35,12 @@ from ncclbench.store.records import (
 )
 from ncclbench.topology import Link, Topology
 from ncclbench.topology.placement import straddling
-from ncclbench.transports.base import Facts
+from ncclbench.transports.base import Evidence
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Wrong elements of each rank, shape (R,), and the tolerance they were judged with."""
+    """Wrong elements of each rank, shape (R,), the tolerance of the check, and the reason for that tolerance."""
 
     wrong_R: Array
     tolerance: float
@@ -56,21 +55,21 @@ class Outcome:
         samples: all ranks' durations.
         validation: None without checks.
         launches_per_sample: N of a pipelined block, or the launches in a graph; 1 otherwise.
-        setup: which buffers were used, how many sets, and whether they left the cache.
-        remarks: what the timing loop had to say.
-        before: each rank's evidence (what its library and its GPU say) before timing.
-        after: the same afterwards.
+        setup: which buffers were used, how many sets, and whether the cache was cold.
+        remarks: notes of the timing loop.
+        before: each rank's evidence before timing.
+        after: each rank's evidence after timing.
         counted: what each rank's NIC counted; empty where nothing leaves an NVLink domain.
-        wanted: what the NICs must have carried; None where none counted.
+        wanted: what the NICs must have carried; None where no NIC counted.
     """
 
     samples: Samples
     validation: Validation | None = None
     launches_per_sample: int = 1
-    setup: Mapping[str, Any] = field(default_factory=dict)
+    setup: Mapping[str, Json] = field(default_factory=dict)
     remarks: Sequence[str] = ()
-    before: Sequence[Facts] = ()
-    after: Sequence[Facts] = ()
+    before: Sequence[Evidence] = ()
+    after: Sequence[Evidence] = ()
     counted: Sequence[Counted] = ()
     wanted: ExpectedTraffic | None = None
 
@@ -83,7 +82,7 @@ def base_record(
     status: Status = "ok",
     reason: str | None = None,
 ) -> Record:
-    """What a record says whether or not anything was measured."""
+    """The fields of a record that do not depend on the measurement."""
     return Record(
         case=case.id,
         pattern=case.pattern,
@@ -108,7 +107,7 @@ def complete_record(
 ) -> Record:
     """The record of a case that was timed: summaries, rates, ledgers, and whether the data were right.
 
-    Bytes and rates are of one rotation through all variants, and of the sum of their medians.
+    Bytes are of one rotation through all variants. Rates are those bytes over the sum of the variants' medians.
     """
     samples, validation, schedule = outcome.samples, outcome.validation, variants[0]
     time_us = summarise(samples.slowest_N)
@@ -125,7 +124,7 @@ def complete_record(
     ledgers = [schedule_ledger(variant, topology) for variant in variants]
     path = merge_paths(outcome.before, outcome.after)
     if outcome.counted and outcome.wanted is not None:
-        path = {**(path or {}), **reconcile(outcome.wanted, outcome.counted, topology, path)}
+        path = reconcile(outcome.wanted, outcome.counted, topology, path)
     return msgspec.structs.replace(
         base,
         status="wrong" if wrong else "ok",
@@ -133,7 +132,12 @@ def complete_record(
         wrong=wrong,
         wrong_ranks=np.flatnonzero(validation.wrong_R).tolist() if validation else [],
         tolerance=validation.tolerance if validation else 0.0,
-        notes=[*_notes(outcome, ledgers, topology), *remarks, *proof_notes(path), *_lonely(schedule, members)],
+        notes=[
+            *_notes(outcome, ledgers, topology),
+            *remarks,
+            *proof_notes(path),
+            *_single_rank_note(schedule, members),
+        ],
         warmup=settings.warmup,
         stopped=samples.stopped,
         launches_per_sample=outcome.launches_per_sample,
@@ -148,7 +152,7 @@ def complete_record(
         bus_gb_per_s=rate * factor if rate is not None else None,
         variants=len(variants),
         phases=phases,
-        # The groups of variants differ, and with them what a rank's total means: those are in the phases.
+        # Variants have different groups, so a rank's total belongs to no group. The phases have their groups.
         groups=_group_results(schedule, samples.seconds_RNK[:, :, 0], factor) if len(variants) == 1 else [],
         overlap=overlap_of(samples.labels, samples.seconds_RNK),
         subtotals=subtotals,
@@ -157,75 +161,72 @@ def complete_record(
         facts=[dict(variant.facts) for variant in variants if variant.facts],
         ledger=_ledger(ledgers, rotation),
         setup=dict(outcome.setup),
-        path=msgspec.convert(path, PathRecord) if path is not None else None,
+        path=path,
         gpus=_gpus(outcome.before, outcome.after),
     )
 
 
-def _lonely(schedule: Schedule, members: int) -> list[str]:
-    """A rank by itself sends nothing, and a rate of it would be read as a link's."""
+def _single_rank_note(schedule: Schedule, members: int) -> list[str]:
+    """A note for a group of one rank, whose rate a reader could take for that of a link."""
     return ["a group of one rank sends nothing: its rates are of no link"] if schedule.op and members == 1 else []
 
 
 def _notes(outcome: Outcome, ledgers: Sequence[Ledger], topology: Topology) -> list[str]:
-    """What a reader must know before trusting the figures."""
+    """The notes of the timing loop, the tolerance, sockets and GPUs."""
     notes = [*outcome.remarks]
     if outcome.validation and outcome.validation.why:
         notes.append(f"tolerance: {outcome.validation.why}")
-    if _took_sockets(outcome, ledgers, topology):
+    if _used_sockets(outcome, ledgers, topology):
         notes.append("NCCL used sockets (NET/Socket): this is not the fabric's speed")
     for gpu in _gpus(outcome.before, outcome.after):
         notes += [f"rank {gpu.rank}: {warning}" for warning in gpu.warnings]
     return notes
 
 
-def _took_sockets(outcome: Outcome, ledgers: Sequence[Ledger], topology: Topology) -> bool:
-    """Whether it was this case that NCCL carried over sockets.
+def _used_sockets(outcome: Outcome, ledgers: Sequence[Ledger], topology: Topology) -> bool:
+    """Whether NCCL carried this case over sockets.
 
-    NCCL says once, when it connects ranks, by what; so its log names what all cases of the process so far took. What
-    stays inside a node is not accused of sockets that were there before it and may be those between nodes.
+    NCCL logs a link once, when it connects two ranks. Its log therefore has the links of all cases of the process so
+    far. If a case stays inside a node, sockets that were logged before it may be those between nodes and do not count.
     """
-    then, now = (merge_paths(views, ()) or {} for views in (outcome.before, outcome.after))
-    if "NET/Socket" not in now.get("links", []):
+    then, now = (merge_paths(views, ()) or PathRecord() for views in (outcome.before, outcome.after))
+    if "NET/Socket" not in now.links:
         return False
     leaves = any(ledger.sent[:, Link.NODE + 1 :].any() for ledger in ledgers)
     others_may = len(np.unique(topology.nodes)) > 1
-    return leaves or not others_may or "NET/Socket" not in then.get("links", [])
+    return leaves or not others_may or "NET/Socket" not in then.links
 
 
 def _placement(base: Record, topology: Topology) -> list[str]:
-    """Expert-parallel groups that lie across NVLink domains without need; for patterns that have such groups."""
+    """A warning about expert-parallel groups that cross NVLink domains although they would fit into one."""
     size = str(base.params.get("ep", ""))
     warning = straddling(topology, int(size)) if size.isdecimal() else ""
     return [warning] if warning else []
 
 
-def merge_paths(before: Sequence[Facts], after: Sequence[Facts]) -> dict[str, Any] | None:
-    """What the library logged of all ranks, joined: lists are united, single values kept where all agree."""
-    views = [view["path"] for view in (*before, *after) if view.get("path")]
-    if not views:
+def merge_paths(before: Sequence[Evidence], after: Sequence[Evidence]) -> PathRecord | None:
+    """The paths that all ranks logged, as one: lists are united; values that differ become a list of text."""
+    paths = [view.path for view in (*before, *after) if view.path is not None]
+    if not paths:
         return None
-    merged: dict[str, Any] = {}
-    for key in dict.fromkeys(key for view in views for key in view):
-        values = [view[key] for view in views if key in view]
-        if isinstance(values[0], list):
-            merged[key] = sorted({item for value in values for item in value})
-        else:
+    merged: dict[str, object] = {}
+    for name in PathRecord.__struct_fields__:
+        values = [value for path in paths if (value := getattr(path, name)) not in (None, [])]
+        if values and isinstance(values[0], list):
+            merged[name] = sorted({item for value in values for item in value})
+        elif values:
             distinct = sorted({str(value) for value in values})
-            merged[key] = values[0] if len(distinct) == 1 else distinct
-    return merged
+            merged[name] = values[0] if len(distinct) == 1 else distinct
+    return msgspec.convert(merged, PathRecord)
 
 
-def _gpus(before: Sequence[Facts], after: Sequence[Facts]) -> list[GpuReading]:
-    """Each rank's GPU before and after the case, and what about it is not as it should be."""
-    found = []
-    for rank, (then, now) in enumerate(zip(before, after, strict=True)):
-        if then.get("gpu") and now.get("gpu"):
-            states = [msgspec.convert(view["gpu"], GpuState) for view in (then, now)]
-            found.append(
-                GpuReading(rank=rank, before=states[0], after=states[1], warnings=gpu_warnings(states[0], states[1]))
-            )
-    return found
+def _gpus(before: Sequence[Evidence], after: Sequence[Evidence]) -> list[GpuReading]:
+    """Each rank's GPU before and after the case, with warnings."""
+    return [
+        GpuReading(rank=rank, before=then.gpu, after=now.gpu, warnings=gpu_warnings(then.gpu, now.gpu))
+        for rank, (then, now) in enumerate(zip(before, after, strict=True))
+        if then.gpu is not None and now.gpu is not None
+    ]
 
 
 def _why_wrong(validation: Validation | None) -> str:
@@ -236,7 +237,7 @@ def _why_wrong(validation: Validation | None) -> str:
 
 
 def _rotation_seconds(variants: Sequence[Schedule], samples: Samples, p50: float) -> float:
-    """Seconds of one iteration of every variant: the sum of their medians where iterations can be told apart."""
+    """Seconds of one iteration of every variant: the sum of their medians where each iteration has one variant."""
     turns, slowest_N = len(variants), samples.slowest_N
     if samples.mixed or turns == 1:
         return p50 * turns
@@ -244,7 +245,7 @@ def _rotation_seconds(variants: Sequence[Schedule], samples: Samples, p50: float
 
 
 def _phase_results(variants: Sequence[Schedule], samples: Samples, topology: Topology) -> list[PhaseResult]:
-    """One result a phase label, over the variants that have it."""
+    """One result per phase label, over the variants that have the phase."""
     ledgers: dict[str, list[Ledger]] = {}
     for variant in variants:
         for phase in variant.phases:
@@ -265,8 +266,8 @@ def _phase_results(variants: Sequence[Schedule], samples: Samples, topology: Top
                 label=label,
                 ledger=_ledger(found, seconds),
                 time_us=summary,
-                flows=msgspec.convert(flow_results(label, variants, samples), FlowTimes | None),
-                groups=msgspec.convert(group_medians(label, variants, samples), list[GroupMedian] | None),
+                flows=flow_results(label, variants, samples),
+                groups=group_medians(label, variants, samples),
                 **_bound(label, variants, topology, summary.p50),
             )
         )
@@ -278,7 +279,7 @@ def _ledger(ledgers: Sequence[Ledger], seconds: float | None = None) -> LedgerRe
 
 
 def _bound(label: str, variants: Sequence[Schedule], topology: Topology, p50_us: float) -> dict[str, float]:
-    """What the wires allow, where the topology says how fast they are."""
+    """The fields that compare a phase with the rates in the topology file; empty where the file has no rates."""
     found = [(one, phase) for one in variants for phase in one.phases if phase.label == label]
     bounds = [minimum_seconds(phase, topology, one.dtype.itemsize, aligned=one.aligned) for one, phase in found]
     known = [bound for bound in bounds if bound is not None]
@@ -292,7 +293,7 @@ def _bound(label: str, variants: Sequence[Schedule], topology: Topology, p50_us:
 
 
 def _group_results(schedule: Schedule, seconds_RN: Floats, factor: float) -> list[GroupResult]:
-    """One result a group where several ran side by side; groups are never averaged."""
+    """One result per group where several ran side by side; groups are never averaged."""
     if len(schedule.rate_groups) == 1:
         return []
     results = []

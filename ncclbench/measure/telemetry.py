@@ -1,20 +1,20 @@
-"""What every rank's library and GPU say of themselves, before and after a case."""
+"""The evidence of every rank before and after a case: the path that its library logged, and its GPU's state."""
 
 import time
 from collections.abc import Callable
 
 import msgspec
 
-from ncclbench.transports.base import Facts, Transport, all_gather_text
+from ncclbench.transports.base import Evidence, Transport, all_gather_text
 
-# Asking a GPU for the error counters of its 18 NVLinks takes 50 to 90 ms (docs/benchmarks.md), longer than many a case.
-# So what was said after one case is what was said before the next, if that begins within this many seconds; what
-# happens between the two counts as the next one's.
-_SERVES_SECONDS = 0.25
+# Reading the error counters of a GPU's 18 NVLinks takes 50 to 90 ms (docs/benchmarks.md), longer than many cases. If a
+# case begins within this many seconds of the one before, it uses that one's last reading. Errors between the two count
+# for the later case.
+_REUSED_SECONDS = 0.25
 
 
 class Telemetry:
-    """Asks this rank's transport, and gathers what all ranks answer; one for all cases of a run.
+    """Reads this rank's evidence and gathers that of all ranks; one object serves all cases of a run.
 
     Args:
         transport: this rank's.
@@ -22,28 +22,29 @@ class Telemetry:
     """
 
     def __init__(self, transport: Transport, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing was asked yet."""
+        """Read nothing yet."""
         self._transport, self._clock = transport, clock
-        self._answer, self._answered = "", float("-inf")
+        self._evidence, self._read_at = "", float("-inf")
 
-    def before(self) -> list[Facts]:
-        """Each rank's evidence from before a case, as `Transport.evidence` has it; empty on the host."""
-        # Each rank looks at its own clock: one that does not ask again repeats its answer.
-        if self._clock() - self._answered > _SERVES_SECONDS:
-            self._ask()
+    def before(self) -> list[Evidence]:
+        """Each rank's evidence before a case, in rank order; empty on the host."""
+        # Each rank decides by its own clock. A rank that does not read again sends its last reading.
+        if self._clock() - self._read_at > _REUSED_SECONDS:
+            self._read()
         return self._gather()
 
-    def after(self) -> list[Facts]:
-        """The same as a case ends: always asked anew."""
-        self._ask()
+    def after(self) -> list[Evidence]:
+        """Each rank's evidence after a case, always read again; empty on the host."""
+        self._read()
         return self._gather()
 
-    def _ask(self) -> None:
+    def _read(self) -> None:
         if self._transport.stream is not None:
-            self._answer = msgspec.json.encode(self._transport.evidence()).decode()
-            self._answered = self._clock()
+            self._evidence = msgspec.json.encode(self._transport.evidence()).decode()
+            self._read_at = self._clock()
 
-    def _gather(self) -> list[Facts]:
-        if self._transport.stream is None:  # there is nothing to ask
+    def _gather(self) -> list[Evidence]:
+        if self._transport.stream is None:  # a transport on the host has no evidence
             return []
-        return [msgspec.json.decode(text) for text in all_gather_text(self._transport.control, self._answer)]
+        texts = all_gather_text(self._transport.control, self._evidence)
+        return [msgspec.json.decode(text, type=Evidence) for text in texts]

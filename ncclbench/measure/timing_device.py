@@ -17,9 +17,9 @@ from ncclbench.transports.base import Call, DeviceStream, nothing
 # A stream's queue holds about a thousand launches; beyond that enqueuing would wait for the gate that waits for it.
 LAUNCH_BUDGET = 500
 # What lining up takes of it: one operation of NCCL's, with all that it brings along.
-_LINE_UP_LAUNCHES = 4
+_BARRIER_LAUNCHES = 4
 # Ends of these wait for begins: no rank is through before all have come.
-_LINES_UP = frozenset({Op.ALL_REDUCE, Op.ALL_GATHER, Op.REDUCE_SCATTER, Op.ALL_TO_ALL})
+_SYNCHRONIZING = frozenset({Op.ALL_REDUCE, Op.ALL_GATHER, Op.REDUCE_SCATTER, Op.ALL_TO_ALL})
 # The gate opens by itself after this: a peer that died must not leave a kernel spinning.
 GATE_LIMIT_SECONDS = 10.0
 # Replays between two synchronisations.
@@ -33,7 +33,7 @@ def graph_launches(nbytes: int) -> int:
     return 20 if nbytes <= 16 << 20 else 4
 
 
-def lines_up_by_itself(variants: Sequence[Schedule]) -> bool:
+def starts_together(variants: Sequence[Schedule]) -> bool:
     """Whether ranks that run `variants` back to back begin each iteration together anyway.
 
     Where the partners of a rank change, where data flow one way, or where a rank has no part in a phase, a rank begins
@@ -43,17 +43,17 @@ def lines_up_by_itself(variants: Sequence[Schedule]) -> bool:
     if len(variants) > 1 or len(variants[0].phases) > 1:
         return False
     phase = variants[0].phases[0]
-    return isinstance(phase, Collective) and phase.op in _LINES_UP
+    return isinstance(phase, Collective) and phase.op in _SYNCHRONIZING
 
 
 def gated(loop: Loop, samples: int) -> Floats:
     """Every iteration between two events, all enqueued behind a gate that opens when every rank is ready.
 
-    With `loop.line_up` a small operation of all ranks stands before each iteration, and outside of its events.
+    With `loop.device_barrier` a small operation of all ranks stands before each iteration, and outside of its events.
     """
     stream = _stream(loop)
     queued = max(sum(step.launches + 1 for step in program.steps) for program in loop.programs)
-    chunk = max(1, LAUNCH_BUDGET // (queued + 1 + loop.line_up * _LINE_UP_LAUNCHES))
+    chunk = max(1, LAUNCH_BUDGET // (queued + 1 + loop.device_barrier * _BARRIER_LAUNCHES))
     seconds = np.empty((samples, len(loop.columns)))
     with quiet_gc():
         for first in range(0, samples, chunk):
@@ -63,15 +63,15 @@ def gated(loop: Loop, samples: int) -> Floats:
 
 def _gated_chunk(loop: Loop, stream: DeviceStream, first: int, count: int) -> Floats:
     loop.refill()
-    line_up: Call = stream.line_up if loop.line_up else nothing
-    line_up()  # connects what was not yet connected, which must not happen behind a gate
+    device_barrier: Call = stream.device_barrier if loop.device_barrier else nothing
+    device_barrier()  # connects what was not yet connected, which must not happen behind a gate
     stream.synchronize()
     loop.step(first)
     loop.barrier()
     stream.hold(GATE_LIMIT_SECONDS)
     marks, late, parts = [], [], loop.parts
     for i in range(first, first + count):
-        line_up()
+        device_barrier()
         row = [stream.mark()]
         for k, step in enumerate(loop.program_of(i).steps):
             step.launch()
@@ -86,10 +86,10 @@ def _gated_chunk(loop: Loop, stream: DeviceStream, first: int, count: int) -> Fl
     loop.step(first + count)
     if stream.opened_by_itself:
         loop.remarks.add(f"a gate opened by itself after {GATE_LIMIT_SECONDS:g} s: launch costs may be in the figures")
-    seconds, places = np.full((count, len(loop.columns)), np.nan), loop.places
+    seconds, step_columns = np.full((count, len(loop.columns)), np.nan), loop.step_columns
     for i, row in enumerate(marks):
         seconds[i, 0] = stream.seconds_between(row[0], row[-1])
-        for column, (a, b) in zip(places[(first + i) % len(places)], pairwise(row), strict=False):
+        for column, (a, b) in zip(step_columns[(first + i) % len(step_columns)], pairwise(row), strict=False):
             seconds[i, column] = stream.seconds_between(a, b)
     for i, columns, seconds_of_parts in late:
         seconds[i, columns] = seconds_of_parts()

@@ -16,7 +16,7 @@ from ncclbench.analysis.summary import Floats
 from ncclbench.transports.base import DeviceStream, Program, Step
 
 Clock = Callable[[], float]
-Parts = tuple[list[int], Callable[[], Callable[[], Sequence[float]]]]
+BranchColumns = tuple[list[int], Callable[[], Callable[[], Sequence[float]]]]
 
 # nccl-tests' own default for -n.
 LAUNCHES_PER_BLOCK = 20
@@ -60,7 +60,7 @@ class Loop:
         progress: where to say how far it is.
         launches_per_block: N of the pipelined regime.
         stream: what device regimes time on; None on the host.
-        line_up: whether iterations behind a gate need something between them that lines the ranks up.
+        device_barrier: whether iterations behind a gate need something between them that lines the ranks up.
         remarks: what a reader of the figures must know; loops add to it.
     """
 
@@ -72,7 +72,7 @@ class Loop:
     progress: Progress
     launches_per_block: int = LAUNCHES_PER_BLOCK
     stream: DeviceStream | None = None
-    line_up: bool = False
+    device_barrier: bool = False
     remarks: set[str] = field(default_factory=set)
 
     def program_of(self, iteration: int) -> Program:
@@ -92,7 +92,7 @@ class Loop:
         return ["total", *labels] if len(labels) > 1 else ["total"]
 
     @property
-    def places(self) -> list[list[int]]:
+    def step_columns(self) -> list[list[int]]:
         """The columns of each program's steps; empty lists where there is only the total."""
         columns = self.columns
         return [
@@ -100,7 +100,7 @@ class Loop:
         ]
 
     @property
-    def parts(self) -> "list[dict[int, Parts]]":
+    def parts(self) -> "list[dict[int, BranchColumns]]":
         """For each program, by step: the columns of its branches, and how to ask for their durations after a launch."""
         columns = self.columns
         return [
@@ -144,7 +144,10 @@ def _single_phase(loop: Loop, samples: int) -> Floats:
 def _many_phases(loop: Loop, samples: int) -> Floats:
     finish, barrier, clock, progress = loop.programs[0].finish, loop.barrier, loop.clock, loop.progress
     turns = [[step.launch for step in program.steps] for program in loop.programs]
-    columns, parts = [np.array(places) for places in loop.places], [list(parts.values()) for parts in loop.parts]
+    columns, parts = (
+        [np.array(numbers) for numbers in loop.step_columns],
+        [list(parts.values()) for parts in loop.parts],
+    )
     seconds = np.full((samples, len(loop.columns)), np.nan)
     for i in range(samples):
         launches = turns[i % len(turns)]

@@ -1,1 +1,1 @@
-"""Who moves the data: one file a library, behind the seam in `base`."""
+"""The libraries that move the data: one file per library, behind the protocol in `base`."""

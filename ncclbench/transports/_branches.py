@@ -1,4 +1,4 @@
-"""Concurrent branches on the host: each runs in a thread of its own."""
+"""Concurrent branches on the host: one thread per branch."""
 
 import time
 import weakref
@@ -10,16 +10,16 @@ from ncclbench.transports.base import Call, Step
 
 
 class Branches:
-    """A call that runs each branch in a thread of its own, and returns when all are done.
+    """A call that runs each branch in its own thread, and returns when all are done.
 
-    The threads wait for the next iteration, and end with the program that they are part of.
+    The threads wait between iterations, and end when the program is garbage-collected.
 
     Attributes:
         seconds: from the start of the last call to the end of each branch.
     """
 
     def __init__(self, branches: Sequence[Sequence[Call]]) -> None:
-        """Start a thread for each branch, to be used again and again."""
+        """Start one thread per branch, which all calls use."""
         self._branches = branches
         pool = ThreadPoolExecutor(max_workers=len(branches), thread_name_prefix="branch")
         self._submit = pool.submit
@@ -27,7 +27,7 @@ class Branches:
         weakref.finalize(self, pool.shutdown, wait=False)
 
     def __call__(self) -> None:
-        """Run all."""
+        """Run all branches."""
         start = time.perf_counter()
         running = [
             self._submit(_run_branch, calls, self.seconds, number, start) for number, calls in enumerate(self._branches)
@@ -43,6 +43,6 @@ def _run_branch(calls: Sequence[Call], seconds: list[float], number: int, start:
 
 
 def branches_step(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
-    """The step of a concurrent phase on the host; branches that have names are timed by themselves."""
+    """The step of a concurrent phase on the host; branches with names are timed separately."""
     run = Branches(branches)
     return Step(phase.label, run, phase.names, (lambda: run.seconds.copy) if phase.names else None)

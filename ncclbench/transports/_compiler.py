@@ -1,6 +1,6 @@
 """From a schedule to ready calls: the dispatch over phase types, once for all transports.
 
-What is compiled is a list of bare calls: nothing of this module is on the stack when they are launched.
+The result is a list of bare calls. No function of this module is on the stack when they are launched.
 """
 
 from abc import ABC, abstractmethod
@@ -17,8 +17,8 @@ from ncclbench.transports._local_work import local_call
 from ncclbench.transports.base import Call, Step
 from ncclbench.transports.cuda.nccl_limits import launches_of
 
-# Which branch of a concurrent phase a phase is in: ``(b,)``, or ``()`` outside branches. What runs at the same time
-# must not share a communicator, so each branch has its own.
+# The branch of a concurrent phase that a phase belongs to: ``(b,)``, or ``()`` outside branches. Phases that run at the
+# same time must not share a communicator, so each branch has its own.
 Branch: TypeAlias = tuple[int, ...]
 
 
@@ -26,9 +26,9 @@ class PhaseCompiler(ABC):
     """Compiles one schedule for one rank; each transport has its own.
 
     Args:
-        rank: for which calls are made.
-        schedule: whose phases they are.
-        buffers: on which they work.
+        rank: the rank that makes the calls.
+        schedule: the phases to compile.
+        buffers: the buffers that the calls read and write.
     """
 
     def __init__(self, rank: int, schedule: Schedule, buffers: Buffers) -> None:
@@ -62,15 +62,15 @@ class PhaseCompiler(ABC):
 
     @abstractmethod
     def collective(self, phase: Collective, branch: Branch) -> Call:
-        """The ready call of a collective; `nothing` on a rank that is in no group of it."""
+        """The ready call of a collective; `nothing` on a rank outside its groups."""
 
     @abstractmethod
     def all_to_all_v(self, phase: AllToAllV, branch: Branch) -> Call:
-        """The ready call of an all-to-all of uneven splits; `nothing` on a rank that is in no group of it."""
+        """The ready call of an all-to-all with uneven splits; `nothing` on a rank outside its groups."""
 
     @abstractmethod
     def exchange(self, phase: Exchange, branch: Branch) -> Call:
-        """The ready call of a round of flows; `nothing` on a rank that is no end of any."""
+        """The ready call of a round of flows; `nothing` on a rank without flows."""
 
     def local(self, phase: Local | RowWork, branch: Branch) -> Call:
         """The ready call of work on the rank's own buffers."""
@@ -78,17 +78,21 @@ class PhaseCompiler(ABC):
         return local_call(phase, self.rank, self.buffers)
 
     def concurrent(self, phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
-        """The step of a concurrent phase, from its branches' calls: on the host, in threads."""
+        """The step of a concurrent phase from its branches' calls; on the host each branch is a thread."""
         return branches_step(phase, branches)
 
 
-def refuse_what_only_mpi_has(phase: Collective, who: str) -> None:
-    """A case that asks for it is skipped, on all ranks alike.
+def refuse_mpi_only(phase: Collective, library_has: str) -> None:
+    """Refuse collectives that only MPI has, on all ranks alike.
+
+    Args:
+        phase: the collective.
+        library_has: subject and verb of the message, such as "NCCL has".
 
     Raises:
-        Unable: if the collective is to be persistent, or overlapped with computing.
+        Unable: if the collective must be persistent, or overlapped with computing.
     """
     if phase.persistent:
-        raise Unable(f"{who} no persistent collectives; --transport mpi has")
+        raise Unable(f"{library_has} no persistent collectives; --transport mpi has")
     if phase.overlap:
-        raise Unable(f"{who} no overlap of a collective with computing; --transport mpi has")
+        raise Unable(f"{library_has} no overlap of a collective with computing; --transport mpi has")

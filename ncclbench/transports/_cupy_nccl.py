@@ -1,13 +1,12 @@
-"""NCCL through CuPy's own bindings: no torch in the data path, a second opinion with little above the library.
+"""NCCL through CuPy's own bindings: a second implementation without torch in the data path and with little overhead.
 
-Communicators are made from unique ids that travel over the control plane, which is gloo's or MPI's. All-to-alls,
-gathers and scatters are grouped sends and receives, as NCCL has them.
+The unique ids of communicators are exchanged over the control network by gloo. All-to-alls, gathers and scatters are
+grouped sends and receives, as NCCL defines them.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ except ImportError as error:
         f"the cupy_nccl transport needs CuPy for this machine's CUDA, cupy-cuda13x or cupy-cuda12x: {error}"
     ) from error
 
-from ncclbench.buffers.arrays import Buffers
+from ncclbench.buffers.arrays import Buffers, device_address
 from ncclbench.buffers.kinds import Device
 from ncclbench.buffers.nccl_library import NcclLibrary, first_trouble, loaded_nccl
 from ncclbench.buffers.nccl_mem_alloc import BLOCKS
@@ -29,11 +28,11 @@ from ncclbench.errors import TransportError, Unable
 from ncclbench.schedule.dtypes import Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Op
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_what_only_mpi_has
-from ncclbench.transports.base import Call, Control, Facts, Program, RankIdentity, Step, Transport, nothing
+from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_mpi_only
+from ncclbench.transports.base import Call, Control, Evidence, Facts, Program, RankIdentity, Step, Transport, nothing
 from ncclbench.transports.capabilities import Capabilities
 from ncclbench.transports.cuda.cupy_types import Communicator, CupyStream
-from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu
+from ncclbench.transports.cuda.gpu_ownership import choose_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports.cuda.nccl_limits import branches_launches
 from ncclbench.transports.cuda.nccl_log import NcclLog
 from ncclbench.transports.cuda.nvml import gpu_identity, gpu_state
@@ -46,7 +45,7 @@ _DTYPES = {
     **{"float16": 6, "float32": 7, "float64": 8, "bfloat16": 9, "float8_e4m3fn": 10, "float8_e5m2": 11},
 }
 _BYTES = 1
-# NCCL_UNIQUE_ID_BYTES of nccl.h. CuPy 14 has unique ids as bytes, older ones as a tuple of signed chars.
+# NCCL_UNIQUE_ID_BYTES of nccl.h. A unique id is bytes in CuPy 14, and a tuple of signed chars before.
 _ID_BYTES = 128
 _IDS_ARE_BYTES = int(cupy.__version__.split(".")[0]) >= 14
 _REDOPS = {Redop.SUM: 0, Redop.PROD: 1, Redop.MAX: 2, Redop.MIN: 3, Redop.AVG: 4}
@@ -56,11 +55,11 @@ def open_transport(capabilities: Capabilities, identity: RankIdentity, timeout: 
     """Join the job as `identity`.
 
     Raises:
-        EnvironmentFault: if there is no GPU for this rank, or nothing to meet the other ranks over.
+        EnvironmentFault: if there is no GPU for this rank, or no rendezvous with the other ranks.
     """
     from ncclbench.transports.gloo import open_transport as open_gloo
 
-    device = claim_gpu(identity, cupy_gpus("--transport gloo"))
+    device = choose_gpu(identity, cupy_gpus("--transport gloo"))
     log = NcclLog.switch_on()
     on_cpus = open_gloo("gloo", identity, timeout)
     cupy.cuda.Device(device).use()
@@ -77,32 +76,32 @@ class CupyNcclTransport(Transport):
     def __init__(
         self, capabilities: Capabilities, identity: RankIdentity, on_cpus: Transport, log: NcclLog, sharing: int = 1
     ) -> None:
-        """Use the transport `on_cpus` for control messages and barriers; `sharing` ranks have one GPU."""
+        """Use the transport `on_cpus` for control messages and barriers; `sharing` ranks share each GPU."""
         self.capabilities, self.name = capabilities, capabilities.name
         self.ranks_per_gpu = sharing
         self.rank, self.world_size = identity.rank, identity.world_size
         self._on_cpus = on_cpus
         self.control: Control = on_cpus.control
         self._cupy_stream: CupyStream = cupy.cuda.Stream(non_blocking=True)
-        self.stream = CudaStream(self._cupy_stream, line_up=self._all_reduce_token)
+        self.stream = CudaStream(self._cupy_stream, device_barrier=self._all_reduce_token)
         self._pci = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
         self._log = log
         self._communicators: dict[tuple[tuple[int, ...], Branch], Communicator | None] = {}
         self._branch_streams: dict[Branch, CupyStream] = {(): self._cupy_stream}
-        world = self.communicator(tuple(range(self.world_size)))  # set-up is eager, not inside the first case
+        world = self.communicator(tuple(range(self.world_size)))  # connect now, not in the first case
         assert world is not None, "this rank is in the world"
         self._world = world
         self._token = cupy.zeros(1, np.int32)
         self._library = NcclLibrary.only()
 
     def communicator(self, ranks: tuple[int, ...], branch: Branch = ()) -> Communicator | None:
-        """The communicator of `ranks`, or None on others; all ranks of the job ask in the same order.
+        """The communicator of `ranks`; None on other ranks. All ranks of the job call this in the same order.
 
-        What runs at the same time must not share one, so each branch of a concurrent phase has its own.
+        Branches of a concurrent phase run at the same time, so each has its own communicator.
         """
         key = ranks, branch
         if key not in self._communicators:
-            # An id is a socket that listens and a thread that waits until all members have come: one rank makes it.
+            # An id opens a listening socket and a thread that waits for all members, so only one rank makes it.
             fresh = nccl.get_unique_id() if ranks[0] == self.rank else bytes(_ID_BYTES)
             mine = np.array([b & 0xFF for b in fresh], np.uint8)
             shared = self.control.all_gather(mine)[ranks[0]]
@@ -113,11 +112,11 @@ class CupyNcclTransport(Transport):
         return self._communicators[key]
 
     def _all_reduce_token(self) -> None:
-        token = address(self._token)
+        token = device_address(self._token)
         self._world.allReduce(token, token, 1, _DTYPES["int32"], _REDOPS[Redop.SUM], self._cupy_stream.ptr)
 
     def stream_of(self, branch: Branch) -> CupyStream:
-        """The stream that a branch's phases are launched on; outside branches the transport's own."""
+        """The stream of a branch; outside branches the transport's own."""
         if branch not in self._branch_streams:
             self._branch_streams[branch] = cupy.cuda.Stream(non_blocking=True)
         return self._branch_streams[branch]
@@ -129,14 +128,13 @@ class CupyNcclTransport(Transport):
         return Program(steps, finish=self.stream.synchronize)
 
     def _addresses(self) -> list[int]:
-        """Where NCCL has this rank's communicators; of a copy, since the watchdog asks while more are made."""
+        """NCCL's pointers to this rank's communicators; from a copy, since the watchdog calls this from its thread."""
         return [int(made.comm) for made in list(self._communicators.values()) if made is not None]
 
     def branches_step(self, phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
-        """Branches on streams of their own, all issued by this one thread.
+        """One stream per branch; this thread issues all of them.
 
-        NCCL needs communicators that run at the same time to be issued in the same order on all ranks; threads would
-        not keep one.
+        NCCL needs the calls of concurrent communicators in the same order on all ranks. Threads would not keep it.
         """
         main, marks = self._cupy_stream, BranchMarks()
         streams = [self.stream_of((b,)) for b in range(len(branches))]
@@ -157,7 +155,7 @@ class CupyNcclTransport(Transport):
         return Step(phase.label, run, phase.names, marks.last if phase.names else None, launches)
 
     def trouble(self) -> str | None:
-        """An asynchronous error of NCCL, behind which its kernels would wait for ever."""
+        """An asynchronous error of NCCL, after which its kernels never end."""
         return first_trouble(self._library, self._addresses()) if self._library else None
 
     def barrier(self) -> None:
@@ -166,7 +164,7 @@ class CupyNcclTransport(Transport):
 
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
-        """Errors of NCCL, CUDA and the control plane become a `TransportError`."""
+        """Convert errors of NCCL, CUDA and the control transport to a `TransportError`."""
         try:
             with self._on_cpus.translating(what):
                 yield
@@ -186,12 +184,12 @@ class CupyNcclTransport(Transport):
             "control": dict(self._on_cpus.describe()),
         }
 
-    def evidence(self) -> Facts:
+    def evidence(self) -> Evidence:
         """NCCL's log so far, and the GPU's state."""
-        return {"path": self._log.read(), "gpu": gpu_state(self._pci)}
+        return Evidence(path=self._log.read(), gpu=gpu_state(self._pci))
 
     def close(self) -> None:
-        """Give the communicators back, and leave the job."""
+        """Destroy the communicators and leave the job."""
         self.stream.synchronize()
         self._log.remove()
         BLOCKS.deregister_all()
@@ -212,7 +210,7 @@ class _CupyCompiler(PhaseCompiler):
 
     def collective(self, phase: Collective, branch: Branch) -> Call:
         """One call of the op's function, or a group of sends and receives where NCCL has none."""
-        refuse_what_only_mpi_has(phase, "NCCL has")
+        refuse_mpi_only(phase, "NCCL has")
         refuse_float8_here(phase, self.dtype)
         _, member, comm = self._join(phase, branch)
         if comm is None:
@@ -227,11 +225,11 @@ class _CupyCompiler(PhaseCompiler):
         return self._uneven_call(phase, group, member, comm, self._transport.stream_of(branch).ptr)
 
     def concurrent(self, phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
-        """Branches on streams of their own."""
+        """One stream per branch."""
         return self._transport.branches_step(phase, branches)
 
     def _join(self, phase: Collective | AllToAllV, branch: Branch) -> tuple[int, int, Communicator | None]:
-        """This rank's group in a phase, its place in that, and the communicator; (-1, -1, None) in no group."""
+        """This rank's group in a phase, its index there, and the communicator; (-1, -1, None) outside all groups."""
         found: tuple[int, int, Communicator | None] = -1, -1, None
         for g, ranks in enumerate(phase.groups.tolist()):
             communicator = self._transport.communicator(tuple(ranks), branch)
@@ -241,8 +239,8 @@ class _CupyCompiler(PhaseCompiler):
 
     def _collective_call(self, phase: Collective, me: int, comm: Communicator, stream: int) -> Call:
         dtype, buffers = self.dtype, self.buffers
-        send, recv = address(buffers[phase.read]), address(buffers[phase.write])
-        # What is only moved is bytes to an NCCL that has no floats of 8 bits.
+        send, recv = device_address(buffers[phase.read]), device_address(buffers[phase.write])
+        # 8-bit elements that are only moved are sent as bytes, since older versions of NCCL have no 8-bit floats.
         moved = dtype.itemsize == 1 and phase.op not in REDUCING
         kind, redop, count = _BYTES if moved else _DTYPES[dtype.name], _REDOPS[phase.redop], phase.count
         match phase.op:
@@ -265,7 +263,7 @@ class _CupyCompiler(PhaseCompiler):
         buffers = self.buffers
         sent, received = phase.splits(group, me)
         starts, lands = np.cumsum(sent) - sent, np.cumsum(received) - received
-        send, recv = address(buffers[phase.read]), address(buffers[phase.write])
+        send, recv = device_address(buffers[phase.read]), device_address(buffers[phase.write])
         peers = range(phase.groups.shape[1])
         sends = [(send + int(starts[p]), int(sent[p]), p) for p in peers if sent[p]]
         receives = [(recv + int(lands[p]), int(received[p]), p) for p in peers if received[p]]
@@ -276,7 +274,7 @@ class _CupyCompiler(PhaseCompiler):
         transport, buffers = self._transport, self.buffers
         comm = transport.communicator(tuple(range(transport.world_size)), branch)
         assert comm is not None, "this rank is in the world"
-        send, recv = address(buffers[phase.read]), address(buffers[phase.write])
+        send, recv = device_address(buffers[phase.read]), device_address(buffers[phase.write])
         sends = [
             (send + int(phase.send_offset[k]), int(phase.nbytes[k]), int(phase.dst[k]))
             for k in np.flatnonzero(phase.src == self.rank)
@@ -286,11 +284,6 @@ class _CupyCompiler(PhaseCompiler):
             for k in np.flatnonzero(phase.dst == self.rank)
         ]
         return _grouped(comm, transport.stream_of(branch).ptr, sends, receives)
-
-
-def address(array: Any) -> int:
-    """Where a CuPy array lies on the device."""
-    return int(array.data.ptr)
 
 
 def _grouped(
@@ -316,11 +309,11 @@ def _shard_messages(
 ) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
     """Sends and receives of an op that moves shards between pairs: all_to_all, gather, scatter."""
     peers, root = range(phase.members), phase.root
-    everyone_out = [(send + p * shard, shard, p) for p in peers]
-    everyone_in = [(recv + p * shard, shard, p) for p in peers]
+    sends_to_all = [(send + p * shard, shard, p) for p in peers]
+    receives_from_all = [(recv + p * shard, shard, p) for p in peers]
     if phase.op is Op.ALL_TO_ALL:
-        return everyone_out, everyone_in
+        return sends_to_all, receives_from_all
     if phase.op is Op.GATHER:
-        return [(send, shard, root)], everyone_in if me == root else []
+        return [(send, shard, root)], receives_from_all if me == root else []
     assert phase.op is Op.SCATTER
-    return everyone_out if me == root else [], [(recv, shard, root)]
+    return sends_to_all if me == root else [], [(recv, shard, root)]

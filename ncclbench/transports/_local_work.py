@@ -1,4 +1,4 @@
-"""Work on a rank's own buffers, as ready calls: the kernels of `Local`; those of `RowWork` are in `_row_work`."""
+"""Ready calls for work on a rank's own buffers: the kernels of `Local`. Those of `RowWork` are in `_row_work`."""
 
 from functools import partial
 from typing import assert_never
@@ -15,10 +15,10 @@ from ncclbench.transports.base import Call
 
 
 def local_call(phase: Local | RowWork, rank: int, buffers: Buffers) -> Call:
-    """The ready call of a phase that stays on a rank; works on NumPy and on CuPy arrays.
+    """The ready call of a phase that stays on one rank, on NumPy or CuPy arrays.
 
     Raises:
-        Unable: if it adds elements on a GPU.
+        Unable: if the phase adds elements on a GPU.
     """
     if isinstance(phase, RowWork):
         return row_call(phase, rank, buffers)
@@ -27,7 +27,7 @@ def local_call(phase: Local | RowWork, rank: int, buffers: Buffers) -> Call:
         case Kernel.COPY:
             return partial(_copy, write[:count], read[:count])
         case Kernel.REDUCE_CHUNKS:
-            # CuPy has no bfloat16: buffers on a GPU are bits, whose sums mean nothing.
+            # CuPy has no bfloat16. Buffers on a GPU hold the bits as integers, which cannot be added as floats.
             if not isinstance(write, np.ndarray):
                 raise Unable(
                     f"{phase.label}: reduce_chunks runs on the host only; --transport gloo, mpi or threads have it"

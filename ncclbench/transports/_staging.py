@@ -1,12 +1,11 @@
-"""GPU buffers over MPI: given to the library as they are where it can read them, or staged through the host.
+"""GPU buffers over MPI: passed to the library directly where it can read them, or staged through the host.
 
-An MPI that knows CUDA takes device pointers; any other one crashes on them. So the library is asked first, and only
-if it says yes a small transfer is tried, and what arrived is looked at. Otherwise each phase copies what it sends to
-pinned host memory, lets MPI move that, and copies what it received back; all of that is timed, and the record says
-``"staged": true``.
+A CUDA-aware MPI takes device pointers; any other MPI crashes on them. The library is therefore queried first. If it says
+yes, a small transfer is tried and its result checked. Otherwise each phase copies its data to pinned host memory, MPI
+moves that, and the phase copies the received data back. All of it is timed, and the record has ``"staged": true``.
 
-MPI knows nothing of streams: whatever was enqueued must be done before MPI may read, so the stream is synchronised
-before every call.
+MPI does not know streams. Everything enqueued must be complete before MPI reads, so the stream is synchronised before
+every call.
 """
 
 import ctypes
@@ -25,25 +24,25 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.schedule.symbolic_trace import pieces
 from ncclbench.transports.base import Call, Split
 
-# A stretch of a buffer in bytes: start and stop.
-Stretch = tuple[int, int]
+# A range of a buffer in bytes: start and stop.
+ByteRange = tuple[int, int]
 
 _MPICH_CUDA = 0  # MPIX_GPU_SUPPORT_CUDA
 
 
 class Memory(Protocol):
-    """What staging needs of a device; tests bring their own.
+    """The device operations that staging needs; tests have their own implementation.
 
     Attributes:
-        identity: what no two GPUs have in common.
-        pci: its address on the bus.
+        identity: unique for each GPU.
+        pci: its PCI address.
     """
 
     identity: str
     pci: str
 
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
-        """Host memory that the device copies from and to without a detour."""
+        """Page-locked host memory, which the device reads and writes directly."""
 
     def to_host(self, host: Array, device: Array) -> None:
         """Enqueue a copy of bytes; both have the same length."""
@@ -52,7 +51,7 @@ class Memory(Protocol):
         """Enqueue a copy of bytes; both have the same length."""
 
     def synchronize(self) -> None:
-        """Wait until everything enqueued is done."""
+        """Wait until all enqueued work is done."""
 
 
 class CupyMemory:
@@ -63,7 +62,7 @@ class CupyMemory:
     """
 
     def __init__(self, device: int) -> None:
-        """Make the GPU current, and a stream on it."""
+        """Make the GPU current, with a new stream."""
         import cupy
 
         from ncclbench.transports.cuda.stream import gpu_id, make_current
@@ -76,7 +75,7 @@ class CupyMemory:
         make_current(self.stream)
 
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
-        """Page-locked host memory, given back with the array."""
+        """Page-locked host memory, freed with the array."""
         return pinned_bytes(nbytes)
 
     def to_host(self, host: Array, device: Any) -> None:
@@ -96,7 +95,7 @@ class CupyMemory:
 
 
 def library_says_cuda(maps: Path = Path("/proc/self/maps")) -> bool:
-    """Whether the MPI library in this process says that it takes device pointers: Open MPI's question, or MPICH's."""
+    """Whether the MPI library in this process says that it takes device pointers, by Open MPI's or MPICH's query."""
     for path in sorted(
         {line.split()[-1] for line in maps.read_text().splitlines() if "libmpi" in line and "/" in line}
     ):
@@ -114,13 +113,13 @@ def library_says_cuda(maps: Path = Path("/proc/self/maps")) -> bool:
 
 
 def transfer_arrives(memory: Memory, send: Array, recv: Array, exchange: Callable[[Array, Array], object]) -> bool:
-    """Whether a small transfer between two device buffers of bytes arrives whole.
+    """Whether a small transfer between two device buffers of bytes arrives complete.
 
     Args:
         memory: the device.
-        send: is filled with a pattern.
-        recv: must hold it afterwards; it is filled with something else before.
-        exchange: has MPI send one into the other.
+        send: filled with a pattern before the transfer.
+        recv: filled with other values before; must hold the pattern afterwards.
+        exchange: sends the first buffer into the second by MPI.
     """
     host = memory.pinned(len(send))
     pattern = np.resize(np.arange(251, dtype=np.uint8), len(send))
@@ -135,13 +134,16 @@ def transfer_arrives(memory: Memory, send: Array, recv: Array, exchange: Callabl
 
 
 class Staging:
-    """Host twins of a schedule's device buffers, and calls that go through them.
+    """Host copies of a schedule's device buffers, and calls that go through them.
 
     Args:
         memory: the device.
-        schedule: whose buffers they are.
-        buffers: on the device.
+        schedule: the schedule that uses the buffers.
+        buffers: the buffers on the device.
         rank: this rank.
+
+    Attributes:
+        twins: the buffers on the host, by the same names.
     """
 
     def __init__(self, memory: Memory, schedule: Schedule, buffers: Buffers, rank: int) -> None:
@@ -152,25 +154,25 @@ class Staging:
         self.twins: Buffers = {name: host.view(schedule.dtype.numpy) for name, host in self._host.items()}
 
     def around(self, phase: SimplePhase, call: Call) -> Call:
-        """`call` works on the twins; what is returned works on the device's buffers."""
+        """`call`, which works on the host copies, as a call on the device's buffers."""
         reads = merged(sent_by(phase, self._rank, self._itemsize))
         writes = merged(written_by(phase, self._rank, self._itemsize))
 
-        def bring() -> None:
+        def copy_to_host() -> None:
             for start, stop in reads:
                 self._memory.to_host(self._host[phase.read][start:stop], self._device[phase.read][start:stop])
             self._memory.synchronize()
 
-        def take_back() -> None:
+        def copy_to_device() -> None:
             for start, stop in writes:
                 self._memory.to_device(self._device[phase.write][start:stop], self._host[phase.write][start:stop])
             self._memory.synchronize()
 
-        return _between(bring, call, take_back)
+        return _between(copy_to_host, call, copy_to_device)
 
 
 def after_synchronising(memory: Memory, call: Call) -> Call:
-    """`call` works on device buffers, once all that was enqueued before it is done."""
+    """`call`, which works on device buffers, after all work enqueued before it is done."""
     return _between(memory.synchronize, call, None)
 
 
@@ -188,8 +190,8 @@ def _all_of(*calls: Call) -> Call:
     return run
 
 
-def sent_by(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[Stretch]:
-    """What `phase` reads of a rank's `read` buffer, in bytes."""
+def sent_by(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[ByteRange]:
+    """The ranges of its `read` buffer that a rank reads in `phase`."""
     match phase:
         case Exchange():
             for k in np.flatnonzero(phase.src == rank):
@@ -201,23 +203,23 @@ def sent_by(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[Stretch]:
         case Collective():
             if np.any(phase.groups == rank):
                 yield 0, phase.read_count * itemsize
-        case Local() | RowWork():  # these run where the buffers are
+        case Local() | RowWork():  # these run on the device
             return
         case _:
             assert_never(phase)
 
 
-def written_by(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[Stretch]:
-    """What `phase` writes of a rank's `write` buffer, in bytes: nothing else may be copied back over."""
+def written_by(phase: SimplePhase, rank: int, itemsize: int) -> Iterator[ByteRange]:
+    """The ranges of its `write` buffer that a rank writes in `phase`; nothing else may be copied back."""
     for piece in pieces(phase, rank, itemsize):
-        if piece.sources:  # what a library may leave as it likes need not be brought back
+        if piece.sources:  # without sources the content is undefined, and is not copied back
             yield piece.start * itemsize, piece.stop * itemsize
 
 
-def merged(stretches: Iterator[Stretch]) -> list[Stretch]:
-    """The same bytes in as few stretches as there can be; empty ones are dropped."""
-    joined: list[Stretch] = []
-    for start, stop in sorted(stretches):
+def merged(ranges: Iterator[ByteRange]) -> list[ByteRange]:
+    """The same bytes in the fewest ranges, without empty ones."""
+    joined: list[ByteRange] = []
+    for start, stop in sorted(ranges):
         if start == stop:
             continue
         if joined and start <= joined[-1][1]:

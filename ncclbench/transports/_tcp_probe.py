@@ -1,7 +1,7 @@
-"""Whether other ranks answer on the network that is measured: a TCP connection to each, made and closed again.
+"""Test of which ranks answer on the measured network: a TCP connection to each is made and closed.
 
-The library itself cannot be asked: gloo's messages cannot be polled, and one that runs into its time limit breaks
-every other of the same group.
+The library itself cannot test this: gloo's messages cannot be polled, and a message that exceeds its time limit breaks
+all others of its group.
 """
 
 import errno
@@ -23,7 +23,7 @@ class Listeners:
     """One listening socket per rank on the measured network, and the addresses of all.
 
     Args:
-        control: over which the addresses are exchanged; all ranks make theirs at the same time.
+        control: exchanges the addresses; all ranks create their `Listeners` at the same time.
         interface: the network interface of the measured network on this rank.
 
     Raises:
@@ -31,15 +31,15 @@ class Listeners:
     """
 
     def __init__(self, control: Control, interface: str) -> None:
-        """Listen on this rank, and learn where the others listen."""
+        """Listen on this rank, and gather the addresses of all ranks."""
         self._address = address_of_interface(interface)
         self._listener = socket.create_server((self._address, 0), backlog=4096)
         self._listener.setblocking(False)
         texts = all_gather_text(control, msgspec.json.encode(self._listener.getsockname()).decode())
         self._addresses = [msgspec.json.decode(text, type=tuple[str, int]) for text in texts]
 
-    def silent(self, ranks: Sequence[int], seconds: float) -> list[int]:
-        """Those of `ranks` with which no connection comes about within `seconds`; the kernel answers for them."""
+    def unreachable(self, ranks: Sequence[int], seconds: float) -> list[int]:
+        """Those of `ranks` that accept no connection within `seconds`; their kernels accept, so the ranks may be busy."""
         selector = selectors.DefaultSelector()
         missing = set(ranks)
         for rank in ranks:
@@ -66,11 +66,11 @@ class Listeners:
         return sorted(missing)
 
     def _clear(self) -> None:
-        """Accept and close the connections of others, which have closed them already."""
+        """Accept and close the connections of other ranks, which have already closed them."""
         with suppress(OSError):
             while True:
                 self._listener.accept()[0].close()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._listener.close()

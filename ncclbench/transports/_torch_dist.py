@@ -1,16 +1,15 @@
 """torch.distributed: gloo on CPUs, NCCL on GPUs, one implementation.
 
-Differences between torch versions are dealt with here: 2.13 deprecates ``reduce_scatter_tensor`` and
+Differences between torch versions are handled here: 2.13 deprecates ``reduce_scatter_tensor`` and
 ``all_gather_into_tensor`` for ``*_single`` names.
 """
 
 import datetime
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +25,12 @@ from ncclbench.errors import EnvironmentFault, TransportError, Unable
 from ncclbench.schedule.dtypes import Array, Redop
 from ncclbench.schedule.phases import REDUCING, AllToAllV, Collective, Concurrent, Exchange, Op
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_what_only_mpi_has
+from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_mpi_only
 from ncclbench.transports._tcp_probe import Listeners
 from ncclbench.transports.base import (
     CONTROL_NETWORK,
     Call,
+    Evidence,
     Facts,
     Program,
     RankIdentity,
@@ -39,7 +39,7 @@ from ncclbench.transports.base import (
     nothing,
 )
 from ncclbench.transports.capabilities import Capabilities
-from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu, refuse_shared
+from ncclbench.transports.cuda.gpu_ownership import choose_gpu, cupy_gpus, ranks_per_gpu, refuse_shared
 from ncclbench.transports.cuda.nccl_limits import branches_launches
 from ncclbench.transports.cuda.nccl_log import NcclLog
 from ncclbench.transports.cuda.nvml import gpu_identity, gpu_state
@@ -50,9 +50,9 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 _GLOO_NETWORK = "GLOO_SOCKET_IFNAME"
 
-# What torch's backends do not know, or not all of them, and what it travels as where it is only moved.
+# Types that some of torch's backends lack, and the type that carries them where they are only moved.
 _MOVED_AS = {"float8_e4m3fn": "uint8", "float8_e5m2": "uint8", "uint32": "int32", "uint64": "int64"}
-_ADDED_NOWHERE = ("uint32", "uint64")
+_NEVER_REDUCED = ("uint32", "uint64")
 
 _REDOPS = {
     Redop.SUM: dist.ReduceOp.SUM,
@@ -67,24 +67,24 @@ def open_transport(capabilities: Capabilities, identity: RankIdentity, timeout: 
     """Join the job as `identity` with the backend that `capabilities` names, ``gloo`` or ``nccl``.
 
     Raises:
-        EnvironmentFault: if the backend is not in this torch, there is no GPU for this rank, or the ranks do not meet.
+        EnvironmentFault: if the backend is not in this torch, there is no GPU for this rank, or the rendezvous fails.
     """
     name, limit = capabilities.name, datetime.timedelta(seconds=timeout)
     if os.environ.get(CONTROL_NETWORK):
-        # Connections are made at first use: a link that is down must not keep the others from being measured.
+        # Connect at first use: a link that is down must not prevent the measurement of the others.
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     available = dist.is_nccl_available() if name == "nccl" else dist.is_gloo_available()
     if not available:
         raise EnvironmentFault(f"this torch ({torch.__version__}) was built without {name}; use --transport gloo")
-    device, log = (_claim_gpu(identity), NcclLog.switch_on()) if name == "nccl" else (None, None)
+    device, log = (_choose_gpu(identity), NcclLog.switch_on()) if name == "nccl" else (None, None)
     try:
-        store = _meet(identity, limit)
+        store = _open_store(identity, limit)
         if device is not None:
             from ncclbench.transports.cuda.stream import gpu_id
 
-            # torchrun's store outlives the ranks that it starts again.
-            board = PrefixStore(f"gpus/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-            refuse_shared(board, identity.rank, identity.world_size, gpu_id(device.index))
+            # torchrun's store is kept when torchrun restarts the ranks.
+            shared = PrefixStore(f"gpus/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            refuse_shared(shared, identity.rank, identity.world_size, gpu_id(device.index))
         dist.init_process_group(
             name, store=store, rank=identity.rank, world_size=identity.world_size, timeout=limit, device_id=device
         )
@@ -93,9 +93,9 @@ def open_transport(capabilities: Capabilities, identity: RankIdentity, timeout: 
         raise TransportError(f"rank {identity.rank} could not join the {name} job: {first_line(error)}") from error
 
 
-def _meet(identity: RankIdentity, limit: datetime.timedelta) -> Store:
-    """The store that all ranks have in common."""
-    if identity.address is None:  # torchrun has one, whose address it tells by variables
+def _open_store(identity: RankIdentity, limit: datetime.timedelta) -> Store:
+    """The store that all ranks share."""
+    if identity.address is None:  # torchrun has a store, and names its address in variables
         store: Store
         store, _, _ = next(rendezvous("env://", identity.rank, identity.world_size, timeout=limit))
         store.set_timeout(limit)
@@ -111,18 +111,18 @@ def _meet(identity: RankIdentity, limit: datetime.timedelta) -> Store:
     )
 
 
-def _claim_gpu(identity: RankIdentity) -> torch.device:
+def _choose_gpu(identity: RankIdentity) -> torch.device:
     """This rank's GPU, made current for torch and for CuPy."""
     cupy_gpus("--transport gloo")
-    # Our watchdog names who failed; torch's own would end this process with SIGABRT before it can.
+    # The watchdog names the rank that failed. torch's own would end this process with SIGABRT before that.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    index = claim_gpu(identity, torch.cuda.device_count())
+    index = choose_gpu(identity, torch.cuda.device_count())
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
 class _TorchGraphs:
-    """Graphs by torch, whose process groups have rules of their own about being captured."""
+    """CUDA graphs by torch, whose process groups have their own rules for capture."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         """Capture on `stream`."""
@@ -138,7 +138,7 @@ class _TorchGraphs:
 
 
 class TorchControl:
-    """Control messages over a gloo group of their own, whatever backend is measured."""
+    """Control messages over their own gloo group, for every backend."""
 
     def __init__(self, group: dist.ProcessGroup | None, rank: int, world_size: int) -> None:
         """Use `group`, a process group that holds all ranks."""
@@ -146,31 +146,31 @@ class TorchControl:
 
     def gather(self, array: Array) -> Array | None:
         """All ranks' arrays, on rank 0."""
-        mine = torch.from_numpy(np.ascontiguousarray(array))
-        everyone = [torch.empty_like(mine) for _ in range(self._world_size)] if self._rank == 0 else None
-        dist.gather(mine, everyone, dst=0, group=self.group)
-        return torch.stack(everyone).numpy() if everyone else None
+        own = torch.from_numpy(np.ascontiguousarray(array))
+        gathered = [torch.empty_like(own) for _ in range(self._world_size)] if self._rank == 0 else None
+        dist.gather(own, gathered, dst=0, group=self.group)
+        return torch.stack(gathered).numpy() if gathered else None
 
     def all_gather(self, array: Array) -> Array:
         """All ranks' arrays, on every rank."""
-        mine = torch.from_numpy(np.array(array))
-        everyone = [torch.empty_like(mine) for _ in range(self._world_size)]
-        dist.all_gather(everyone, mine, group=self.group)
-        stacked: Array = torch.stack(everyone).numpy()
+        own = torch.from_numpy(np.array(array))
+        gathered = [torch.empty_like(own) for _ in range(self._world_size)]
+        dist.all_gather(gathered, own, group=self.group)
+        stacked: Array = torch.stack(gathered).numpy()
         return stacked
 
     def broadcast(self, array: Array) -> Array:
         """Rank 0's array, on every rank."""
-        mine = torch.from_numpy(np.array(array))
-        dist.broadcast(mine, src=0, group=self.group)
-        return np.asarray(mine.numpy())
+        own = torch.from_numpy(np.array(array))
+        dist.broadcast(own, src=0, group=self.group)
+        return np.asarray(own.numpy())
 
 
 def _control_group() -> tuple[dist.ProcessGroup | None, bool]:
-    """A gloo group for control messages, and whether it has a network of its own.
+    """A gloo group for control messages, and whether it uses a separate network.
 
-    gloo looks at ``GLOO_SOCKET_IFNAME`` whenever a group is made. ``NCCLBENCH_CONTROL_IFNAME`` names another interface
-    for this one, so that control messages neither queue behind those that are measured nor end with their link.
+    gloo reads ``GLOO_SOCKET_IFNAME`` whenever a group is made. ``NCCLBENCH_CONTROL_IFNAME`` names another interface for
+    this group. Control messages then do not queue behind measured ones, and do not fail with their link.
     """
     network = os.environ.get(CONTROL_NETWORK)
     if not network:
@@ -199,7 +199,7 @@ class TorchTransport(Transport):
         self._start_group: dist.ProcessGroup | None = control_group if apart or name == "nccl" else None
         self._messages = TorchControl(control_group, self.rank, self.world_size)
         self.control = self._messages
-        # Without a network of its own for control messages a job does not outlive a dead link anyway.
+        # Without a separate control network, a dead link ends the job anyway.
         measured = os.environ.get(_GLOO_NETWORK) if apart and name == "gloo" else None
         self._listeners = Listeners(self.control, measured) if measured else None
         self._groups: dict[tuple[tuple[int, ...], tuple[int, ...]], dist.ProcessGroup] = {}
@@ -209,7 +209,7 @@ class TorchTransport(Transport):
             self._open_device(log)
 
     def _open_device(self, log: NcclLog) -> None:
-        """One stream for everything that is timed, CuPy's and torch's at once."""
+        """Use one stream for everything that is timed, in CuPy and in torch."""
         import cupy
 
         from ncclbench.transports.cuda.stream import CudaStream, gpu_id
@@ -235,21 +235,22 @@ class TorchTransport(Transport):
         return Program(steps, finish=self.stream.synchronize)
 
     def _addresses(self) -> list[int]:
-        """Where NCCL has this rank's communicators, as far as this torch tells and they have been made."""
+        """NCCL's pointers to this rank's communicators: those that exist, if this version of torch has them."""
         found = []
         for group in (dist.group.WORLD, *self._groups.values()):
-            backend: Any = group._get_backend(torch.device("cuda")) if isinstance(group, dist.ProcessGroup) else None
-            found.append(int(backend._comm_ptr()) if hasattr(backend, "_comm_ptr") else 0)
+            backend = group._get_backend(torch.device("cuda")) if isinstance(group, dist.ProcessGroup) else None
+            pointer: Callable[[], int] | None = getattr(backend, "_comm_ptr", None)
+            found.append(int(pointer()) if pointer is not None else 0)
         return [address for address in found if address]
 
     def trouble(self) -> str | None:
-        """An asynchronous error of NCCL, behind which its kernels would wait for ever."""
+        """An asynchronous error of NCCL, after which its kernels never end."""
         return first_trouble(self._library, self._communicators) if self._library else None
 
     def group(self, ranks: tuple[int, ...], branch: Branch) -> dist.ProcessGroup | None:
-        """The process group of `ranks`, made at first need; all ranks of the job ask in the same order.
+        """The process group of `ranks`, made when first needed; all ranks of the job call this in the same order.
 
-        The world is None, as in the calls that users write: torch looks at a named group at every call.
+        The world is None, as in the calls that users write: torch looks up a named group at every call.
         """
         if ranks == tuple(range(self.world_size)) and not branch:
             return None
@@ -260,20 +261,21 @@ class TorchTransport(Transport):
     def barrier(self) -> None:
         """Wait for all ranks, on the CPU.
 
-        With gloo the barrier uses the measured group itself: a gloo group has worker threads of its own, and after a
-        barrier on another group they would still be asleep when the first call arrives (20 us at 1 KiB). Where control
-        messages have a network of their own the barrier goes there: on the measured one its last messages would queue
-        behind the data of ranks that have passed it already.
+        With gloo the barrier uses the measured group itself. Each gloo group has its own worker threads. After a barrier
+        on another group these would still sleep when the first call arrives (20 us at 1 KiB).
+
+        With a separate control network the barrier goes there. On the measured network, its last messages would queue
+        behind the data of ranks that have already passed it.
         """
         dist.barrier(group=self._start_group)
 
-    def silent(self, ranks: Sequence[int], seconds: float) -> list[int]:
-        """Those of `ranks` that do not answer on the measured network; none where that is the control network too."""
-        return self._listeners.silent(ranks, seconds) if self._listeners else []
+    def unreachable(self, ranks: Sequence[int], seconds: float) -> list[int]:
+        """Those of `ranks` that do not answer on the measured network; empty if control messages use it as well."""
+        return self._listeners.unreachable(ranks, seconds) if self._listeners else []
 
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
-        """Torch's RuntimeErrors become a `TransportError`."""
+        """Convert torch's RuntimeErrors to a `TransportError`."""
         try:
             yield
         except RuntimeError as error:
@@ -284,27 +286,28 @@ class TorchTransport(Transport):
         versions = {"transport": self.name, "torch": str(torch.__version__), "numpy": np.__version__}
         if self.stream is None:
             return versions
-        # The version that counts is the one in the log: torch.cuda.nccl.version() is what torch was built against.
+        # The loaded version is the one in the log; torch.cuda.nccl.version() is the one that torch was built with.
+        logged = self._log.read()
         return {
             **versions,
             "pci_bus_id": self._pci,
             "device": gpu_identity(self._pci),
             "ranks_per_gpu": self.ranks_per_gpu,
-            "nccl": self._log.read().get("version"),
+            "nccl": logged.version if logged else None,
             "nccl_library": loaded_nccl(),
         }
 
-    def evidence(self) -> Facts:
+    def evidence(self) -> Evidence:
         """NCCL's log so far, and the GPU's state; nothing for gloo."""
         if self.stream is None:
-            return {}
-        return {"path": self._log.read(), "gpu": gpu_state(self._pci)}
+            return Evidence()
+        return Evidence(path=self._log.read(), gpu=gpu_state(self._pci))
 
     def close(self) -> None:
-        """Leave the job, and let go of every group.
+        """Leave the job and drop all references to groups.
 
-        A group that something still refers to when the interpreter ends has threads that nobody joined, and the C++
-        library then ends the process with SIGABRT, after a good run.
+        A group that still has a reference when the interpreter ends has threads that were not joined. The C++ library
+        then ends the process with SIGABRT, after a good run.
         """
         if self.stream is not None:
             self.stream.synchronize()
@@ -339,7 +342,7 @@ class _TorchCompiler(PhaseCompiler):
         return self._uneven_call(phase, index, member, group) if member >= 0 else nothing
 
     def concurrent(self, phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
-        """Branches in threads on the host, on streams of their own on a GPU."""
+        """One thread per branch on the host, one stream per branch on a GPU."""
         on_host = self._transport.stream is None
         return super().concurrent(phase, branches) if on_host else _device_branches(phase, branches)
 
@@ -347,10 +350,10 @@ class _TorchCompiler(PhaseCompiler):
         dtype, name = self.dtype, self._transport.name
         if phase.op in (Op.ALL_REDUCE, Op.BROADCAST, Op.REDUCE) and phase.read != phase.write:
             raise Unable(f"torch.distributed has {phase.op} in place only")
-        refuse_what_only_mpi_has(phase, "torch.distributed has")
+        refuse_mpi_only(phase, "torch.distributed has")
         if phase.op not in REDUCING:
             return
-        if dtype.name in _ADDED_NOWHERE or (name == "gloo" and dtype.name in _MOVED_AS):
+        if dtype.name in _NEVER_REDUCED or (name == "gloo" and dtype.name in _MOVED_AS):
             raise Unable(f"{'gloo' if name == 'gloo' else 'torch.distributed'} has no reductions of {dtype.name}")
         if name == "nccl":
             from ncclbench.transports.cuda.stream import refuse_float8_here
@@ -360,7 +363,7 @@ class _TorchCompiler(PhaseCompiler):
             raise Unable(f"gloo has no avg of {dtype.name}")
 
     def _join(self, phase: Collective | AllToAllV, branch: Branch) -> tuple[dist.ProcessGroup | None, int, int]:
-        """This rank's process group in a phase, the group's index, and this rank's place in it (-1: in none)."""
+        """This rank's process group in a phase, the group's index, and this rank's index in it (-1: in none)."""
         mine, index, member = None, -1, -1
         for g, ranks in enumerate(phase.groups.tolist()):
             group = self._transport.group(tuple(sorted(ranks)), branch)
@@ -378,11 +381,10 @@ class _TorchCompiler(PhaseCompiler):
         redop = _REDOPS[phase.redop]
         match phase.op:
             case Op.ALL_REDUCE:
-                # torch's own defaults are left out, as users write it: keywords take time before anything is sent.
-                told: dict[str, Any] = (
-                    {} if redop is dist.ReduceOp.SUM and group is None else {"op": redop, "group": group}
-                )
-                return partial(dist.all_reduce, recv, **told)
+                # torch's defaults are left out, as users write the call: keywords cost time before anything is sent.
+                if redop is dist.ReduceOp.SUM and group is None:
+                    return partial(dist.all_reduce, recv)
+                return partial(dist.all_reduce, recv, op=redop, group=group)
             case Op.ALL_GATHER:
                 return partial(_all_gather, recv, send, group=group)
             case Op.REDUCE_SCATTER:
@@ -433,10 +435,9 @@ class _TorchCompiler(PhaseCompiler):
 
 
 def _device_branches(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
-    """Branches on streams of their own, all issued by this one thread.
+    """One stream per branch; this thread issues all of them.
 
-    NCCL needs communicators that run at the same time to be issued in the same order on all ranks; threads would not
-    keep one.
+    NCCL needs the calls of concurrent communicators in the same order on all ranks. Threads would not keep it.
     """
     import cupy
 
@@ -493,13 +494,13 @@ def _run_flows(remote: list[dist.P2POp], copies: list[Call]) -> None:
 
 
 def tensor_of(array: Array, dtype: str = "uint8") -> torch.Tensor:
-    """A tensor on the memory of `array`: NumPy's by address, CuPy's by DLPack; `dtype` is torch's name."""
+    """A tensor that shares the memory of a NumPy or CuPy array; `dtype` is torch's name."""
     raw = array.view(np.uint8)
     flat = torch.from_numpy(raw) if isinstance(raw, np.ndarray) else torch.from_dlpack(raw)
     return flat if dtype == "uint8" else flat.view(getattr(torch, dtype))
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a foreign error; torch's carry whole stacks behind it."""
+    """The first line of another library's error; torch's messages contain whole stacks."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,42 +1,55 @@
-"""The one seam to everything that moves data: what a transport must offer, and nothing about how.
+"""The interface of a transport, which moves data for one rank.
 
-A transport *compiles* a schedule into a program of ready calls before anything is timed; the timed loop does nothing
-but call them. Control traffic (decisions, samples) goes through `Control`, over a CPU group or MPI, never over the
-fabric that is measured and never as pickle.
+A transport *compiles* a schedule into a program of ready calls before anything is timed. The timed loop only calls
+them. Control messages (decisions, samples) go through `Control`, over a CPU group or MPI. They are never pickled.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
+import msgspec
 import numpy as np
 
 from ncclbench.buffers.arrays import Buffers
 from ncclbench.buffers.kinds import Device
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.schedule import Schedule
+from ncclbench.store.records import GpuState, PathRecord
 from ncclbench.transports.capabilities import Capabilities
 
 Call = Callable[[], object]
-# What a library says of itself, as plain JSON data: names, versions, counters; which of them, it decides.
-Facts: TypeAlias = Mapping[str, Any]
+# Versions and settings of a library, as plain JSON data. Each library has its own keys.
+Facts: TypeAlias = Mapping[str, object]
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank's library and GPU report before or after a case.
+
+    Attributes:
+        path: the path of the data, as the library logged it; None if it logged none.
+        gpu: the state of the rank's GPU; None without a GPU or without NVML.
+    """
+
+    path: PathRecord | None = None
+    gpu: GpuState | None = None
 
 
 def nothing() -> None:
-    """Do nothing: the step of a rank that has no part in a phase."""
+    """Do nothing: the call of a rank that takes no part in a phase."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """A call in two halves, between which a rank may do something else; called as a whole it blocks."""
+    """A call in two halves, between which a rank may compute; calling the object runs both and blocks."""
 
     start: Call
     wait: Call
 
     def __call__(self) -> None:
-        """Start it, and wait."""
+        """Start, then wait."""
         self.start()
         self.wait()
 
@@ -47,11 +60,11 @@ class Step:
 
     Attributes:
         label: its name in samples.
-        launch: launches it.
-        parts: names of branches whose durations are known by themselves.
-        part_seconds: asked after a launch, returns what tells, once that launch is complete, the seconds from its start
-            to each branch's end; None without parts.
-        launches: how many operations it puts on a stream, at most; a gated queue must hold all of them.
+        launch: launches the phase.
+        parts: names of the branches that are timed separately.
+        part_seconds: called after a launch, returns a function; once the launch is complete, that function returns the
+            seconds from the launch's start to each branch's end. None without parts.
+        launches: an upper limit for the operations that the phase puts on a stream; a gated queue must hold them all.
     """
 
     label: str
@@ -66,9 +79,9 @@ class Program:
     """A compiled schedule.
 
     Attributes:
-        steps: one a phase, in order.
+        steps: one per phase, in order.
         finish: waits until everything launched is complete; `nothing` where launching blocks.
-        notes: what a reader of the result must know about how it was run.
+        notes: notes for the record on how the schedule is run.
     """
 
     steps: tuple[Step, ...]
@@ -76,25 +89,25 @@ class Program:
     notes: tuple[str, ...] = ()
 
     def run(self) -> None:
-        """One whole iteration."""
+        """Run one whole iteration."""
         for step in self.steps:
             step.launch()
         self.finish()
 
     @property
     def complete(self) -> Call:
-        """The barest call that is one whole iteration: where launching blocks, a single phase's own launch."""
+        """The shortest call for one whole iteration: for a single phase whose launch blocks, the launch itself."""
         return self.steps[0].launch if len(self.steps) == 1 and self.finish is nothing else self.run
 
 
-# The network interface of control messages, where it is not to be that of the messages measured.
+# The network interface of control messages, if it differs from that of the measured messages.
 CONTROL_NETWORK = "NCCLBENCH_CONTROL_IFNAME"
-# Set to 1, ranks may share GPUs; see `ncclbench.transports.cuda.gpu_ownership`.
+# If set to 1, ranks may share GPUs; see `ncclbench.transports.cuda.gpu_ownership`.
 SHARE_GPU = "NCCLBENCH_SHARE_GPU"
 
 
 class Control(Protocol):
-    """A few collectives for the suite's own small messages; arrays have the same shape and type on all ranks."""
+    """Collectives for ncclbench's own small messages; arrays have the same shape and type on all ranks."""
 
     def gather(self, array: Array) -> Array | None:
         """All ranks' arrays stacked in rank order, on rank 0; None elsewhere."""
@@ -107,47 +120,47 @@ class Control(Protocol):
 
 
 class DeviceStream(Protocol):
-    """A stream of work on a device that runs behind the host, as the timing loops see it."""
+    """A stream of a device, which runs asynchronously to the host, as the timing loops use it."""
 
-    def mark(self) -> Any:
-        """An event, recorded now."""
+    def mark(self) -> object:
+        """Record an event."""
 
-    def seconds_between(self, start: Any, end: Any) -> float:
-        """Time on the device's clock between two events that have happened."""
+    def seconds_between(self, start: object, end: object) -> float:
+        """Seconds on the device's clock between two events that are complete."""
 
     def hold(self, limit_seconds: float) -> None:
-        """Close a gate: nothing launched from here on runs before `release`, or before the limit is over."""
+        """Close a gate: nothing launched from here on runs before `release`, or before the limit has passed."""
 
     def release(self) -> None:
         """Open the gate."""
 
     @property
     def opened_by_itself(self) -> bool:
-        """Whether the last gate's limit was over before `release`."""
+        """Whether the last gate's limit passed before `release`."""
 
-    def line_up(self) -> None:
-        """Launch what ends on no rank before all have come to it; the host waits for nothing."""
+    def device_barrier(self) -> None:
+        """Launch an operation that ends only when all ranks have reached it; the host does not wait."""
 
     def synchronize(self) -> None:
         """Wait until everything launched has run."""
 
     def capture(self, launches: Sequence[Call]) -> Call:
-        """One call that replays `launches` as one graph."""
+        """Capture `launches` in one graph; returns the call that replays it."""
 
 
 class Transport(ABC):
-    """Moves data for one rank. A transport inherits from this class, which has defaults for what few transports have.
+    """Moves data for one rank; the base class of all transports, with defaults for what few of them have.
 
     Attributes:
         name: as on the command line and in records.
         capabilities: what its module declares.
         rank: this rank.
-        world_size: how many there are.
-        device: where the buffers of `compile` must live.
-        stream: what programs launch on, where launching does not block; None on the host.
-        control: for the suite's own messages.
-        staged: whether GPU buffers go through the host; None where buffers are there anyway, or never.
-        ranks_per_gpu: ranks on the GPU with most of them.
+        world_size: number of ranks.
+        device: where the buffers of `compile` must be.
+        stream: the stream of its programs, where launching does not block; None on the host.
+        control: for ncclbench's own messages.
+        staged: whether GPU buffers go through the host; None if the transport has no such choice.
+        ranks_per_gpu: the largest number of ranks on one GPU.
         registered: whether the buffers of the last program are registered with the library, on all ranks.
     """
 
@@ -166,10 +179,10 @@ class Transport(ABC):
     def compile(self, schedule: Schedule, buffers: Buffers) -> Program:
         """Ready calls for this rank's part of `schedule` on these buffers.
 
-        Communicators are created here, once a group, in the same order on all ranks.
+        Communicators are created here, once per group, in the same order on all ranks.
 
         Raises:
-            Unable: if this library cannot do it; the case is skipped with that reason.
+            Unable: if the library cannot run the schedule; the case is skipped with that reason.
             TransportError: if the library fails.
         """
 
@@ -179,34 +192,34 @@ class Transport(ABC):
 
     @abstractmethod
     def translating(self, what: str) -> AbstractContextManager[None]:
-        """Inside, the library's own errors become a `TransportError` that names `what` and this rank."""
+        """Convert the library's errors inside to a `TransportError` that names `what` and this rank."""
 
     @abstractmethod
     def describe(self) -> Facts:
         """Versions and settings for the manifest."""
 
-    def evidence(self) -> Facts:
-        """What the library says of the path it took (`path`), and the state of this rank's GPU (`gpu`).
+    def evidence(self) -> Evidence:
+        """The path that the library logged, and the state of this rank's GPU.
 
-        Asked before and after each case, of transports that have a stream.
+        It is called before and after each case, on transports that have a stream.
         """
-        return {}
+        return Evidence()
 
     def trouble(self) -> str | None:
-        """An asynchronous error of the library, in its words; any thread may ask, while a call does not return."""
+        """The library's asynchronous error; any thread may call this while a launch does not return."""
         return None
 
-    def silent(self, ranks: Sequence[int], seconds: float) -> list[int] | None:
-        """Those of `ranks` that do not answer on the measured network within `seconds`; all ranks call it at once.
+    def unreachable(self, ranks: Sequence[int], seconds: float) -> list[int] | None:
+        """Those of `ranks` that do not answer on the measured network within `seconds`; all ranks call it.
 
-        None, on all ranks alike, from a transport that cannot ask.
+        A transport that cannot test this returns None on all ranks.
         """
         del ranks, seconds
         return None
 
     @abstractmethod
     def close(self) -> None:
-        """Give everything back; all ranks call it."""
+        """Release all resources; all ranks call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,14 +228,14 @@ class RankIdentity:
 
     Attributes:
         rank: 0 to world_size - 1.
-        world_size: how many ranks there are.
-        local_rank: place among the ranks of this node.
-        local_size: ranks on this node.
-        launcher: who started it: ``local``, ``torchrun``, ``openmpi``, ...
-        device: where buffers are to be, for a transport that can have them on a GPU and on the host: ``auto``,
-            ``cpu`` or ``cuda``.
-        address: host and port of rank 0's store, where the launcher's environment does not say it itself.
-        listen_fd: on rank 0, a socket that already listens on that port, so that no other process takes it meanwhile.
+        world_size: number of ranks.
+        local_rank: index among the ranks of this node.
+        local_size: number of ranks on this node.
+        launcher: what started it: ``local``, ``torchrun``, ``openmpi``, ...
+        device: where buffers must be, for transports that can have them on GPUs and on the host: ``auto``, ``cpu`` or
+            ``cuda``.
+        address: host and port of rank 0's store, if the launcher's environment does not have it.
+        listen_fd: on rank 0, a socket that already listens on that port, so that no other process can take it.
     """
 
     rank: int

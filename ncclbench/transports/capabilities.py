@@ -1,7 +1,7 @@
 """What a transport can do, declared by its module as data; reading it imports no torch, CuPy or mpi4py.
 
-A transport's module has `CAPABILITIES` beside its `open_transport`. The command line, the dry run, the sessions and
-the proof of the path ask these, and know no transport by name. A module that declares none gets the defaults.
+A transport's module has `CAPABILITIES` and `open_transport`. The command line, the dry run, the sessions and the proof
+of the path read the capabilities, and contain no transport's name. A module without them gets the defaults.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from ncclbench.errors import EnvironmentFault, UsageError
 
 
 class Hosting(StrEnum):
-    """What the ranks of a transport are."""
+    """How the ranks of a transport run."""
 
     PROCESSES = "processes"
     THREADS = "threads"
@@ -24,12 +24,12 @@ class Hosting(StrEnum):
 
 @dataclass(frozen=True)
 class Pace:
-    """What is assumed before anything is measured, on the slow side.
+    """Assumed speed for the estimates of a dry run, on the slow side.
 
     Attributes:
-        seconds: of an iteration that moves nothing.
-        bytes_per_second: how fast an iteration goes through its buffers.
-        start_seconds: of a process start: loading libraries, rendezvous, connecting.
+        seconds: time of an iteration that moves no data.
+        bytes_per_second: rate at which an iteration processes its buffers.
+        start_seconds: time of a process start: loading libraries, rendezvous, connecting.
     """
 
     seconds: float
@@ -37,13 +37,13 @@ class Pace:
     start_seconds: float
 
     def __str__(self) -> str:
-        """For a reader."""
+        """The assumptions in words."""
         rate, wait = self.bytes_per_second / 1e9, self.seconds * 1e6
         return f"{wait:g} us and {rate:g} GB/s an iteration, {self.start_seconds:g} s to start"
 
 
-# A laptop's gloo has 200 us and 1 GB/s. A 400G NIC carries 50 GB/s, NVLink several times as much; joining a rack of
-# ranks takes most of a minute where each loads torch from a shared file system.
+# On a laptop gloo takes 200 us and reaches 1 GB/s. A 400G NIC carries 50 GB/s, NVLink several times as much. A rack of
+# ranks takes most of a minute to start if each loads torch from a shared file system.
 HOST_PACE, GPU_PACE = Pace(100e-6, 1e9, 3.0), Pace(50e-6, 50e9, 30.0)
 
 
@@ -52,8 +52,8 @@ class Package:
     """A Python package without which a transport does not run.
 
     Attributes:
-        module: as it is imported.
-        hint: how to get it, one line.
+        module: its import name.
+        hint: how to install it, in one line.
     """
 
     module: str
@@ -74,19 +74,19 @@ class Capabilities:
 
     Attributes:
         name: as on the command line and in records.
-        hosting: what its ranks are: processes, threads of one process, or nothing, where times are computed.
-        devices: where buffers can be; none where there are no buffers.
-        graphs: whether `graph` timing exists.
-        needs_store: whether ranks need a TCP store's address for their rendezvous, which only some launchers name.
+        hosting: how its ranks run: processes, threads of one process, or none, where times are computed.
+        devices: where buffers can be; empty if there are no buffers.
+        graphs: whether it has `graph` timing.
+        needs_store: whether ranks need the address of a TCP store for their rendezvous, which only some launchers set.
         routes_all_to_all: whether the library itself chooses the route of an all-to-all.
         uses_nics: whether bytes cross NICs, so that port counters can prove their path.
-        reads_nccl_settings: whether NCCL moves the data, which reads its variables once and may hop over NVLink.
-        started_by_mpiexec: whether local ranks are started by the library's own mpiexec.
+        reads_nccl_settings: whether NCCL moves the data; it reads its variables once, and may hop over NVLink.
+        started_by_mpiexec: whether the library's own mpiexec starts local ranks.
         simulated: whether times come from a model.
         memory_factor: memory per rank, as a multiple of a case's buffers.
         pace: for the estimates of a dry run.
-        packages: what it imports.
-        import_libraries: imports all of it, and raises what a user must know where that does not work.
+        packages: the packages that it imports.
+        import_libraries: imports its libraries; raises an error for the user if that fails.
     """
 
     name: str
@@ -119,10 +119,10 @@ class Capabilities:
         return device == "auto" and "cpu" in self.devices and not importlib.util.find_spec("cupy")
 
     def refuse_without_packages(self) -> None:
-        """Look for the packages, without importing them.
+        """Refuse the transport if a package is missing; no package is imported.
 
         Raises:
-            EnvironmentFault: naming the first that is not installed.
+            EnvironmentFault: naming the first package that is not installed.
         """
         for package in self.packages:
             if importlib.util.find_spec(package.module) is None:

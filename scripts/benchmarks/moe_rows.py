@@ -205,7 +205,7 @@ def dispatch_table(say: Callable[[str], None], timer: Timer, transport: Any) -> 
     pack = checked(Rank(schedule, allocate(schedule, "cuda"), me), packing)
 
     def before() -> None:
-        transport.stream.line_up()
+        transport.stream.device_barrier()
         pack()
 
     sent, received = (split // phase.row_bytes for split in phase.splits(0, me))

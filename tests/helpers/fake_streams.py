@@ -29,8 +29,8 @@ class FakeStream:
 
         return run
 
-    def line_up(self) -> None:
-        self.launch(7e-6, "line up")()
+    def device_barrier(self) -> None:
+        self.launch(7e-6, "device barrier")()
         self.enqueued += 3  # NCCL brings events of its own
 
     def mark(self) -> float:
@@ -38,7 +38,9 @@ class FakeStream:
         self.most_enqueued = max(self.most_enqueued, self.enqueued)
         return self.now
 
-    def seconds_between(self, start: float, end: float) -> float:
+    def seconds_between(self, start: object, end: object) -> float:
+        assert isinstance(start, float)
+        assert isinstance(end, float)
         return end - start
 
     def hold(self, limit_seconds: float) -> None:
@@ -87,7 +89,7 @@ class PairedStream(FakeStream):
         self.meetings.setdefault((turn, low, high), threading.Barrier(2)).wait(10)
         self.now = max(self.now, self.clocks[turn, partner]) + (2.0 if low == 0 else 1.0)
 
-    def line_up(self) -> None:
+    def device_barrier(self) -> None:
         turn = -1 - self.lined_up
         self.lined_up += 1
         self.clocks[turn, self.rank] = self.now

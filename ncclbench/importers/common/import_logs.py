@@ -5,10 +5,11 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from ncclbench import __version__
 from ncclbench.config.plugins import load, names
@@ -17,6 +18,7 @@ from ncclbench.importers.common.imported_cases import ImportedCase, Reading, Sta
 from ncclbench.importers.common.log_file import DamageError, Log
 from ncclbench.store.manifest import (
     ImportedSource,
+    LoggedDevice,
     LoggedTable,
     Manifest,
     PlannedCaseRecord,
@@ -148,7 +150,7 @@ def _manifest(
         device="cuda" if all(reading.tool == "nccl-tests" for reading in readings) else None,
         world_size=_common([one.record.world_size for one in found]),
         topology=_topology(ranks),
-        ranks=msgspec.convert(ranks, list[RankRecord]),
+        ranks=[_rank(device) for device in ranks],
         # Of the machine that was measured; the one that this runs on has nothing to do with it.
         provenance=ProvenanceRecord(
             ncclbench=__version__,
@@ -166,11 +168,23 @@ def _common(values: Sequence[T | None]) -> T | None:
     return values[0] if values and all(value == values[0] for value in values) else None
 
 
-def _topology(ranks: Sequence[dict[str, Any]]) -> TopologyRecord:
+def _rank(device: LoggedDevice) -> RankRecord:
+    return RankRecord(
+        rank=device.rank,
+        group=device.group,
+        pid=device.pid,
+        host=device.host if device.host is not UNSET else None,
+        device=device.device if device.device is not UNSET else None,
+        gpu=device.gpu,
+        name=device.name,
+    )
+
+
+def _topology(ranks: Sequence[LoggedDevice]) -> TopologyRecord:
     """From the host names of the log, if it has one for every rank; empty otherwise."""
-    if not ranks or [rank["rank"] for rank in ranks] != list(range(len(ranks))):
+    if not ranks or [rank.rank for rank in ranks] != list(range(len(ranks))):
         return TopologyRecord()
-    hosts = [str(rank.get("host") or "") for rank in ranks]
+    hosts = [str(rank.host or "") for rank in ranks]
     return Topology.from_hosts(hosts).as_record() if all(hosts) else TopologyRecord()
 
 

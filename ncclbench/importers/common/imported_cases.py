@@ -1,16 +1,17 @@
 """The result of an importer: the cases of a log, and the properties of the machine that the log states."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.analysis.summary import MICRO
 from ncclbench.importers.common.log_file import DamageError
-from ncclbench.store.records import Record, Summary
+from ncclbench.store.manifest import LoggedDevice
+from ncclbench.store.records import Json, Record, Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Reading:
         tool: the program that wrote the log.
         version: of the tool; None if the log does not have it.
         cases: all cases, in the order of the log.
-        tables: facts of each table, plain data for the manifest; a record's `imported["table"]` counts in it.
+        tables: of each table the fields of a `LoggedTable`; a record's `imported.table` counts in it.
         ranks: host, process and GPU of each rank, if the log has them.
         versions: of libraries.
         variables: environment variables that change what is measured.
@@ -69,8 +70,8 @@ class Reading:
     tool: str
     version: str | None = None
     cases: list[ImportedCase] = field(default_factory=list)
-    tables: list[dict[str, Any]] = field(default_factory=list)
-    ranks: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[Mapping[str, Json]] = field(default_factory=list)
+    ranks: list[LoggedDevice] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     started: str | None = None

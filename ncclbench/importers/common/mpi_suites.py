@@ -6,13 +6,12 @@ buffer: the message times the number of ranks for the ops that shard it. Without
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
 from ncclbench.importers.common.imported_cases import ImportedCase, case_id, gb_per_s, one_sample
 from ncclbench.schedule.rates import bus_factor
-from ncclbench.store.records import OriginRecord, Overlap, Record, Skew
+from ncclbench.store.records import Json, OriginRecord, Overlap, Record, Skew
 
 # One rank's message is 1/n of S.
 SHARED_BY_MESSAGE = frozenset({"all_gather", "all_to_all", "gather", "scatter"})
@@ -62,8 +61,8 @@ class MpiRow:
     overlap: Overlap | None = None
     redop: str | None = None
     groups: int = 1
-    params: Mapping[str, Any] = field(default_factory=dict)
-    cells: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Json] = field(default_factory=dict)
+    cells: Mapping[str, Json] = field(default_factory=dict)
 
 
 def dtype_of(mpi: str | None) -> str | None:

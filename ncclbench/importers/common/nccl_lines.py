@@ -2,8 +2,6 @@
 
 from collections.abc import Collection
 
-import msgspec
-
 from ncclbench.importers.common.log_file import DamageError, Log
 from ncclbench.store.records import PathRecord
 from ncclbench.transports.cuda.nccl_log import parse_nccl_log
@@ -11,8 +9,7 @@ from ncclbench.transports.cuda.nccl_log import parse_nccl_log
 
 def nccl_path(log: Log) -> PathRecord | None:
     """The path that NCCL's lines state, in the form of a record's `path`; None if there are none."""
-    found = parse_nccl_log(line.text for line in log.lines if "NCCL " in line.text)
-    return msgspec.convert(found, PathRecord) if found else None
+    return parse_nccl_log(line.text for line in log.lines if "NCCL " in line.text)
 
 
 def without_nccl(text: str, hosts: Collection[str], row: int | None) -> str:

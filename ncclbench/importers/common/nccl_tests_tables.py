@@ -10,16 +10,17 @@ keeps one by one: these are a case of the ``isolated`` regime, with samples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ncclbench.analysis.summary import MICRO, skew, summarise
 from ncclbench.importers.common.imported_cases import ImportedCase, ImportedSamples, case_id, gb_per_s, one_sample
 from ncclbench.schedule.builders import IN_PLACE
 from ncclbench.schedule.rates import bus_factor
-from ncclbench.store.records import OriginRecord, PathRecord, Placement, Record
+from ncclbench.store.manifest import LoggedDevice
+from ncclbench.store.records import Json, OriginRecord, PathRecord, Placement, Record
 
 PLACEMENTS: tuple[Placement, ...] = ("out_of_place", "in_place")
 PATTERNS = {"alltoall": "all_to_all", "alltoallv": "all_to_all_v", "sendrecv": "send_recv"}
@@ -76,7 +77,7 @@ class NcclTestsTable:
     line: int | None
     program: str | None = None
     config: dict[str, int | str] = field(default_factory=dict)
-    devices: list[dict[str, Any]] = field(default_factory=list)
+    devices: list[LoggedDevice] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     cpu_time: bool = False
     over_ranks: str | None = None
@@ -111,11 +112,11 @@ class NcclTestsTable:
         """The ranks of each group, if NCCL_TESTS_SPLIT ran several side by side; else empty."""
         colours: dict[int, list[int]] = {}
         for device in self.devices:
-            colours.setdefault(device.get("group") or 0, []).append(device["rank"])
+            colours.setdefault(device.group or 0, []).append(device.rank)
         return list(colours.values()) if len(colours) > 1 else []
 
-    def facts(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
+    def facts(self) -> dict[str, Json]:
+        """The fields of a `LoggedTable`."""
         return {
             "line": self.line,
             "program": self.program,
@@ -211,8 +212,8 @@ class _Maker:
             imported=self._origin(place, row, placement, half),
         )
 
-    def _params(self, row: Row, placement: Placement) -> dict[str, Any]:
-        params: dict[str, Any] = {}
+    def _params(self, row: Row, placement: Placement) -> dict[str, Json]:
+        params: dict[str, Json] = {}
         if placement != ("in_place" if self.pattern in IN_PLACE else "out_of_place"):
             params["placement"] = placement
         if row.redop not in (None, "sum"):
@@ -267,7 +268,7 @@ class _Maker:
         )
         return ImportedCase(record=record, samples=ImportedSamples(seconds_RN=seconds_RN, ranks=ranks))
 
-    def _samples(self, half: Half) -> tuple[Any, Sequence[int] | None]:
+    def _samples(self, half: Half) -> tuple[NDArray[np.float64], Sequence[int] | None]:
         """The times of every rank if each process had one GPU; otherwise only those of the slowest rank."""
         rows = half.process_times_us
         if rows and len(rows) == self.world_size:
@@ -275,7 +276,7 @@ class _Maker:
         return np.array([half.times_us]) / MICRO, range(1) if self.world_size == 1 else None
 
 
-def _named(record: Record, **changes: Any) -> Record:
+def _named(record: Record, **changes: object) -> Record:
     changed = msgspec.structs.replace(record, **changes)
     return msgspec.structs.replace(changed, case=case_id(changed))
 

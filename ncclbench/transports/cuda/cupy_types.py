@@ -1,5 +1,6 @@
 """What is used of CuPy's objects, which come without types; needs no CuPy."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -44,6 +45,13 @@ class CupyStream(Protocol):
 
     def end_capture(self) -> Graph:
         """The graph."""
+
+
+class RawModule(Protocol):
+    """A `cupy.RawModule`."""
+
+    def get_function(self, name: str) -> Callable[..., object]:
+        """The kernel called `name`."""
 
 
 class Communicator(Protocol):

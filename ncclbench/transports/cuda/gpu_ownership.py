@@ -16,7 +16,7 @@ from ncclbench.errors import EnvironmentFault
 from ncclbench.transports.base import SHARE_GPU, Control, RankIdentity, all_gather_text
 
 
-def claim_gpu(identity: RankIdentity, count: int, environ: MutableMapping[str, str] = os.environ) -> int:
+def choose_gpu(identity: RankIdentity, count: int, environ: MutableMapping[str, str] = os.environ) -> int:
     """The index of this rank's GPU among the `count` that it sees: its place on the node.
 
     A launcher that shows each rank only its own GPU is honoured. To be called before NCCL reads its variables.
@@ -92,7 +92,7 @@ def ranks_per_gpu(control: Control, identity: str, environ: MutableMapping[str, 
     return max(Counter(ids).values())
 
 
-class Noticeboard(Protocol):
+class KeyValueStore(Protocol):
     """What is used of ``torch.distributed.Store``: each call is one round trip to rank 0's host."""
 
     def set(self, key: str, value: str) -> None:
@@ -112,7 +112,7 @@ class Noticeboard(Protocol):
 
 
 def refuse_shared(
-    board: Noticeboard, rank: int, world_size: int, identity: str, environ: MutableMapping[str, str] = os.environ
+    board: KeyValueStore, rank: int, world_size: int, identity: str, environ: MutableMapping[str, str] = os.environ
 ) -> None:
     """As `ranks_per_gpu`, for ranks that have nothing but a store in common yet.
 

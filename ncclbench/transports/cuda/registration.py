@@ -1,25 +1,24 @@
 """Buffers from ncclMemAlloc, registered with the communicators that move them, so that NCCL need not copy.
 
-NCCL wants all ranks of a call to pass registered buffers, or none: so all register, or nobody does.
+NCCL needs registered buffers on all ranks of a call or on none. So either all ranks register or no rank does.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
-from ncclbench.buffers.arrays import Buffers
+from ncclbench.buffers.arrays import Buffers, device_address
 from ncclbench.buffers.nccl_library import NcclLibrary
-from ncclbench.buffers.nccl_mem_alloc import BLOCKS, NcclMemory
+from ncclbench.buffers.nccl_mem_alloc import BLOCKS
 from ncclbench.transports.base import Control
 
 
 def register_buffers(control: Control, communicators: Iterable[int], buffers: Buffers) -> bool:
-    """Register every one of `buffers` with every one of this rank's communicators; whether that was done everywhere.
+    """Register all `buffers` with all of this rank's communicators; returns whether every rank could.
 
-    All ranks call it, with buffers of the same kind; buffers that are not from ncclMemAlloc are left alone.
+    All ranks call it, with buffers of the same kind. Buffers that are not from ncclMemAlloc are skipped.
     """
-    memories = [memory for array in buffers.values() if (memory := _block_of(array)) is not None]
+    memories = [memory for array in buffers.values() if (memory := BLOCKS.at(device_address(array))) is not None]
     if not memories:
         return False
     library = NcclLibrary.only()
@@ -31,8 +30,3 @@ def register_buffers(control: Control, communicators: Iterable[int], buffers: Bu
     for memory in memories:
         memory.deregister()
     return False
-
-
-def _block_of(array: Any) -> NcclMemory | None:
-    """The memory from ncclMemAlloc that a device array begins at; None for any other array."""
-    return BLOCKS.at(int(array.data.ptr))

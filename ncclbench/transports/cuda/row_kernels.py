@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ncclbench.errors import Unable
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.row_work import ENTRY_BYTES, RowKernel, RowPlan, RowWork
 from ncclbench.transports.base import Call
+from ncclbench.transports.cuda.cupy_types import RawModule
 
 SOURCE = Path(__file__).with_name("row_kernels.cu")
 NAMES = (
@@ -62,11 +63,12 @@ class CupyEngine:
 
 
 @cache
-def _module(_device: int) -> Any:
-    """The compiled source; compiled once, and loaded before anything is timed."""
+def _module(_device: int) -> RawModule:
+    """The compiled source; compiled once per device, and loaded before anything is timed."""
     import cupy
 
-    return cupy.RawModule(code=SOURCE.read_text(), options=("-std=c++17",))
+    module: RawModule = cupy.RawModule(code=SOURCE.read_text(), options=("-std=c++17",))
+    return module
 
 
 @dataclass(frozen=True)

@@ -47,16 +47,19 @@ class CudaStream:
     Args:
         stream: the CuPy stream.
         capture: turns launches into one call that replays them; a library with capture rules of its own brings one.
-        line_up: launches a small operation of all ranks; for a rank by itself there is none.
+        device_barrier: launches a small operation of all ranks; for a rank by itself there is none.
     """
 
     def __init__(
-        self, stream: CupyStream, capture: Callable[[Sequence[Call]], Call] | None = None, line_up: Call = nothing
+        self,
+        stream: CupyStream,
+        capture: Callable[[Sequence[Call]], Call] | None = None,
+        device_barrier: Call = nothing,
     ) -> None:
         """Make it CuPy's, and put the gate's flag into pinned memory, which the device reads by the same address."""
         self.stream = stream
         self._own_capture = capture
-        self._line_up = line_up
+        self._device_barrier = device_barrier
         self._pinned = cupy.cuda.alloc_pinned_memory(64)
         self._flag = np.frombuffer(self._pinned, np.int32, 1)
         self._flag[0] = 1
@@ -77,7 +80,7 @@ class CudaStream:
         event.record(self.stream)
         return event
 
-    def seconds_between(self, start: CupyEvent, end: CupyEvent) -> float:
+    def seconds_between(self, start: object, end: object) -> float:
         """Time between two events that have happened."""
         return float(cupy.cuda.get_elapsed_time(start, end)) * 1e-3
 
@@ -97,9 +100,9 @@ class CudaStream:
         """Whether the last gate gave up waiting for the host."""
         return bool(self._flag[0] == 2)
 
-    def line_up(self) -> None:
+    def device_barrier(self) -> None:
         """Launch what ends on no rank before all have come to it."""
-        self._line_up()
+        self._device_barrier()
 
     def synchronize(self) -> None:
         """Wait until everything launched has run.

@@ -149,5 +149,5 @@ def test_work_takes_as_long_as_it_is_asked_to_by_its_own_measure() -> None:
     """What a unit takes is measured; here every look at the clock is a second later."""
     seconds = iter(range(1000))
     work = overlap.Work(lambda: float(next(seconds)))
-    assert work.units(10 * work.seconds_a_unit) == 10
+    assert work.units(10 * work.seconds_per_unit) == 10
     assert work.units(0.0) == 1

@@ -1,6 +1,6 @@
 """Port counters against the ledger: what is proven, what is contradicted, and what cannot be told."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,12 @@ import pytest
 from ncclbench.buffers.arrays import Buffers
 from ncclbench.config.plugins import load
 from ncclbench.measure.case import run_case
-from ncclbench.measure.network import path_proof as proof
+from ncclbench.measure.network import port_watch
 from ncclbench.measure.network.counters import Port, driver_counters, moved, own_ports, read_ports
-from ncclbench.measure.network.path_proof import (
-    Counted,
-    ExpectedTraffic,
-    count,
-    expected_traffic,
-    proof_notes,
-    reconcile,
-    sent_again,
-)
+from ncclbench.measure.network.expected_traffic import ExpectedTraffic, expected_traffic
+from ncclbench.measure.network.lossy_nics import retransmits_by_pair
+from ncclbench.measure.network.path_proof import proof_notes, reconcile
+from ncclbench.measure.network.port_watch import Counted, count
 from ncclbench.measure.telemetry import Telemetry
 from ncclbench.plan.plan import Settings
 from ncclbench.schedule import Case, Schedule, Timing
@@ -28,9 +23,9 @@ from ncclbench.schedule.flow_rounds import Round, flow_schedule
 from ncclbench.schedule.ledger import flows
 from ncclbench.schedule.pattern import build_variants
 from ncclbench.schedule.phases import flatten
-from ncclbench.store.records import Record
+from ncclbench.store.records import CounterMove, PathRecord, Record, Retransmits
 from ncclbench.topology import Topology, Wiring
-from ncclbench.transports.base import Program, Step
+from ncclbench.transports.base import Evidence, Program, Step
 from ncclbench.transports.capabilities import Capabilities, capabilities_of
 from ncclbench.transports.threads import ThreadTransport, play
 from tests.helpers.stored import known
@@ -98,7 +93,7 @@ class Wire:
 
 
 def measured(wire: Wire, monkeypatch: pytest.MonkeyPatch, pattern: str, nbytes: int = MEGABYTE, **case: Any) -> Record:
-    monkeypatch.setattr(proof, "read_ports", wire.read)
+    monkeypatch.setattr(port_watch, "read_ports", wire.read)
     settings = Settings(iterations=6, warmup=3)
     made = Case(pattern=pattern, nbytes=nbytes, **case)
     topology = wire.topology
@@ -149,11 +144,11 @@ def test_a_hop_over_nvlink_is_told_by_the_log_alone(mode: str, seen: bool | None
     needs = load("patterns", "cross_rail").needs(case)
     asked = expected_traffic(build_variants(case, topology), [1, 0], topology, capabilities_of("nccl"), needs)
     assert set(asked.bytes_2R.ravel()) == {100 * MEGABYTE}
-    log = {} if seen is None else {"pxn": seen}
+    log = PathRecord(pxn=seen)
     path = reconcile(asked, all_but(0, Counted(sent=100 * MEGABYTE, received=100 * MEGABYTE)), topology, log)
     right = "proven" if seen == (mode == "pxn") else "contradicted"
-    assert path["proof"] == ("unverified" if seen is None else right)
-    assert ("PXN" in path.get("reason", "")) == (path["proof"] != "proven")
+    assert path.proof == ("unverified" if seen is None else right)
+    assert ("PXN" in (path.reason or "")) == (path.proof != "proven")
 
 
 def test_bytes_that_fall_on_other_nics_under_pxn_are_expected_there() -> None:
@@ -203,35 +198,35 @@ def test_without_a_topology_file_nobody_knows_whose_nic_it_is(monkeypatch: pytes
     assert record.path.reason == "rank 0: no topology file says which NIC is whose"
 
 
-SOCKETS = {"links": ["NET/Socket", "P2P/CUMEM"], "network": "Socket"}
+SOCKETS = PathRecord(links=["NET/Socket", "P2P/CUMEM"], network="Socket")
 TWO_NODES = Topology.from_hosts(["n0", "n0", "n1", "n1"])
 
 
 @pytest.mark.parametrize(
     ("topology", "group", "before", "accused"),
     [
-        (TWO_NODES, "world", {}, True),
+        (TWO_NODES, "world", None, True),
         (TWO_NODES, "world", SOCKETS, True),
         (TWO_NODES, "rail", SOCKETS, True),
         (TWO_NODES, "node", SOCKETS, False),
-        (TWO_NODES, "node", {"links": ["P2P/CUMEM"]}, True),
-        (TWO_NODES, "node", {}, True),
+        (TWO_NODES, "node", PathRecord(links=["P2P/CUMEM"]), True),
+        (TWO_NODES, "node", None, True),
         (Topology.single_node(4), "world", SOCKETS, True),
     ],
 )
 def test_a_case_is_accused_of_its_own_sockets_only(
-    topology: Topology, group: str, before: dict[str, Any], accused: bool
+    topology: Topology, group: str, before: PathRecord | None, accused: bool
 ) -> None:
     """NCCL's log names what every case of the process so far took."""
 
     class Played(Telemetry):
         """Speaks for all ranks; no thread has a library to ask."""
 
-        def before(self) -> list[Mapping[str, Any]]:
-            return [{"path": before} if before else {}] * 4
+        def before(self) -> list[Evidence]:
+            return [Evidence(path=before)] * 4
 
-        def after(self) -> list[Mapping[str, Any]]:
-            return [{"path": SOCKETS}] * 4
+        def after(self) -> list[Evidence]:
+            return [Evidence(path=SOCKETS)] * 4
 
     def main(transport: ThreadTransport) -> Any:
         case = Case(pattern="all_reduce", nbytes=4096, params={"group": group})
@@ -240,7 +235,7 @@ def test_a_case_is_accused_of_its_own_sockets_only(
     found = play(4, main)[0]
     assert found is not None
     assert found.record.path is not None
-    assert found.record.path.links == SOCKETS["links"]
+    assert found.record.path.links == SOCKETS.links
     assert ("NCCL used sockets (NET/Socket): this is not the fabric's speed" in found.record.notes) is accused
 
 
@@ -264,43 +259,43 @@ def all_but(rank: int, one: Counted, nbytes: int = 100 * MEGABYTE) -> list[Count
 def test_five_percent_and_protocols_are_allowed(share: float, proof_: str) -> None:
     one = Counted(device="nic4", sent=int(share * 100 * MEGABYTE), received=100 * MEGABYTE)
     path = reconcile(wanted(100 * MEGABYTE), all_but(4, one), fabric())
-    assert path["proof"] == proof_
-    assert ("reason" in path) == (proof_ != "proven")
+    assert path.proof == proof_
+    assert (path.reason is not None) == (proof_ != "proven")
     if proof_ != "proven":
-        assert "nic4 of n2 (rank 4, rail 0) sent" in path["reason"]
+        assert "nic4 of n2 (rank 4, rail 0) sent" in known(path.reason)
 
 
 def test_control_messages_of_many_launches_are_allowed() -> None:
     one = Counted(device="nic4", sent=140 * MEGABYTE, received=100 * MEGABYTE)
-    assert reconcile(wanted(100 * MEGABYTE, 1), all_but(4, one), fabric())["proof"] == "unverified"
-    assert reconcile(wanted(400 * MEGABYTE, 5000), all_but(4, one), fabric())["proof"] == "contradicted"
+    assert reconcile(wanted(100 * MEGABYTE, 1), all_but(4, one), fabric()).proof == "unverified"
+    assert reconcile(wanted(400 * MEGABYTE, 5000), all_but(4, one), fabric()).proof == "contradicted"
 
 
 def test_one_unreadable_nic_is_named_and_a_contradiction_elsewhere_outweighs_it() -> None:
     blind = Counted(device="nic4", reason="the counters of nic4 cannot be read")
     found = all_but(4, blind)
     path = reconcile(wanted(100 * MEGABYTE), found, fabric())
-    assert (path["proof"], path["reason"]) == ("unverified", "rank 4: the counters of nic4 cannot be read")
-    assert [rail["sent"] is None for rail in path["counters"]["rails"]] == [True, False]
+    assert (path.proof, path.reason) == ("unverified", "rank 4: the counters of nic4 cannot be read")
+    assert [rail.sent is None for rail in known(known(path.counters).rails)] == [True, False]
     found[1] = Counted(device="nic1", sent=0, received=0)
-    assert reconcile(wanted(100 * MEGABYTE), found, fabric())["proof"] == "contradicted"
+    assert reconcile(wanted(100 * MEGABYTE), found, fabric()).proof == "contradicted"
 
 
 def test_a_narrow_counter_that_may_have_wrapped_twice_proves_nothing() -> None:
     huge = 1 << 33
     one = Counted(device="nic4", sent=huge, received=huge, narrow=True)
     path = reconcile(wanted(huge), all_but(4, one, huge), fabric())
-    assert path["reason"] == "a counter of 32 bits of rank 4 wrapped, perhaps more than once"
+    assert path.reason == "a counter of 32 bits of rank 4 wrapped, perhaps more than once"
     once = Counted(device="nic4", sent=100 * MEGABYTE, received=100 * MEGABYTE, narrow=True)
-    assert reconcile(wanted(100 * MEGABYTE), all_but(4, once), fabric())["proof"] == "proven"
+    assert reconcile(wanted(100 * MEGABYTE), all_but(4, once), fabric()).proof == "proven"
 
 
 def test_counters_that_moved_are_in_the_record_and_in_the_notes() -> None:
     sick = Counted(device="nic4", sent=100 * MEGABYTE, received=100 * MEGABYTE, health={"nic4": {"symbol_error": 7}})
     path = reconcile(wanted(100 * MEGABYTE), all_but(4, sick), fabric())
-    assert path["counters"]["moved"] == [{"rank": 4, "port": "nic4", "counter": "symbol_error", "by": 7}]
+    assert known(path.counters).moved == [CounterMove(rank=4, port="nic4", counter="symbol_error", by=7)]
     assert proof_notes(path) == ["symbol_error of nic4 (rank 4) rose by 7"]
-    assert proof_notes(None) == proof_notes({"version": "2.27"}) == []
+    assert proof_notes(None) == proof_notes(PathRecord(version="2.27")) == []
 
 
 def test_the_wire_s_own_direction_of_nccl_is_not_guessed() -> None:
@@ -441,7 +436,7 @@ def linked(
 
 def keyed(lost: dict[tuple[int, int], int], **more: Any) -> list[tuple[int, str]]:
     path = reconcile(wanted(100 * MEGABYTE), linked(lost, **more), fabric())
-    return [(one["rank"], one["counter"]) for one in path["counters"]["moved"]]
+    return [(known(one.rank), known(one.counter)) for one in known(known(path.counters).moved)]
 
 
 SENDING = {(2, b): 10 for b in (0, 1, 3, 4, 5)}
@@ -471,7 +466,7 @@ def test_two_ends_that_have_no_other_peer_are_both_named() -> None:
 
 def test_repeats_are_of_pairs_of_ranks_and_only_where_there_are_any() -> None:
     path = reconcile(wanted(100 * MEGABYTE), linked({(2, 0): 5}, peers=[(2, 0), (1, 3)]), fabric())
-    assert path["counters"]["repeats"] == {"src": [1, 2], "dst": [3, 0], "segments": [1000, 1000], "again": [0, 5]}
-    assert "repeats" not in reconcile(wanted(100 * MEGABYTE), linked({}), fabric())["counters"]
+    assert known(path.counters).repeats == Retransmits(src=[1, 2], dst=[3, 0], segments=[1000, 1000], again=[0, 5])
+    assert known(reconcile(wanted(100 * MEGABYTE), linked({}), fabric()).counters).repeats is None
     strangers = [Counted(connections={"10.0.0.1:1 10.9.9.9:9": (100, 50)}), Counted()]
-    assert sent_again(strangers) is None, "nobody here is its far end"
+    assert retransmits_by_pair(strangers) is None, "nobody here is its far end"

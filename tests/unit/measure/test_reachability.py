@@ -31,7 +31,7 @@ class Deaf(ThreadTransport):
 
     dead: frozenset[int] = frozenset()
 
-    def silent(self, ranks: Sequence[int], seconds: float) -> list[int]:
+    def unreachable(self, ranks: Sequence[int], seconds: float) -> list[int]:
         assert seconds > 0
         return [rank for rank in ranks if rank in self.dead or self.rank in self.dead]
 
@@ -115,13 +115,13 @@ class _Alone:
 
 def test_a_listener_is_answered_by_the_kernel_and_a_closed_one_is_silent() -> None:
     listeners = Listeners(_Alone(), "lo")  # type: ignore[arg-type]
-    assert listeners.silent([0], 5.0) == []
+    assert listeners.unreachable([0], 5.0) == []
     with socket.create_server(("127.0.0.1", 0)) as closed:
         listeners._addresses.append(closed.getsockname())
-    assert listeners.silent([0, 1], 5.0) == [1]
-    assert listeners.silent([], 5.0) == []
+    assert listeners.unreachable([0, 1], 5.0) == [1]
+    assert listeners.unreachable([], 5.0) == []
     listeners.close()
-    assert listeners.silent([0], 5.0) == [0]
+    assert listeners.unreachable([0], 5.0) == [0]
 
 
 def test_an_interface_that_is_not_there_is_named() -> None:

@@ -1,10 +1,10 @@
 """GPUs are asked before and after a case, and not twice within a moment between two."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from ncclbench.measure.telemetry import Telemetry
+from ncclbench.store.records import GpuState, Json
+from ncclbench.transports.base import Evidence
 from ncclbench.transports.threads import ThreadTransport, play
+from tests.helpers.stored import known
 
 
 class Counting:
@@ -15,26 +15,28 @@ class Counting:
     def __init__(self, real: ThreadTransport) -> None:
         self.control, self.rank, self.asked = real.control, real.rank, 0
 
-    def evidence(self) -> Mapping[str, Any]:
+    def evidence(self) -> Evidence:
         self.asked += 1
-        return {"gpu": {"rank": self.rank, "errors": self.asked}}
+        return Evidence(gpu=GpuState(errors={"rank": self.rank, "reading": self.asked}))
 
 
-def told(evidence: list[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    return [(one["gpu"]["rank"], one["gpu"]["errors"]) for one in evidence]
+def readings(evidence: list[Evidence]) -> list[tuple[Json, Json]]:
+    """The rank of each evidence, and how often that rank was read."""
+    states = [known(known(one.gpu).errors) for one in evidence]
+    return [(errors["rank"], errors["reading"]) for errors in states]
 
 
 def test_what_was_said_after_a_case_serves_the_next_for_a_moment() -> None:
-    def main(real: ThreadTransport) -> list[list[tuple[int, int]]]:
+    def main(real: ThreadTransport) -> list[list[tuple[Json, Json]]]:
         now = [100.0]
         telemetry = Telemetry(Counting(real), clock=lambda: now[0])  # type: ignore[arg-type]
-        seen = [told(telemetry.before()), told(telemetry.after())]  # however short a case, it is asked after it
+        seen = [readings(telemetry.before()), readings(telemetry.after())]  # however short a case, it is asked after it
         now[0] += 0.01
-        seen += [told(telemetry.before())]
+        seen += [readings(telemetry.before())]
         now[0] += 0.01
-        seen += [told(telemetry.after())]
+        seen += [readings(telemetry.after())]
         now[0] += 0.3 if real.rank else 0.1  # one rank is slower: each goes by its own clock, and none waits
-        return [*seen, told(telemetry.before())]
+        return [*seen, readings(telemetry.before())]
 
     for seen in play(2, main, 20.0):
         assert seen == [
@@ -47,7 +49,7 @@ def test_what_was_said_after_a_case_serves_the_next_for_a_moment() -> None:
 
 
 def test_on_the_host_there_is_nothing_to_ask() -> None:
-    def main(real: ThreadTransport) -> list[Any]:
+    def main(real: ThreadTransport) -> list[list[Evidence]]:
         telemetry = Telemetry(real)
         return [telemetry.before(), telemetry.after()]
 

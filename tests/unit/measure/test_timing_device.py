@@ -13,7 +13,7 @@ from ncclbench.measure.timing_device import (
     captured,
     gated,
     graph_launches,
-    lines_up_by_itself,
+    starts_together,
 )
 from ncclbench.measure.timing_host import Loop, Progress
 from ncclbench.schedule import Case
@@ -80,16 +80,16 @@ def test_a_step_of_many_kernels_takes_as_much_of_the_queue() -> None:
 
 def test_ranks_are_lined_up_before_every_iteration_and_outside_of_its_events() -> None:
     stream = FakeStream()
-    loop = dataclasses.replace(loop_on(stream, [("x", 1e-6)])[0], line_up=True)
+    loop = dataclasses.replace(loop_on(stream, [("x", 1e-6)])[0], device_barrier=True)
     np.testing.assert_allclose(gated(loop, 2), np.full((2, 1), 1e-6))
-    assert stream.log[:4] == ["line up", "synchronize", "barrier", "hold"]
-    assert stream.log[4:] == ["line up", "x", "line up", "x", "barrier", "release", "synchronize"]
+    assert stream.log[:4] == ["device barrier", "synchronize", "barrier", "hold"]
+    assert stream.log[4:] == ["device barrier", "x", "device barrier", "x", "barrier", "release", "synchronize"]
     gated(loop, 600)
     assert stream.most_enqueued <= LAUNCH_BUDGET
 
 
-@pytest.mark.parametrize("line_up", [True, False])
-def test_a_slow_rank_slows_only_the_rounds_that_it_is_in(line_up: bool) -> None:
+@pytest.mark.parametrize("device_barrier", [True, False])
+def test_a_slow_rank_slows_only_the_rounds_that_it_is_in(device_barrier: bool) -> None:
     shared = PairedStream()
     ranks = [
         PairedStream(rank=r, clocks=shared.clocks, meetings=shared.meetings, everyone=shared.everyone) for r in range(4)
@@ -99,7 +99,9 @@ def test_a_slow_rank_slows_only_the_rounds_that_it_is_in(line_up: bool) -> None:
     def run(stream: PairedStream) -> None:
         loop = loop_on(stream, [])[0]
         rounds = tuple(Program((Step("x", lambda distance=d: stream.meet(distance)),)) for d in (1, 2, 3))  # type: ignore[misc]
-        found[stream.rank] = gated(dataclasses.replace(loop, programs=rounds, line_up=line_up), 6)[:, 0].tolist()
+        found[stream.rank] = gated(dataclasses.replace(loop, programs=rounds, device_barrier=device_barrier), 6)[
+            :, 0
+        ].tolist()
 
     threads = [threading.Thread(target=run, args=(stream,)) for stream in ranks]
     for thread in threads:
@@ -107,7 +109,7 @@ def test_a_slow_rank_slows_only_the_rounds_that_it_is_in(line_up: bool) -> None:
     for thread in threads:
         thread.join()
     apart = {rank: [2.0 if rank ^ d == 0 or rank == 0 else 1.0 for d in (1, 2, 3, 1, 2, 3)] for rank in range(4)}
-    assert (found == apart) is line_up, "back to back, waiting for the slow one is in the figures of all"
+    assert (found == apart) is device_barrier, "back to back, waiting for the slow one is in the figures of all"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_a_slow_rank_slows_only_the_rounds_that_it_is_in(line_up: bool) -> None:
 def test_which_patterns_line_their_ranks_up(pattern: str, by_itself: bool) -> None:
     topology = Topology.from_hosts(["n0", "n0", "n1", "n1"])
     variants = build_variants(Case(pattern=pattern, nbytes=4096), topology)
-    assert lines_up_by_itself(variants) is by_itself
+    assert starts_together(variants) is by_itself
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from ncclbench.errors import EnvironmentFault
 from ncclbench.transports.base import RankIdentity
-from ncclbench.transports.cuda.gpu_ownership import claim_gpu, cupy_gpus, ranks_per_gpu, refuse_shared
+from ncclbench.transports.cuda.gpu_ownership import choose_gpu, cupy_gpus, ranks_per_gpu, refuse_shared
 from ncclbench.transports.threads import ThreadTransport, play
 
 
@@ -20,31 +20,31 @@ def seat(rank: int, size: int) -> RankIdentity:
 
 def test_each_rank_has_the_gpu_of_its_place() -> None:
     environ: dict[str, str] = {}
-    assert [claim_gpu(seat(rank, 4), 4, environ) for rank in range(4)] == [0, 1, 2, 3]
+    assert [choose_gpu(seat(rank, 4), 4, environ) for rank in range(4)] == [0, 1, 2, 3]
     assert not environ
 
 
 @pytest.mark.parametrize("environ", [{}, {"NCCLBENCH_SHARE_GPU": "0"}, {"NCCLBENCH_SHARE_GPU": ""}])
 def test_more_ranks_than_gpus_are_refused(environ: dict[str, str]) -> None:
     with pytest.raises(EnvironmentFault, match="--nproc 2"):
-        claim_gpu(seat(2, 3), 2, environ)
+        choose_gpu(seat(2, 3), 2, environ)
 
 
 def test_a_gpu_shown_alone_is_honoured() -> None:
-    assert claim_gpu(seat(3, 4), 1, {"CUDA_VISIBLE_DEVICES": "3"}) == 0
+    assert choose_gpu(seat(3, 4), 1, {"CUDA_VISIBLE_DEVICES": "3"}) == 0
 
 
 def test_ranks_that_share_a_gpu_are_hosts_of_their_own_to_nccl() -> None:
     claimed = []
     for rank in range(5):
         environ = {"NCCLBENCH_SHARE_GPU": "1"}
-        claimed.append((claim_gpu(seat(rank, 5), 2, environ), environ["NCCL_HOSTID"].rsplit("-", 1)[1]))
+        claimed.append((choose_gpu(seat(rank, 5), 2, environ), environ["NCCL_HOSTID"].rsplit("-", 1)[1]))
     assert claimed == [(0, "0"), (1, "0"), (0, "1"), (1, "1"), (0, "2")]  # no GPU twice on one "host"
 
 
 def test_a_host_id_of_the_users_own_is_left() -> None:
     environ = {"NCCLBENCH_SHARE_GPU": "1", "NCCL_HOSTID": "mine"}
-    claim_gpu(seat(1, 2), 1, environ)
+    choose_gpu(seat(1, 2), 1, environ)
     assert environ["NCCL_HOSTID"] == "mine"
 
 

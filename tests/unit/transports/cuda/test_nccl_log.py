@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ncclbench.store.records import PathRecord
 from ncclbench.transports.cuda.nccl_log import NcclLog, parse_nccl_log
+from tests.helpers.stored import known
 
 P2P = """node0:1612:1612 [0] NCCL INFO NCCL version 2.28.9+cuda13.0
 node0:1612:1640 [0] NCCL INFO NET/IB : No device found.
@@ -24,10 +26,9 @@ node0:9:9 [0] NCCL INFO AllReduce: 1048576 Bytes -> Algo RING proto LL128 channe
 
 def test_one_host_talks_over_nvlink() -> None:
     found = parse_nccl_log(P2P.splitlines())
-    assert found == {
-        "version": "2.28.9", "network": "Socket", "nvls": False, "nvls_switched_off": False, "channels": 24,
-        "links": ["P2P/CUMEM"],
-    }  # fmt: skip
+    assert found == PathRecord(
+        version="2.28.9", network="Socket", nvls=False, nvls_switched_off=False, channels=24, links=["P2P/CUMEM"]
+    )
 
 
 ASKED = "node0:9:9 [0] NCCL INFO NCCL_NVLS_ENABLE set by environment to {}."
@@ -49,30 +50,31 @@ NOT_THERE = "node0:9:9 [0] NCCL INFO NVLS multicast support is not available on 
 def test_nvls_that_is_not_there_is_told_from_nvls_that_nobody_wanted(
     lines: list[str], there: bool, switched_off: bool
 ) -> None:
-    assert parse_nccl_log(lines) == {"nvls": there, "nvls_switched_off": switched_off}
+    assert parse_nccl_log(lines) == PathRecord(nvls=there, nvls_switched_off=switched_off)
 
 
 def test_two_hosts_talk_over_infiniband_with_gpudirect() -> None:
-    found = parse_nccl_log(IB.splitlines())
-    assert found["links"] == ["NET/IB", "SHM/direct"]
-    assert found["gdr"] is True
-    assert found["calls"] == ["AllReduce RING/LL128"]
-    assert found["warnings"] == ["NET/IB : Got completion from peer with status=12"]
+    found = known(parse_nccl_log(IB.splitlines()))
+    assert found.links == ["NET/IB", "SHM/direct"]
+    assert found.gdr is True
+    assert found.calls == ["AllReduce RING/LL128"]
+    assert found.warnings == ["NET/IB : Got completion from peer with status=12"]
 
 
 def test_sockets_without_gpudirect_are_seen() -> None:
     found = parse_nccl_log(["x NCCL INFO Channel 00/0 : 0[0] -> 1[1] [send] via NET/Socket/0"])
-    assert found == {"links": ["NET/Socket"], "gdr": False, "pxn": False}
+    assert found == PathRecord(links=["NET/Socket"], gdr=False, pxn=False)
 
 
 def test_a_send_by_another_rank_s_nic_is_a_hop_over_nvlink() -> None:
     found = parse_nccl_log(["x NCCL INFO Channel 00/1 : 0[0] -> 9[1] [send] via NET/IB/1(1)/GDRDMA"])
-    assert found["pxn"] is True
-    assert "pxn" not in parse_nccl_log(["x NCCL INFO Channel 00/1 : 9[1] -> 0[0] [receive] via NET/IB/1/GDRDMA"])
+    assert known(found).pxn is True
+    received = parse_nccl_log(["x NCCL INFO Channel 00/1 : 9[1] -> 0[0] [receive] via NET/IB/1/GDRDMA"])
+    assert known(received).pxn is None
 
 
 def test_what_is_not_said_is_not_made_up() -> None:
-    assert parse_nccl_log(["", "noise", "via carrier pigeon"]) == {}
+    assert parse_nccl_log(["", "noise", "via carrier pigeon"]) is None
 
 
 def test_the_log_is_switched_on_for_this_process_and_removed() -> None:
@@ -81,9 +83,9 @@ def test_the_log_is_switched_on_for_this_process_and_removed() -> None:
     assert environ["NCCL_DEBUG"] == "INFO"
     assert "COLL" not in environ["NCCL_DEBUG_SUBSYS"].split(",")
     path = Path(environ["NCCL_DEBUG_FILE"])
-    assert log.read() == {}
+    assert log.read() is None
     path.write_text(P2P)
-    assert log.read()["version"] == "2.28.9"
+    assert known(log.read()).version == "2.28.9"
     log.remove()
     assert not path.exists()
 

@@ -2,21 +2,27 @@
 
 import pytest
 
+from ncclbench.store.records import Json
 from ncclbench.transports.cuda import nvml as _nvml
 from ncclbench.transports.cuda.nvml import gpu_state
 from tests.helpers.fake_nvml import FakeNvml
+from tests.helpers.stored import known
 
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     fake = FakeNvml({1: 3, 2: 2, 3: 15})  # not supported, invalid argument, and a GPU that is lost for a while
     monkeypatch.setattr(_nvml, "_library", lambda: fake)
-    monkeypatch.setattr(_nvml, "_never_told", {})
+    monkeypatch.setattr(_nvml, "_not_supported", {})
     return fake
 
 
+def errors(pci_bus_id: str) -> dict[str, Json]:
+    return known(known(gpu_state(pci_bus_id)).errors)
+
+
 def test_counters_that_a_gpu_has_not_are_asked_for_once(nvml: FakeNvml) -> None:
-    first, second = (gpu_state("0000:01:00.0")["errors"] for _ in range(2))
+    first, second = (errors("0000:01:00.0") for _ in range(2))
     assert first == second
     assert first["ECC corrected errors"] == 5
     assert "ECC uncorrected errors" not in first
@@ -28,12 +34,12 @@ def test_counters_that_a_gpu_has_not_are_asked_for_once(nvml: FakeNvml) -> None:
 @pytest.mark.usefixtures("nvml")
 def test_another_gpu_is_asked_for_all_of_them() -> None:
     gpu_state("0000:01:00.0")
-    assert gpu_state("0000:02:00.0")["errors"]["NVLink 1 replay errors"] == 1
+    assert errors("0000:02:00.0")["NVLink 1 replay errors"] == 1
 
 
 def test_an_error_that_may_pass_is_asked_past(nvml: FakeNvml) -> None:
-    assert "NVLink 3 replay errors" not in gpu_state("0000:01:00.0")["errors"]
+    assert "NVLink 3 replay errors" not in errors("0000:01:00.0")
     nvml.answers.clear()
-    told = gpu_state("0000:01:00.0")["errors"]
+    told = errors("0000:01:00.0")
     assert told["NVLink 3 replay errors"] == 3
     assert "NVLink 1 replay errors" not in told
