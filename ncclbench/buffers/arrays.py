@@ -1,6 +1,6 @@
-"""Where data lives: NumPy arrays on CPUs, CuPy arrays on GPUs, one namespace for both.
+"""Buffers: NumPy arrays on CPUs, CuPy arrays on GPUs.
 
-Memory is checked before anything is allocated: a size that does not fit is refused, never clamped.
+Memory is checked before anything is allocated. A size that does not fit is refused, never reduced.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,10 +20,10 @@ from ncclbench.units import format_bytes
 
 Buffers = Mapping[str, Array]
 
-# The memory that cases keep from one another; a node's is given back.
+# The memory whose blocks are kept between cases; a node's memory is freed.
 ON_GPU = "a GPU"
 
-# What the interpreter, the libraries and the validation need beside the buffers.
+# Memory per rank for the interpreter, the libraries and the validation.
 _RESERVE = 256 << 20
 
 _MOST_COPIES = 64
@@ -32,10 +32,10 @@ _PAGE = 4096
 
 
 def allocate(schedule: Schedule, device: Device, kind: Kind = "pool", *variants: Schedule) -> Buffers:
-    """The buffers of `schedule`, and of its other variants, for one rank, one-dimensional, uninitialised.
+    """The buffers of `schedule` and its other variants for one rank: one-dimensional and uninitialised.
 
-    On the host they have the schedule's element type; on a GPU they are CuPy arrays of its bits, since CuPy need not
-    know every type that a library can send.
+    On the host they have the schedule's element type. On a GPU they are CuPy arrays of unsigned integers of that size,
+    since CuPy does not have every type that a library can send.
     """
     sizes = shared_buffers([schedule, *variants])
     if device == "cpu":
@@ -44,7 +44,7 @@ def allocate(schedule: Schedule, device: Device, kind: Kind = "pool", *variants:
 
 
 def _host_bytes(nbytes: int) -> NDArray[np.uint8]:
-    """Host memory that begins on a page, so that neither alignment nor a neighbour shows in what is measured."""
+    """Host memory that begins on a page, so that neither alignment nor other data affects the measurement."""
     whole = np.empty(nbytes + _PAGE, np.uint8)
     return whole[-whole.ctypes.data % _PAGE :][:nbytes]
 
@@ -73,14 +73,14 @@ def device_address(array: Any) -> int:
 
 
 def pinned_bytes(nbytes: int) -> NDArray[np.uint8]:
-    """Page-locked host memory, which a device copies from and to without a detour; given back with the array."""
+    """Page-locked host memory, which a device reads and writes directly; freed with the array."""
     import cupy
 
     return np.frombuffer(cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
 
 
 def uploader(device: Device) -> Callable[[Array], Array]:
-    """What brings a NumPy array to `device`."""
+    """A function that copies a NumPy array to `device`."""
     if device == "cpu":
         return np.asarray
     import cupy
@@ -90,7 +90,7 @@ def uploader(device: Device) -> Callable[[Array], Array]:
 
 
 def free_device_memory() -> int:
-    """Bytes of this rank's GPU that can be taken now."""
+    """Free bytes of this rank's GPU."""
     import cupy
 
     return int(cupy.cuda.runtime.memGetInfo()[0])
@@ -104,7 +104,7 @@ def l2_bytes() -> int:
 
 
 class Rotation(NamedTuple):
-    """Sets of buffers that iterations rotate over, and whether L2 then does not hold what is touched next."""
+    """The number of buffer sets that iterations rotate over, and whether L2 is cold for each iteration."""
 
     copies: int
     cold: bool
@@ -114,17 +114,17 @@ WARM = Rotation(1, False)
 
 
 def rotation(nbytes: int, l2: int, cache: Cache, variants: int = 1) -> Rotation:
-    """How a case rotates over its buffers if memory allows.
+    """The buffer sets that a case rotates over if memory allows.
 
-    One set of `_COLD_BY_ITSELF` times L2 is cold without: an iteration leaves only its own end in the cache, and the
-    next begins elsewhere. Below some MiB no rotation of `_MOST_COPIES` or fewer can leave the cache, and one set is
-    used.
+    One set of `_COLD_BY_ITSELF` times L2 is cold without rotation: an iteration leaves only its last part in the
+    cache, and the next iteration begins elsewhere. Below some MiB, even `_MOST_COPIES` sets fit into the cache. Then
+    one set is used, and the case is warm.
 
     Args:
-        nbytes: of one set.
+        nbytes: bytes of one set.
         l2: bytes of the cache.
-        cache: what was asked for.
-        variants: through how many schedules iterations rotate as well; they and the sets meet in every pair.
+        cache: the user's setting.
+        variants: number of schedules that iterations rotate over as well. Every schedule is paired with every set.
     """
     if cache == "warm":
         return WARM
@@ -140,9 +140,9 @@ class MemoryLimit(NamedTuple):
     """Memory that buffers must fit into.
 
     Attributes:
-        ranks: how many ranks share it.
-        available: bytes that are free in it.
-        where: its name.
+        ranks: number of ranks that share it.
+        available: free bytes.
+        where: name of the memory.
     """
 
     ranks: int
@@ -155,9 +155,9 @@ def memory_limits(device: Device, staged: bool | None, local_size: int, ranks_pe
 
     Args:
         device: where the buffers are.
-        staged: whether they have twins in host memory as well.
-        local_size: ranks on this node.
-        ranks_per_gpu: ranks on one GPU.
+        staged: whether they have copies in host memory as well.
+        local_size: number of ranks on this node.
+        ranks_per_gpu: number of ranks on one GPU.
     """
     limits = [] if device == "cpu" else [MemoryLimit(ranks_per_gpu, free_device_memory(), ON_GPU)]
     if device == "cpu" or staged:
@@ -176,7 +176,7 @@ def refuse_too_large(
     """Refuse a case whose buffers do not fit into the memory of `where`.
 
     Raises:
-        TooLarge: naming the case, what it needs and what there is.
+        TooLarge: naming the case, the memory that it needs and the memory that is free.
     """
     needed = needed_per_rank * local_ranks
     if needed + _RESERVE * local_ranks > available:

@@ -1,4 +1,4 @@
-"""The kinds of buffers: whose memory they are, on which device, and whether the cache may hold them."""
+"""The kinds of buffers: their device, their allocator, and whether the cache may hold them."""
 
 from typing import Literal, TypeAlias, get_args
 
@@ -11,5 +11,5 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def is_registered(kind: Kind) -> bool:
-    """Whether buffers of this kind are from ncclMemAlloc, and are registered with the communicators that move them."""
+    """Whether buffers of this kind come from ncclMemAlloc and are registered with the communicators that move them."""
     return kind == "nccl"

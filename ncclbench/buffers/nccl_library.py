@@ -1,4 +1,4 @@
-"""The NCCL that this process has loaded, and its C functions that neither torch nor CuPy passes on."""
+"""The NCCL that this process has loaded, and its C functions that neither torch nor CuPy exposes."""
 
 import ctypes
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ncclbench.errors import EnvironmentFault
 
-# ncclResult_t: these two are no trouble.
+# ncclResult_t: these two are not errors.
 _SUCCESS, _IN_PROGRESS = 0, 7
 
 # The library itself; libnccl-net.so, libnccl-tuner.so and libnccl-profiler.so are plug-ins.
@@ -15,20 +15,20 @@ _NCCL = re.compile(r".*/libnccl\.so[.0-9]*")
 
 
 def loaded_nccl(maps: Path = Path("/proc/self/maps")) -> list[str]:
-    """Paths of the NCCL libraries in this process; more than one means that torch and CuPy brought their own."""
+    """Paths of the NCCL libraries in this process; more than one if torch and CuPy each loaded their own."""
     mapped = (line.split(maxsplit=5) for line in maps.read_text().splitlines())
     return sorted({fields[5] for fields in mapped if len(fields) == 6 and _NCCL.fullmatch(fields[5])})
 
 
 class NcclLibrary:
-    """One loaded NCCL. Communicators are addresses, and must be of this very library.
+    """One loaded NCCL library. Communicators are passed as pointers, and must belong to this library.
 
     Args:
-        path: of the library.
+        path: path of the library.
     """
 
     def __init__(self, path: str) -> None:
-        """Open what is loaded already."""
+        """Open the library, which is already loaded."""
         self._library = ctypes.CDLL(path)
         for name in ("ncclGetErrorString", "ncclGetLastError"):
             if hasattr(self._library, name):
@@ -36,15 +36,15 @@ class NcclLibrary:
 
     @classmethod
     def only(cls) -> "NcclLibrary | None":
-        """The one that is loaded; None if there is none, or if one cannot tell whose communicator is whose."""
+        """The loaded library; None if there is none, or if there are several, which makes communicators ambiguous."""
         paths = loaded_nccl()
         return cls(paths[0]) if len(paths) == 1 else None
 
     def allocate(self, nbytes: int) -> int:
-        """The address of fresh device memory that NCCL can register with communicators.
+        """Allocate device memory that NCCL can register with communicators; returns its address.
 
         Raises:
-            EnvironmentFault: if NCCL cannot, with its code.
+            EnvironmentFault: if the allocation fails, with NCCL's code.
         """
         pointer = ctypes.c_void_p()
         code = self._library.ncclMemAlloc(ctypes.byref(pointer), ctypes.c_size_t(nbytes))
@@ -56,11 +56,11 @@ class NcclLibrary:
         return int(pointer.value)
 
     def free(self, pointer: int) -> None:
-        """Give memory of `allocate` back."""
+        """Free memory from `allocate`."""
         self._library.ncclMemFree(ctypes.c_void_p(pointer))
 
     def register(self, communicator: int, pointer: int, nbytes: int) -> int | None:
-        """Register memory with a communicator; the handle, which may be 0, or None where NCCL cannot."""
+        """Register memory with a communicator; returns the handle, which may be 0, or None if that fails."""
         if not hasattr(self._library, "ncclCommRegister"):  # before 2.19
             return None
         handle = ctypes.c_void_p()
@@ -74,7 +74,7 @@ class NcclLibrary:
         self._library.ncclCommDeregister(ctypes.c_void_p(communicator), ctypes.c_void_p(handle))
 
     def trouble(self, communicator: int) -> str | None:
-        """The asynchronous error of a communicator in NCCL's words; None if there is none. Any thread may ask."""
+        """The asynchronous error of a communicator in NCCL's words, or None. Any thread may call this."""
         state = ctypes.c_int()
         code = self._library.ncclCommGetAsyncError(ctypes.c_void_p(communicator), ctypes.byref(state)) or state.value
         if code in (_SUCCESS, _IN_PROGRESS):

@@ -1,11 +1,11 @@
-"""Memory from ncclMemAlloc: blocks that cases take in turn, kept with their registrations until all is over.
+"""Memory from ncclMemAlloc: blocks that cases reuse, kept with their registrations until the run ends.
 
-When a graph is captured NCCL registers its buffers once more, and lets go of that only some launches after the graph
-is gone. Memory that came again at the same address before that would be found registered, and peers would write to
-where it was. So no block is given back between cases; it is, when the communicators are gone.
+When a graph is captured, NCCL registers its buffers once more. It drops that registration only some launches after the
+graph is destroyed. New memory at the same address before that would count as registered, and peers would write to the
+old memory. So blocks are freed only after the communicators, never between cases.
 
-NCCL wants all ranks to register alike. So what a case gets depends on the plan and on the cases before it alone, never
-on when an array was collected.
+NCCL needs the same registrations on all ranks. So the blocks of a case depend only on the plan and on the cases before
+it, never on when an array is garbage-collected.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from itertools import zip_longest
 from ncclbench.buffers.nccl_library import NcclLibrary, loaded_nccl
 from ncclbench.errors import EnvironmentFault
 
-# What a driver gives at the least.
+# The driver's smallest allocation.
 _GRAIN = 2 << 20
 
 
@@ -22,14 +22,14 @@ class NcclMemory:
     """A block from ncclMemAlloc, which NCCL can register with communicators.
 
     Args:
-        nbytes: how much.
+        nbytes: its size.
     """
 
     def __init__(self, nbytes: int) -> None:
-        """Allocate.
+        """Allocate the block.
 
         Raises:
-            EnvironmentFault: if NCCL cannot, with its code.
+            EnvironmentFault: if the allocation fails, with NCCL's code.
         """
         paths = loaded_nccl()
         if not paths:
@@ -39,7 +39,7 @@ class NcclMemory:
         self._handles: dict[int, int] = {}
 
     def register(self, communicator: int) -> bool:
-        """Register with a communicator, which must outlive the registration; whether NCCL could."""
+        """Register with a communicator, which must outlive the registration; returns whether NCCL could."""
         if communicator not in self._handles:
             handle = self._library.register(communicator, self.pointer, self.nbytes)
             if handle is None:
@@ -48,37 +48,37 @@ class NcclMemory:
         return True
 
     def deregister(self) -> None:
-        """Undo every registration."""
+        """Remove every registration."""
         while self._handles:
             self._library.deregister(*self._handles.popitem())
 
     def free(self) -> None:
-        """Give the memory back, which nothing may use any longer."""
+        """Free the memory, which must not be in use."""
         self._library.free(self.pointer)
 
 
 class Blocks:
-    """All blocks of a process, and the sizes of those that its plan will need."""
+    """All blocks of a process, and the sizes that its plan needs."""
 
     def __init__(self) -> None:
-        """Nothing is planned or allocated."""
+        """Plan and allocate nothing."""
         self._planned: list[int] = []
         self._free: list[NcclMemory] = []
         self._taken: list[NcclMemory] = []
 
     def plan(self, sizes: Iterable[int]) -> None:
-        """Allocate blocks of these sizes, as `widened` has made them of a plan's cases, when they are first needed."""
+        """Plan blocks of these sizes, from `widened`; each is allocated when first needed."""
         self._planned = list(sizes)
 
     def begin_case(self) -> None:
-        """The case before is over, and its blocks may be taken again, the oldest first."""
+        """Release the blocks of the case before, which may be taken again, the oldest first."""
         self._free, self._taken = [*self._taken, *self._free], []
 
     def take(self, nbytes: int) -> NcclMemory:
-        """The smallest free block that is large enough, made now if need be.
+        """The smallest free block that is large enough; allocated if there is none.
 
         Raises:
-            EnvironmentFault: if NCCL has no memory for it.
+            EnvironmentFault: if NCCL cannot allocate it.
         """
         least = min((n for n in self._planned if n >= nbytes), default=None)
         found = min((block for block in self._free if block.nbytes >= nbytes), key=lambda b: b.nbytes, default=None)
@@ -96,12 +96,12 @@ class Blocks:
         return next((block for block in self._taken if block.pointer == pointer), None)
 
     def deregister_all(self) -> None:
-        """Undo all registrations, for communicators are about to go."""
+        """Remove all registrations; must be called before communicators are destroyed."""
         for block in (*self._taken, *self._free):
             block.deregister()
 
     def free_all(self) -> None:
-        """Give everything back, when graphs, registrations and communicators are gone."""
+        """Free all blocks; must be called after graphs, registrations and communicators are destroyed."""
         for block in (*self._taken, *self._free):
             block.free()
         self._planned, self._free, self._taken = [], [], []
@@ -111,13 +111,13 @@ BLOCKS = Blocks()
 
 
 def widened(blocks: Iterable[int], sizes: Iterable[int]) -> tuple[int, ...]:
-    """Sizes of blocks, the largest first, that serve whatever `blocks` serve, and a case with buffers of `sizes`.
+    """Block sizes, the largest first, that are enough for the cases of `blocks` and for a case with buffers of `sizes`.
 
-    Where the k-th largest block is no smaller than any case's k-th largest buffer, `Blocks.take` serves every case.
+    If the k-th largest block is at least as large as every case's k-th largest buffer, `Blocks.take` serves every case.
 
     Args:
-        blocks: what this function has returned for other cases.
-        sizes: in any order; they are rounded up to what a driver gives.
+        blocks: the result of this function for other cases.
+        sizes: in any order; they are rounded up to the driver's smallest allocation.
     """
     asked = sorted((-(-size // _GRAIN) * _GRAIN for size in sizes), reverse=True)
     return tuple(map(max, zip_longest(blocks, asked, fillvalue=0)))

@@ -170,7 +170,7 @@ def rank_environment(described: Facts, host: str, cores: list[int], found: RankD
         boot=boot_id(),
         pid=os.getpid(),
         cores=cores,
-        gpu=described.get("pci_bus_id"),
+        gpu=msgspec.convert(described.get("pci_bus_id"), str | None),
         device=device,
         software=software(described, device),
         found=found,

@@ -1,4 +1,4 @@
-"""Memory for buffers on GPUs: over how many sets of them each case of a plan can rotate; the same on all ranks."""
+"""Planning of buffers on GPUs: the number of buffer sets that each case rotates over, the same on all ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from ncclbench.transports.base import Transport
 
 @dataclass(frozen=True)
 class MemoryDemand:
-    """What a case asks of memory.
+    """The memory that a case needs.
 
     Attributes:
         sizes: bytes of each buffer of one set.
-        variants: schedules that share them.
-        kind: whose memory it is to be.
-        cache: whether sets are to be rotated over.
+        variants: number of schedules that share the buffers.
+        kind: the allocator.
+        cache: ``cold`` if iterations must rotate over sets.
     """
 
     sizes: tuple[int, ...]
@@ -30,16 +30,16 @@ class MemoryDemand:
 
     @property
     def nbytes(self) -> int:
-        """Of one set."""
+        """Bytes of one set."""
         return sum(self.sizes)
 
 
 class HeldMemory(NamedTuple):
-    """Memory of a GPU that one rank holds when cases have run one after the other.
+    """Memory of a GPU that one rank holds after a sequence of cases.
 
     Attributes:
-        blocks: from ncclMemAlloc, all of which are kept.
-        other: what the largest of the other cases had, which pools keep for the next.
+        blocks: sizes of blocks from ncclMemAlloc, all of which are kept.
+        other: bytes of the largest of the other cases, which pools keep for the next.
     """
 
     blocks: tuple[int, ...] = ()
@@ -47,21 +47,21 @@ class HeldMemory(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """In all."""
+        """All bytes."""
         return sum(self.blocks) + self.other
 
     def after(self, one: MemoryDemand, copies: int = 1) -> "HeldMemory":
-        """What is held when a case with so many sets of buffers has run as well."""
+        """The memory held after one more case with `copies` sets of buffers."""
         if is_registered(one.kind):
             return self._replace(blocks=widened(self.blocks, one.sizes * copies))
         return self._replace(other=max(self.other, one.nbytes * copies))
 
 
 def rotations(demands: Sequence[MemoryDemand], budget: int, l2: int) -> tuple[list[Rotation], HeldMemory]:
-    """The rotation of each case, and what is held when all have run.
+    """The rotation of each case, and the memory held after all cases.
 
-    One set of each case fits, or the plan would have been refused. As many as a case needs to be cold are used where
-    they fit into `budget` bytes with what is held besides; where they do not, the case is warm.
+    One set of each case fits, since the plan was not refused. A case gets the sets that it needs to be cold if they fit
+    into `budget` bytes together with the memory held by other cases. Otherwise the case is warm.
     """
     each, held = [], HeldMemory()
     for one in demands:
@@ -76,9 +76,9 @@ def rotations(demands: Sequence[MemoryDemand], budget: int, l2: int) -> tuple[li
 
 
 def agreed_budget(transport: Transport, budget: int | None = None) -> tuple[int, int]:
-    """Bytes of buffers that every rank can have, `budget` on this one or what its GPU has left, and the largest L2.
+    """The smallest budget of all ranks in bytes, and the largest L2; all ranks call it.
 
-    All ranks call it.
+    This rank's budget is `budget`, or the free memory of its GPU.
     """
     if budget is None:
         budget = budget_of_one_rank(memory_limits("cuda", None, 1, transport.ranks_per_gpu))

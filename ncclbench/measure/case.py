@@ -1,4 +1,4 @@
-"""One case, from its schedule to its record, on every rank at once."""
+"""Measurement of one case on all ranks, from its schedules to its record."""
 
 import datetime
 import time
@@ -36,14 +36,14 @@ from ncclbench.store.records import Json, Record
 from ncclbench.topology import Topology
 from ncclbench.transports.base import Program, Transport, all_gather_text
 
-# Values before, while and after timing: what is left over from one pass is wrong in the next, and neither check sees
-# data of its own in a stale buffer.
+# The checks before and after timing and the timed iterations use different values. Stale data of one pass are therefore
+# wrong in the next.
 _BEFORE, _TIMED, _AFTER = range(3)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A case's record, and the samples behind it (None if nothing was timed)."""
+    """A case's record and its samples (None if nothing was timed)."""
 
     record: Record
     samples: Samples | None = None
@@ -53,13 +53,13 @@ def memory_needed(case: Case, topology: Topology, *, check: bool = True) -> int:
     """Bytes of buffers on every rank.
 
     Args:
-        case: what would be measured.
-        topology: where the ranks sit.
-        check: whether its data would be checked.
+        case: the case.
+        topology: where the ranks are.
+        check: whether its data are checked.
 
     Raises:
         Unable: if the pattern cannot run on this topology, or its data cannot be checked.
-        TooLarge: if not even what the schedule is made of fits into memory.
+        TooLarge: if the schedule itself does not fit into memory.
     """
     variants = build_variants(case, topology)
     if check:
@@ -68,7 +68,7 @@ def memory_needed(case: Case, topology: Topology, *, check: bool = True) -> int:
 
 
 def memory_demand(variants: Sequence[Schedule], settings: Settings) -> MemoryDemand:
-    """What a case with these schedules asks of memory."""
+    """The memory that a case with these schedules needs."""
     sizes = tuple(shared_buffers(variants).values())
     return MemoryDemand(sizes, len(variants), settings.buffers, settings.cache)
 
@@ -85,21 +85,21 @@ def run_case(
     telemetry: Telemetry | None = None,
     command: Sequence[str] = (),
 ) -> Measurement | None:
-    """Check and time one case; all ranks call it, rank 0 gets the measurement, the others None.
+    """Check and time one case; all ranks call it. Rank 0 gets the measurement, the others None.
 
     Args:
         case: what to measure.
-        transport: this rank's.
-        topology: where the ranks sit.
+        transport: this rank's transport.
+        topology: where the ranks are.
         settings: how to measure.
         clock: seconds, monotonic; tests pass their own.
-        progress: told how far it is, for a watchdog.
-        rotation: the sets of buffers that were planned for it on a GPU; None looks at what is free now.
-        telemetry: asks the library and the GPUs, one for all cases of a run.
-        command: the user's command line, for a case that needs its process started in another way.
+        progress: updated for the watchdog.
+        rotation: the buffer sets planned for the case on a GPU; None plans them from the memory that is free now.
+        telemetry: reads the library and the GPUs; one object for all cases of a run.
+        command: the user's command line, for the reason of a case that needs other variables at process start.
 
     Raises:
-        TransportError: if the library underneath fails.
+        TransportError: if the transport's library fails.
     """
     settings, progress = settings or Settings(), progress or Progress()
     started = datetime.datetime.now(datetime.UTC)
@@ -131,12 +131,12 @@ def run_case(
 
 
 def _nothing_left(base: Record, lost: LostFlows | None) -> Measurement:
-    """All flows were left out: a record that says so, and has no figures."""
+    """A record without figures, which says that all flows were left out."""
     return Measurement(report_lost_flows(base, lost))
 
 
 def _all_or_none(measuring: "CaseOnRank") -> Outcome | None:
-    """What is measured; a rank that finds itself unable only now would leave the others waiting, so the run ends."""
+    """Run the case; a rank that is unable only now ends the run, since the others would wait for it."""
     try:
         return measuring.run()
     except Unable as late:
@@ -144,9 +144,9 @@ def _all_or_none(measuring: "CaseOnRank") -> Outcome | None:
 
 
 def _rotation(planned: Rotation | None, variants: tuple[Schedule, ...], rank: "RankContext") -> Rotation:
-    """What was planned, or what free memory allows now.
+    """The planned rotation, or one that fits into the memory that is free now.
 
-    Where variants were left out since, they and the sets may no longer meet in every pair: then one set is used.
+    If variants were left out since planning, the sets may no longer pair with every variant. Then one set is used.
     """
     if rank.transport.device == "cpu":
         return WARM
@@ -155,23 +155,23 @@ def _rotation(planned: Rotation | None, variants: tuple[Schedule, ...], rank: "R
     return planned if gcd(planned.copies, len(variants)) == 1 else WARM
 
 
-def _about(transport: Transport) -> list[str]:
-    """What a reader must know of where the ranks are."""
+def _sharing_note(transport: Transport) -> list[str]:
+    """A note if ranks share a GPU."""
     sharing = transport.ranks_per_gpu
     return [f"{sharing} ranks share a GPU: proves logic, not a fabric"] if sharing > 1 else []
 
 
 def _compare_fingerprints(variants: tuple[Schedule, ...], transport: Transport) -> None:
-    """What was drawn at random must be the same on all ranks, or they would wait for rows that nobody sends.
+    """Check that all ranks drew the same routing; otherwise a rank would wait for rows that no rank sends.
 
     Raises:
-        EnvironmentFault: naming the ranks that differ from rank 0; on every rank alike.
+        EnvironmentFault: on every rank, naming the ranks that differ from rank 0.
     """
-    mine = " ".join(variant.fingerprint for variant in variants)
-    if not mine.strip():
+    own = " ".join(variant.fingerprint for variant in variants)
+    if not own.strip():
         return
-    everyone = all_gather_text(transport.control, mine)
-    other = [rank for rank, text in enumerate(everyone) if text != everyone[0]]
+    fingerprints = all_gather_text(transport.control, own)
+    other = [rank for rank, text in enumerate(fingerprints) if text != fingerprints[0]]
     if other:
         raise EnvironmentFault(
             f"ranks {', '.join(map(str, other[:8]))} drew another routing than rank 0: "
@@ -181,15 +181,15 @@ def _compare_fingerprints(variants: tuple[Schedule, ...], transport: Transport) 
 
 @dataclass(frozen=True)
 class RankContext:
-    """What one rank measures with.
+    """What one rank needs to measure a case.
 
     Attributes:
-        transport: this rank's.
+        transport: this rank's transport.
         topology: where the ranks are.
         settings: how to measure.
         clock: seconds, monotonic.
-        progress: how far the rank is, for a watchdog.
-        telemetry: asks the library and the GPUs.
+        progress: updated for the watchdog.
+        telemetry: reads the library and the GPUs.
     """
 
     transport: Transport
@@ -201,7 +201,7 @@ class RankContext:
 
 
 class CaseOnRank:
-    """One case on one rank, while it is being measured."""
+    """One case on one rank during its measurement."""
 
     def __init__(self, case: Case, variants: tuple[Schedule, ...], rank: RankContext, rotation: Rotation) -> None:
         """Allocate the buffers and compile the programs: one for each variant and set of buffers."""
@@ -221,26 +221,26 @@ class CaseOnRank:
         self.timed = self._oracle(variants[0], _TIMED)
 
     def _agreed(self, compile_all: Callable[[], tuple[Program, ...]]) -> tuple[Program, ...]:
-        """What `compile_all` returns, once every rank has it.
+        """The result of `compile_all`, after every rank has compiled.
 
-        A library may be unable on one node only. Were the others to go on, they would wait for that rank for ever; so
-        if any rank is unable, all are. Other errors end the run, and the watchdog frees those who wait here.
+        A library may be unable on one node only, and the other ranks would then wait forever. So if any rank is unable,
+        all ranks are. Other errors end the run, and the watchdog ends the ranks that wait here.
         """
         programs: tuple[Program, ...] = ()
-        mine = ""
+        reason = ""
         try:
             programs = compile_all()
         except Unable as unable:
-            mine = str(unable)
-        self.progress.enter("compiled")  # a rank that hangs while it compiles stands behind those that wait for it
-        reasons = all_gather_text(self.transport.control, mine)
+            reason = str(unable)
+        self.progress.enter("compiled")  # so that a rank that hangs in `compile_all` is behind those that wait for it
+        reasons = all_gather_text(self.transport.control, reason)
         if any(reasons):
             rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
             raise Unable(reason if len(set(reasons)) == 1 else f"rank {rank}: {reason}")
         return programs
 
     def run(self) -> Outcome | None:
-        """Check, warm up, time, check again; the outcome on rank 0, None elsewhere."""
+        """Check, warm up, time, and check again; returns the outcome on rank 0, None elsewhere."""
         settings, transport, progress = self.settings, self.transport, self.progress
         before, ports = self.telemetry.before(), PortWatch(self.topology, transport)
         wrong = self._check("check before", _BEFORE, 0)
@@ -269,15 +269,15 @@ class CaseOnRank:
             validation=checked,
             launches_per_sample=launches,
             setup=self._setup(),
-            remarks=sorted({*loop.remarks, *self.programs[0].notes, *_about(transport)}),
+            remarks=sorted({*loop.remarks, *self.programs[0].notes, *_sharing_note(transport)}),
             before=before,
             after=after,
             counted=counted,
-            wanted=self._wanted(samples.seconds_RNK.shape[1], launches),
+            wanted=self._expected_traffic(samples.seconds_RNK.shape[1], launches),
         )
 
-    def _wanted(self, samples: int, launches: int) -> ExpectedTraffic:
-        """What every NIC must have carried in all that was run, checks and warm-up included."""
+    def _expected_traffic(self, samples: int, launches: int) -> ExpectedTraffic:
+        """What every NIC must have carried in all iterations, with checks and warm-up."""
         turns = len(self.variants)
         timed = samples * launches + (2 * launches if self.case.timing is Timing.GRAPH else 0)
         warm, checks = self._warm_up_rounds(), 2 if self.settings.check else 0
@@ -310,7 +310,7 @@ class CaseOnRank:
         return wrong
 
     def _warm_up(self) -> float:
-        """Run every variant, so that every connection is there; returns roughly how long an iteration takes."""
+        """Run every variant, which makes all connections; returns the approximate seconds of an iteration."""
         self.progress.enter("warmup")
         self._refill()
         rounds = self._warm_up_rounds()
@@ -321,7 +321,7 @@ class CaseOnRank:
         return (self.clock() - began) / max(1, rounds)
 
     def _warm_up_rounds(self) -> int:
-        """Every variant once at least, and every set of registered buffers: NCCL maps one when it first meets it."""
+        """Warm-up iterations: at least one per variant, and per registered set, which NCCL maps at first use."""
         least = len(self.programs) if is_registered(self.settings.buffers) else len(self.variants)
         return max(self.settings.warmup, least if least > 1 else 0)
 
@@ -343,7 +343,7 @@ class CaseOnRank:
         )
 
     def _regime(self, loop: Loop) -> tuple[Callable[[int], Floats], list[str], int]:
-        """The timing loop, the label of each column of its samples, and how many launches a sample is made of."""
+        """The timing loop, the labels of its columns, and the number of launches per sample."""
         if self.case.timing is Timing.PIPELINED:
             return partial(regimes.pipelined, loop), ["total"], loop.launches_per_block
         if self.case.timing is Timing.GRAPH:
@@ -353,13 +353,13 @@ class CaseOnRank:
         if self.overlaps:
             return overlap.overlapped(loop, self.transport.control), list(overlap.COLUMNS), 1
         if not on_host and any(variant.waits_for_host for variant in self.variants):
-            # Behind a gate the host would wait for counts that the gate holds back.
+            # Behind a gate the host would wait for counts that the gate delays.
             loop.remarks.add("the host waits for counts in every iteration: timed ungated, launch costs included")
             on_host = True
         return partial(regimes.isolated if on_host else device.gated, loop), loop.columns, 1
 
     def _whole_turns(self, launches: int) -> int:
-        """`launches`, or the next larger number that holds every variant equally often."""
+        """`launches`, rounded up to a multiple of the number of variants."""
         return launches + -launches % len(self.variants)
 
     def _setup(self) -> dict[str, Json]:

@@ -1,9 +1,8 @@
-"""How much of a collective hides behind computing: each iteration is timed by itself, and again with work in between.
+"""Overlap of a collective with computing: each iteration is timed alone, and again with computing in between.
 
-A library that moves data by itself, or whose network card does, lets a rank compute meanwhile; one that moves data
-only while it is being called does not, and then nothing is hidden. The measure is that of OSU's micro-benchmarks
-(``osu_iallreduce`` and the others, ``calculate_and_print_stats`` in ``osu_util_mpi.c``): the computing in between is
-made as long as the collective itself, and
+If a library moves data in its own thread, or the NIC does, a rank can compute meanwhile. If a library moves data only
+inside its calls, nothing is hidden. The definition is that of OSU's micro-benchmarks (``osu_iallreduce`` and others,
+``calculate_and_print_stats`` in ``osu_util_mpi.c``). The computing takes as long as the collective alone, and
 
     share = max(0, 100 - (overlapped - compute) / pure * 100)
 
@@ -25,7 +24,7 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.store.records import Overlap
 from ncclbench.transports.base import Control, Program, Split
 
-# Columns of the samples: the collective by itself, the same with computing in between, and the computing.
+# Columns of the samples: the collective alone, the collective with computing in between, and the computing.
 TOTAL, OVERLAPPED, COMPUTE = COLUMNS = ("total", "overlapped", "compute")
 
 # OSU multiplies a matrix of this many rows by a vector.
@@ -50,14 +49,14 @@ def is_overlapped(variants: Sequence[Schedule], timing: Timing) -> bool:
 
 
 def split_of(program: Program) -> Split:
-    """The one call of a program that can be overlapped."""
+    """The program's only call, which can be overlapped."""
     (step,) = program.steps
     assert isinstance(step.launch, Split), "a transport that cannot split a call says so when it compiles it"
     return step.launch
 
 
 def run_with_work(program: Program) -> None:
-    """One iteration with computing in the middle, untimed: what arrives meanwhile must be right as well."""
+    """Run one iteration with computing in between, untimed, so that its data are checked as well."""
     split = split_of(program)
     split.start()
     Work(time.perf_counter).do(_UNITS_TIMED)
@@ -65,14 +64,14 @@ def run_with_work(program: Program) -> None:
 
 
 class Work:
-    """Computing that touches nothing but the processor's own caches.
+    """Computing that stays in the processor's caches.
 
     Args:
         clock: seconds, monotonic.
     """
 
     def __init__(self, clock: Clock) -> None:
-        """Find out how long one unit of it takes here."""
+        """Measure the time of one unit of computing."""
         self._matrix, self._vector = np.ones((_ROWS, _ROWS)), np.ones(_ROWS)
         self._out = np.empty(_ROWS)
         self._clock = clock
@@ -84,22 +83,22 @@ class Work:
         return self._clock() - began
 
     def units(self, seconds: float) -> int:
-        """How many units take about `seconds`; at least one."""
+        """The number of units that take about `seconds`; at least one."""
         return max(1, round(seconds / max(self.seconds_per_unit, 1e-12)))
 
     def do(self, units: int) -> None:
-        """Compute."""
+        """Compute `units` units."""
         dot, matrix, vector, out = np.dot, self._matrix, self._vector, self._out
         for _ in repeat(None, units):
             dot(matrix, vector, out)
 
 
 def overlapped(loop: Loop, control: Control) -> Callable[[int], Floats]:
-    """The loop that times every iteration twice; all ranks agree on how long to compute.
+    """The loop that times every iteration twice; all ranks compute for the same time.
 
     Args:
-        loop: as for the isolated regime; two launches are made an iteration.
-        control: how ranks agree.
+        loop: as for the isolated regime; each iteration makes two launches.
+        control: gathers the times of the collective.
     """
     splits = [split_of(program) for program in loop.programs]
     pure_N = np.array([_pure(loop, splits[0]) for _ in range(_PURE_RUNS)])
@@ -145,7 +144,7 @@ def _with_work(loop: Loop, split: Split, work: Work, units: int) -> tuple[float,
 
 
 def overlap_of(labels: list[str], seconds_RNK: Floats) -> Overlap | None:
-    """The share hidden, from samples that have these columns; None where nothing was overlapped."""
+    """The overlap, from samples with these columns; None if nothing was overlapped."""
     if OVERLAPPED not in labels:
         return None
     pure, both, compute = (float(seconds_RNK[:, :, labels.index(name)].mean()) for name in COLUMNS)

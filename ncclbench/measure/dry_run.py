@@ -1,4 +1,4 @@
-"""What a plan would take, and what of it would be skipped or refused: `run --dry-run`. No rank is started."""
+"""`run --dry-run`: the time and memory of a plan, and the cases that would be skipped or refused. No rank starts."""
 
 import json
 import os
@@ -24,14 +24,14 @@ from ncclbench.units import counted, format_bytes, format_seconds
 
 @dataclass(frozen=True)
 class CaseForecast:
-    """One planned case.
+    """The forecast of one planned case.
 
     Attributes:
         planned: the case.
-        memory_bytes: of buffers, on every rank.
-        seconds: roughly, in each process start of its mode.
+        memory_bytes: bytes of buffers per rank.
+        seconds: approximate time in each process start of its mode.
         skipped: why it would be skipped; "" if not.
-        refused: why a run on a node with this one's memory would be refused for its sake; "" if not.
+        refused: why a run on a node with this node's memory would be refused because of it; "" if not.
     """
 
     planned: PlannedCase
@@ -42,7 +42,7 @@ class CaseForecast:
 
     @property
     def note(self) -> str:
-        """What a reader must know of it; "" if nothing."""
+        """Why the case would be skipped or refused; "" if neither."""
         if self.skipped:
             return f"would be skipped: {self.skipped}"
         needs = self.refused.removeprefix(self.planned.case.id).lstrip(": ")
@@ -51,7 +51,7 @@ class CaseForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All of a plan, for so many ranks over a transport."""
+    """The forecast of a plan for a number of ranks over a transport."""
 
     plan: Plan
     transport: Capabilities
@@ -60,17 +60,17 @@ class Forecast:
 
     @property
     def pace(self) -> Pace:
-        """What its times are guessed from."""
+        """The speed that the estimates assume."""
         return self.transport.pace
 
     @property
     def seconds(self) -> float:
-        """Of all process starts; a case is in those of its mode alone."""
+        """Approximate time of all process starts; a case runs only in those of its mode."""
         plan = self.plan
         return plan.starts * sum(case.seconds for case in self.cases) + plan.process_starts * self.pace.start_seconds
 
     def as_json(self) -> str:
-        """One compact object, like that of a run."""
+        """One compact JSON object, like that of a run."""
         plan = self.plan
         summary: dict[str, object] = {"run": None, "dry_run": True, "exit_code": 0, "error": None, "records": []}
         summary |= {"plan": plan.name, "transport": self.transport.name, "world_size": self.world_size}
@@ -90,7 +90,7 @@ class Forecast:
         return json.dumps({**summary, "cases": cases}, separators=(",", ":"))
 
     def as_table(self) -> str:
-        """For a reader."""
+        """The forecast as a text table."""
         plan, over = self.plan, f"{counted(self.world_size, 'rank')} over {self.transport.name}"
         lines = [
             f"plan {plan.name}: {counted(len(plan.cases), 'case')} on {over}; nothing is started",
@@ -110,7 +110,7 @@ class Forecast:
         return "\n".join(lines)
 
     def _starts(self) -> Iterator[str]:
-        """A line for each mode, where the plan has any: which process starts are of it."""
+        """One line per mode with the numbers of its process starts; without modes at most one line."""
         plan, count = self.plan, len(self.plan.modes)
         if not count and plan.starts > 1:
             yield f"each in {plan.starts} process starts"
@@ -120,7 +120,7 @@ class Forecast:
 
 
 def forecast(plan: Plan, name: str, topology: Topology, command: Sequence[str] = ()) -> Forecast:
-    """Look at every case of `plan` as it would run over the transport `name` on `topology`.
+    """The forecast of `plan` over the transport `name` on `topology`.
 
     `command` is the user's command line.
     """
@@ -135,7 +135,7 @@ def forecast(plan: Plan, name: str, topology: Topology, command: Sequence[str] =
 
 
 def sizes(plan: Plan, topology: Topology) -> list[tuple[PlannedCase, int, str, str]]:
-    """Each planned case with the bytes of buffers a rank needs, or why it would be skipped, or why refused."""
+    """Each planned case with its bytes of buffers per rank, why it would be skipped, and why refused."""
     found = []
     for planned in plan.cases:
         memory, unable, too_large = 0, "", ""
@@ -150,10 +150,12 @@ def sizes(plan: Plan, topology: Topology) -> list[tuple[PlannedCase, int, str, s
 
 
 def refuse_on_this_node(plan: Plan, name: str, topology: Topology) -> None:
-    """Before any rank starts; each checks again for itself, and a GPU's memory is asked for where the GPU is.
+    """Refuse a plan that does not fit on this node, before any rank starts.
+
+    Each rank checks again, and only there is the memory of GPUs known.
 
     Raises:
-        TooLarge: naming the first case that is.
+        TooLarge: naming the first case that does not fit.
     """
     transport = capabilities_of(name)
     for planned, memory, _unable, too_large in sizes(plan, topology):
@@ -162,7 +164,7 @@ def refuse_on_this_node(plan: Plan, name: str, topology: Topology) -> None:
 
 
 def _refused(planned: PlannedCase, memory: int, transport: Capabilities, ranks: int) -> str:
-    """Why `ranks` on a node with this one's free memory cannot hold the case; "" if they can, or hold nothing here."""
+    """Why `ranks` ranks do not fit into this node's free memory; "" if they fit or use no host memory."""
     if transport.needs_gpu or transport.hosting is Hosting.NONE:
         return ""
     try:
@@ -179,7 +181,7 @@ def _no_graph(planned: PlannedCase, transport: Capabilities) -> str:
 
 
 def _wrong_start(planned: PlannedCase, plan: Plan, transport: Capabilities, command: Sequence[str]) -> str:
-    """Why the processes, as they will be started, could not measure the case; "" if they could."""
+    """Why processes with the variables of the case's mode could not measure it; "" if they could."""
     case, needs = planned.case, load_pattern(planned.case.pattern).needs(planned.case)
     set_by_mode = next((dict(mode.variables) for mode in plan.modes if mode.name == planned.mode), {})
     environ = {**os.environ, **set_by_mode}

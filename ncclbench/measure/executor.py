@@ -1,6 +1,6 @@
-"""What carries a case out: a rank process, threads, or a model that needs no ranks.
+"""Executors of cases: as a rank process, by threads, or by a model without ranks.
 
-What comes after it (recorder, store, report, accept) does not know which it was.
+Recorder, store, reports and acceptance do not depend on the kind of executor.
 """
 
 import time
@@ -29,10 +29,10 @@ from ncclbench.transports.threads import ThreadTransport, ThreadWorld, play
 
 
 class Executor(Protocol):
-    """Carries out one case after the other."""
+    """Executes one case after the other."""
 
     def execute(self, case: Case, topology: Topology, settings: Settings) -> Measurement | None:
-        """What was measured, or why the case was skipped; None on a rank other than rank 0.
+        """The measurement, or why the case was skipped; None on ranks other than rank 0.
 
         Raises:
             NcclbenchError: if the run cannot go on.
@@ -46,10 +46,10 @@ class RankExecutor:
     """This process is one rank; all ranks execute the same cases in the same order.
 
     Args:
-        transport: this rank's.
-        progress: how far the rank is, for a watchdog.
-        rotations: the sets of buffers planned for cases on a GPU, by case id; a case without one looks for itself.
-        command: the user's command line, for a case that needs its process started in another way.
+        transport: this rank's transport.
+        progress: updated for the watchdog.
+        rotations: the buffer sets planned for cases on a GPU, by case id; other cases plan their own.
+        command: the user's command line, for the reason of a case that needs other variables at process start.
         clock: seconds, monotonic.
     """
 
@@ -61,7 +61,7 @@ class RankExecutor:
         command: Sequence[str] = (),
         clock: Clock = time.perf_counter,
     ) -> None:
-        """Ask the library and the GPUs of `transport` from here on."""
+        """Create the telemetry of `transport`; execute nothing yet."""
         self.transport, self.progress = transport, progress or Progress()
         self._rotations, self._clock, self._telemetry = rotations or {}, clock, Telemetry(transport)
         self._command = command
@@ -78,15 +78,15 @@ class RankExecutor:
         )
 
     def describe(self) -> Facts:
-        """What the transport says of itself."""
+        """The versions and settings of the transport."""
         return self.transport.describe()
 
 
 class ThreadExecutor:
-    """Ranks are threads of this process, anew for each case.
+    """Ranks are threads of this process, started again for each case.
 
     Args:
-        world_size: how many ranks.
+        world_size: number of ranks.
         timeout: seconds that a rank waits for the others.
         on_start: called in each rank's thread with its number, before anything else.
         command: the user's command line, as for `RankExecutor`.
@@ -103,7 +103,7 @@ class ThreadExecutor:
         self._world_size, self._timeout, self._on_start, self._command = world_size, timeout, on_start, command
 
     def execute(self, case: Case, topology: Topology, settings: Settings) -> Measurement | None:
-        """Measure a case on all ranks; rank 0's result."""
+        """Measure a case on all ranks; returns rank 0's result."""
 
         def main(transport: ThreadTransport) -> Measurement | None:
             self._on_start(transport.rank)
@@ -112,19 +112,19 @@ class ThreadExecutor:
         return play(self._world_size, main, self._timeout)[0]
 
     def describe(self) -> Facts:
-        """What each rank's transport says of itself."""
+        """The versions and settings of the transport."""
         return ThreadTransport(ThreadWorld(1), 0).describe()
 
 
 class ModelExecutor(ABC):
-    """There are no ranks: times are computed from the case's schedules.
+    """Computes times from the case's schedules, without ranks.
 
     A transport without ranks is a module with `CAPABILITIES`, whose hosting is ``none``, and a function
     `open_executor(name, world_size)` that returns one of these.
 
     Args:
         capabilities: what its module declares.
-        world_size: how many ranks are modelled.
+        world_size: number of modelled ranks.
     """
 
     def __init__(self, capabilities: Capabilities, world_size: int) -> None:
@@ -133,10 +133,10 @@ class ModelExecutor(ABC):
 
     @abstractmethod
     def samples(self, case: Case, variants: Sequence[Schedule], topology: Topology, settings: Settings) -> Samples:
-        """The durations that the model computes, of each rank, iteration and phase.
+        """The computed durations of each rank, iteration and phase.
 
         Raises:
-            Unable: if it cannot model the case, which is skipped with that reason.
+            Unable: if the model cannot compute the case, which is skipped with that reason.
         """
 
     def execute(self, case: Case, topology: Topology, settings: Settings) -> Measurement:

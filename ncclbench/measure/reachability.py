@@ -1,9 +1,8 @@
-"""Flows that cannot get through, found out before anything is timed, so that one dead link does not end a case.
+"""Detection of unreachable ranks before timing, so that one dead link does not end a case.
 
-A rail that is down would stop a round of flows for good: the library waits, and once it has given up on one message
-it gives up on all. So a transport that can ask says which ranks do not answer on the network that is measured; flows
-to and from them are left out and named, and all others are measured. A link that goes down in the middle of a case is
-the watchdog's.
+A rail that is down would block a round of flows forever: the library waits, and after a timeout of one message it fails
+all others. A transport that can test this reports the ranks that do not answer on the measured network. Flows to and
+from them are left out and named; all others are measured. The watchdog handles links that go down during a case.
 """
 
 from dataclasses import dataclass, replace
@@ -23,24 +22,24 @@ _MOST_NAMED = 12
 
 @dataclass(frozen=True)
 class LostFlows:
-    """Flows that were left out: pairs of ranks, each once, and how many pairs there are in all."""
+    """Flows that were left out: pairs of ranks, each once, and the number of all pairs."""
 
     pairs: tuple[tuple[int, int], ...]
     of: int
 
     @property
     def ranks(self) -> list[int]:
-        """The ranks at most of their ends, then at most of those that are left, and so on; both ends of a tie."""
+        """The ranks in most pairs, then those in most of the remaining pairs, and so on; all ranks of a tie."""
         left = list(self.pairs)
-        blamed: set[int] = set()
+        named: set[int] = set()
         while left:
             ends, counts = np.unique(np.array(left), return_counts=True)
-            blamed |= set(ends[counts == counts.max()].tolist())
-            left = [pair for pair in left if not blamed & set(pair)]
-        return sorted(blamed)
+            named |= set(ends[counts == counts.max()].tolist())
+            left = [pair for pair in left if not named & set(pair)]
+        return sorted(named)
 
     def as_reason(self) -> str:
-        """In one line."""
+        """The record's reason, in one line."""
         shown = ", ".join(f"{src} -> {dst}" for src, dst in self.pairs[:_MOST_NAMED])
         more = f" and {len(self.pairs) - _MOST_NAMED} more" if len(self.pairs) > _MOST_NAMED else ""
         others = "the others were measured" if len(self.pairs) < self.of else "none is left"
@@ -53,17 +52,17 @@ class LostFlows:
 def drop_unreachable_flows(
     variants: tuple[Schedule, ...], transport: Transport
 ) -> tuple[tuple[Schedule, ...], LostFlows | None]:
-    """The variants without flows whose ends do not reach each other, and what was left out; all ranks call it.
+    """The variants without flows between unreachable ranks, and the flows left out; all ranks call it.
 
-    Only cases that consist of rounds of flows can lose some of them and still mean something.
+    Only cases that consist of rounds of flows are meaningful without some of them.
     """
     rounds = [phase for variant in variants for phase in variant.phases]
     if not all(isinstance(phase, Exchange) for phase in rounds):
         return variants, None
     pairs = sorted({pair for phase in rounds if isinstance(phase, Exchange) for pair in _wires(phase)})
-    mine = [dst for src, dst in pairs if src == transport.rank]
-    unreachable = transport.unreachable(mine, ANSWER_SECONDS)
-    if unreachable is None:  # this transport cannot ask, on any rank
+    destinations = [dst for src, dst in pairs if src == transport.rank]
+    unreachable = transport.unreachable(destinations, ANSWER_SECONDS)
+    if unreachable is None:  # this transport cannot test it, on any rank
         return variants, None
     answers = all_gather_text(transport.control, msgspec.json.encode(unreachable).decode())
     lost = [(src, dst) for src, answer in enumerate(answers) for dst in msgspec.json.decode(answer, type=list[int])]
@@ -74,7 +73,7 @@ def drop_unreachable_flows(
 
 
 def report_lost_flows(record: Record, lost: LostFlows | None) -> Record:
-    """The record, saying which flows it does not have; data that are wrong are worse."""
+    """The record with the flows that were left out; the status ``wrong`` stays, since it is more severe."""
     if lost is None:
         return record
     reason = lost.as_reason()

@@ -1,7 +1,7 @@
-"""What a case needs of the way its process was started: settings that NCCL reads once and keeps.
+"""The variables that a case needs at process start, since NCCL reads its settings once.
 
-A case whose process was started otherwise is skipped, and the reason is the command that starts it right: measuring
-it anyway would give a figure for a path that was not taken.
+If the process has other values, the case is skipped, and the reason names the right command. A measurement would give
+a figure for a path that the data did not take.
 """
 
 import os
@@ -14,9 +14,9 @@ from ncclbench.store.records import Record
 from ncclbench.transports.base import Transport, all_gather_text
 from ncclbench.transports.capabilities import Capabilities
 
-# How the reason begins, wherever it stands: such a case is not finished for another start.
+# The begin of the reason. A case that was skipped for it is not finished: another process start may measure it.
 WRONG_START = "NCCL reads its settings once"
-# What NCCL does where a variable is not set; source: its documentation of environment variables.
+# NCCL's defaults for variables that are not set; source: its documentation of environment variables.
 _UNSET_MEANS = {"NCCL_PXN_DISABLE": "0", "NCCL_P2P_PXN_LEVEL": "2", "NCCL_CROSS_NIC": "2"}
 
 
@@ -27,15 +27,15 @@ def check_needs(
     environ: Mapping[str, str] = os.environ,
     command: Sequence[str] = (),
 ) -> None:
-    """Nothing, if every rank was started as the case's pattern needs it; all ranks call it.
+    """Refuse the case unless every rank has the variables that the pattern needs; all ranks call it.
 
     Raises:
-        Unable: on every rank, with the reason of the first that was not.
+        Unable: on every rank, with the reason of the first rank that has other variables.
     """
     if needs is None:
         return
-    mine = why_not(case, needs, transport.capabilities, environ, command)
-    for rank, reason in enumerate(all_gather_text(transport.control, mine)):
+    reason_here = why_not(case, needs, transport.capabilities, environ, command)
+    for rank, reason in enumerate(all_gather_text(transport.control, reason_here)):
         if reason:
             raise Unable(reason if rank == 0 else f"rank {rank}: {reason}")
 
@@ -43,7 +43,7 @@ def check_needs(
 def why_not(
     case: Case, needs: Needs, transport: Capabilities, environ: Mapping[str, str], arguments: Sequence[str]
 ) -> str:
-    """Why a process cannot measure the case; "" if it can, as without NICs, where no path is taken at all."""
+    """Why a process cannot measure the case; "" if it can. Without NICs there is no path, so it always can."""
     if not transport.uses_nics:
         return ""
     if not transport.reads_nccl_settings:
@@ -61,12 +61,12 @@ def why_not(
 
 
 def wrongly_started(record: Record) -> bool:
-    """Whether a case was skipped because of the way its process was started: another start may measure it."""
+    """Whether a case was skipped for the variables of its process; another start may measure it."""
     return record.status == "skipped" and WRONG_START in (record.reason or "")
 
 
 def _command(case: Case, arguments: Sequence[str]) -> str:
-    """This command, for a run directory of its own."""
+    """The user's command without its run directory, so that it starts another run."""
     kept: list[str] = []
     drop = False
     for word in arguments:

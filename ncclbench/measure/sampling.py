@@ -1,7 +1,7 @@
-"""How many iterations: until the median's interval is narrow enough, or the time is spent.
+"""The number of iterations: until the median's interval is narrow enough, or the time limit is reached.
 
-Samples are gathered in batches. After each, rank 0 alone decides how many more there will be and tells the others, so
-that no two ranks ever disagree.
+Samples are gathered in batches. After each batch, rank 0 decides the size of the next and broadcasts it, so that all
+ranks agree.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ncclbench.analysis.summary import Floats, relative_width, summarise
 from ncclbench.transports.base import Control
 
 MIN_SAMPLES = 20
-# The fewest that a 95% interval of the median can be made of.
+# The fewest samples that give a 95% interval of the median.
 FEWEST_SAMPLES = 6
 MAX_SAMPLES = 10_000
 _LARGEST_BATCH = 1_000
@@ -21,13 +21,13 @@ _LARGEST_BATCH = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """When to stop, apart from anything that is measured.
+    """When to stop; it depends on durations only.
 
     Attributes:
-        fixed: a number of samples declared beforehand, or None.
+        fixed: a number of samples set beforehand, or None.
         precision: see `Settings`.
         max_seconds: see `Settings`.
-        multiple: of which every batch is one, so that each variant of a case is measured equally often.
+        multiple: every batch is a multiple of it, so that each variant of a case is measured equally often.
     """
 
     fixed: int | None
@@ -40,7 +40,7 @@ class Rule:
         return samples + -samples % self.multiple
 
     def first(self, seconds_each: float) -> int:
-        """Size of the first batch, knowing roughly how long a sample takes."""
+        """Size of the first batch; `seconds_each` is the approximate time of a sample."""
         if self.fixed is not None:
             return self.whole(self.fixed)
         affordable = self.max_seconds / max(seconds_each, 1e-9)
@@ -51,12 +51,12 @@ class Rule:
 
         Args:
             slowest_N: the duration of the slowest rank in each iteration so far.
-            elapsed: seconds since the first batch began, with everything around the samples.
+            elapsed: seconds since the first batch began, including all work between samples.
         """
         n = len(slowest_N)
         if self.fixed is not None:
             return 0, "iterations"
-        # Every variant needs an interval of its own.
+        # Every variant needs enough samples for its own interval.
         if (
             n >= max(MIN_SAMPLES, FEWEST_SAMPLES * self.multiple)
             and relative_width(summarise(slowest_N)) <= self.precision
@@ -74,7 +74,7 @@ class Samples:
     """Durations in seconds of all ranks, shape (R, N, columns). Rank 0 only.
 
     Attributes:
-        labels: one a column.
+        labels: one per column.
         seconds_RNK: NaN where an iteration has no such phase.
         stopped: what stopped the sampling.
         mixed: whether a sample is a mean over several variants of the case.
@@ -87,7 +87,7 @@ class Samples:
 
     @property
     def slowest_N(self) -> Floats:
-        """t_i, the slowest rank's duration of each iteration."""
+        """The duration of the slowest rank in each iteration, t_i."""
         return np.asarray(self.seconds_RNK[:, :, 0].max(axis=0))
 
 
@@ -99,15 +99,15 @@ def collect(
     clock: Callable[[], float],
     seconds_each: float,
 ) -> Samples | None:
-    """Measure in batches until `rule` says stop; the samples on rank 0, None elsewhere.
+    """Measure in batches until `rule` stops; returns the samples on rank 0, None elsewhere.
 
     Args:
         measure: times a batch of the given size on this rank; shape (batch, columns).
-        labels: one a column.
+        labels: one per column.
         rule: when to stop.
-        control: how ranks agree.
+        control: gathers samples and broadcasts batch sizes.
         clock: seconds, monotonic.
-        seconds_each: a first guess, from the warm-up.
+        seconds_each: a first estimate from the warm-up.
     """
     batches: list[Floats] = []
     batch = int(control.broadcast(np.array([rule.first(seconds_each)], np.int64))[0])

@@ -1,6 +1,6 @@
-"""The timing loops of a device that works behind a stream: gated iterations, and graphs.
+"""The timing loops for a device with streams: gated iterations, and graphs.
 
-Both return durations by the device's own clock, shape (samples, columns), like the loops of `regimes`.
+Both return durations by the device's own clock, shape (samples, columns), like the loops of `timing_host`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,31 +14,31 @@ from ncclbench.schedule.phases import Collective, Op
 from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports.base import Call, DeviceStream, nothing
 
-# A stream's queue holds about a thousand launches; beyond that enqueuing would wait for the gate that waits for it.
+# A stream's queue holds about a thousand launches. With more, enqueuing waits for the gate, which waits for enqueuing.
 LAUNCH_BUDGET = 500
-# What lining up takes of it: one operation of NCCL's, with all that it brings along.
+# Launches of the device barrier: one operation of NCCL, with its events.
 _BARRIER_LAUNCHES = 4
-# Ends of these wait for begins: no rank is through before all have come.
+# No rank completes one of these before all ranks have begun it.
 _SYNCHRONIZING = frozenset({Op.ALL_REDUCE, Op.ALL_GATHER, Op.REDUCE_SCATTER, Op.ALL_TO_ALL})
-# The gate opens by itself after this: a peer that died must not leave a kernel spinning.
+# The gate opens by itself after this time, so that no kernel spins forever if a peer died.
 GATE_LIMIT_SECONDS = 10.0
-# Replays between two synchronisations.
+# Graph replays between two synchronisations.
 _REPLAYS = 20
 
 
 def graph_launches(nbytes: int) -> int:
-    """Launches in one graph: many where a launch is short, so that what surrounds the graph is spread thin."""
+    """Launches in one graph: many if launches are short, so that the graph's own overhead per launch is small."""
     if nbytes <= 1 << 20:
         return 50
     return 20 if nbytes <= 16 << 20 else 4
 
 
 def starts_together(variants: Sequence[Schedule]) -> bool:
-    """Whether ranks that run `variants` back to back begin each iteration together anyway.
+    """Whether ranks that run `variants` back to back begin each iteration together without a barrier.
 
-    Where the partners of a rank change, where data flow one way, or where a rank has no part in a phase, a rank begins
-    its next iteration while others are still in this one, and what it then waits for them would be in its figures: one
-    slow NIC would slow all those down that meet its rank a round later.
+    They do not if a rank's partners change, if data flow in one direction, or if a rank takes no part in a phase. Such
+    a rank begins its next iteration while others are still in this one, and its wait for them would be timed. One slow
+    NIC would then slow down all ranks that communicate with its rank a round later.
     """
     if len(variants) > 1 or len(variants[0].phases) > 1:
         return False
@@ -47,9 +47,9 @@ def starts_together(variants: Sequence[Schedule]) -> bool:
 
 
 def gated(loop: Loop, samples: int) -> Floats:
-    """Every iteration between two events, all enqueued behind a gate that opens when every rank is ready.
+    """Time every iteration between two events, all enqueued behind a gate that opens when every rank is ready.
 
-    With `loop.device_barrier` a small operation of all ranks stands before each iteration, and outside of its events.
+    With `loop.device_barrier`, a small operation of all ranks runs before each iteration, outside its events.
     """
     stream = _stream(loop)
     queued = max(sum(step.launches + 1 for step in program.steps) for program in loop.programs)
@@ -64,7 +64,7 @@ def gated(loop: Loop, samples: int) -> Floats:
 def _gated_chunk(loop: Loop, stream: DeviceStream, first: int, count: int) -> Floats:
     loop.refill()
     device_barrier: Call = stream.device_barrier if loop.device_barrier else nothing
-    device_barrier()  # connects what was not yet connected, which must not happen behind a gate
+    device_barrier()  # makes missing connections, which must not happen behind a gate
     stream.synchronize()
     loop.step(first)
     loop.barrier()
@@ -97,13 +97,13 @@ def _gated_chunk(loop: Loop, stream: DeviceStream, first: int, count: int) -> Fl
 
 
 def captured(loop: Loop, launches: int) -> Callable[[int], Floats]:
-    """Capture `launches` iterations in a graph; returns the loop that times its replays. One sample is one replay."""
+    """Capture `launches` iterations in a graph; returns the loop that times replays. One sample is one replay."""
     stream = _stream(loop)
     loop.refill()
     stream.synchronize()
     calls = [step.launch for i in range(launches) for step in loop.program_of(i).steps]
     replay = stream.capture(calls)
-    loop.barrier()  # instantiation connects what was not yet connected: all ranks before the first replay
+    loop.barrier()  # instantiation makes missing connections, so all ranks must be done before the first replay
     for _ in range(2):
         replay()
     stream.synchronize()

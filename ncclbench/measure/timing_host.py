@@ -1,8 +1,8 @@
-"""What is timed: the loops themselves, as bare as Python allows.
+"""The timing loops on the host, with as little Python as possible.
 
-Each loop returns durations in seconds, shape (samples, columns). The first column is the whole iteration; where a
-case has phases of more than one name, one column a name follows, NaN in iterations of a variant that has no such
-phase. The start barrier and refills are outside the timed stretch, and garbage collection is off inside it.
+Each loop returns durations in seconds, shape (samples, columns). The first column is the whole iteration. If a case has
+phases of more than one name, one column per name follows, with NaN in iterations of a variant without that phase. The
+start barrier and refills are outside the timed interval, and garbage collection is off inside it.
 """
 
 import gc
@@ -23,16 +23,16 @@ LAUNCHES_PER_BLOCK = 20
 
 
 class Progress:
-    """How far this rank has come; written by the measuring thread, read by the watchdog's.
+    """The progress of this rank; written by the measuring thread, read by the watchdog's thread.
 
-    Plain attributes, since storing one costs tens of nanoseconds: it must not be seen in what is measured. That a new
-    stage begins is worth a word to whoever watches: `announce`, which is called before anything is timed in it.
+    It has plain attributes: storing one costs tens of nanoseconds, which must not affect the measurement. `announce` is
+    called at the begin of each stage, before anything is timed.
     """
 
     __slots__ = ("announce", "case", "iteration", "stage", "ticks")
 
     def __init__(self) -> None:
-        """Nothing has happened yet, and nobody watches."""
+        """Start without progress, and without a watchdog."""
         self.announce: Callable[[], None] = lambda: None
         self.case = -1
         self.stage = "start"
@@ -40,7 +40,7 @@ class Progress:
         self.ticks = 0
 
     def enter(self, stage: str) -> None:
-        """A new stage of the case begins: ``compile``, ``check``, ``warmup``, ``timed``, ..."""
+        """Begin a new stage of the case: ``compile``, ``check``, ``warmup``, ``timed``, ..."""
         self.stage = stage
         self.iteration = -1
         self.ticks += 1
@@ -49,19 +49,19 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """Everything a timing loop touches.
+    """Everything that a timing loop uses.
 
     Attributes:
-        programs: what is launched, in turns: one for each variant and set of buffers.
+        programs: launched in turn: one for each variant and set of buffers.
         barrier: lets all ranks start together.
         clock: seconds, monotonic.
         refill: restores in-place buffers.
-        refill_every: after how many launches they would overflow.
-        progress: where to say how far it is.
+        refill_every: number of launches after which they would overflow.
+        progress: updated for the watchdog.
         launches_per_block: N of the pipelined regime.
-        stream: what device regimes time on; None on the host.
-        device_barrier: whether iterations behind a gate need something between them that lines the ranks up.
-        remarks: what a reader of the figures must know; loops add to it.
+        stream: the stream of device regimes; None on the host.
+        device_barrier: whether gated iterations need a barrier on the device between them.
+        remarks: notes for the record; loops add to it.
     """
 
     programs: tuple[Program, ...]
@@ -80,7 +80,7 @@ class Loop:
         return self.programs[iteration % len(self.programs)]
 
     def step(self, iteration: int) -> None:
-        """Note for the watchdog that this rank has come this far."""
+        """Report an iteration to the watchdog."""
         self.progress.iteration = iteration
         self.progress.ticks += 1
 
@@ -93,7 +93,7 @@ class Loop:
 
     @property
     def step_columns(self) -> list[list[int]]:
-        """The columns of each program's steps; empty lists where there is only the total."""
+        """The column of each step of each program; empty lists if there is only the total."""
         columns = self.columns
         return [
             [columns.index(step.label) for step in program.steps if step.label in columns] for program in self.programs
@@ -101,7 +101,7 @@ class Loop:
 
     @property
     def parts(self) -> "list[dict[int, BranchColumns]]":
-        """For each program, by step: the columns of its branches, and how to ask for their durations after a launch."""
+        """For each program, by step: the columns of its branches, and the step's `part_seconds`."""
         columns = self.columns
         return [
             {
@@ -114,15 +114,15 @@ class Loop:
 
 
 def isolated(loop: Loop, samples: int) -> Floats:
-    """Every iteration on its own: host clock between barriers, the barrier outside."""
+    """Time every iteration separately by the host clock, after a barrier that is not timed."""
     measure = _many_phases if len(loop.columns) > 1 else _single_phase
     with quiet_gc():
         return measure(loop, samples)
 
 
 def _single_phase(loop: Loop, samples: int) -> Floats:
-    # As little as can be between the barrier and the call, and around it: a tenth of a microsecond there reads as
-    # several at the end, since it changes how the ranks' threads meet.
+    # As little as possible between the barrier and the call, and around it. 0.1 us here becomes several in the result,
+    # since it changes how the ranks' threads meet.
     calls = [program.complete for program in loop.programs]
     barrier, clock, progress, turns = loop.barrier, loop.clock, loop.progress, len(calls)
     seconds = [0.0] * samples
@@ -171,12 +171,12 @@ def _many_phases(loop: Loop, samples: int) -> Floats:
 
 
 def _part_labels(step: Step) -> list[str]:
-    """The columns of a step's branches."""
+    """The column labels of a step's branches."""
     return [f"{step.label}.{name}" for name in step.parts]
 
 
 def pipelined(loop: Loop, samples: int) -> Floats:
-    """Blocks of N back-to-back launches, wall / N: the classic nccl-tests number. One sample is one block."""
+    """Time blocks of N back-to-back launches, wall time / N, as nccl-tests does. One sample is one block."""
     turns = [loop.program_of(i).steps for i in range(loop.launches_per_block)]
     launches = [step.launch for steps in turns for step in steps]
     finish, clock = loop.programs[0].finish, loop.clock
@@ -199,7 +199,7 @@ def pipelined(loop: Loop, samples: int) -> Floats:
 
 @contextmanager
 def quiet_gc() -> Iterator[None]:
-    """Keep the garbage collector out of a timed stretch."""
+    """Disable the garbage collector during timing."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,6 +1,6 @@
 """NCCL through CuPy's own bindings: a second implementation without torch in the data path and with little overhead.
 
-The unique ids of communicators are exchanged over the control network by gloo. All-to-alls, gathers and scatters are
+The unique ids of communicators are exchanged as control messages, by gloo or MPI. All-to-alls, gathers and scatters are
 grouped sends and receives, as NCCL defines them.
 """
 

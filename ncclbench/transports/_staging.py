@@ -1,8 +1,8 @@
 """GPU buffers over MPI: passed to the library directly where it can read them, or staged through the host.
 
-A CUDA-aware MPI takes device pointers; any other MPI crashes on them. The library is therefore queried first. If it says
-yes, a small transfer is tried and its result checked. Otherwise each phase copies its data to pinned host memory, MPI
-moves that, and the phase copies the received data back. All of it is timed, and the record has ``"staged": true``.
+A CUDA-aware MPI takes device pointers; any other MPI crashes on them. So the library is queried first. If it says yes,
+a small transfer is tried and its result checked. Otherwise each phase copies its data to pinned host memory, MPI moves
+that, and the phase copies the received data back. All of it is timed, and the record has ``"staged": true``.
 
 MPI does not know streams. Everything enqueued must be complete before MPI reads, so the stream is synchronised before
 every call.

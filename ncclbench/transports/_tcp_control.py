@@ -113,6 +113,6 @@ def _read(link: socket.socket, nbytes: int) -> bytes:
     while len(parts) < nbytes:
         part = link.recv(min(1 << 20, nbytes - len(parts)))
         if not part:
-            raise ConnectionError("a rank has closed its connection")
+            raise ConnectionError("a rank closed its connection")
         parts += part
     return bytes(parts)

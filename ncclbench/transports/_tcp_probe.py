@@ -39,7 +39,7 @@ class Listeners:
         self._addresses = [msgspec.json.decode(text, type=tuple[str, int]) for text in texts]
 
     def unreachable(self, ranks: Sequence[int], seconds: float) -> list[int]:
-        """Those of `ranks` that accept no connection within `seconds`; their kernels accept, so the ranks may be busy."""
+        """Those of `ranks` that accept no connection within `seconds`; their kernels accept for them, even if busy."""
         selector = selectors.DefaultSelector()
         missing = set(ranks)
         for rank in ranks:

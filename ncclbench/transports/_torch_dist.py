@@ -261,8 +261,8 @@ class TorchTransport(Transport):
     def barrier(self) -> None:
         """Wait for all ranks, on the CPU.
 
-        With gloo the barrier uses the measured group itself. Each gloo group has its own worker threads. After a barrier
-        on another group these would still sleep when the first call arrives (20 us at 1 KiB).
+        With gloo the barrier uses the measured group itself. Each gloo group has its own worker threads. After a
+        barrier on another group these would still sleep when the first call arrives (20 us at 1 KiB).
 
         With a separate control network the barrier goes there. On the measured network, its last messages would queue
         behind the data of ranks that have already passed it.

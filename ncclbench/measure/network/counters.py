@@ -1,8 +1,8 @@
-"""The counters of this host's network ports, as the kernel shows them in /sys, and how far they moved.
+"""The counters of this host's network ports in /sys, and how far they moved.
 
-InfiniBand and RoCE count in ``class/infiniband/DEVICE/ports/N/{counters,hw_counters}``, where data are counted in
-words of 4 bytes; everything else in ``class/net/DEVICE/statistics``. RDMA traffic is not in the latter. Pause frames
-are only in the driver's own counters, as ``ethtool -S`` shows them.
+InfiniBand and RoCE count in ``class/infiniband/DEVICE/ports/N/{counters,hw_counters}``, with data in words of 4 bytes.
+Other interfaces count in ``class/net/DEVICE/statistics``, which has no RDMA traffic. Pause frames are only in the
+driver's own counters, as ``ethtool -S`` shows them.
 """
 
 import array
@@ -16,7 +16,7 @@ from pathlib import Path
 
 SYS = Path("/sys")
 
-# From linux/ethtool.h: how many counters a driver has, what they are called, what they say.
+# From linux/ethtool.h: the number of a driver's counters, their names, and their values.
 _SIOCETHTOOL = 0x8946
 _DRIVER_INFO, _STRINGS, _STATS = 0x03, 0x1B, 0x1D
 _STATS_SET = 1
@@ -25,7 +25,7 @@ _MOST = 1 << 16
 
 _WORD = 4  # bytes: the unit of port_xmit_data and port_rcv_data, InfiniBand specification 1.7, 16.1.3.5
 _WRAP = 1 << 32
-# What is worth a reader's eye when it moves: errors, links that went down, drops, and signs of congestion.
+# Counters that are reported if they rise: errors, links that went down, drops, and congestion.
 _WORTH = re.compile(
     r"err|symbol|discard|drop|down|out_of_|cnp|ecn|xmit_wait|pause|pfc|retrans|timeout|nak|slow_restart|overrun|missed"
     r"|carrier_changes"
@@ -38,10 +38,10 @@ class Port:
     """One port's counters at one moment.
 
     Attributes:
-        unit: bytes a count of `sent` and `received`.
+        unit: bytes per count of `sent` and `received`.
         sent: None if it cannot be read.
         received: None if it cannot be read.
-        health: counters that should stand still.
+        health: error and congestion counters, which should not rise.
     """
 
     unit: int
@@ -56,9 +56,9 @@ def read_ports(
     """Every port by name: ``eth0``, ``mlx5_0:1``.
 
     Args:
-        healthy: the devices whose further counters are wanted; those of all would take too long on a large host.
-        root: in place of /sys.
-        ask_driver: in place of `driver_counters`.
+        healthy: the devices whose health counters are read; reading all would take too long on a large host.
+        root: replaces /sys.
+        ask_driver: replaces `driver_counters`.
     """
     sys, ask = root or SYS, ask_driver or driver_counters
     found: dict[str, Port] = {}
@@ -116,9 +116,9 @@ def _number(file: Path) -> int | None:
 
 
 def moved(before: int, after: int) -> int | None:
-    """How far a counter moved; None if that cannot be told.
+    """How far a counter moved; None if unknown.
 
-    A counter of 32 bits starts again from 0, or stays at its largest value; one of 64 bits does neither.
+    A 32-bit counter wraps to 0 or stays at its largest value. A 64-bit counter does neither.
     """
     if after == _WRAP - 1:
         return None
@@ -128,7 +128,7 @@ def moved(before: int, after: int) -> int | None:
 
 
 def own_ports(ports: Mapping[str, Port], devices: str) -> tuple[list[str], str]:
-    """The ports that make up a rank's NIC, and what is wrong if they are not all there.
+    """The ports of a rank's NIC, and the reason if one is missing or cannot be read.
 
     Args:
         ports: of this host.
@@ -147,7 +147,7 @@ def own_ports(ports: Mapping[str, Port], devices: str) -> tuple[list[str], str]:
 
 
 def driver_counters(interface: str) -> dict[str, int]:
-    """Every counter of the driver of `interface`; empty where it has none or does not tell."""
+    """Every counter of the driver of `interface`; empty if it has none or they cannot be read."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
             info = _ask(handle, interface, struct.pack("I", _DRIVER_INFO).ljust(_INFO_BYTES, b"\0"))

@@ -1,8 +1,8 @@
-"""What the kernel knows of this process's TCP connections: how many segments it sent, and how many again.
+"""The kernel's counts of TCP segments sent and retransmitted, for each connection of this process.
 
-A NIC that loses one packet in a hundred hardly shows in a median: TCP repairs a loss in the middle of a message within
-one round trip. The kernel counts every repair, connection by connection, so flows can be told apart. It is asked over
-``NETLINK_SOCK_DIAG`` (linux/inet_diag.h, linux/tcp.h), as ``ss -ti`` does.
+A NIC that loses one packet in a hundred hardly changes a median: TCP repairs a loss inside a message within one round
+trip. The kernel counts retransmits per connection, and so per flow. They are read by ``NETLINK_SOCK_DIAG``
+(linux/inet_diag.h, linux/tcp.h), as ``ss -ti`` does.
 """
 
 import socket
@@ -17,7 +17,7 @@ _REQUEST, _DUMP = 0x1, 0x300
 _ERROR, _DONE = 2, 3
 _ESTABLISHED = 1 << 1
 _TCP_INFO = 2
-# From the start of inet_diag_msg (72 bytes) and of tcp_info.
+# Offsets in inet_diag_msg (72 bytes) and in tcp_info.
 _MESSAGE_BYTES, _IDENTITY_AT, _INODE_AT = 72, 4, 68
 _RETRANSMITS_AT, _DATA_SEGMENTS_AT = 100, 156
 _SECONDS = 5.0
@@ -25,11 +25,11 @@ _SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Connection:
-    """One TCP connection: its two ends, as address and port, and the data segments that its near end has sent.
+    """One TCP connection: its two ends, as address and port, and the data segments that the near end sent.
 
     Attributes:
-        segments: all of them.
-        again: those that were sent again, since nobody had acknowledged them.
+        segments: number of segments sent.
+        again: number of segments sent again, since they were not acknowledged.
     """
 
     near: tuple[str, int]
@@ -42,20 +42,20 @@ class Connection:
 def own_connections(addresses: Collection[str]) -> dict[str, tuple[int, int]]:
     """Segments sent, and sent again, of each connection of this process that leaves from one of `addresses`.
 
-    Keys are both ends in words, ``198.18.0.1:4000 198.18.0.2:5000``, so that the far end's own can be matched. Empty
-    where the kernel does not tell.
+    Keys are both ends as text, ``198.18.0.1:4000 198.18.0.2:5000``, which match those of the far end. Empty if the
+    kernel does not have them.
     """
     if not addresses:
         return {}
-    mine = _own_inodes()
+    inodes = _own_inodes()
     with suppress(OSError, struct.error):
-        found = [one for one in ask_kernel() if one.near[0] in addresses and one.inode in mine]
+        found = [one for one in ask_kernel() if one.near[0] in addresses and one.inode in inodes]
         return {f"{_text(one.near)} {_text(one.far)}": (one.segments, one.again) for one in found}
     return {}
 
 
 def turned_round(key: str) -> str:
-    """The key under which the far end has the same connection."""
+    """The far end's key for the same connection."""
     near, _, far = key.partition(" ")
     return f"{far} {near}"
 
@@ -100,7 +100,7 @@ def parse(answer: bytes) -> tuple[list[Connection], bool]:
 
 
 def _connection(message: bytes) -> Connection | None:
-    """None if the kernel is too old to count what is wanted."""
+    """The connection in one message; None if the kernel is too old to count segments."""
     (inode,) = struct.unpack_from("=I", message, _INODE_AT)
     near_port, far_port, near, far = struct.unpack_from("!HH4s12x4s", message, _IDENTITY_AT)
     for kind, value in _attributes(message[_MESSAGE_BYTES:]):

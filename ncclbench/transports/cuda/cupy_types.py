@@ -1,4 +1,4 @@
-"""What is used of CuPy's objects, which come without types; needs no CuPy."""
+"""Types for the parts of CuPy that are used, since CuPy has none; importing this needs no CuPy."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -8,7 +8,7 @@ class CupyEvent(Protocol):
     """A `cupy.cuda.Event`."""
 
     def record(self, stream: "CupyStream") -> None:
-        """Note the moment at which all that was launched on `stream` so far is done."""
+        """Record the time at which all work launched on `stream` so far is done."""
 
 
 class Graph(Protocol):
@@ -29,22 +29,22 @@ class CupyStream(Protocol):
         """CUDA's handle."""
 
     def __enter__(self) -> object:
-        """Launch here from now on."""
+        """Make this stream current, until the matching exit."""
 
     def use(self) -> object:
-        """Launch here until another stream is used."""
+        """Make this stream current, until another stream is used."""
 
     def synchronize(self) -> None:
-        """Wait until all that was launched here is done."""
+        """Wait until all work launched on this stream is done."""
 
     def wait_event(self, event: CupyEvent) -> None:
-        """Have what is launched here from now on wait for `event`."""
+        """Have later launches on this stream wait for `event`."""
 
     def begin_capture(self) -> None:
-        """Put what is launched from now on into a graph."""
+        """Capture later launches in a graph."""
 
     def end_capture(self) -> Graph:
-        """The graph."""
+        """End the capture and return the graph."""
 
 
 class RawModule(Protocol):

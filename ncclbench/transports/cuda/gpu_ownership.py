@@ -1,9 +1,9 @@
-"""Which GPU a rank has, and who else has it.
+"""The GPU of each rank, and the check that no two ranks share one.
 
-One rank a GPU, or the job is refused: two on one would halve each other's figures. ``NCCLBENCH_SHARE_GPU=1`` lets ranks
-share all the same, to try schedules and libraries with more ranks than GPUs. NCCL takes ranks on one GPU for a mistake
-unless they are on different hosts, so those that share one say that they are (``NCCL_HOSTID``) and talk through
-sockets. Such results are stamped wherever they are shown.
+A job with two ranks on one GPU is refused, since each would halve the other's figures. ``NCCLBENCH_SHARE_GPU=1`` allows
+it, to try schedules and libraries with more ranks than GPUs. NCCL refuses ranks on one GPU unless they are on different
+hosts. Ranks that share a GPU therefore set different ``NCCL_HOSTID`` and communicate through sockets. Such results are
+stamped wherever they are shown.
 """
 
 import os
@@ -17,21 +17,21 @@ from ncclbench.transports.base import SHARE_GPU, Control, RankIdentity, all_gath
 
 
 def choose_gpu(identity: RankIdentity, count: int, environ: MutableMapping[str, str] = os.environ) -> int:
-    """The index of this rank's GPU among the `count` that it sees: its place on the node.
+    """The index of this rank's GPU among the `count` visible ones: the rank's index on the node.
 
-    A launcher that shows each rank only its own GPU is honoured. To be called before NCCL reads its variables.
+    If the launcher shows each rank only its own GPU, that one is used. Must be called before NCCL reads its variables.
 
     Raises:
-        EnvironmentFault: if there are fewer GPUs than ranks, and they are not to share.
+        EnvironmentFault: if there are fewer GPUs than ranks, and sharing is not allowed.
     """
     if count == 0:
         raise EnvironmentFault(f"rank {identity.rank} sees no CUDA GPU; use --transport gloo")
     shown = environ.get("CUDA_VISIBLE_DEVICES", "")
-    if _may_share(environ):
+    if _sharing_allowed(environ):
         environ.setdefault("NCCL_HOSTID", f"{socket.gethostname()}-{identity.local_rank // count}")
         return identity.local_rank % count
     if count == 1 and identity.local_size > 1 and shown and "," not in shown:
-        return 0  # if it is the same one for two ranks, `ranks_per_gpu` or `refuse_shared` finds out
+        return 0  # `ranks_per_gpu` and `refuse_shared` find two ranks with the same GPU
     if identity.local_rank >= count:
         raise EnvironmentFault(
             f"{identity.local_size} ranks on a node of {count} GPUs: start at most one a GPU, --nproc {count}"
@@ -40,14 +40,14 @@ def choose_gpu(identity: RankIdentity, count: int, environ: MutableMapping[str, 
 
 
 def cupy_gpus(instead: str) -> int:
-    """How many GPUs CuPy can use here.
+    """The number of GPUs that CuPy can use here.
 
     Args:
-        instead: what else a user can do, such as ``--transport gloo``.
+        instead: an alternative for the user, such as ``--transport gloo``.
 
     Raises:
-        EnvironmentFault: without CuPy, without a driver, or with a CuPy that is for another CUDA than the driver; it
-            names the wheel.
+        EnvironmentFault: without CuPy, without a driver, or if CuPy and the driver are for different CUDA versions; it
+            names the wheel to install.
     """
     try:
         import cupy
@@ -62,13 +62,13 @@ def cupy_gpus(instead: str) -> int:
 
 
 def unusable_cupy(error: BaseException, instead: str) -> EnvironmentFault:
-    """What to say of a CuPy that fails before anything was measured."""
+    """The error for a CuPy that fails before anything was measured."""
     import cupy
 
     why = (str(error).strip() or type(error).__name__).splitlines()[0]
     try:
         cuda = int(cupy.cuda.runtime.driverGetVersion()) // 1000
-    except Exception:  # there is nobody to ask
+    except Exception:  # without a driver there is no version
         cuda = 0
     if cuda == 0:
         return EnvironmentFault(f"no GPU can be used, no NVIDIA driver is loaded: use {instead} ({why})")
@@ -79,21 +79,21 @@ def unusable_cupy(error: BaseException, instead: str) -> EnvironmentFault:
 
 
 def ranks_per_gpu(control: Control, identity: str, environ: MutableMapping[str, str] = os.environ) -> int:
-    """How many ranks the GPU with most of them has; `identity` is that of this rank's, such as its UUID.
+    """The largest number of ranks on one GPU; `identity` identifies this rank's GPU, such as its UUID.
 
     Raises:
-        EnvironmentFault: naming two ranks on one GPU, unless they are to share; on every rank alike.
+        EnvironmentFault: naming two ranks on one GPU, unless sharing is allowed; on every rank.
     """
     ids = all_gather_text(control, identity)
     for rank, one in enumerate(ids):
         first = ids.index(one)
-        if first != rank and not _may_share(environ):
-            raise _on_the_same(first, rank)
+        if first != rank and not _sharing_allowed(environ):
+            raise _shared_gpu_error(first, rank)
     return max(Counter(ids).values())
 
 
 class KeyValueStore(Protocol):
-    """What is used of ``torch.distributed.Store``: each call is one round trip to rank 0's host."""
+    """The methods of ``torch.distributed.Store`` that are used; each call is a round trip to rank 0's host."""
 
     def set(self, key: str, value: str) -> None:
         """Store a value under a key."""
@@ -102,58 +102,58 @@ class KeyValueStore(Protocol):
         """Wait for a key and return its value."""
 
     def check(self, keys: list[str]) -> bool:
-        """Whether all keys are there."""
+        """Whether all keys exist."""
 
     def add(self, key: str, value: int) -> int:
         """Add to a counter and return its new value."""
 
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
-        """Replace the value of a key if it is the expected one; return what is there now."""
+        """Replace the value of a key if it is the expected one; return the value after that."""
 
 
 def refuse_shared(
-    board: KeyValueStore, rank: int, world_size: int, identity: str, environ: MutableMapping[str, str] = os.environ
+    store: KeyValueStore, rank: int, world_size: int, identity: str, environ: MutableMapping[str, str] = os.environ
 ) -> None:
-    """As `ranks_per_gpu`, for ranks that have nothing but a store in common yet.
+    """Refuse two ranks on one GPU, for ranks that share only a store so far.
 
-    NCCL would refuse two ranks on one GPU as well, by the words "invalid usage". A few round trips a rank, however many
-    ranks there are: who claims a GPU second says so, and the last to come has everybody go on.
+    NCCL would refuse them as well, but with the message "invalid usage". Each rank makes a few round trips, whatever
+    the number of ranks. The second rank on a GPU reports both ranks in the store. The last rank to arrive writes the
+    verdict that all ranks wait for.
 
     Args:
-        board: the store, with keys that no other start of the job uses.
+        store: the store, with keys that no other start of the job uses.
         rank: this rank.
-        world_size: how many there are.
-        identity: of this rank's GPU.
-        environ: where ranks are allowed to share.
+        world_size: number of ranks.
+        identity: identifies this rank's GPU.
+        environ: the variables that may allow sharing.
 
     Raises:
-        EnvironmentFault: naming two ranks on one GPU, unless they are to share; or saying how many ranks have come,
-            when the store's time is over. On every rank, as long as rank 0, which has the store, waits for them.
+        EnvironmentFault: naming two ranks on one GPU, unless sharing is allowed; or, after the store's time limit,
+            saying how many ranks have arrived. Every rank raises it, while rank 0, which has the store, waits.
     """
-    first = int(board.compare_set(f"gpu/{identity}", "", str(rank)))
+    first = int(store.compare_set(f"gpu/{identity}", "", str(rank)))
     if first != rank:
-        board.set("twice", f"{min(first, rank)} {max(first, rank)}")
-    if board.add("came", 1) == world_size:
-        board.set("verdict", board.get("twice").decode() if board.check(["twice"]) else "none")
+        store.set("twice", f"{min(first, rank)} {max(first, rank)}")
+    if store.add("came", 1) == world_size:
+        store.set("verdict", store.get("twice").decode() if store.check(["twice"]) else "none")
     try:
-        verdict = board.get("verdict").decode()  # waits for it
+        verdict = store.get("verdict").decode()  # waits until the key exists
     except RuntimeError as error:
-        came = board.add("came", 0)
-        if came >= world_size:
+        arrived = store.add("came", 0)
+        if arrived >= world_size:
             raise
-        raise EnvironmentFault(
-            f"only {came} of {world_size} ranks have met: see whether the others were started ({error})".splitlines()[0]
-        ) from error
-    if verdict != "none" and not _may_share(environ):
-        raise _on_the_same(*map(int, verdict.split()))
+        reason = f"only {arrived} of {world_size} ranks have met: see whether the others were started ({error})"
+        raise EnvironmentFault(reason.splitlines()[0]) from error
+    if verdict != "none" and not _sharing_allowed(environ):
+        raise _shared_gpu_error(*map(int, verdict.split()))
 
 
-def _on_the_same(first: int, second: int) -> EnvironmentFault:
+def _shared_gpu_error(first: int, second: int) -> EnvironmentFault:
     return EnvironmentFault(
         f"ranks {first} and {second} are on the same GPU: start at most one rank a GPU "
         f"({SHARE_GPU}=1 lets them share it, to try the software)"
     )
 
 
-def _may_share(environ: MutableMapping[str, str]) -> bool:
+def _sharing_allowed(environ: MutableMapping[str, str]) -> bool:
     return environ.get(SHARE_GPU, "") not in ("", "0")

@@ -1,7 +1,7 @@
-"""The kernels of `RowWork` on a GPU: one launch a phase, nothing allocated, nothing that waits for the host.
+"""The kernels of `RowWork` on a GPU: one launch per phase, without allocation and without waiting for the host.
 
-The CUDA source is in ``row_kernels.cu``. Index tables and factors are put on the device when a call is made; the call
-itself only launches, on the stream that is current then, so it can stand behind a gate or in a graph.
+The CUDA source is in ``row_kernels.cu``. Index tables and factors are copied to the device when a phase is compiled.
+The call itself only launches, on the current stream, so it can be behind a gate or in a graph.
 """
 
 from collections.abc import Sequence
@@ -25,27 +25,27 @@ NAMES = (
     *("sum_plain", "sum_weighted", "scale_bf16", "scale_fp8", "scale_mxfp8", "scale_nvfp4"),
 )
 
-# Threads of a block, at most; of those along a row, a whole number of warps where a row has as many words.
+# Maximum threads per block. Along a wide row the number of threads is a whole number of warps.
 _THREADS, _WARP = 256, 32
 _FEWEST_THREADS = 128
-# Rows and entries are numbered by int32 in the kernels; a block may reach beyond the last.
+# Kernels number rows and entries by int32, and a block may extend past the last row.
 _MOST_INDEX = 2**31 - 1 - _THREADS
-# A word of bfloat16 results, and its elements.
+# Bytes of a word of bfloat16 results, and its elements.
 _WORD, _ELEMENTS = 16, 8
 
 
 class Engine(Protocol):
-    """What launches the kernels; tests bring one that plays them on the host."""
+    """Launches the kernels; tests have one that runs them on the host."""
 
     def put(self, array: Array) -> Array:
-        """`array` where the kernels can read it."""
+        """A copy of `array` that the kernels can read."""
 
     def launcher(self, name: str, grid: int, block: tuple[int, int], arguments: Sequence[object]) -> Call:
-        """A call that launches the kernel `name`; arrays, and NumPy scalars of the types in the source."""
+        """A call that launches the kernel `name` with arrays, and NumPy scalars of the types in the source."""
 
 
 class CupyEngine:
-    """The GPU that is current."""
+    """Launches on the current GPU."""
 
     def put(self, array: Array) -> Array:
         """A copy on the device."""
@@ -55,7 +55,7 @@ class CupyEngine:
         return copy
 
     def launcher(self, name: str, grid: int, block: tuple[int, int], arguments: Sequence[object]) -> Call:
-        """A launch on whatever stream is current when it is called."""
+        """A launch on the stream that is current when it is called."""
         import cupy
 
         function = _module(cupy.cuda.runtime.getDevice()).get_function(name)
@@ -73,16 +73,16 @@ def _module(_device: int) -> RawModule:
 
 @dataclass(frozen=True)
 class Shape:
-    """How many blocks are launched, and how a block's threads lie: along a row, and over rows."""
+    """The number of blocks, and the threads of a block along a row and over rows."""
 
     grid: int
     block: tuple[int, int]
 
     @classmethod
     def over(cls, rows: int, words: int) -> "Shape":
-        """A block for each row of many words, or for as many narrow rows as fill it.
+        """One block per wide row, or per as many narrow rows as fill it.
 
-        Along wide rows the number of threads is that which leaves the fewest idle in the last round.
+        Along wide rows, the number of threads leaves the fewest idle in the last round.
         """
         if words < _FEWEST_THREADS:
             along = 1 << max(0, words - 1).bit_length()
@@ -136,7 +136,7 @@ def _scale(phase: RowWork, plan: RowPlan, index: Array, buffers: Buffers, engine
     if phase.scales:
         scales, scales_row = _raw(buffers, phase.scales), format.scale_bytes(phase.hidden)
     else:
-        # Without scales nothing is read there.
+        # Without scales the kernel does not read this argument.
         scales, scales_row = payload[payload_bytes if format.block else 0 :], phase.read_row
     factors = engine.put(np.ldexp(np.float32(1), plan.exponents).astype(np.float32))
     whole = phase.read_row % (_ELEMENTS * format.bits // 8) == 0

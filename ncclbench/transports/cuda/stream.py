@@ -1,7 +1,7 @@
-"""What the GPU transports share: the stream as the timing loops see it, a GPU's identity, and the NCCL that is loaded.
+"""The stream that the timing loops use, the identity of a GPU, and the version of the loaded NCCL.
 
-Kept off the clock, Python costs nothing: with everything enqueued behind a gate, or captured in a graph, the device
-runs launch after launch without waiting for the host.
+Python's launch costs are not in device timings: with all launches enqueued behind a gate, or captured in a graph, the
+device runs one after the other without waiting for the host.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ from ncclbench.transports.cuda.cupy_types import CupyEvent, CupyStream
 from ncclbench.transports.cuda.gpu_ownership import unusable_cupy
 from ncclbench.transports.cuda.nccl_limits import adds_float8, refuse_float8
 
-# One thread spins on a flag in pinned host memory until the host opens the gate. If the host never does (a peer died,
-# a queue is full), the gate opens by itself after `limit` nanoseconds and leaves a 2 in the flag.
+# One thread spins on a flag in pinned host memory until the host opens the gate. If the host does not (a peer died, or
+# a queue is full), the gate opens by itself after `limit` nanoseconds and writes 2 to the flag.
 _GATE = r"""
 extern "C" __global__ void gate(volatile int* flag, unsigned long long limit) {
     unsigned long long start, now;
@@ -32,11 +32,11 @@ extern "C" __global__ void gate(volatile int* flag, unsigned long long limit) {
 
 
 def make_current(stream: CupyStream) -> None:
-    """Have CuPy launch on `stream` from here on, for good.
+    """Make `stream` CuPy's current stream permanently.
 
-    CuPy enters and leaves `with` blocks of its own, such as to fetch an array that is not contiguous, and a block that
-    is left makes that stream current which was entered before. A stream that is only in `use` was never entered: the
-    null stream would take its place, and what is launched from then on would race with what is measured.
+    CuPy itself enters `with` blocks of streams, for instance to fetch an array that is not contiguous. The exit of such
+    a block restores the stream that was entered before it. A stream that was only made current by `use` was not
+    entered. The null stream would replace it, and later launches would race with the measured ones.
     """
     stream.__enter__()
 
@@ -46,8 +46,8 @@ class CudaStream:
 
     Args:
         stream: the CuPy stream.
-        capture: turns launches into one call that replays them; a library with capture rules of its own brings one.
-        device_barrier: launches a small operation of all ranks; for a rank by itself there is none.
+        capture: turns launches into one call that replays them; for libraries with their own capture rules.
+        device_barrier: launches a small operation of all ranks; a single rank needs none.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CudaStream:
         capture: Callable[[Sequence[Call]], Call] | None = None,
         device_barrier: Call = nothing,
     ) -> None:
-        """Make it CuPy's, and put the gate's flag into pinned memory, which the device reads by the same address."""
+        """Make `stream` CuPy's; the gate's flag is in pinned memory, which the device reads by the same address."""
         self.stream = stream
         self._own_capture = capture
         self._device_barrier = device_barrier
@@ -66,22 +66,22 @@ class CudaStream:
         self._gate = cupy.RawKernel(_GATE, "gate")
         try:
             self._gate.compile()
-        except Exception as error:  # the first that CuPy compiles here: the compiler of its own CUDA may not be there
+        except Exception as error:  # CuPy's first compilation: the compiler of its CUDA may be missing
             raise unusable_cupy(error, "--transport gloo") from error
         self.make_current()
 
     def make_current(self) -> None:
-        """Have CuPy launch here; for whoever has two transports in one process."""
+        """Make this CuPy's current stream again, in a process with two transports."""
         make_current(self.stream)
 
     def mark(self) -> CupyEvent:
-        """An event, recorded now."""
+        """Record an event."""
         event: CupyEvent = cupy.cuda.Event()
         event.record(self.stream)
         return event
 
     def seconds_between(self, start: object, end: object) -> float:
-        """Time between two events that have happened."""
+        """Seconds between two events that are complete."""
         return float(cupy.cuda.get_elapsed_time(start, end)) * 1e-3
 
     def hold(self, limit_seconds: float) -> None:
@@ -97,25 +97,25 @@ class CudaStream:
 
     @property
     def opened_by_itself(self) -> bool:
-        """Whether the last gate gave up waiting for the host."""
+        """Whether the last gate reached its time limit."""
         return bool(self._flag[0] == 2)
 
     def device_barrier(self) -> None:
-        """Launch what ends on no rank before all have come to it."""
+        """Launch an operation that ends only when all ranks have reached it."""
         self._device_barrier()
 
     def synchronize(self) -> None:
         """Wait until everything launched has run.
 
         Raises:
-            RuntimeError: if CuPy launches on another stream meanwhile, where nothing here waits for it.
+            RuntimeError: if another stream has become CuPy's current one, since this one would not wait for it.
         """
         self.stream.synchronize()
         if cupy.cuda.get_current_stream().ptr != self.stream.ptr:
             raise RuntimeError("CuPy's current stream is no longer the one that is measured")
 
     def capture(self, launches: Sequence[Call]) -> Call:
-        """One call that replays `launches`, captured in a CUDA graph."""
+        """Capture `launches` in a CUDA graph; returns the call that replays it."""
         if self._own_capture is not None:
             return self._own_capture(launches)
         self.stream.begin_capture()
@@ -127,18 +127,18 @@ class CudaStream:
 
 
 class BranchMarks:
-    """When the branches of a concurrent phase ended, by events on their own streams; anew in every launch.
+    """Events at the begin of a concurrent phase and at the end of each branch; new ones for every launch.
 
-    Iterations are enqueued long before they run, so an event that is used again would only know the last of them.
+    Iterations are enqueued long before they run, so a reused event would keep only the last one's time.
     """
 
     def __init__(self) -> None:
-        """Nothing has been launched yet."""
+        """Have no events yet."""
         self._begun: CupyEvent | None = None
         self._ended: list[CupyEvent] = []
 
     def begin(self, stream: CupyStream) -> CupyEvent:
-        """A launch begins on `stream`; returns the event that its branches wait for."""
+        """Record the begin of a launch on `stream`; returns the event that its branches wait for."""
         self._ended = []
         begun: CupyEvent = cupy.cuda.Event()
         self._begun = begun
@@ -146,35 +146,35 @@ class BranchMarks:
         return begun
 
     def end(self, stream: CupyStream) -> CupyEvent:
-        """The next branch has been launched on `stream`; returns the event of its end."""
+        """Record the end of the next branch on `stream`; returns the event."""
         self._ended.append(cupy.cuda.Event())
         self._ended[-1].record(stream)
         return self._ended[-1]
 
     def last(self) -> Callable[[], list[float]]:
-        """What tells, once it has run, how long each branch of the last launch took, in seconds from its begin."""
+        """A function for the last launch; once that is complete, it returns the seconds from begin to each end."""
         begun, ended = self._begun, self._ended
         return lambda: [float(cupy.cuda.get_elapsed_time(begun, end)) * 1e-3 for end in ended]
 
 
 def gpu_id(device: int) -> str:
-    """The GPU's UUID, which no two GPUs share."""
+    """The GPU's UUID, which is unique."""
     return bytes(cupy.cuda.runtime.getDeviceProperties(device)["uuid"]).hex()
 
 
 def refuse_float8_here(phase: Collective, dtype: Dtype) -> None:
-    """Refuse to add floats of 8 bits where the NCCL that is loaded, or this GPU, cannot.
+    """Refuse reductions of 8-bit floats if the loaded NCCL or this GPU has none.
 
     Raises:
-        Unable: saying which of them it is.
+        Unable: naming the library or the GPU.
     """
     if adds_float8(phase, dtype):
-        from cupy.cuda import nccl  # loads the NCCL that CuPy has found, which is not always wanted
+        from cupy.cuda import nccl  # not at the top: it loads the NCCL that CuPy finds
 
         refuse_float8(dtype, int(nccl.get_version()), int(cupy.cuda.Device().compute_capability))
 
 
 def nccl_version() -> str:
-    """Version of the NCCL that CuPy has loaded, asked of the library itself."""
+    """Version of the NCCL that CuPy has loaded, from the library itself."""
     code = int(cupy.cuda.nccl.get_version())
     return f"{code // 10000}.{code % 10000 // 100}.{code % 100}"

@@ -51,7 +51,7 @@ def test_a_control_group_larger_than_the_machine_gives_nothing(proc: Path, cgrou
     assert available_memory(proc, cgroup) == 8 * GIB
 
 
-def test_a_control_group_that_is_used_up_leaves_nothing_and_not_less(proc: Path, cgroup: Path) -> None:
+def test_exhausted_cgroup_leaves_zero_bytes(proc: Path, cgroup: Path) -> None:
     (cgroup / "memory.max").write_text(f"{GIB}\n")
     (cgroup / "memory.current").write_text(f"{GIB + 4096}\n")
     assert available_memory(proc, cgroup) == 0
@@ -96,16 +96,14 @@ def test_cached_files_of_a_control_group_can_be_dropped(proc: Path, cgroup: Path
     assert available_memory(proc, cgroup) == 2 * GIB
 
 
-def test_a_path_that_is_not_there_inside_a_container_is_no_limit(proc: Path, cgroup: Path) -> None:
+def test_missing_cgroup_path_is_no_limit(proc: Path, cgroup: Path) -> None:
     own_groups(proc, "4:memory:/kubepods/../pod1", "nonsense", "0::/kubepods")
     group(cgroup / "memory", str(3 * GIB), GIB, version=1)
     assert available_memory(proc, cgroup) == 2 * GIB
 
 
 @pytest.mark.parametrize("content", [None, "MemTotal: 1 kB\n"])
-def test_where_the_kernel_does_not_say_the_total_is_the_best_there_is(
-    content: str | None, tmp_path: Path, cgroup: Path
-) -> None:
+def test_total_memory_is_used_without_available_memory(content: str | None, tmp_path: Path, cgroup: Path) -> None:
     if content is not None:
         (tmp_path / "meminfo").write_text(content)
     assert available_memory(tmp_path, cgroup) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -115,7 +113,7 @@ def test_what_fits_is_not_refused() -> None:
     refuse_too_large("case", GIB, 4, 5 * GIB)
 
 
-def test_what_does_not_fit_is_refused_with_what_it_needs_and_what_there_is() -> None:
+def test_refusal_names_needed_and_free_memory() -> None:
     with pytest.raises(UsageError) as caught:
         refuse_too_large("all_reduce/float32/1073741824/isolated", GIB, 4, 4 * GIB)
     assert str(caught.value) == (

@@ -49,7 +49,7 @@ def test_sets_are_as_many_as_leave_l2(mib: int, variants: int, expected: Rotatio
 
 
 @pytest.mark.parametrize("variants", [1, 2, 3, 6])
-def test_a_set_is_used_again_only_when_twice_l2_was_touched(variants: int) -> None:
+def test_set_is_reused_after_twice_l2(variants: int) -> None:
     for nbytes in range(MIB, 200 * MIB, 3 * MIB):
         copies, cold = rotation(nbytes, L2, "cold", variants)
         assert not cold or (copies - 1) * nbytes >= 2 * L2
@@ -62,7 +62,7 @@ def test_sets_must_fit_to_the_byte() -> None:
     assert rotations([case], 200 * MIB - 1, L2) == ([WARM], HeldMemory(other=100 * MIB))
 
 
-def test_one_set_that_is_cold_by_itself_is_so_however_small_the_room() -> None:
+def test_large_set_is_cold_within_any_budget() -> None:
     assert rotations([asked(400)], 400 * MIB, L2)[0] == [Rotation(1, True)]
 
 
@@ -77,7 +77,7 @@ def test_what_nccl_cases_keep_leaves_less_for_every_other() -> None:
     assert rotations(cases, 300 * MIB - 1, L2) == ([WARM] * 4, HeldMemory(one_set, 100 * MIB))
 
 
-def test_the_smallest_room_and_the_largest_cache_count_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smallest_budget_and_largest_cache_apply_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
     caches = [L2, 2 * L2, L2]
     monkeypatch.setattr(buffer_plan, "l2_bytes", lambda: caches.pop())
 
@@ -93,7 +93,7 @@ def test_without_a_plan_what_is_free_counts(monkeypatch: pytest.MonkeyPatch) -> 
     assert play(1, agreed_budget, 20.0) == [(GIB - (256 << 20), L2)]
 
 
-def test_a_plan_says_of_each_case_that_can_run_over_how_many_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_gives_each_case_its_buffer_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer_plan, "l2_bytes", lambda: L2)
     monkeypatch.setattr("ncclbench.buffers.arrays.free_device_memory", lambda: GIB)
     blocks = Blocks()
@@ -116,9 +116,7 @@ def test_a_plan_says_of_each_case_that_can_run_over_how_many_sets(monkeypatch: p
 
 
 @pytest.mark.parametrize(("left", "expected"), [(3, Rotation(2, True)), (4, WARM)])
-def test_where_variants_were_left_out_and_the_sets_no_longer_meet_all_one_is_used(
-    left: int, expected: Rotation
-) -> None:
+def test_rotation_falls_back_to_one_buffer_set(left: int, expected: Rotation) -> None:
     rank: Any = SimpleNamespace(transport=SimpleNamespace(device="cuda"), settings=Settings())
     variants: Any = tuple(range(left))
     assert case_room._rotation(Rotation(2, True), variants, rank) == expected
@@ -136,7 +134,7 @@ def refusal(demands: Sequence[MemoryDemand], *limits: tuple[int, int, str]) -> s
     return ""
 
 
-def test_a_case_that_does_not_fit_with_what_others_keep_is_refused_saying_so() -> None:
+def test_case_that_exceeds_kept_memory_is_refused() -> None:
     cases = [asked(256, kind="nccl"), asked(512), asked(512, kind="nccl")]
     assert refusal(cases, (1, 1280 * MIB, ON_GPU)) == ""
     assert refusal(cases, (1, 1280 * MIB - 1, ON_GPU)) == (
@@ -145,7 +143,7 @@ def test_a_case_that_does_not_fit_with_what_others_keep_is_refused_saying_so() -
     )
 
 
-def test_a_case_that_is_too_large_by_itself_is_refused_with_what_it_needs_alone() -> None:
+def test_refused_single_case_names_its_own_need() -> None:
     for kind in ("pool", "nccl"):
         words = refusal([asked(256, kind=kind), asked(1024, kind=kind)], (1, GIB, ON_GPU))
         assert words.startswith("b needs 1.0 GiB on a GPU (1 ranks x 1.0 GiB), and of the 1.0 GiB")

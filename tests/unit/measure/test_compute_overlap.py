@@ -145,7 +145,7 @@ def test_a_transport_without_it_skips_the_case() -> None:
     assert measured.record.reason == "threads have no overlap of a collective with computing; --transport mpi has"
 
 
-def test_work_takes_as_long_as_it_is_asked_to_by_its_own_measure() -> None:
+def test_work_takes_the_requested_time() -> None:
     """What a unit takes is measured; here every look at the clock is a second later."""
     seconds = iter(range(1000))
     work = overlap.Work(lambda: float(next(seconds)))

@@ -41,7 +41,7 @@ def test_threads_execute_a_case() -> None:
     assert (measured.record.status, measured.record.transport, measured.record.world_size) == ("ok", "threads", 4)
 
 
-def test_each_rank_of_threads_is_told_its_number_first() -> None:
+def test_thread_rank_calls_on_start_with_its_number() -> None:
     told: list[int] = []
     settings = Settings(iterations=6, warmup=1, check=False)
     executor = ThreadExecutor(3, on_start=told.append)

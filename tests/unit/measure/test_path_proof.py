@@ -105,7 +105,7 @@ def measured(wire: Wire, monkeypatch: pytest.MonkeyPatch, pattern: str, nbytes: 
 
 @pytest.mark.parametrize("timing", [Timing.ISOLATED, Timing.PIPELINED])
 @pytest.mark.parametrize("pattern", ["same_rail", "cross_rail", "pairs", "rail_hot"])
-def test_a_nic_that_carried_its_bytes_is_proven(pattern: str, timing: Timing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nic_with_its_bytes_is_proven(pattern: str, timing: Timing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks, warm-up and timing all count: one launch forgotten and the bytes would not agree."""
     record = measured(Wire(fabric(), lambda rank: rank), monkeypatch, pattern, timing=timing)
     assert record.path is not None
@@ -116,7 +116,7 @@ def test_a_nic_that_carried_its_bytes_is_proven(pattern: str, timing: Timing, mo
         assert rail.received == pytest.approx(1.045 * known(rail.expected_received), abs=8)
 
 
-def test_no_headers_and_nothing_lost_is_exactly_what_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lossless_wire_carries_the_expected_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     record = measured(Wire(fabric(), lambda rank: rank, factor=1.0), monkeypatch, "cross_rail")
     assert record.path is not None
     for rail in known(known(record.path.counters).rails):
@@ -138,7 +138,7 @@ def test_traffic_that_takes_another_rail_contradicts(pattern: str, monkeypatch: 
 
 @pytest.mark.parametrize("mode", ["spine", "pxn", "crossnic0"])
 @pytest.mark.parametrize("seen", [True, False, None])
-def test_a_hop_over_nvlink_is_told_by_the_log_alone(mode: str, seen: bool | None) -> None:
+def test_only_the_log_shows_a_pxn_hop(mode: str, seen: bool | None) -> None:
     """With all rails busy PXN puts as many bytes on every NIC as going straight."""
     topology, case = fabric(), Case(pattern="cross_rail", nbytes=100 * MEGABYTE, params={"mode": mode})
     needs = load("patterns", "cross_rail").needs(case)
@@ -151,7 +151,7 @@ def test_a_hop_over_nvlink_is_told_by_the_log_alone(mode: str, seen: bool | None
     assert ("PXN" in (path.reason or "")) == (path.proof != "proven")
 
 
-def test_bytes_that_fall_on_other_nics_under_pxn_are_expected_there() -> None:
+def test_pxn_bytes_are_expected_on_the_aligned_nic() -> None:
     """Only rank 0 sends, to rail 1 of the next node: straight by its own NIC, aligned by that of rank 1."""
     topology, case = fabric(), Case(pattern="x", nbytes=64)
     for aligned, carrier in ((False, 0), (True, 1)):
@@ -169,7 +169,7 @@ def test_too_little_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known(record.path.reason).endswith("is too little to be told from control messages")
 
 
-def test_the_route_of_an_all_reduce_is_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_reduce_route_is_unverified(monkeypatch: pytest.MonkeyPatch) -> None:
     record = measured(Wire(fabric(), lambda rank: rank), monkeypatch, "all_reduce")
     assert record.path is not None
     assert (record.path.proof, record.path.reason) == (
@@ -178,7 +178,7 @@ def test_the_route_of_an_all_reduce_is_the_library_s(monkeypatch: pytest.MonkeyP
     )
 
 
-def test_on_one_node_there_is_nothing_to_prove() -> None:
+def test_one_node_has_no_path_record() -> None:
     made, topology = Case(pattern="all_reduce", nbytes=64), Topology.single_node(2)
     found = play(2, lambda t: run_case(made, t, topology, Settings(iterations=6)))[0]
     assert found is not None
@@ -192,7 +192,7 @@ def test_threads_prove_nothing() -> None:
     assert found.record.notes == ["path unverified: rank 0: threads sends nothing over a wire"]
 
 
-def test_without_a_topology_file_nobody_knows_whose_nic_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_topology_file_the_nic_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     record = measured(Wire(fabric(devices=False), lambda rank: rank), monkeypatch, "same_rail")
     assert record.path is not None
     assert record.path.reason == "rank 0: no topology file says which NIC is whose"
@@ -214,7 +214,7 @@ TWO_NODES = Topology.from_hosts(["n0", "n0", "n1", "n1"])
         (Topology.single_node(4), "world", SOCKETS, True),
     ],
 )
-def test_a_case_is_accused_of_its_own_sockets_only(
+def test_socket_note_is_for_the_cases_own_sockets(
     topology: Topology, group: str, before: PathRecord | None, accused: bool
 ) -> None:
     """NCCL's log names what every case of the process so far took."""
@@ -271,7 +271,7 @@ def test_control_messages_of_many_launches_are_allowed() -> None:
     assert reconcile(wanted(400 * MEGABYTE, 5000), all_but(4, one), fabric()).proof == "contradicted"
 
 
-def test_one_unreadable_nic_is_named_and_a_contradiction_elsewhere_outweighs_it() -> None:
+def test_contradiction_outweighs_an_unreadable_nic() -> None:
     blind = Counted(device="nic4", reason="the counters of nic4 cannot be read")
     found = all_but(4, blind)
     path = reconcile(wanted(100 * MEGABYTE), found, fabric())
@@ -290,7 +290,7 @@ def test_a_narrow_counter_that_may_have_wrapped_twice_proves_nothing() -> None:
     assert reconcile(wanted(100 * MEGABYTE), all_but(4, once), fabric()).proof == "proven"
 
 
-def test_counters_that_moved_are_in_the_record_and_in_the_notes() -> None:
+def test_risen_counters_are_recorded_and_noted() -> None:
     sick = Counted(device="nic4", sent=100 * MEGABYTE, received=100 * MEGABYTE, health={"nic4": {"symbol_error": 7}})
     path = reconcile(wanted(100 * MEGABYTE), all_but(4, sick), fabric())
     assert known(path.counters).moved == [CounterMove(rank=4, port="nic4", counter="symbol_error", by=7)]
@@ -298,7 +298,7 @@ def test_counters_that_moved_are_in_the_record_and_in_the_notes() -> None:
     assert proof_notes(None) == proof_notes(PathRecord(version="2.27")) == []
 
 
-def test_the_wire_s_own_direction_of_nccl_is_not_guessed() -> None:
+def test_pxn_choice_of_nccl_is_not_guessed() -> None:
     """Where PXN would put other bytes on a NIC, nothing is proven unless the process was started one way."""
     topology = fabric()
     hot = flow_schedule(Case(pattern="x", nbytes=64), topology, Round("r", np.array([0]), np.array([3])))
@@ -361,7 +361,7 @@ def test_a_case_is_the_difference_of_two_readings(sys: Path) -> None:
     assert found.others == {"eth0": (1, 0)}
 
 
-def test_a_counter_of_32_bits_that_starts_again(sys: Path) -> None:
+def test_wrapped_32_bit_counter_is_counted(sys: Path) -> None:
     counters = sys / "class/infiniband/mlx5_0/ports/1/counters"
     write(counters, port_xmit_data=(1 << 32) - 100)
     before = read_ports([], sys)
@@ -385,16 +385,16 @@ def test_how_far_a_counter_moved(before: int, after: int, steps: int | None) -> 
     assert moved(before, after) == steps
 
 
-def test_an_error_counter_that_was_set_to_zero_did_not_rise() -> None:
+def test_reset_error_counter_did_not_rise() -> None:
     assert count({"a": Port(1, 0, 0, {"err": 5})}, {"a": Port(1, 9, 9, {"err": 0})}, "a").health == {}
 
 
-def test_a_counter_that_went_backwards_is_not_a_number_of_bytes() -> None:
+def test_falling_counter_gives_no_bytes() -> None:
     found = count({"a": Port(1, 1 << 40, 0)}, {"a": Port(1, 5, 0)}, "a")
     assert (found.sent, found.reason) == (None, "a counter of a went backwards or stands at its end")
 
 
-def test_what_is_not_there_or_not_readable_is_said(sys: Path) -> None:
+def test_missing_or_unreadable_port_is_named(sys: Path) -> None:
     ports = read_ports([], sys)
     assert own_ports(ports, "eth7") == ([], "this host has no port eth7; it has mlx5_0:1, eth0")
     (sys / "class/net/eth0/statistics/tx_bytes").unlink()
@@ -455,16 +455,16 @@ RECEIVING = {(a, 2): 10 for a in (0, 1, 3, 4, 5)}
         ({**SENDING, (0, 1): 2, (4, 3): 1}, [(2, "tcp_lost_sending")]),
     ],
 )
-def test_the_nic_that_loses_is_named_and_not_its_peers(lost: dict[tuple[int, int], int], named: list[Any]) -> None:
+def test_losing_nic_is_named_without_its_peers(lost: dict[tuple[int, int], int], named: list[Any]) -> None:
     assert keyed(lost) == named
 
 
-def test_two_ends_that_have_no_other_peer_are_both_named() -> None:
+def test_ends_without_other_peers_are_both_named() -> None:
     pairs = [(0, 2), (2, 0), (1, 3), (3, 1)]
     assert sorted(keyed({(0, 2): 9}, peers=pairs)) == [(0, "tcp_lost_sending"), (2, "tcp_lost_receiving")]
 
 
-def test_repeats_are_of_pairs_of_ranks_and_only_where_there_are_any() -> None:
+def test_retransmits_are_recorded_per_pair_if_any() -> None:
     path = reconcile(wanted(100 * MEGABYTE), linked({(2, 0): 5}, peers=[(2, 0), (1, 3)]), fabric())
     assert known(path.counters).repeats == Retransmits(src=[1, 2], dst=[3, 0], segments=[1000, 1000], again=[0, 5])
     assert known(reconcile(wanted(100 * MEGABYTE), linked({}), fabric()).counters).repeats is None

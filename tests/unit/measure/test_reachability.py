@@ -52,7 +52,7 @@ def flows(found: Measurement) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("pattern", ["same_rail", "cross_rail", "pairs", "ring"])
-def test_the_flows_of_a_silent_rank_are_left_out_and_the_others_measured(pattern: str) -> None:
+def test_flows_of_an_unreachable_rank_are_left_out(pattern: str) -> None:
     whole, cut = measured(pattern, set()), measured(pattern, {2})
     assert (whole.record.status, whole.record.reason) == ("ok", None)
     assert (cut.record.status, cut.record.ranks, cut.record.wrong) == ("timeout", [2], 0)
@@ -113,7 +113,7 @@ class _Alone:
         return array
 
 
-def test_a_listener_is_answered_by_the_kernel_and_a_closed_one_is_silent() -> None:
+def test_open_listener_is_reachable_and_closed_one_is_not() -> None:
     listeners = Listeners(_Alone(), "lo")  # type: ignore[arg-type]
     assert listeners.unreachable([0], 5.0) == []
     with socket.create_server(("127.0.0.1", 0)) as closed:

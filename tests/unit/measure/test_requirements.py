@@ -31,13 +31,13 @@ def needs(mode: str) -> Needs:
 
 
 @pytest.mark.parametrize("mode", RIGHT)
-def test_each_mode_of_cross_rail_is_a_start_of_its_own(mode: str) -> None:
+def test_each_cross_rail_mode_needs_its_own_start(mode: str) -> None:
     able = [other for other, environ in RIGHT.items() if not why_not(CASE, needs(mode), NCCL, environ, [])]
     assert able == [mode]
 
 
 @pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
-def test_the_reason_is_what_is_wrong_and_the_command_that_starts_it_right(transport: str) -> None:
+def test_reason_names_wrong_variables_and_the_right_command(transport: str) -> None:
     arguments = ["run", "cross_rail", "-b", "1M", "-o", "runs/a", "--resume"]
     why = why_not(CASE, needs("spine"), capabilities_of(transport), {"NCCL_CROSS_NIC": "0"}, arguments)
     assert "NCCL_PXN_DISABLE is not set, NCCL_CROSS_NIC is 0" in why

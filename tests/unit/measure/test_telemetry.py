@@ -26,7 +26,7 @@ def readings(evidence: list[Evidence]) -> list[tuple[Json, Json]]:
     return [(errors["rank"], errors["reading"]) for errors in states]
 
 
-def test_what_was_said_after_a_case_serves_the_next_for_a_moment() -> None:
+def test_recent_evidence_is_reused_by_the_next_case() -> None:
     def main(real: ThreadTransport) -> list[list[tuple[Json, Json]]]:
         now = [100.0]
         telemetry = Telemetry(Counting(real), clock=lambda: now[0])  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ def test_what_was_said_after_a_case_serves_the_next_for_a_moment() -> None:
         ]
 
 
-def test_on_the_host_there_is_nothing_to_ask() -> None:
+def test_host_transport_has_no_evidence() -> None:
     def main(real: ThreadTransport) -> list[list[Evidence]]:
         telemetry = Telemetry(real)
         return [telemetry.before(), telemetry.after()]

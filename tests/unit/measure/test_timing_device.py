@@ -63,14 +63,14 @@ def test_buffers_take_turns() -> None:
     np.testing.assert_allclose(gated(loop, 4)[:, 0], [1e-6, 2e-6, 1e-6, 2e-6])
 
 
-def test_the_gate_opens_when_every_rank_has_enqueued_and_nothing_runs_past_it_unheld() -> None:
+def test_gate_opens_after_all_ranks_enqueued() -> None:
     stream = FakeStream()
     gated(loop_on(stream, [("x", 1e-6)])[0], 2)
     assert stream.log == ["synchronize", "barrier", "hold", "x", "x", "barrier", "release", "synchronize"]
     assert stream.limits == [GATE_LIMIT_SECONDS]
 
 
-def test_a_step_of_many_kernels_takes_as_much_of_the_queue() -> None:
+def test_step_with_many_kernels_counts_them_all() -> None:
     stream = FakeStream()
     kernel, loop = stream.launch(1e-6, "kernel"), loop_on(stream, [("x", 0.0)])[0]
     step = Step("x", lambda: [kernel() for _ in range(90)] and None, launches=90)
@@ -78,7 +78,7 @@ def test_a_step_of_many_kernels_takes_as_much_of_the_queue() -> None:
     assert 90 < stream.most_enqueued <= LAUNCH_BUDGET
 
 
-def test_ranks_are_lined_up_before_every_iteration_and_outside_of_its_events() -> None:
+def test_device_barrier_runs_before_each_iteration_untimed() -> None:
     stream = FakeStream()
     loop = dataclasses.replace(loop_on(stream, [("x", 1e-6)])[0], device_barrier=True)
     np.testing.assert_allclose(gated(loop, 2), np.full((2, 1), 1e-6))
@@ -89,7 +89,7 @@ def test_ranks_are_lined_up_before_every_iteration_and_outside_of_its_events() -
 
 
 @pytest.mark.parametrize("device_barrier", [True, False])
-def test_a_slow_rank_slows_only_the_rounds_that_it_is_in(device_barrier: bool) -> None:
+def test_slow_rank_affects_only_its_own_rounds(device_barrier: bool) -> None:
     shared = PairedStream()
     ranks = [
         PairedStream(rank=r, clocks=shared.clocks, meetings=shared.meetings, everyone=shared.everyone) for r in range(4)
@@ -136,7 +136,7 @@ def test_which_patterns_line_their_ranks_up(pattern: str, by_itself: bool) -> No
         (Op.ALL_REDUCE, 256, COLLECTIVE_LAUNCHES),
     ],
 )
-def test_groups_of_sends_take_as_much_of_the_queue_as_they_have_peers(op: Op, members: int, launches: int) -> None:
+def test_grouped_sends_count_launches_by_peers(op: Op, members: int, launches: int) -> None:
     """Behind a gate NCCL would wait for ever for room in its ring of work."""
     phase = Collective("x", op, np.arange(members)[None], 1)
     (step,) = steps_of([phase], lambda *_: nothing)
@@ -146,7 +146,7 @@ def test_groups_of_sends_take_as_much_of_the_queue_as_they_have_peers(op: Op, me
 
 
 @pytest.mark.parametrize(("flows", "launches"), [(1, EXCHANGE_LAUNCHES), (96, 6), (97, 7), (480, 30)])
-def test_flows_take_as_much_of_the_queue_as_the_busiest_rank_has(flows: int, launches: int) -> None:
+def test_flows_count_launches_of_the_busiest_rank(flows: int, launches: int) -> None:
     incast = Exchange(
         "x", np.arange(1, flows + 1), np.zeros(flows, np.int64), np.full(flows, 8), recv_offset=8 * np.arange(flows)
     )
@@ -182,7 +182,7 @@ def test_a_gate_that_gave_up_is_said() -> None:
     assert any("opened by itself" in remark for remark in loop.remarks)
 
 
-def test_a_graph_is_captured_once_and_its_replays_are_divided_by_its_launches() -> None:
+def test_graph_is_captured_once_and_timed_per_launch() -> None:
     stream = FakeStream()
     loop, _ = loop_on(stream, [("one", 1e-6)], [("two", 3e-6)])
     measure = captured(loop, 10)
@@ -209,7 +209,7 @@ def test_the_garbage_collector_is_back_after_an_error() -> None:
     assert gc.isenabled()
 
 
-def test_branches_of_every_launch_are_asked_for_when_all_have_run() -> None:
+def test_branch_times_are_read_after_all_launches() -> None:
     stream, launched = FakeStream(), list[int]()
 
     def ask() -> Callable[[], list[float]]:

@@ -85,7 +85,7 @@ def test_the_phases_of_an_iteration_sum_to_its_total(lengths: list[list[float]])
 
 
 @pytest.mark.parametrize("phases", [1, 3])
-def test_the_barrier_of_each_iteration_is_the_last_thing_before_its_clock(phases: int) -> None:
+def test_barrier_is_directly_before_the_clock(phases: int) -> None:
     stage = Stage(phases=phases)
     isolated(stage.loop(refill_every=2), 3)
     launches = [call for k in range(phases) for call in (f"launch {k}", "finish")]
@@ -107,13 +107,13 @@ def test_isolated_never_launches_more_often_than_the_data_allow(samples: int, ev
 
 
 @pytest.mark.parametrize("launches", [1, 4, 64])
-def test_pipelined_is_the_wall_time_of_a_block_over_its_launches(launches: int) -> None:
+def test_pipelined_divides_block_time_by_launches(launches: int) -> None:
     stage = Stage(phases=2)
     found = pipelined(stage.loop(launches_per_block=launches), 3)
     assert found.tolist() == [[3 * LAUNCH + FINISH / launches]] * 3
 
 
-def test_pipelined_refills_before_the_barrier_of_a_block_and_waits_once_at_its_end() -> None:
+def test_pipelined_refills_before_and_finishes_once_per_block() -> None:
     stage = Stage()
     pipelined(stage.loop(launches_per_block=3), 2)
     assert stage.calls == 2 * ["refill", "finish", "barrier", "launch 0", "launch 0", "launch 0", "finish"]
@@ -155,7 +155,7 @@ def collector(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 @pytest.mark.parametrize("phases", [1, 2])
 @pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES)
-def test_the_garbage_collector_is_off_inside_and_as_it_was_after(
+def test_garbage_collector_is_off_only_while_timing(
     regime: Callable[[Loop, int], Floats], phases: int, collector: bool
 ) -> None:
     inside: set[bool] = set()
@@ -203,7 +203,7 @@ def test_a_fixed_number_is_one_batch_whatever_it_costs(fixed: int) -> None:
     ("seconds_each", "first"),
     [(0.0, MIN_SAMPLES), (1e-6, MIN_SAMPLES), (0.1, 20), (0.2, 10), (0.4, FEWEST_SAMPLES), (100.0, FEWEST_SAMPLES)],
 )
-def test_the_first_batch_is_what_the_time_allows_but_enough_for_an_interval(seconds_each: float, first: int) -> None:
+def test_first_batch_fits_the_time_and_allows_an_interval(seconds_each: float, first: int) -> None:
     assert OPEN.first(seconds_each) == first
 
 
@@ -307,7 +307,7 @@ def noise(rank: int, i: int) -> float:
     ids=["fixed", "precision", "time"],
 )
 @pytest.mark.parametrize("ranks", [1, 2, 5])
-def test_all_ranks_measure_the_same_batches_and_rank_0_has_the_samples(
+def test_ranks_agree_on_batches_and_rank_0_has_samples(
     ranks: int, rule: Rule, duration: Callable[[int, int], float], stopped: str
 ) -> None:
     found = collect_on(ranks, rule, duration, clocks_step=50.0)  # each clock on its own would decide otherwise
@@ -337,6 +337,6 @@ def test_precision_is_judged_by_the_slowest_rank() -> None:
     assert found[0].samples.stopped == "time"
 
 
-def test_a_slow_case_starts_with_the_fewest_samples_that_have_an_interval() -> None:
+def test_slow_case_starts_with_the_fewest_samples() -> None:
     found = collect_on(2, Rule(fixed=None, precision=0.0, max_seconds=0.05), noise, seconds_each=0.02)
     assert found[1].batches == [FEWEST_SAMPLES]

@@ -21,7 +21,7 @@ def branch_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("branch")]
 
 
-def test_every_phase_is_a_step_and_is_told_its_branch() -> None:
+def test_each_phase_is_compiled_with_its_branch() -> None:
     copy = partial(Local, kernel=Kernel.COPY, count=1)
     phases = (
         copy("first"),
@@ -46,7 +46,7 @@ def test_every_phase_is_a_step_and_is_told_its_branch() -> None:
     assert sorted(ran) == ["a", "b", "c", "first", "last"]
 
 
-def test_branches_run_at_the_same_time_and_all_are_waited_for() -> None:
+def test_branches_run_concurrently_and_all_finish() -> None:
     meeting = threading.Barrier(2, timeout=20)  # each branch waits for the other: one after the other they would never
     call = Branches([[meeting.wait], [meeting.wait]])
     for _ in range(3):

@@ -98,7 +98,7 @@ def test_a_copy_that_is_forgotten_is_found_out(forgotten: str, schedule: Schedul
     assert sum(wrong_when_staged(schedule, spoil)) > 0
 
 
-def test_a_stream_that_is_not_waited_for_is_found_out() -> None:
+def test_another_current_stream_is_detected() -> None:
     def spoil(device: FakeDevice) -> None:
         device.synchronize = lambda: None  # type: ignore[method-assign]
 
@@ -134,7 +134,7 @@ def test_both_halves_of_a_split_call_are_wrapped() -> None:
     assert (order, device.to_device_bytes, device.enqueued) == (["start 64", "wait"], 64, [])
 
 
-def test_device_pointers_are_handed_over_only_after_the_stream_was_waited_for() -> None:
+def test_device_pointers_are_passed_after_synchronising() -> None:
     device, seen = FakeDevice(), []
     call = after_synchronising(device, lambda: seen.append(len(device.enqueued)))
     device.to_device(np.zeros(1), np.ones(1))

@@ -65,5 +65,5 @@ def test_a_rank_of_another_job_is_refused() -> None:
     with ThreadPoolExecutor(2) as pool:
         host = pool.submit(StarControl, 0, 2, ("127.0.0.1", port), 20.0)
         pool.submit(StarControl, 1, 3, ("127.0.0.1", port), 20.0).result().close()
-        with pytest.raises(EnvironmentFault, match="rank 1 of 3 came to a job of 2"):
+        with pytest.raises(EnvironmentFault, match="rank 1 of 3 connected to a job of 2"):
             host.result()

@@ -103,9 +103,7 @@ def by_hand(world_size: int, *phases: Phase, dtype: str = "float32") -> Schedule
     ("dtype", "world_size"), [(dtype, size) for dtype in DTYPES for size in worlds_of(dtype, WORLD_SIZES)]
 )
 @pytest.mark.parametrize(("pattern", "redop"), CASES)
-def test_every_pattern_is_right_or_skipped_with_the_reason_of_its_schedule(
-    pattern: str, redop: Redop, dtype: str, world_size: int
-) -> None:
+def test_every_pattern_is_right_or_skipped_with_reason(pattern: str, redop: Redop, dtype: str, world_size: int) -> None:
     params = {"redop": redop} if len(reductions(pattern)) > 1 else {}
     case = Case(pattern=pattern, nbytes=1000, dtype=dtype, params=params)
     record = run(case, world_size)
@@ -130,7 +128,7 @@ def test_every_pattern_runs_on_some_of_these_worlds(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_rates_are_computed_from_the_median_and_the_size_that_was_moved(pattern: str) -> None:
+def test_rates_use_the_median_and_the_moved_bytes(pattern: str) -> None:
     record = run(Case(pattern=pattern, nbytes=1000), 4)
     assert record.time_us is not None
     assert record.size_bytes is not None
@@ -165,16 +163,14 @@ def test_any_rank_can_be_the_root(pattern: str, root: int) -> None:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("nbytes", [32, 70_000])
-def test_sizes_below_and_beyond_the_period_of_the_fill_are_right(pattern: str, nbytes: int) -> None:
+def test_transfer_check_covers_sizes_around_the_fill_period(pattern: str, nbytes: int) -> None:
     assert run(Case(pattern=pattern, nbytes=nbytes, dtype="uint8"), 4).status == "ok"
 
 
 @pytest.mark.parametrize("timing", [Timing.ISOLATED, Timing.PIPELINED])
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("dtype", ["float16", "int32"])
-def test_data_are_still_right_after_many_launches_on_their_own_results(
-    pattern: str, timing: Timing, dtype: str
-) -> None:
+def test_data_are_right_after_many_repeated_launches(pattern: str, timing: Timing, dtype: str) -> None:
     case = Case(pattern=pattern, nbytes=256, dtype=dtype, timing=timing)
     record = run(case, 4, Settings(iterations=40, warmup=20))
     assert (record.status, record.wrong) == ("ok", 0)
@@ -276,7 +272,7 @@ def test_random_schedules_arrive_where_the_oracle_expects_them(
     assert wrong_after_runs(schedule, runs=2) == [0] * schedule.world_size
 
 
-def test_an_uneven_all_to_all_sorts_what_is_sent_by_source() -> None:
+def test_uneven_all_to_all_orders_rows_by_source() -> None:
     """In plain numbers, without an oracle: rank r sends 10r, 10r + 1, ..."""
     schedule = by_hand(2, AllToAllV("v", TWO, np.array([[[1, 2], [0, 3]]]), 4, **AB))
 
@@ -364,7 +360,7 @@ WAITS: dict[str, Wait] = {
 
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
 @pytest.mark.parametrize("culprit", [0, 3])
-def test_a_rank_that_raises_frees_the_others_and_its_error_surfaces(wait: Wait, culprit: int) -> None:
+def test_error_of_one_rank_ends_all_and_surfaces(wait: Wait, culprit: int) -> None:
     seen: dict[int, str] = {}
 
     def main(transport: ThreadTransport) -> None:
@@ -404,7 +400,7 @@ def test_results_come_in_rank_order() -> None:
     assert play(5, lambda transport: transport.rank**2) == [0, 1, 4, 9, 16]
 
 
-def test_a_world_that_was_aborted_lets_nobody_wait() -> None:
+def test_aborted_world_ends_all_waits() -> None:
     world = ThreadWorld(2)
     world.abort("over")
     with (
@@ -438,7 +434,7 @@ class _UnableHere(ThreadTransport):
         ((0, 1, 2), "this library has no such thing"),
     ],
 )
-def test_if_one_rank_is_unable_all_are_and_the_next_case_runs(where: tuple[int, ...], reason: str) -> None:
+def test_one_unable_rank_skips_the_case_on_all(where: tuple[int, ...], reason: str) -> None:
     topology, settings = Topology.single_node(3), Settings(iterations=2, warmup=1)
     cases = [Case(pattern="all_reduce", nbytes=nbytes) for nbytes in (64, 128)]
 
@@ -455,7 +451,7 @@ def test_if_one_rank_is_unable_all_are_and_the_next_case_runs(where: tuple[int, 
 
 
 @pytest.mark.parametrize(("check", "status"), [(True, "skipped"), (False, "ok")])
-def test_an_average_that_says_nothing_is_measured_where_nothing_is_to_be_checked(check: bool, status: str) -> None:
+def test_unverifiable_average_runs_without_checks(check: bool, status: str) -> None:
     case = Case(pattern="all_reduce", nbytes=64, dtype="float8_e4m3fn", params={"redop": Redop.AVG})
     settings = Settings(iterations=6, warmup=1, check=check)
     ranks = play(66, lambda transport: run_case(case, transport, Topology.single_node(66), settings))

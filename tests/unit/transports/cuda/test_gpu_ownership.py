@@ -34,7 +34,7 @@ def test_a_gpu_shown_alone_is_honoured() -> None:
     assert choose_gpu(seat(3, 4), 1, {"CUDA_VISIBLE_DEVICES": "3"}) == 0
 
 
-def test_ranks_that_share_a_gpu_are_hosts_of_their_own_to_nccl() -> None:
+def test_ranks_sharing_a_gpu_get_different_nccl_host_ids() -> None:
     claimed = []
     for rank in range(5):
         environ = {"NCCLBENCH_SHARE_GPU": "1"}
@@ -140,7 +140,7 @@ def test_gpus_are_those_that_cupy_can_use(monkeypatch: pytest.MonkeyPatch) -> No
         (OSError("libcudart.so.13"), RuntimeError("nobody"), "no NVIDIA driver is loaded: use --device cpu (libcudart"),
     ],
 )
-def test_a_cupy_that_is_for_another_cuda_is_told_with_the_wheel_that_is_needed(
+def test_wrong_cupy_error_names_the_wheel_to_install(
     count: Exception, driver: Any, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cupy", cupy_that_says(count, driver))

@@ -28,7 +28,7 @@ def test_which_phases_add_floats_of_8_bits(op: Op, dtype: str, adds: bool) -> No
     ("nccl", "capability", "reason"),
     [(22400, 90, None), (22809, 100, None), (22304, 90, "from 2.24 on"), (22809, 89, "compute capability 9.0")],
 )
-def test_floats_of_8_bits_are_added_where_nccl_and_the_gpu_can(nccl: int, capability: int, reason: str | None) -> None:
+def test_float8_reductions_need_nccl_and_gpu_support(nccl: int, capability: int, reason: str | None) -> None:
     if reason is None:
         refuse_float8(DTYPES["float8_e4m3fn"], nccl, capability)
         return

@@ -47,9 +47,7 @@ NOT_THERE = "node0:9:9 [0] NCCL INFO NVLS multicast support is not available on 
         ([NOT_THERE, ASKED.format(0)], False, True),
     ],
 )
-def test_nvls_that_is_not_there_is_told_from_nvls_that_nobody_wanted(
-    lines: list[str], there: bool, switched_off: bool
-) -> None:
+def test_missing_nvls_differs_from_disabled_nvls(lines: list[str], there: bool, switched_off: bool) -> None:
     assert parse_nccl_log(lines) == PathRecord(nvls=there, nvls_switched_off=switched_off)
 
 
@@ -66,14 +64,14 @@ def test_sockets_without_gpudirect_are_seen() -> None:
     assert found == PathRecord(links=["NET/Socket"], gdr=False, pxn=False)
 
 
-def test_a_send_by_another_rank_s_nic_is_a_hop_over_nvlink() -> None:
+def test_send_through_another_nic_is_pxn() -> None:
     found = parse_nccl_log(["x NCCL INFO Channel 00/1 : 0[0] -> 9[1] [send] via NET/IB/1(1)/GDRDMA"])
     assert known(found).pxn is True
     received = parse_nccl_log(["x NCCL INFO Channel 00/1 : 9[1] -> 0[0] [receive] via NET/IB/1/GDRDMA"])
     assert known(received).pxn is None
 
 
-def test_what_is_not_said_is_not_made_up() -> None:
+def test_log_without_nccl_lines_gives_none() -> None:
     assert parse_nccl_log(["", "noise", "via carrier pigeon"]) is None
 
 
@@ -90,7 +88,7 @@ def test_the_log_is_switched_on_for_this_process_and_removed() -> None:
     assert not path.exists()
 
 
-def test_what_the_user_has_set_is_left_alone(tmp_path: Path) -> None:
+def test_user_variables_keep_their_values(tmp_path: Path) -> None:
     own = tmp_path / "mine.log"
     own.write_text(IB)
     environ = {"NCCL_DEBUG_FILE": str(own), "NCCL_DEBUG": "TRACE"}

@@ -21,7 +21,7 @@ def errors(pci_bus_id: str) -> dict[str, Json]:
     return known(known(gpu_state(pci_bus_id)).errors)
 
 
-def test_counters_that_a_gpu_has_not_are_asked_for_once(nvml: FakeNvml) -> None:
+def test_unsupported_counters_are_read_once(nvml: FakeNvml) -> None:
     first, second = (errors("0000:01:00.0") for _ in range(2))
     assert first == second
     assert first["ECC corrected errors"] == 5
@@ -32,12 +32,12 @@ def test_counters_that_a_gpu_has_not_are_asked_for_once(nvml: FakeNvml) -> None:
 
 
 @pytest.mark.usefixtures("nvml")
-def test_another_gpu_is_asked_for_all_of_them() -> None:
+def test_another_gpu_reads_all_counters() -> None:
     gpu_state("0000:01:00.0")
     assert errors("0000:02:00.0")["NVLink 1 replay errors"] == 1
 
 
-def test_an_error_that_may_pass_is_asked_past(nvml: FakeNvml) -> None:
+def test_temporary_error_is_read_again(nvml: FakeNvml) -> None:
     assert "NVLink 3 replay errors" not in errors("0000:01:00.0")
     nvml.answers.clear()
     told = errors("0000:01:00.0")

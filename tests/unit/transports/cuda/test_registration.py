@@ -99,7 +99,7 @@ def case_of(blocks: Blocks, *sizes: int) -> list[NcclMemory]:
     return [blocks.take(size * MIB) for size in sizes]
 
 
-def test_a_block_keeps_its_place_over_cases_whatever_still_refers_to_it(library: FakeNccl) -> None:
+def test_block_is_reused_in_order_despite_references(library: FakeNccl) -> None:
     blocks = Blocks()
     blocks.plan([8 * MIB] * 3 + [4 * MIB] * 4)  # another case needs more
     first = case_of(blocks, 4, 4, 8)
@@ -112,7 +112,7 @@ def test_a_block_keeps_its_place_over_cases_whatever_still_refers_to_it(library:
 
 
 @pytest.mark.usefixtures("library")
-def test_what_a_plan_needs_serves_each_of_its_cases_and_is_no_more() -> None:
+def test_planned_blocks_serve_every_case_exactly() -> None:
     cases = [[4, 64], [2] * 5, [1, 32, 8, 8]]
     planned: tuple[int, ...] = ()
     for sizes in cases:
@@ -130,7 +130,7 @@ def test_what_a_plan_needs_serves_each_of_its_cases_and_is_no_more() -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_a_case_that_was_not_planned_has_a_block_of_its_own() -> None:
+def test_unplanned_case_gets_its_own_block() -> None:
     blocks = Blocks()
     blocks.plan([2 * MIB])
     assert [block.nbytes for block in case_of(blocks, 3, 1)] == [3 * MIB, 2 * MIB]
@@ -162,7 +162,7 @@ def test_plug_ins_of_nccl_are_not_taken_for_it(tmp_path: Path) -> None:
     ]
 
 
-def test_an_asynchronous_error_is_told_in_nccls_words() -> None:
+def test_asynchronous_error_has_nccls_message() -> None:
     library = NcclLibrary.__new__(NcclLibrary)
     library._library = FakeNcclFunctions()  # type: ignore[assignment]
     assert first_trouble(library, [1, 3]) is None

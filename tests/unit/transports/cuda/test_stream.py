@@ -25,7 +25,7 @@ def fetch_a_column() -> None:
         pass
 
 
-def test_the_gate_and_all_that_follows_go_to_the_measured_stream(cuda_stream: Any) -> None:
+def test_gate_and_launches_use_the_measured_stream(cuda_stream: Any) -> None:
     stream = cuda_stream.CudaStream(Stream(7))
     fetch_a_column()
     stream.hold(1.0)
