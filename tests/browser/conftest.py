@@ -25,19 +25,19 @@ _READY_SECONDS = 60.0
 
 
 class Browser:
-    """A page at a time, with what it fetched and what it complained of."""
+    """One page at a time, with its requests and the messages on its console."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
     def open(self, file: Path, *, width: int = 1200, dark: bool = False) -> None:
-        """Show `file`, and wait until its plots are drawn."""
+        """Show `file` and wait until its plots are drawn."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": scheme})
         self.driver.get("about:blank")
-        self.requests(), self.complaints()  # of the page before
+        self.requests(), self.console()  # drop those of the previous page
         self.driver.get(file.as_uri())
         self.wait("return document.documentElement.dataset.ready === 'yes'")
 
@@ -45,30 +45,30 @@ class Browser:
         return self.driver.execute_script(code, *arguments)
 
     def wait(self, code: str, *arguments: Any) -> None:
-        """Until `code` returns what counts as true."""
+        """Wait until `code` returns a true value."""
         end = time.monotonic() + _READY_SECONDS
         while not self.js(code, *arguments):
             assert time.monotonic() < end, f"never true: {code}"
             time.sleep(0.05)
 
     def requests(self) -> list[str]:
-        """Addresses that the page has asked for since the last call."""
+        """Addresses that the page requested since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if not url.startswith(("about:", "data:", "blob:"))]
 
-    def complaints(self) -> list[str]:
-        """What is on the console, since the last call."""
+    def console(self) -> list[str]:
+        """Messages on the console since the last call."""
         return [str(entry["message"]) for entry in self.driver.get_log("browser")]
 
     def pdf(self, width: float, height: float) -> bytes:
-        """The page on paper of so many inches."""
+        """The page as PDF, on paper of this size in inches."""
         options = {"paperWidth": width, "paperHeight": height, "printBackground": True}
         return base64.b64decode(self.driver.execute_cdp_cmd("Page.printToPDF", options)["data"])
 
     def pointer(self, x: float, y: float) -> None:
-        """Move the mouse to a place of the window."""
-        for dx in (-3, 0):  # a pointer that appears is no movement
+        """Move the mouse to a point of the window."""
+        for dx in (-3, 0):  # one event alone does not count as a movement
             event = {"type": "mouseMoved", "x": x + dx, "y": y}
             self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
 

@@ -68,10 +68,10 @@ def page(request: pytest.FixtureRequest) -> Path:
     [("report", 400), ("report", 1600), ("hostile", 400), ("several", 1600), ("comparison", 400)],
     indirect=["page"],
 )
-def test_nothing_is_fetched_nothing_complains_and_every_plot_is_drawn(browser: Any, page: Path, width: int) -> None:
+def test_page_fetches_nothing_and_draws_every_plot(browser: Any, page: Path, width: int) -> None:
     browser.open(page, width=width)
     assert browser.requests() == [page.as_uri()]
-    assert browser.complaints() == []
+    assert browser.console() == []
     drawn = browser.js(
         """return [...document.querySelectorAll(".canvas")].map((canvas) => {
           const box = canvas.querySelector("svg.main-svg").getBoundingClientRect();
@@ -94,8 +94,8 @@ def test_nothing_is_fetched_nothing_complains_and_every_plot_is_drawn(browser: A
     assert clipped == 0
 
 
-def test_another_width_draws_anew_and_covers_no_caption(browser: Any, report: Path) -> None:
-    """plotly.js alone keeps to the height that it finds, and would draw over what stands below."""
+def test_resizing_draws_again_and_covers_no_caption(browser: Any, report: Path) -> None:
+    """plotly.js alone keeps the old height, and would draw over the caption."""
     browser.open(report, width=1200)
     for width in (420, 1600):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -120,7 +120,7 @@ def test_another_width_draws_anew_and_covers_no_caption(browser: Any, report: Pa
     assert covered == []
 
 
-def test_a_request_would_be_seen_and_is_refused(browser: Any, report: Path, tmp_path: Path) -> None:
+def test_a_request_is_refused_and_noticed(browser: Any, report: Path, tmp_path: Path) -> None:
     """The mutation that the test before must catch: a page with a picture from elsewhere."""
     worse = tmp_path / "worse.html"
     text = report.read_text(encoding="utf-8").replace(
@@ -128,12 +128,12 @@ def test_a_request_would_be_seen_and_is_refused(browser: Any, report: Path, tmp_
     )
     worse.write_text(text, encoding="utf-8")
     browser.open(worse)
-    assert any("Content Security Policy" in line for line in browser.complaints())
+    assert any("Content Security Policy" in line for line in browser.console())
 
 
 def hovered(browser: Any, figure: str, column: int, row: int) -> str:
     """The text at a cell of a heat map."""
-    place = browser.js(
+    point = browser.js(
         """const canvas = document.querySelector(`[data-figure="${arguments[0]}"]`);
         canvas.scrollIntoView({ block: "center", behavior: "instant" });
         const { xaxis, yaxis } = canvas._fullLayout;
@@ -144,7 +144,7 @@ def hovered(browser: Any, figure: str, column: int, row: int) -> str:
         column,
         row,
     )
-    browser.pointer(*place)
+    browser.pointer(*point)
     query = f'[data-figure="{figure}"] .hoverlayer .hovertext'
     browser.wait("return document.querySelector(arguments[0]) !== null", query)
     return str(browser.js("return document.querySelector(arguments[0]).textContent", query))
@@ -160,7 +160,7 @@ def test_hover_names_the_pair(browser: Any, report: Path) -> None:
     assert "rail 0 → rail 1" in rails
 
 
-def test_hostile_names_are_text_on_hover_and_everywhere(browser: Any, hostile: Path) -> None:
+def test_hostile_names_are_shown_as_text(browser: Any, hostile: Path) -> None:
     browser.open(hostile)
     assert browser.js("return window.owned === undefined")
     shown = browser.js("return document.body.innerText")
@@ -169,8 +169,8 @@ def test_hostile_names_are_text_on_hover_and_everywhere(browser: Any, hostile: P
     assert "\u202e" not in shown
     text = hovered(browser, HEAT_MAP, column=0, row=3)
     assert "<script>alert('owned')</script>" in text
-    assert browser.js("return document.querySelectorAll('script:not([type])').length") == 2  # plotly.js and ours
-    assert browser.complaints() == []
+    assert browser.js("return document.querySelectorAll('script:not([type])').length") == 2  # plotly.js and report.js
+    assert browser.console() == []
 
 
 def column(browser: Any, table: str, k: int) -> list[str]:
@@ -181,7 +181,7 @@ def column(browser: Any, table: str, k: int) -> list[str]:
 
 
 def press(browser: Any, table: str, k: int) -> str:
-    """Sort by a column with the keyboard; returns what a screen reader is told."""
+    """Sort by a column with the keyboard; returns the state that a screen reader reads."""
     from selenium.webdriver.common.keys import Keys
 
     button = browser.js(
@@ -192,18 +192,18 @@ def press(browser: Any, table: str, k: int) -> str:
     return str(browser.js(code, table, k))
 
 
-def test_tables_sort_by_number_and_by_text_with_the_keyboard(browser: Any, report: Path) -> None:
+def test_tables_sort_with_the_keyboard(browser: Any, report: Path) -> None:
     browser.open(report)
     heads = browser.js("return [...document.querySelectorAll('#results thead th')].map((th) => th.textContent)")
     time_column, case_column = heads.index("p50 (us)"), heads.index("case")
     assert press(browser, "results", time_column) == "ascending"
     times = [float(cell) for cell in column(browser, "results", time_column) if cell]
     assert times == sorted(times)
-    assert times != sorted(times, key=str)  # as text they would stand otherwise
+    assert times != sorted(times, key=str)  # sorted as text the order differs
     assert press(browser, "results", time_column) == "descending"
     cells = column(browser, "results", time_column)
     assert [float(cell) for cell in cells if cell] == sorted(times, reverse=True)
-    assert cells[-1] == ""  # what has no figure stands last, both ways
+    assert cells[-1] == ""  # cells without a figure are last in both directions
     assert press(browser, "results", case_column) == "ascending"
     names = column(browser, "results", case_column)
     assert names[-1].startswith("moe_dispatch")
@@ -249,7 +249,7 @@ return [...document.querySelectorAll(kinds)]
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_can_be_read_in_light_and_dark(browser: Any, report: Path, dark: bool) -> None:
+def test_text_has_contrast_in_light_and_dark(browser: Any, report: Path, dark: bool) -> None:
     browser.open(report, dark=dark)
     page = browser.js("return getComputedStyle(document.body).backgroundColor")
     assert (luminance(page) < 0.05) is dark
@@ -272,7 +272,7 @@ def test_the_button_changes_to_dark_and_back(browser: Any, report: Path) -> None
     assert browser.js("return document.getElementById('theme').getAttribute('aria-pressed')") == "true"
 
 
-def test_a_screen_reader_has_what_it_needs(browser: Any, page: Path) -> None:
+def test_page_is_accessible_to_screen_readers(browser: Any, page: Path) -> None:
     browser.open(page)
     assert browser.js("return document.documentElement.lang") == "en"
     assert browser.js("return document.querySelectorAll('h1, main').length") == 2
@@ -298,7 +298,7 @@ PAPER = {"A4": (8.27, 11.69), "Letter": (8.5, 11.0)}
 def cut_on_paper(browser: Any, paper: str) -> list[str]:
     """The plots that do not fit, when the page as it was drawn for the screen is laid out for paper."""
     wide, tall = ((inches - 0.95) * 96 for inches in PAPER[paper])
-    # A printer lays out anew, but sends no resize: plotly must not get the chance to draw again.
+    # Printing lays out again without a resize event: plotly must not draw again here.
     browser.js(
         """for (const canvas of document.querySelectorAll('.canvas')) {
           window.removeEventListener('resize', canvas._responsiveChartHandler);
@@ -344,7 +344,7 @@ def test_without_scaling_paper_would_cut_plots(browser: Any, report: Path, tmp_p
 
 
 @pytest.mark.skipif(shutil.which("pdftotext") is None, reason="pdftotext is not here; on Debian: poppler-utils")
-def test_the_pdf_has_every_plot_whole_on_one_page(browser: Any, report: Path, tmp_path: Path) -> None:
+def test_pdf_has_each_plot_on_one_page(browser: Any, report: Path, tmp_path: Path) -> None:
     """The title of each plot and its axis are on the same page of the PDF, for plots that have one."""
     browser.open(report, width=1600)
     (tmp_path / "report.pdf").write_bytes(browser.pdf(*PAPER["A4"]))
@@ -362,7 +362,7 @@ def test_the_pdf_has_every_plot_whole_on_one_page(browser: Any, report: Path, tm
         assert any(title in page and axis in page for page in pages), title
 
 
-def test_after_printing_the_page_is_as_before(browser: Any, report: Path) -> None:
+def test_printing_leaves_the_page_unchanged(browser: Any, report: Path) -> None:
     browser.open(report, dark=True)
     browser.pdf(*PAPER["A4"])
     browser.wait("return document.querySelector('.canvas')._fullLayout.paper_bgcolor === '#14181e'")

@@ -1,7 +1,4 @@
-"""Per rank, from raw samples: its residual, its lateness, and the distribution of durations on its rail.
-
-One pass over the cases, with one case in memory at a time; only medians and quantiles of it are kept.
-"""
+"""Figures of ranks: sorted residuals, how late each rank arrives, and the distribution of durations on each rail."""
 
 from collections.abc import Sequence
 

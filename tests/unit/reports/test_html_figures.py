@@ -146,7 +146,7 @@ def test_one_routing_has_no_curve_and_none_has_no_figure() -> None:
 
 
 def test_the_bound_of_variants_is_that_of_a_rotation() -> None:
-    """The median over iterations of unlike schedules says nothing of the rate of all of them."""
+    """A median over iterations of unlike schedules is not the rate of all of them."""
     base, _ = collective(1 << 20)
     times = [summarise(np.full(10, us * 1e-6)) for us in (100, 400)]
     phases = [

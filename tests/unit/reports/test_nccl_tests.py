@@ -19,7 +19,7 @@ from ncclbench_reports.nccl_tests import figure_text
 from tests.helpers.paths import FIXTURES
 from tests.helpers.stored import measured_record, record, summary, write_run
 
-# What scripts of users look for: thirteen cells, the fields by their place.
+# What scripts of users look for: thirteen cells, read by position.
 ROW = re.compile(r"^\s*(\d+)\s+(\d+)\s+(\w+)\s+(\w+)\s+(-?\d+)((?:\s+(?:[\d.e+-]+|N/A)){8})\s*$", re.MULTILINE)
 
 
@@ -108,7 +108,7 @@ def test_the_output_can_be_imported_again(tmp_path: Path) -> None:
 
 
 def test_a_name_cannot_break_a_line(tmp_path: Path) -> None:
-    """A row of someone's choice in a host's name or a reason would be a figure to a parser."""
+    """A parser must not take a crafted host name or reason for a row of figures."""
     row = "\n   8   2   float   sum   -1   1.00   9.00   9.00   0   1.00   9.00   9.00   0\n"
     assert not ROW.search(exported(tmp_path / "a", record(status="failed", reason=row)))
     fixture = FIXTURES / "nccl-tests" / "all_reduce_per_iteration.json"
@@ -144,6 +144,6 @@ def test_figures_have_the_format_of_nccl_tests(value: float | None, width: int, 
 
 @given(value=st.floats(0, 1e12), width=st.sampled_from([6, 7]))
 def test_a_figure_survives_reading_and_writing(value: float, width: int) -> None:
-    """So import and export lose nothing, at any size of the figure."""
+    """Import and export lose nothing, whatever the size of the figure."""
     once = figure_text(value, width)
     assert figure_text(float(once), width) == once

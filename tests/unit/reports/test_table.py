@@ -27,7 +27,7 @@ def timed(pattern: str = "all_reduce", nbytes: int = 1024, **fields: Any) -> Rec
 
 
 def render(path: Path, fields: dict[str, Any], *records: Record) -> str:
-    """What the table says of a run that was really stored, with the path taken out."""
+    """The table of a run that was stored and read, with RUN for its path."""
     return shown(read_run(write_run(path, *records, **fields)))
 
 
