@@ -73,7 +73,8 @@ def schema_of(kind: type[msgspec.Struct], title: str, only: dict[Any, tuple[str,
 def _schema(info: types.Type, definitions: dict[str, Schema], only: dict[Any, tuple[str, ...]]) -> Schema:
     match info:
         case types.Metadata():
-            return _schema(info.type, definitions, only)
+            extra = {name: value for name, value in (info.extra_json_schema or {}).items() if name != "description"}
+            return {**_schema(info.type, definitions, only), **extra}
         case types.AnyType() | types.CustomType():
             return {}
         case types.ListType():
