@@ -1,4 +1,4 @@
-"""The public API: from a program and a notebook, without the command line."""
+"""The public API in a program and a notebook, without the command line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
     return api.run(msgspec.structs.replace(SMALL, out=out)).load()
 
 
-def test_a_run_is_a_frame_and_a_table_in_a_notebook(measured: LoadedRun) -> None:
+def test_run_has_a_frame_and_a_notebook_table(measured: LoadedRun) -> None:
     frame = ncclbench.load_run(str(measured.path)).frame()
     assert list(frame["case"]) == [record.case for record in measured.records]
     assert len(frame) == 4
@@ -44,16 +44,14 @@ def test_a_run_is_a_frame_and_a_table_in_a_notebook(measured: LoadedRun) -> None
     assert "all_reduce, isolated" in str(measured.report())
 
 
-def test_text_of_a_run_is_shown_as_text(measured: LoadedRun) -> None:
+def test_notebook_table_escapes_text(measured: LoadedRun) -> None:
     bad = msgspec.structs.replace(measured.records[0], case="<script>")
     shown = api.LoadedRun(type(measured.run)(measured.path, measured.run.manifest, (bad,), ()))
     assert "&lt;script&gt;" in shown._repr_html_()
     assert "<script>" not in shown._repr_html_()
 
 
-def test_a_run_is_silent_and_leaves_the_results_to_the_directory(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_run_prints_nothing_and_stores_results(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     done = api.run(msgspec.structs.replace(SMALL, out=tmp_path / "run"))
     assert done.exit_code is Exit.GOOD
     assert capfd.readouterr() == ("", "")
@@ -63,8 +61,8 @@ def test_a_run_is_silent_and_leaves_the_results_to_the_directory(
     assert (again.patterns, again.iterations) == (("all_reduce",), 6)
 
 
-def test_a_thread_of_a_program_may_call_it(tmp_path: Path) -> None:
-    """Only the main thread may set signal handlers, so they are left alone in any other."""
+def test_run_works_in_a_thread(tmp_path: Path) -> None:
+    """Only the main thread may set signal handlers; other threads do not touch them."""
     found: list[Exit] = []
     request = msgspec.structs.replace(SMALL, out=tmp_path / "run")
     thread = threading.Thread(target=lambda: found.append(api.run(request).exit_code))
@@ -73,7 +71,7 @@ def test_a_thread_of_a_program_may_call_it(tmp_path: Path) -> None:
     assert found == [Exit.GOOD]
 
 
-def test_errors_are_of_the_one_tree(tmp_path: Path, measured: LoadedRun) -> None:
+def test_all_errors_are_ncclbench_errors(tmp_path: Path, measured: LoadedRun) -> None:
     for call, words in (
         (lambda: api.load_run(tmp_path), "is no run directory"),
         (lambda: api.load_runs([measured.path, measured.path]), "is named twice"),
@@ -88,11 +86,11 @@ def test_errors_are_of_the_one_tree(tmp_path: Path, measured: LoadedRun) -> None
             call()
 
 
-def test_text_becomes_a_path_where_a_path_is_declared() -> None:
+def test_text_is_converted_to_a_path() -> None:
     assert checked(RunRequest(out="runs/x")).out == Path("runs/x")  # type: ignore[arg-type]
 
 
-def test_a_request_travels_as_one_ascii_argument() -> None:
+def test_request_is_one_ascii_argument() -> None:
     request = RunRequest(
         patterns=("all_reduce",),
         out=Path("r/\udcff ü"),
@@ -103,19 +101,19 @@ def test_a_request_travels_as_one_ascii_argument() -> None:
     text = request_json(request)
     assert text.isascii()
     assert request_from_json(text, RunRequest) == request
-    assert "precision" not in text, "what has its default is left out"
+    assert "precision" not in text, "defaults are omitted"
     for wrong in ("{", "[]", '{"patternz":["x"]}', '{"nproc":"2"}', "[" * 100_000):
         with pytest.raises(UsageError, match="not a request of this version"):
             request_from_json(wrong, RunRequest)
 
 
-def test_a_request_that_no_argument_holds_is_refused() -> None:
+def test_too_long_request_is_refused() -> None:
     with pytest.raises(UsageError, match="write the patterns and parameters into a plan file"):
         rank_arguments(RunRequest(patterns=("x" * 140_000,)))
 
 
 @pytest.mark.parametrize("results", ["none", "table", "json"])
-def test_a_rank_knows_before_it_loads_anything_whether_json_is_wanted(results: str) -> None:
+def test_rank_reads_json_option_from_the_request(results: str) -> None:
     request = RunRequest(patterns=("--json",), results=results, command=("run", "--json"))  # type: ignore[arg-type]
     assert wants_json(rank_arguments(request)) is (results == "json")
     assert wants_json(["run", "--json"])

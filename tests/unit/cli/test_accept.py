@@ -1,4 +1,4 @@
-"""``ncclbench accept`` and ``verify`` as a user calls them: what is printed, exit codes, and bad input."""
+"""``ncclbench accept`` and ``verify``: output, exit codes and invalid input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GOOD = replace(GOOD, cases=(*GOOD.cases, NODE))
 
 @dataclass(frozen=True)
 class Said:
-    """What a command printed and ended in."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -59,7 +59,7 @@ def slower(*factors: float) -> Example:
     )
 
 
-def test_the_verdict_comes_first_and_where_the_rest_is_last(run: Path) -> None:
+def test_verdict_is_first_and_details_are_last(run: Path) -> None:
     said = call("accept", run, "--profile", "h100-hgx-ib")
     assert said.code == Exit.GOOD, said.out
     lines = said.out.splitlines()
@@ -68,7 +68,7 @@ def test_the_verdict_comes_first_and_where_the_rest_is_last(run: Path) -> None:
     assert len(lines) == 3
 
 
-def test_every_check_that_did_not_pass_has_one_line_and_fail_comes_before_inconclusive(tmp_path: Path) -> None:
+def test_failed_checks_have_a_line_each_fail_first(tmp_path: Path) -> None:
     noisy = replace(slower(0.5, 1.0), made=2)
     path = write_example(tmp_path / "run", noisy)
     said = call("accept", path, "--profile", "h100-hgx-ib", "--json")
@@ -84,7 +84,7 @@ def test_every_check_that_did_not_pass_has_one_line_and_fail_comes_before_inconc
     assert failing.out.splitlines()[2].endswith("-> CHECK_SWITCH")
 
 
-def test_a_flood_of_lines_is_cut_and_says_where_all_are(tmp_path: Path) -> None:
+def test_long_output_is_cut_and_names_the_file(tmp_path: Path) -> None:
     cases = tuple(ExampleCase(pattern="gather", nbytes=G + 1024 * k, bus_gb_per_s=1, samples=8) for k in range(60))
     path = write_example(tmp_path / "run", replace(GOOD, cases=cases, ranks_per_node=2, starts=1))
     said = call("accept", path, "--profile", "h100-hgx-ib")
@@ -103,14 +103,14 @@ def test_verify_ends_in_0_or_1(run: Path) -> None:
     assert "results.jsonl was changed" in bad.out
 
 
-def test_redact_names_what_to_hand_on(run: Path) -> None:
+def test_redact_names_the_redacted_copy(run: Path) -> None:
     said = call("accept", run, "--profile", "h100-hgx-ib", "--redact")
     assert said.out.splitlines()[-1] == f"redacted copy: {run}-redacted"
     assert call("verify", f"{run}-redacted").code == Exit.GOOD
     assert "n0000" not in Path(f"{run}-redacted/verdict.json").read_text()
 
 
-def test_a_redacted_baseline_still_verifies(run: Path, tmp_path: Path) -> None:
+def test_redacted_baseline_verifies(run: Path, tmp_path: Path) -> None:
     base = write_example(tmp_path / "base", replace(GOOD, seed=1))
     said = call("accept", run, "--profile", "h100-hgx-ib", "--redact", "--baseline", base)
     assert said.code == Exit.GOOD, said.out
@@ -118,7 +118,7 @@ def test_a_redacted_baseline_still_verifies(run: Path, tmp_path: Path) -> None:
     assert "n0000" not in Path(f"{run}-redacted/accept/baseline.json").read_text()
 
 
-def test_a_profile_that_names_hosts_is_redacted_too_and_judges_as_before(run: Path, tmp_path: Path) -> None:
+def test_redacted_profile_hides_hosts_and_judges_alike(run: Path, tmp_path: Path) -> None:
     text = load_profile("h100-hgx-ib").text
     text += """
 [[floor]]
@@ -142,7 +142,7 @@ date = "2026-01-01"
     ]
 
 
-def test_an_unlike_baseline_is_refused_and_if_forced_every_document_says_so(run: Path, tmp_path: Path) -> None:
+def test_unlike_baseline_is_refused_unless_forced(run: Path, tmp_path: Path) -> None:
     base = write_example(tmp_path / "base", replace(GOOD, software={0: {"versions": {"nccl": "2.27.3"}}}, seed=1))
     refused = call("accept", run, "--profile", "h100-hgx-ib", "--baseline", base)
     assert refused.code == Exit.INCONCLUSIVE
@@ -184,7 +184,7 @@ def nan_in_a_record(run: Path) -> None:
         (lambda run: (run / "manifest.json").write_text('{"results": []}'), "has no schema number"),
     ],
 )
-def test_what_is_no_run_of_ours_is_refused_in_one_line(damage: Callable[[Path], object], words: str, run: Path) -> None:
+def test_damaged_or_newer_run_is_refused_in_one_line(damage: Callable[[Path], object], words: str, run: Path) -> None:
     damage(run)
     said = call("accept", run, "--profile", "h100-hgx-ib")
     assert said.code == Exit.USAGE
@@ -201,7 +201,7 @@ def test_what_is_no_run_of_ours_is_refused_in_one_line(damage: Callable[[Path], 
         '{"schema": 1, "topology": {"nodes": [0, "a"], "node_names": null}, "world_size": 2, "device": "cpu"}',
     ],
 )
-def test_a_manifest_of_somebody_else_never_passes_and_breaks_nothing(manifest: str, run: Path) -> None:
+def test_foreign_manifest_never_passes(manifest: str, run: Path) -> None:
     (run / "manifest.json").write_text(manifest)
     said = call("accept", run, "--profile", "h100-hgx-ib")
     assert said.code != Exit.GOOD
@@ -209,7 +209,7 @@ def test_a_manifest_of_somebody_else_never_passes_and_breaks_nothing(manifest: s
     assert judged or (said.code == Exit.USAGE and "manifest.json is damaged" in said.out)
 
 
-def test_a_baseline_that_is_the_run_itself_is_refused(run: Path, tmp_path: Path) -> None:
+def test_baseline_that_is_the_run_itself_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(run)
     shutil.copytree(run, tmp_path / "copy")
     for other in (run, tmp_path / "link", tmp_path / "copy"):
@@ -234,14 +234,14 @@ def test_a_baseline_that_is_the_run_itself_is_refused(run: Path, tmp_path: Path)
         (["--profile", "cpu-gloo", "--plan", "qiuck"], "did you mean 'quick'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_starts(arguments: list[str], words: str, run: Path) -> None:
+def test_invalid_options_are_refused_before_start(arguments: list[str], words: str, run: Path) -> None:
     said = call("accept", *[run if argument == "RUN" else argument for argument in arguments])
     assert said.code == Exit.USAGE
     assert words in said.out
     assert "\n" not in said.out.strip()
 
 
-def test_one_node_is_not_measured_for_a_whole_allocation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_accept_refuses_a_partial_allocation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}.items():
         monkeypatch.setenv(name, value)
     said = call("accept", "--profile", "cpu-gloo", "-o", tmp_path / "rack")
@@ -250,7 +250,7 @@ def test_one_node_is_not_measured_for_a_whole_allocation(monkeypatch: pytest.Mon
     assert not (tmp_path / "rack").exists()
 
 
-def test_a_profile_is_made_of_a_golden_run(run: Path, tmp_path: Path) -> None:
+def test_profile_is_made_from_a_golden_run(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "ours.toml"
     assert call("accept", "--make-profile", run, "-o", out).code == Exit.GOOD
     assert parse_profile(out.read_text(), "ours").profile.name == "ours"
@@ -263,7 +263,7 @@ def test_profiles_and_checks_are_listed() -> None:
     assert "fleet       Equals against each other" in call("list", "checks").out
 
 
-def test_the_next_start_is_the_same_command_with_resume_and_the_run_directory() -> None:
+def test_next_command_adds_resume_and_run_directory() -> None:
     environ = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2"}
     command = next_command("slurm", ["accept", "--profile", "p"], Path("runs/a b"), environ)
     assert command == "srun --nodes=2 --ntasks=16 ncclbench accept --profile p -o 'runs/a b' --resume"
@@ -272,8 +272,8 @@ def test_the_next_start_is_the_same_command_with_resume_and_the_run_directory() 
 
 
 @pytest.mark.parametrize("code", [Exit.USAGE, Exit.ENVIRONMENT])
-def test_what_was_not_measured_is_json_as_well(code: Exit, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a usage error the run in -o may be another's, and is not judged."""
+def test_failed_measurement_is_reported_as_json(code: Exit, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a usage error the run in -o may be another plan's, so it is not judged."""
     out = run if code is Exit.USAGE else run / "nowhere"
     monkeypatch.setattr("ncclbench.api.run", lambda *_: FinishedRun(code, out))
     said = call("accept", "--profile", "h100-hgx-ib", "-o", out, "--json")

@@ -1,4 +1,4 @@
-"""Whoever reads what a command says may go away: what it does, and the code it ends in, stay what they are."""
+"""Closed pipes and full disks under stdout and stderr change neither results nor exit codes."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ Stream = int
 
 
 @pytest.fixture
-def deaf() -> Iterator[Stream]:
-    """The writing end of a pipe that nobody reads any more."""
+def closed() -> Iterator[Stream]:
+    """The write end of a pipe without a reader."""
     read, write = os.pipe()
     os.close(read)
     yield write
@@ -25,7 +25,7 @@ def deaf() -> Iterator[Stream]:
 
 @pytest.fixture
 def full() -> Iterator[Stream]:
-    """A file on a disk without room."""
+    """A file on a full disk."""
     descriptor = os.open("/dev/full", os.O_WRONLY)
     yield descriptor
     os.close(descriptor)
@@ -54,21 +54,21 @@ def says(code: str) -> list[str]:
         "import click; click.echo('x' * 300_000); click.echo(b'y')",
     ],
 )
-def test_a_reader_who_is_gone_changes_no_exit_code(code: str, deaf: Stream) -> None:
-    assert ended(says(code), deaf, deaf) == 7
-    assert ended(says(code), deaf, deaf, unbuffered="1") == 7
+def test_closed_pipe_changes_no_exit_code(code: str, closed: Stream) -> None:
+    assert ended(says(code), closed, closed) == 7
+    assert ended(says(code), closed, closed, unbuffered="1") == 7
 
 
-def test_nor_does_one_of_stderr(deaf: Stream) -> None:
-    assert ended(says("print('x' * 300_000, file=sys.stderr); sys.stderr.flush()"), subprocess.DEVNULL, deaf) == 7
+def test_closed_stderr_changes_no_exit_code(closed: Stream) -> None:
+    assert ended(says("print('x' * 300_000, file=sys.stderr); sys.stderr.flush()"), subprocess.DEVNULL, closed) == 7
 
 
-def test_a_full_disk_is_an_error_under_stdout_alone(full: Stream) -> None:
+def test_full_disk_is_an_error_only_on_stdout(full: Stream) -> None:
     assert ended(says("print('x', file=sys.stderr, flush=True)"), subprocess.DEVNULL, full) == 7
     assert ended(says("print('x', flush=True)"), full, subprocess.DEVNULL) not in (0, 7)
 
 
-def test_what_is_said_arrives_where_somebody_listens() -> None:
+def test_open_pipe_receives_all_output() -> None:
     done = subprocess.run(
         [sys.executable, *says("print('caf\\u00e9'); print('z', file=sys.stderr)")],
         capture_output=True,
@@ -78,23 +78,21 @@ def test_what_is_said_arrives_where_somebody_listens() -> None:
     assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (7, "café\n", "z\n")
 
 
-@pytest.mark.parametrize("of", ["deaf", "full"])
-def test_a_run_is_measured_to_its_end_though_nobody_sees_its_progress(
-    of: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("of", ["closed", "full"])
+def test_run_finishes_without_readable_progress(of: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     stream: Stream = request.getfixturevalue(of)
     line = f"-m ncclbench run all_reduce -b 8 -e 64 -n 6 --nproc 2 --transport threads -o {tmp_path / 'run'}".split()
-    assert ended(line, stream if of == "deaf" else subprocess.DEVNULL, stream) == Exit.GOOD
+    assert ended(line, stream if of == "closed" else subprocess.DEVNULL, stream) == Exit.GOOD
     run = read_run(tmp_path / "run")
     assert [record.status for record in run.records] == ["ok"] * 4
     assert run.events[-1].exit_code == Exit.GOOD
 
 
-def test_a_usage_error_that_cannot_be_said_is_one(full: Stream) -> None:
+def test_usage_error_on_full_stderr_keeps_its_code(full: Stream) -> None:
     assert ended(["-m", "ncclbench", "bogus"], subprocess.DEVNULL, full) == Exit.USAGE
 
 
-def test_a_directory_that_was_removed_is_said_in_a_line(tmp_path: Path) -> None:
+def test_removed_directory_is_one_line(tmp_path: Path) -> None:
     code = f"import os, runpy, sys; os.chdir({str(tmp_path)!r}); os.rmdir({str(tmp_path)!r}); sys.argv = ['ncclbench', "
     code += "'report', 'run']; from ncclbench.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

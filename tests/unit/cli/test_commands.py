@@ -1,4 +1,4 @@
-"""The command line: every bad input is one line on stderr, with the right exit code and no traceback."""
+"""The command line: invalid input gives one line on stderr, the right exit code and no traceback."""
 
 import json
 import os
@@ -20,7 +20,6 @@ from ncclbench.store.run_directory import read_run
 from ncclbench.store.run_writer import RunWriter
 from tests.helpers.stored import manifest
 
-# A real run's manifest says more; to read a run, this will do.
 LAUNCHER_PREFIXES = ("OMPI_", "PMI_", "MPI_LOCAL", "SLURM_", "FLUX_", "NCCLBENCH_", "GROUP_", "TORCHELASTIC_")
 LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -29,7 +28,7 @@ Result = tuple[int, str, str]
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nobody started these tests as a rank, and a run that should have been refused leaves nothing in the checkout."""
+    """Remove launcher variables, and change to a temporary directory, so that the checkout stays clean."""
     for name in list(os.environ):
         if name.startswith(LAUNCHER_PREFIXES) or name in LAUNCHER_NAMES:
             monkeypatch.delenv(name)
@@ -38,7 +37,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def ncclbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """The program, in this process: arguments in; exit code, stdout and stderr out."""
+    """Call the program in this process; returns exit code, stdout and stderr."""
 
     def call(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["ncclbench", *arguments])
@@ -53,7 +52,7 @@ def ncclbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 @pytest.fixture
 def refused(ncclbench: Callable[..., Result]) -> Callable[..., str]:
-    """The one line with which the program refuses; nothing is on stdout, and nothing was started."""
+    """Call the program, check that it refuses, and return its error line."""
 
     def call(*arguments: str, code: Exit = Exit.USAGE) -> str:
         left, out, err = ncclbench(*arguments)
@@ -153,10 +152,10 @@ def test_bad_input_is_one_line_and_code_2(
     arguments: tuple[str, ...], words: str, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     assert words in refused(*arguments)
-    assert not list(tmp_path.iterdir())  # nothing was made
+    assert not list(tmp_path.iterdir())  # nothing was written
 
 
-def test_a_case_larger_than_memory_is_refused_before_anything_starts(refused: Callable[..., str]) -> None:
+def test_case_larger_than_memory_is_refused_before_start(refused: Callable[..., str]) -> None:
     message = refused(
         "run", "all_reduce", "-b", "8", "-e", "8T", "-f", str(1 << 40), "--nproc", "4", "--transport", "threads"
     )
@@ -170,13 +169,13 @@ def test_a_case_larger_than_memory_in_a_plan(refused: Callable[..., str], tmp_pa
     assert "gather/float32/4398046511104/isolated needs" in refused("run", "--plan", str(plan), "--nproc", "2")
 
 
-def test_a_misspelt_key_in_a_plan_names_file_path_and_nearest(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_misspelled_plan_key_names_the_nearest(refused: Callable[..., str], tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text('name = "p"\n[[case]]\npatern = "gather"\nbytes = "4K"\n')
     assert f"{plan}: unknown key case[0].patern; did you mean 'pattern'?" in refused("run", "--plan", str(plan))
 
 
-def test_an_output_directory_that_holds_something(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_output_directory_that_is_not_empty(refused: Callable[..., str], tmp_path: Path) -> None:
     target = tmp_path / "run"
     target.mkdir()
     (target / "notes.txt").write_text("mine")
@@ -185,7 +184,7 @@ def test_an_output_directory_that_holds_something(refused: Callable[..., str], t
     assert [path.name for path in target.iterdir()] == ["notes.txt"]
 
 
-def test_an_output_directory_that_is_a_file_or_lies_below_one(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_output_directory_that_is_a_file_or_below_one(refused: Callable[..., str], tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("mine")
     assert f"-o {target} is a file" in refused("run", "all_reduce", *SMALL, "-o", str(target))
@@ -193,20 +192,20 @@ def test_an_output_directory_that_is_a_file_or_lies_below_one(refused: Callable[
     assert target.read_text() == "mine"
 
 
-def test_an_output_directory_that_may_not_be_written(
+def test_output_directory_without_permission(
     refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "readonly"
     target.mkdir()
     target.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    if os.geteuid() == 0:  # root may write there all the same; the kernel's answer to others is played
+    if os.geteuid() == 0:  # root may write there; simulate the kernel's answer to other users
         monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != target or not mode & os.W_OK)
     message = refused("run", "all_reduce", *SMALL, "-o", str(target / "run"))
     assert f"no permission to write in {target}" in message
 
 
-def test_an_output_directory_that_cannot_be_made(refused: Callable[..., str]) -> None:
-    # Nobody can make a directory there, and access(2) does not tell root so.
+def test_output_directory_that_cannot_be_created(refused: Callable[..., str]) -> None:
+    # No user can create a directory in /proc, but access(2) permits it for root.
     codes = (Exit.USAGE, Exit.ENVIRONMENT)
     target = "/proc/ncclbench-run"
     message = refused("run", "all_reduce", *SMALL, "-o", target, code=codes[os.geteuid() == 0])
@@ -247,7 +246,7 @@ def test_another_plan_is_not_resumed(ncclbench: Callable[..., Result], refused: 
         ),
     ],
 )
-def test_a_broken_launch_is_the_environments_fault(
+def test_broken_launch_is_an_environment_fault(
     variables: dict[str, str], words: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -278,7 +277,7 @@ def test_threads_are_not_started_by_a_launcher(refused: Callable[..., str], monk
 
 
 @pytest.mark.parametrize("starts", [1, 2])
-def test_the_run_directory_is_named_as_it_was_given(starts: int, ncclbench: Callable[..., Result]) -> None:
+def test_run_directory_is_printed_as_given(starts: int, ncclbench: Callable[..., Result]) -> None:
     plan = f'name = "p"\nstarts = {starts}\n[[case]]\npattern = "all_reduce"\nbytes = 8\niterations = 4\n'
     Path("p.toml").write_text(plan)
     code, out, err = ncclbench("run", "--plan", "p.toml", "--transport", "threads", "--nproc", "2", "-o", "r/../run")
@@ -286,8 +285,8 @@ def test_the_run_directory_is_named_as_it_was_given(starts: int, ncclbench: Call
     assert out.splitlines()[-1] == "run directory: r/../run"
 
 
-def test_each_process_start_records_what_the_user_typed(ncclbench: Callable[..., Result]) -> None:
-    """Not the request by which its processes were started."""
+def test_process_starts_record_the_users_command(ncclbench: Callable[..., Result]) -> None:
+    """The request for the processes is not recorded."""
     Path("p.toml").write_text('name = "p"\nstarts = 2\n[[case]]\npattern = "all_reduce"\nbytes = 8\niterations = 4\n')
     typed = ("run", "--plan", "p.toml", "--transport", "threads", "--nproc", "2", "-o", "run", "--json")
     code, out, err = ncclbench(*typed)
@@ -299,7 +298,7 @@ def test_each_process_start_records_what_the_user_typed(ncclbench: Callable[...,
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_usage_error_is_said_once_in_a_job_and_all_ranks_leave_with_it(
+def test_usage_error_is_printed_once_per_job(
     rank: str, ncclbench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (JOINED | {"RANK": rank, "LOCAL_RANK": rank}).items():
@@ -309,10 +308,10 @@ def test_a_usage_error_is_said_once_in_a_job_and_all_ranks_leave_with_it(
     assert err.count("\n") == (1 if rank == "0" else 0)
 
 
-def test_a_usage_error_of_one_rank_alone_is_said_by_it(
+def test_usage_error_of_one_rank_is_printed_by_it(
     ncclbench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its launcher would have ended this rank with rank 0, had that met the error as well."""
+    """If rank 0 had the same error, the launcher would have ended this rank with it."""
     monkeypatch.setattr("ncclbench.launch.signals.time.sleep", lambda _seconds: None)
     for name, value in (JOINED | {"RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"}).items():
         monkeypatch.setenv(name, value)
@@ -324,7 +323,7 @@ def test_a_usage_error_of_one_rank_alone_is_said_by_it(
 
 @pytest.fixture
 def without_torch(tmp_path: Path) -> dict[str, str]:
-    """An environment in which torch is not installed, as far as the import system can tell."""
+    """An environment in which the import system does not find torch."""
     folder = tmp_path / "hidden"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
@@ -342,7 +341,7 @@ def without_torch(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("transport", ["gloo", "nccl"])
-def test_without_torch_the_pip_command_is_named(transport: str, without_torch: dict[str, str]) -> None:
+def test_missing_torch_names_the_pip_command(transport: str, without_torch: dict[str, str]) -> None:
     done = python_m_ncclbench("run", "all_reduce", "-e", "8", "--transport", transport, env=without_torch)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.count("\n") == 1
@@ -368,7 +367,7 @@ def test_without_torch_threads_and_lists_still_work(without_torch: dict[str, str
     assert "Traceback" not in listed.stderr
 
 
-def test_a_real_process_ends_with_the_same_code_and_line() -> None:
+def test_process_has_the_same_code_and_line() -> None:
     done = python_m_ncclbench("run", "all_redcue")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("ncclbench: error: ")
@@ -376,10 +375,10 @@ def test_a_real_process_ends_with_the_same_code_and_line() -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_dry_run_shows_cases_memory_and_time_and_starts_nothing(
+def test_dry_run_shows_memory_and_time_and_starts_nothing(
     ncclbench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(subprocess, "Popen", None)  # to start anything would be a TypeError
+    monkeypatch.setattr(subprocess, "Popen", None)  # starting a process would raise a TypeError
     code, out, err = ncclbench(
         "run", "all_reduce", "hypercube", "-b", "1K", "-e", "1M", "-f", "1024", "--nproc", "3", "--dry-run", "-n", "10"
     )
@@ -394,7 +393,7 @@ def test_a_dry_run_shows_cases_memory_and_time_and_starts_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_as_json_is_one_compact_object(ncclbench: Callable[..., Result]) -> None:
+def test_dry_run_json_is_one_compact_object(ncclbench: Callable[..., Result]) -> None:
     arguments = ("run", "all_reduce", "hypercube", "-b", "1K", "-e", "2K", "--nproc", "3", "--dry-run", "--json")
     code, out, err = ncclbench(*arguments)
     assert (code, err, out.count("\n")) == (0, "", 1)
@@ -411,8 +410,8 @@ def test_a_dry_run_as_json_is_one_compact_object(ncclbench: Callable[..., Result
     assert answer["seconds"] == answer["starts"] * one_start
 
 
-def test_an_error_of_a_dry_run_comes_before_any_output(refused: Callable[..., str], tmp_path: Path) -> None:
-    """The second case is what is wrong: the first must not have been shown by then."""
+def test_dry_run_error_comes_before_output(refused: Callable[..., str], tmp_path: Path) -> None:
+    """Only the second case is invalid; the first must not be printed."""
     plan = tmp_path / "p.toml"
     plan.write_text(
         'name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = 8\n'
@@ -423,11 +422,11 @@ def test_an_error_of_a_dry_run_comes_before_any_output(refused: Callable[..., st
 
 @pytest.mark.parametrize("param", ["group=0", "root=-1"])
 @pytest.mark.parametrize("transport", ["threads", "gloo"])
-def test_parameters_that_fit_no_job_are_refused(transport: str, param: str, refused: Callable[..., str]) -> None:
+def test_parameters_invalid_for_any_job_are_refused(transport: str, param: str, refused: Callable[..., str]) -> None:
     refused("run", "broadcast", *SMALL[:4], "--nproc", "2", "--transport", transport, "--param", param)
 
 
-def test_a_dry_run_shows_what_would_not_fit(ncclbench: Callable[..., Result]) -> None:
+def test_dry_run_shows_cases_too_large_for_memory(ncclbench: Callable[..., Result]) -> None:
     code, out, _ = ncclbench("run", "all_reduce", "-b", "8T", "-e", "8T", "--nproc", "2", "--dry-run")
     assert "8.0 TiB" in out
     assert code == 0
@@ -446,7 +445,7 @@ params = { model = "deepseek-v3", tokens = [16, 16777216], hidden = 32 }
 """
 
 
-def test_a_dry_run_shows_the_case_whose_tables_would_not_fit_among_the_others(
+def test_dry_run_shows_routing_tables_too_large(
     ncclbench: Callable[..., Result], refused: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "p.toml").write_text(TOO_MANY)
@@ -460,7 +459,7 @@ def test_a_dry_run_shows_the_case_whose_tables_would_not_fit_among_the_others(
     assert "tokens=16777216: the routing tables take" in refused(*line)
 
 
-def test_a_dry_run_knows_what_cannot_be_checked(ncclbench: Callable[..., Result]) -> None:
+def test_dry_run_shows_unverifiable_cases_as_skipped(ncclbench: Callable[..., Result]) -> None:
     line: tuple[str, ...] = ("run", "all_reduce", "-b", "256", "-e", "256", "--dtype", "float8_e4m3fn")
     line += ("--param", "redop=avg")
     line += ("--nproc", "66", "--transport", "threads", "--dry-run", "--json")
@@ -470,12 +469,12 @@ def test_a_dry_run_knows_what_cannot_be_checked(ncclbench: Callable[..., Result]
     assert unchecked["skipped"] is None
 
 
-def test_a_dry_run_knows_that_graphs_are_not_for_hosts(ncclbench: Callable[..., Result]) -> None:
+def test_dry_run_skips_graph_timing_on_hosts(ncclbench: Callable[..., Result]) -> None:
     _, out, _ = ncclbench("run", "all_reduce", *SMALL, "--timing", "graph", "--dry-run")
     assert "would be skipped: graph timing needs a GPU transport" in out
 
 
-def test_a_run_on_threads_prints_the_table_and_where_it_is(ncclbench: Callable[..., Result]) -> None:
+def test_run_prints_the_table_and_its_directory(ncclbench: Callable[..., Result]) -> None:
     code, out, err = ncclbench("run", "all_reduce", *SMALL, "-n", "6", "-o", "run")
     assert code == 0
     assert "all_reduce, isolated" in out
@@ -485,7 +484,7 @@ def test_a_run_on_threads_prints_the_table_and_where_it_is(ncclbench: Callable[.
     assert err.splitlines()[1].startswith("[1/1] all_reduce/float32/8/isolated: p50 ")
 
 
-def test_json_is_silent_and_its_last_line_is_one_object(ncclbench: Callable[..., Result]) -> None:
+def test_json_output_is_one_object_without_progress(ncclbench: Callable[..., Result]) -> None:
     code, out, err = ncclbench("run", "all_reduce", *SMALL, "-n", "6", "-o", "run", "--json")
     assert (code, err) == (0, "")
     assert out.count("\n") == 1
@@ -495,7 +494,7 @@ def test_json_is_silent_and_its_last_line_is_one_object(ncclbench: Callable[...,
     assert [record["case"] for record in summary["records"]] == ["all_reduce/float32/8/isolated"]
 
 
-def test_a_run_without_o_is_named_after_its_plan(ncclbench: Callable[..., Result]) -> None:
+def test_default_run_directory_has_the_plans_name(ncclbench: Callable[..., Result]) -> None:
     code, out, _ = ncclbench("run", "all_reduce", *SMALL, "-n", "6", "--json")
     assert code == 0
     (made,) = Path("runs").iterdir()
@@ -503,7 +502,7 @@ def test_a_run_without_o_is_named_after_its_plan(ncclbench: Callable[..., Result
     assert Path(json.loads(out)["run"]).samefile(made)
 
 
-def test_a_skipped_case_is_no_failure(ncclbench: Callable[..., Result]) -> None:
+def test_skipped_case_is_not_a_failure(ncclbench: Callable[..., Result]) -> None:
     arguments = ("-b", "64", "-e", "64", "--transport", "threads", "--nproc", "3", "-n", "6", "--json")
     code, out, err = ncclbench("run", "hypercube", "all_reduce", *arguments)
     assert (code, err) == (0, "")
@@ -512,7 +511,7 @@ def test_a_skipped_case_is_no_failure(ncclbench: Callable[..., Result]) -> None:
     assert "power of two" in record["reason"]
 
 
-def test_a_run_of_skipped_cases_alone_is_inconclusive(ncclbench: Callable[..., Result]) -> None:
+def test_run_of_only_skipped_cases_is_inconclusive(ncclbench: Callable[..., Result]) -> None:
     arguments = ("run", "hypercube", "-b", "64", "-e", "128", "--transport", "threads", "--nproc", "3", "--json")
     code, out, err = ncclbench(*arguments)
     assert code == Exit.INCONCLUSIVE
@@ -523,7 +522,7 @@ def test_a_run_of_skipped_cases_alone_is_inconclusive(ncclbench: Callable[..., R
     assert json.loads(out)["exit_code"] == Exit.INCONCLUSIVE
 
 
-def test_graph_timing_is_skipped_on_a_cpu_with_its_reason(ncclbench: Callable[..., Result]) -> None:
+def test_graph_timing_is_skipped_on_cpus(ncclbench: Callable[..., Result]) -> None:
     code, out, _ = ncclbench("run", "all_reduce", *SMALL, "--timing", "graph", "--json")
     (record,) = json.loads(out)["records"]
     assert (code, record["status"]) == (Exit.INCONCLUSIVE, "skipped")
@@ -531,7 +530,7 @@ def test_graph_timing_is_skipped_on_a_cpu_with_its_reason(ncclbench: Callable[..
 
 
 @pytest.mark.parametrize("world_size", ["1", "3"])
-def test_a_world_of_one_is_a_world(world_size: str, ncclbench: Callable[..., Result]) -> None:
+def test_world_of_one_rank_is_measured(world_size: str, ncclbench: Callable[..., Result]) -> None:
     code, out, _ = ncclbench("run", "all_reduce", *SMALL[:-1], world_size, "-n", "6", "--json")
     assert code == 0
     (record,) = json.loads(out)["records"]
@@ -553,7 +552,7 @@ def test_list_plans(ncclbench: Callable[..., Result]) -> None:
     assert any(line.startswith("quick ") for line in out.splitlines())
 
 
-def test_list_models_says_what_each_routes_and_how_it_was_spread(ncclbench: Callable[..., Result]) -> None:
+def test_list_models_shows_routing_and_layouts(ncclbench: Callable[..., Result]) -> None:
     code, out, _ = ncclbench("list", "models")
     assert code == 0
     listed = dict(line.split("  ", 1) for line in out.splitlines())
@@ -569,7 +568,7 @@ def test_list_models_says_what_each_routes_and_how_it_was_spread(ncclbench: Call
         assert model.sources
 
 
-def test_report_writes_the_table_into_a_file(ncclbench: Callable[..., Result]) -> None:
+def test_report_writes_a_file(ncclbench: Callable[..., Result]) -> None:
     assert ncclbench("run", "all_reduce", *SMALL, "-n", "6", "-o", "run")[0] == 0
     code, shown, _ = ncclbench("report", "run")
     assert code == 0
@@ -631,7 +630,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     code = "import sys; from ncclbench.cli import main; sys.argv = ['ncclbench', 'list', 'patterns']; main()"
     read, write = os.pipe()
     os.close(read)

@@ -1,4 +1,4 @@
-"""Shell completion, asked as a shell asks."""
+"""Shell completion through the interface that bash uses."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 
 def completions(line: str) -> set[str]:
-    """What bash is offered for the last word of `line`."""
+    """The completions of the last word of `line` in bash."""
     words = line.split(" ")
     done = subprocess.run(
         [sys.executable, "-c", "import sys; sys.argv = ['ncclbench']; from ncclbench.__main__ import main; main()"],
@@ -38,5 +38,5 @@ def completions(line: str) -> set[str]:
         ("ncclbench accept --profile cpu-g", {"cpu-gloo"}),
     ],
 )
-def test_names_are_offered(line: str, expected: set[str]) -> None:
+def test_names_are_completed(line: str, expected: set[str]) -> None:
     assert completions(line) == expected

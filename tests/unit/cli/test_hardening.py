@@ -1,4 +1,4 @@
-"""What a first rough user found: two writers, odd targets, odd names, and errors where JSON was promised."""
+"""Robustness: two writers, unusual targets and names, and errors with --json."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def run_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "ncclbench", *arguments], capture_output=True, text=True, timeout=60)
 
 
-def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+def test_second_writer_is_refused(tmp_path: Path) -> None:
     first = RunWriter.create(tmp_path / "run", manifest())
     with pytest.raises(UsageError, match="another ncclbench is writing"):
         RunWriter.resume(tmp_path / "run", manifest())
@@ -30,7 +30,7 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> Non
     assert RunWriter.resume(tmp_path / "run", manifest()).path == tmp_path / "run"
 
 
-def test_what_a_kill_before_the_manifest_leaves_can_be_used_again(tmp_path: Path) -> None:
+def test_directory_of_a_killed_start_is_reused(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     (tmp_path / "manifest.json.tmp").write_text("{")
     check_target(tmp_path, resume=False)
@@ -40,27 +40,27 @@ def test_what_a_kill_before_the_manifest_leaves_can_be_used_again(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "null\0byte", "not-text-\udcff"])
-def test_a_name_that_no_directory_can_have_is_refused(name: str, tmp_path: Path) -> None:
+def test_impossible_directory_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         check_target(tmp_path / name, resume=False)
 
 
 @pytest.mark.parametrize("name", ["/abs", "../up", "a\\nb", "", "-o", "x" * 61, ".hidden"])
-def test_a_plan_is_no_path(name: str) -> None:
+def test_plan_name_is_not_a_path(name: str) -> None:
     with pytest.raises(UsageError, match="name must be"):
         parse_plan(f'name = "{name}"\n[[case]]\npattern = "all_reduce"\nbytes = 8\n', "plan")
 
 
-def test_a_report_does_not_replace_what_is_no_file(tmp_path: Path) -> None:
+def test_report_does_not_replace_a_pipe(tmp_path: Path) -> None:
     RunWriter.create(tmp_path / "run", manifest())
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(UsageError, match="no regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         report.callback((tmp_path / "run",), "table", pipe)  # type: ignore[misc]
     assert pipe.is_fifo()
 
 
-def test_a_report_through_a_link_keeps_the_link(tmp_path: Path) -> None:
+def test_report_keeps_a_symbolic_link(tmp_path: Path) -> None:
     RunWriter.create(tmp_path / "run", manifest())
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -69,7 +69,7 @@ def test_a_report_through_a_link_keeps_the_link(tmp_path: Path) -> None:
     assert "no case has finished" in (tmp_path / "real").read_text()
 
 
-def test_an_error_is_json_where_json_was_asked_for() -> None:
+def test_error_is_json_with_json_option() -> None:
     done = run_cli("run", "all_reducex", "--json")
     assert done.returncode == 2
     answer = json.loads(done.stdout.splitlines()[-1])
@@ -79,7 +79,7 @@ def test_an_error_is_json_where_json_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--nproc", "99999999999"), ("-n", "99999999999999999"), ("-b", "", "-e", "8")])
-def test_endless_and_empty_numbers_are_refused_in_a_line(arguments: tuple[str, ...]) -> None:
+def test_invalid_numbers_are_refused_in_one_line(arguments: tuple[str, ...]) -> None:
     done = run_cli("run", "all_reduce", "--transport", "threads", *arguments)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

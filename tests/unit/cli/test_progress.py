@@ -1,4 +1,4 @@
-"""What a run shows: in place on a terminal, plain lines when piped, and never an escape sequence from outside."""
+"""Progress output: in place on a terminal, plain lines in a pipe, and no escape sequence from outside."""
 
 import io
 import os
@@ -27,11 +27,11 @@ def listener(**options: object) -> tuple[BarListener, io.StringIO]:
 
 
 def shown_at_last(out: io.StringIO) -> str:
-    """What the terminal shows of the last drawing: everything after the lines were cleared the last time."""
+    """The text of the last drawing: everything after the last clearing of lines."""
     return SEQUENCE.sub("", out.getvalue().rpartition("\x1b[2K")[2])
 
 
-def test_the_view_has_the_case_in_progress_the_last_results_and_the_warnings() -> None:
+def test_view_shows_progress_results_and_warnings() -> None:
     view, out = listener()
     view.started(Path("runs/x"), 12, 0, 6, "gloo")
     for k in range(10):
@@ -41,14 +41,14 @@ def test_the_view_has_the_case_in_progress_the_last_results_and_the_warnings() -
     view.began(10, "all_to_all/float32/1/isolated/[red]x[/red]")
     text = shown_at_last(out)
     assert "10/12" in text
-    assert "all_to_all/float32/1/isolated/[red]x[/red]" in text  # letter by letter, not as markup
+    assert "all_to_all/float32/1/isolated/[red]x[/red]" in text  # not interpreted as markup
     assert "all_reduce/float32/524288/isolated" in text
     assert "all_reduce/float32/1024/isolated" not in text  # only the last ones
     assert "! ungated: it must synchronise with the host (10 cases)" in text
     view.ended(None, [], Exit.GOOD, None)
 
 
-def test_what_is_not_good_stays_when_the_view_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_results_stay_after_the_view(capsys: pytest.CaptureFixture[str]) -> None:
     view, out = listener()
     view.started(Path("runs/x"), 1, 0, 6, "gloo")
     record, _ = collective(1024)
@@ -58,7 +58,7 @@ def test_what_is_not_good_stays_when_the_view_is_gone(capsys: pytest.CaptureFixt
     assert "wrong data" in capsys.readouterr().err
 
 
-def test_nothing_is_drawn_between_the_beginning_and_the_end_of_a_case() -> None:
+def test_nothing_is_drawn_during_a_case() -> None:
     view, out = listener()
     view.started(Path("runs/x"), 1, 0, 6, "gloo")
     view.began(0, "a case")
@@ -69,7 +69,7 @@ def test_nothing_is_drawn_between_the_beginning_and_the_end_of_a_case() -> None:
 
 
 @pytest.mark.parametrize("no_color", [True, False])
-def test_no_color_is_honoured(no_color: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_is_respected(no_color: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("COLORTERM", raising=False)
@@ -85,7 +85,7 @@ def test_no_color_is_honoured(no_color: bool, monkeypatch: pytest.MonkeyPatch) -
 RUN = ("run", "all_reduce", "-b", "8", "-e", "16", "--transport", "threads", "--nproc", "2", "-n", "3", "-o")
 
 
-def test_on_a_terminal_in_place(tmp_path: Path) -> None:
+def test_terminal_output_is_redrawn_in_place(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "ncclbench", *RUN, str(tmp_path / "run")]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
@@ -95,18 +95,18 @@ def test_on_a_terminal_in_place(tmp_path: Path) -> None:
     try:
         while chunk := os.read(ours, 65536):
             seen += chunk
-    except OSError:  # the other end is closed: how a terminal says that its program has ended
+    except OSError:  # the other end is closed, because the program has ended
         pass
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     text = seen.decode()
-    assert "\x1b[2K" in text  # lines are cleared and drawn again
+    assert "\x1b[2K" in text  # lines are cleared and redrawn
     assert "2/2" in SEQUENCE.sub("", text)
     assert "[1/2]" not in text
-    assert "\x1b" not in out  # results go to stdout, plain
+    assert "\x1b" not in out  # stdout has plain results
 
 
-def test_piped_in_plain_lines(tmp_path: Path) -> None:
+def test_piped_output_is_plain_lines(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ncclbench", *RUN, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "\x1b" not in done.stdout + done.stderr

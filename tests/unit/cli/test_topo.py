@@ -1,4 +1,4 @@
-"""What a host shows of its place, other people's topology files, and ``ncclbench topo``."""
+"""Host detection, topology files of Slurm and NCCL, and ``ncclbench topo``."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def infiniband(sys: Path, real: Path, name: str, layer: str, state: str) -> None
     (folder / "device").symlink_to(real)
 
 
-def test_ports_with_their_kind_rate_state_and_guid(sys: Path) -> None:
+def test_ports_have_kind_rate_state_and_guid(sys: Path) -> None:
     host = detect_host(sys, "n0")
     shown = [(port.device, port.kind, port.gbit_per_s, port.up, port.guid, port.pci) for port in host.ports]
     assert shown == [
@@ -83,7 +83,7 @@ def test_ports_with_their_kind_rate_state_and_guid(sys: Path) -> None:
     assert host.gpus == list(GPUS)
 
 
-def test_the_nearest_port_that_is_up_is_a_gpu_s_own(sys: Path) -> None:
+def test_gpu_uses_the_nearest_port_that_is_up(sys: Path) -> None:
     host = detect_host(sys)
     hops = {port.device: port.hops for port in host.ports}
     assert hops["mlx5_10"][0] < hops["mlx5_0"][0] < hops["mlx5_9"][0]
@@ -93,18 +93,18 @@ def test_the_nearest_port_that_is_up_is_a_gpu_s_own(sys: Path) -> None:
     assert nearest_nics(detect_host(sys)) == ["", ""]
 
 
-def test_a_host_without_anything_says_so(tmp_path: Path) -> None:
+def test_host_without_gpus_is_reported(tmp_path: Path) -> None:
     host = detect_host(tmp_path, "bare")
     assert (host.gpus, host.ports) == ([], [])
     assert "no GPU here" in "\n".join(host_lines(host))
 
 
-def test_the_speed_of_a_virtual_interface_means_nothing(tmp_path: Path) -> None:
+def test_speed_of_a_virtual_interface_is_ignored(tmp_path: Path) -> None:
     write(tmp_path / "class/net/veth0/speed", 10000)
     assert [port.gbit_per_s for port in detect_host(tmp_path).ports] == [None]
 
 
-def test_numbers_in_names_are_numbers() -> None:
+def test_numbers_in_names_sort_numerically() -> None:
     assert sorted(["mlx5_10", "mlx5_9", "eth0", "mlx5_1", "0"], key=natural_key) == [
         "0",
         "eth0",
@@ -114,7 +114,7 @@ def test_numbers_in_names_are_numbers() -> None:
     ]
 
 
-def test_nvml_s_domain_counts_only_when_it_is_ready() -> None:
+def test_nvml_domain_counts_only_when_ready() -> None:
     uuid = bytes(range(16))
     ready = detect.ready_clique(uuid, 3, 7)
     assert ready == NvlinkClique(cluster=uuid.hex(), clique=7)
@@ -122,7 +122,7 @@ def test_nvml_s_domain_counts_only_when_it_is_ready() -> None:
     assert detect.ready_clique(bytes(16), 3, 0) is None
 
 
-def test_ranks_that_all_found_a_nic_are_on_its_rail() -> None:
+def test_detected_nics_determine_the_rails() -> None:
     hosts = ["a", "a", "b", "b"]
     found = [RankDetection(nic=nic, gbit_per_s=400) for nic in ("mlx5_10", "mlx5_9", "mlx5_9", "mlx5_10")]
     topology = place_detected_ranks(hosts, found)
@@ -135,7 +135,7 @@ def test_ranks_that_all_found_a_nic_are_on_its_rail() -> None:
 
 
 @pytest.mark.parametrize("nics", [("mlx5_0", ""), ("mlx5_0", "mlx5_0")])
-def test_rails_stay_an_assumption_unless_every_rank_found_a_nic_of_its_own(nics: tuple[str, str]) -> None:
+def test_rails_are_assumed_without_a_nic_per_rank(nics: tuple[str, str]) -> None:
     topology = place_detected_ranks(["a", "a"], [RankDetection(nic=nic) for nic in nics])
     assert topology.sources["rail"] == "assumed from the place of a rank on its node"
     assert topology.wiring is None
@@ -164,13 +164,13 @@ def test_hosts_of_one_clique_are_one_domain() -> None:
         ("abab", 1, ""),
     ],
 )
-def test_groups_across_domains_are_pointed_out(hosts: str, size: int, words: str) -> None:
+def test_groups_across_domains_are_warned_about(hosts: str, size: int, words: str) -> None:
     warning = straddling(Topology.from_hosts(hosts), size)
     assert words in warning
     assert bool(words) == bool(warning)
 
 
-def test_the_record_of_a_case_points_them_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_notes_groups_across_domains(monkeypatch: pytest.MonkeyPatch) -> None:
     from ncclbench_patterns import all_to_all
 
     class Params(all_to_all.Params, frozen=True):
@@ -184,7 +184,7 @@ def test_the_record_of_a_case_points_them_out_too(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("gpu", "told", "found"),
+    ("gpu", "interface", "found"),
     [
         (GPUS[0].upper(), "eth0", RankDetection(nic="mlx5_10", gbit_per_s=400.0)),
         ("0000:ff:00.0", "eth0", RankDetection()),
@@ -193,15 +193,15 @@ def test_the_record_of_a_case_points_them_out_too(monkeypatch: pytest.MonkeyPatc
         (None, "", RankDetection()),
     ],
 )
-def test_a_rank_finds_its_own_nic(
-    gpu: str | None, told: str, found: RankDetection, sys: Path, monkeypatch: pytest.MonkeyPatch
+def test_rank_detects_its_nic(
+    gpu: str | None, interface: str, found: RankDetection, sys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detect, "SYS", sys)
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", told)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface)
     assert detect_rank(gpu) == found
 
 
-# Other people's files
+# Files of Slurm and NCCL
 
 CONF = """
 # two leaves under one spine
@@ -230,7 +230,7 @@ YAML = """
 
 
 @pytest.mark.parametrize(("name", "text"), [("topology.conf", CONF), ("topology.yaml", YAML)])
-def test_slurm_s_switches_and_blocks(name: str, text: str, tmp_path: Path) -> None:
+def test_slurm_switches_and_blocks(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     topology = place_ranks(read_topology(tmp_path / name), [f"n{k // 2}" for k in range(8)])
     assert topology.nodes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -258,7 +258,7 @@ def test_slurm_s_switches_and_blocks(name: str, text: str, tmp_path: Path) -> No
         ("SwitchName=a Switches=b\nSwitchName=b Switches=a", "no switch and no block has nodes"),
     ],
 )
-def test_a_topology_conf_that_makes_no_sense(text: str, words: str, tmp_path: Path) -> None:
+def test_invalid_topology_conf_is_refused(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "topology.conf").write_text(text)
     with pytest.raises(UsageError, match=r"topology\.conf: ") as caught:
         read_topology(tmp_path / "topology.conf")
@@ -276,14 +276,14 @@ def test_a_topology_conf_that_makes_no_sense(text: str, words: str, tmp_path: Pa
         ("!!python/object/apply:os.system [ls]", "not a YAML file"),
     ],
 )
-def test_a_topology_yaml_that_makes_no_sense(text: str, words: str) -> None:
+def test_invalid_topology_yaml_is_refused(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=r"^t\.yaml: ") as caught:
         slurm_yaml(text, "t.yaml")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_without_pyyaml_a_topology_yaml_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyyaml_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "yaml", None)
     with pytest.raises(EnvironmentFault, match="pip install pyyaml"):
         slurm_yaml(YAML, "t.yaml")
@@ -305,7 +305,7 @@ XML = """<system version="1">
 """
 
 
-def test_nccl_s_host_stands_for_every_host(tmp_path: Path) -> None:
+def test_nccl_xml_describes_every_host(tmp_path: Path) -> None:
     (tmp_path / "nccl.xml").write_text(XML)
     topology = place_ranks(read_topology(tmp_path / "nccl.xml"), ["a", "a", "b", "b"])
     assert topology.node_names == ("a", "b")
@@ -315,7 +315,7 @@ def test_nccl_s_host_stands_for_every_host(tmp_path: Path) -> None:
     assert topology.wiring.nic_gbit_per_s.tolist() == [200.0, 400.0] * 2
 
 
-def test_a_host_of_nics_alone_has_a_rail_for_each() -> None:
+def test_host_without_gpus_has_a_rail_per_nic() -> None:
     (node,) = nccl_xml(XML.replace("<gpu", "<was"), "t.xml").node
     assert [(nic.rail, nic.device, nic.gbit_per_s) for nic in node.nic] == [
         (0, "mlx5_1", 400.0),
@@ -341,13 +341,13 @@ BOMB = '<!DOCTYPE s [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><system><net nam
         ("<s>" * 200_000, "not an XML file"),
     ],
 )
-def test_an_xml_that_makes_no_sense_or_means_harm(text: str, words: str) -> None:
+def test_invalid_or_hostile_xml_is_refused(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=r"^t\.xml: ") as caught:
         nccl_xml(text, "t.xml")
     assert words in str(caught.value)
 
 
-def test_a_conf_without_blocks_has_a_domain_a_node() -> None:
+def test_conf_without_blocks_has_a_domain_per_node() -> None:
     assert slurm_conf("SwitchName=a Nodes=n[0-1]", "t.conf").domain == ()
 
 
@@ -367,7 +367,7 @@ def conf(tmp_path: Path) -> Path:
     return file
 
 
-def test_topo_shows_this_host_and_how_it_knows(sys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_topo_shows_this_host_and_its_sources(sys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect, "SYS", sys)
     text = topo()
     assert "InfiniBand mlx5_10: 400 Gbit/s, up, guid of mlx5_10, PCI 0000:0c:00.0, 2/6 steps from the GPUs" in text
@@ -379,7 +379,7 @@ def test_topo_shows_this_host_and_how_it_knows(sys: Path, monkeypatch: pytest.Mo
     assert dot == host_dot(detect_host(sys))
 
 
-def test_topo_shows_a_file_its_sources_and_groups_across_domains(conf: Path) -> None:
+def test_topo_shows_a_file_and_groups_across_domains(conf: Path) -> None:
     text = topo("--topology", conf, "--ep", 4)
     assert text.startswith("Slurm: 4 nodes, 2 NVLink domains, 1 rail, 2 leaves, 1 spine, 1 site\n")
     assert "  rank 2: n2, rail 0, domain 1, leaf s1" in text
@@ -392,7 +392,7 @@ def test_topo_shows_a_file_its_sources_and_groups_across_domains(conf: Path) -> 
     assert '  "s0" -- "root";' in topo("--topology", conf, "--dot").splitlines()
 
 
-def test_an_nccl_file_lays_out_the_ranks_of_one_host(tmp_path: Path) -> None:
+def test_nccl_xml_places_the_ranks_of_one_host(tmp_path: Path) -> None:
     (tmp_path / "t.xml").write_text(XML)
     assert "rank 1: any-host, rail 1, domain 0, NIC mlx5_1" in topo("--topology", tmp_path / "t.xml")
 
@@ -401,7 +401,7 @@ def test_an_nccl_file_lays_out_the_ranks_of_one_host(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--json", "--dot"], "exclude each other"),
-        (["--ep", "2"], "go with --topology"),
+        (["--ep", "2"], "need --topology"),
         (["--topology", "none.toml"], "cannot read the topology none.toml"),
         (["--topology", "CONF", "--ep", "3"], "--ep 3 does not divide 4 ranks"),
         (["--topology", "CONF", "--ranks", "9"], "fewer than 9 ranks"),
@@ -414,7 +414,7 @@ def test_topo_refuses(arguments: list[str], words: str, conf: Path) -> None:
     assert words in str(result.exception)
 
 
-def test_a_large_file_is_cut_in_text_and_whole_as_json(tmp_path: Path) -> None:
+def test_large_topology_is_cut_in_text_only(tmp_path: Path) -> None:
     (tmp_path / "topology.conf").write_text("SwitchName=a Nodes=n[000-199]")
     assert "  and 136 more ranks; --json has them all" in topo("--topology", tmp_path / "topology.conf")
     assert np.unique(json.loads(topo("--topology", tmp_path / "topology.conf", "--json"))["nodes"]).size == 200

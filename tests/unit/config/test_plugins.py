@@ -1,4 +1,4 @@
-"""Look-ups: built in by file name, third-party by entry point, and failures that name the choices."""
+"""Plug-in look-up: built-in by module name, third-party by entry point, and errors that name the choices."""
 
 from importlib import metadata
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_built_in_patterns_are_found_by_file_name() -> None:
     assert registry.names("patterns") == sorted(registry.names("patterns"))
 
 
-def test_transports_are_files_and_what_they_share_is_none() -> None:
+def test_shared_modules_are_not_transports() -> None:
     found = registry.names("transports")
     assert set(found) == {"cupy_nccl", "gloo", "mpi", "nccl", "threads"}
 
@@ -60,20 +60,20 @@ def test_every_built_in_pattern_loads_and_has_a_docstring(name: str) -> None:
     assert module.__doc__
 
 
-def test_an_unknown_name_is_refused_with_the_nearest_and_all() -> None:
+def test_unknown_name_names_nearest_and_all() -> None:
     with pytest.raises(UsageError) as caught:
         registry.load("patterns", "all_redcue")
     assert "no pattern 'all_redcue'; did you mean 'all_reduce'? there are: " in str(caught.value)
     assert all(name in str(caught.value) for name in BUILT_IN)
 
 
-def test_nothing_near_means_no_guess() -> None:
+def test_unlike_name_has_no_suggestion() -> None:
     message = unknown("plan", "zzzz", ["quick"])
     assert message == "no plan 'zzzz'; there are: quick"
     assert unknown("plan", "zzzz", []) == "no plan 'zzzz'; there are: none"
 
 
-def test_a_third_partys_pattern_is_listed_planned_and_run(site: Path) -> None:
+def test_third_party_pattern_is_listed_and_run(site: Path) -> None:
     install(site, "[ncclbench.patterns]\nrelay = outsider_relay\n", outsider_relay=RELAY)
     assert "relay" in registry.names("patterns")
     assert registry.exists("patterns", "relay")
@@ -85,7 +85,7 @@ def test_a_third_partys_pattern_is_listed_planned_and_run(site: Path) -> None:
     assert measured[0].record.status == "ok"
 
 
-def test_a_third_party_cannot_hide_what_is_built_in(site: Path) -> None:
+def test_third_party_cannot_hide_a_built_in(site: Path) -> None:
     install(site, "[ncclbench.patterns]\nall_reduce = outsider_fake\n", outsider_fake="raise SystemError\n")
     assert registry.load("patterns", "all_reduce").__name__ == "ncclbench_patterns.all_reduce"
     assert registry.names("patterns").count("all_reduce") == 1
@@ -107,11 +107,9 @@ def test_a_third_party_cannot_hide_what_is_built_in(site: Path) -> None:
         ("not a module", {}, "does not load"),
     ],
 )
-def test_a_third_partys_broken_module_is_one_clear_line(
-    site: Path, value: str, modules: dict[str, str], words: str
-) -> None:
+def test_broken_third_party_module_is_one_line(site: Path, value: str, modules: dict[str, str], words: str) -> None:
     install(site, f"[ncclbench.patterns]\nrelay = {value}\n", **modules)
-    assert "relay" in registry.names("patterns")  # to list is not to import
+    assert "relay" in registry.names("patterns")  # listing does not import
     with pytest.raises(UsageError) as caught:
         registry.load("patterns", "relay")
     assert "pattern 'relay'" in str(caught.value)
@@ -120,13 +118,13 @@ def test_a_third_partys_broken_module_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_third_partys_module_without_a_schedule_is_refused_in_a_plan(site: Path) -> None:
+def test_third_party_pattern_without_schedule_is_refused(site: Path) -> None:
     install(site, "[ncclbench.patterns]\nrelay = outsider_empty\n", outsider_empty='"""Nothing."""\n')
     with pytest.raises(UsageError, match="relay"):
         parse_plan('name = "p"\n[[case]]\npattern = "relay"\nbytes = 64\n', "plan.toml")
 
 
-def test_a_third_partys_report_and_transport_are_found_too(site: Path) -> None:
+def test_third_party_report_and_transport_are_found(site: Path) -> None:
     install(
         site,
         "[ncclbench.reports]\nshout = outsider_shout\n[ncclbench.transports]\npigeon = outsider_pigeon\n",
@@ -138,8 +136,8 @@ def test_a_third_partys_report_and_transport_are_found_too(site: Path) -> None:
     assert "pigeon" not in registry.names("patterns")
 
 
-def test_this_distribution_is_its_own_only_source() -> None:
-    # Nothing in the environment that the tests run in stands in for a built-in.
+def test_no_entry_point_repeats_a_built_in() -> None:
+    # No package in the test environment replaces a built-in plug-in.
     for kind in ("patterns", "reports", "transports"):
         for point in metadata.entry_points(group=f"ncclbench.{kind}"):
             assert point.name not in registry._builtin(kind)

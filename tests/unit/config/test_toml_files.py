@@ -1,4 +1,4 @@
-"""The TOML loader: structs at any depth, and refusals in one line with the file and the path of the key."""
+"""The TOML loader: nested structs, and errors of one line with the file and the path of the key."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_tables_become_structs_at_any_depth() -> None:
         ("a = " + "[" * 100_000, "f.toml: not a TOML file: "),
     ],
 )
-def test_a_file_is_refused_in_one_line(text: str, message: str) -> None:
+def test_invalid_file_is_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         decode(text)
     assert message in str(caught.value)
@@ -72,7 +72,7 @@ def test_only_a_newer_schema_is_refused(schema: object) -> None:
         refuse_newer(2, 1, "file")
 
 
-def test_a_file_without_a_readable_text_names_its_kind(tmp_path: Path) -> None:
+def test_unreadable_file_names_its_kind(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"\xff\xfe\xff")
     (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfx = 1")
     assert read_text(tmp_path / "marked", "plan") == "x = 1"
@@ -90,9 +90,7 @@ def test_shipped_files_are_found_by_name(shipped: ShippedFiles) -> None:
         shipped.read_file_or_name("zz")
 
 
-def test_a_directory_with_the_name_of_a_profile_does_not_hide_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_directory_does_not_hide_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cpu-gloo").mkdir()
     assert PROFILES.read_file_or_name("cpu-gloo") == PROFILES.read("cpu-gloo")

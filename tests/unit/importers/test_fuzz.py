@@ -1,8 +1,8 @@
-"""Whatever is in a file: an importer reads it or refuses it in one line, and what it has read can be stored and shown.
+"""Importers read or refuse any file in one line, and every record that they read can be stored and shown.
 
-Three ways to look: hypothesis makes files up and edits real logs, mutations damage real logs (bounded by their number,
-drawn the same way on every run), and atheris follows the branches for 20 seconds at most, where the extra `fuzz` is
-installed (`scripts/fuzz_importers.py` continues without an end).
+Three methods: hypothesis generates files and edits real logs; a fixed number of mutations, equal in every run, damages
+real logs; and atheris follows branches for at most 20 seconds, if the extra `fuzz` is installed.
+`scripts/fuzz_importers.py` runs atheris without a limit.
 """
 
 import importlib.util
@@ -34,7 +34,7 @@ MUTANTS = int(os.environ.get("NCCLBENCH_MUTANTS", "60"))  # of each log
 
 
 def read_or_refuse(content: bytes, stated: Stated, only: str | None = None) -> list[Reading]:
-    """The readings; none if the file was refused, which is one short line that names it."""
+    """The readings; none if the file is refused with one short line that names it."""
     refusal: str | None = None
     readings: list[Reading] = []
     try:
@@ -49,7 +49,7 @@ def read_or_refuse(content: bytes, stated: Stated, only: str | None = None) -> l
 
 
 def sound(record: Record) -> None:
-    """What every reader of a record relies on."""
+    """Check the invariants that every reader of a record needs."""
     assert msgspec.json.decode(msgspec.json.encode(record), type=Record) == record
     assert 0 <= record.bytes < 1 << 63
     assert record.status in ("ok", "wrong", "skipped")
@@ -59,7 +59,7 @@ def sound(record: Record) -> None:
         assert rate is None or 0 <= rate < float("inf")
 
 
-# Made up.
+# Generated logs.
 
 WORDS = [
     "# nccl-tests version 2.19.6",
@@ -127,7 +127,7 @@ values = st.recursive(
 
 
 @given(data=st.data())
-def test_any_value_at_any_place_of_the_json_is_read_or_refused(data: st.DataObject) -> None:
+def test_any_json_value_is_read_or_refused(data: st.DataObject) -> None:
     report = json.loads(json.dumps(SMALL))
     for _ in range(data.draw(st.integers(1, 3))):
         place = report
@@ -142,12 +142,12 @@ def test_any_value_at_any_place_of_the_json_is_read_or_refused(data: st.DataObje
 
 
 @pytest.mark.parametrize("bracket", ["[", '{"a":', '{"results":['])
-def test_json_that_is_nested_without_end_is_refused(bracket: str) -> None:
+def test_deeply_nested_json_is_refused(bracket: str) -> None:
     content = ('{"version":3,"args":[],"nccl_version":1,"x":' + bracket * 100_000).encode()
     assert read_or_refuse(content, Stated()) == []
 
 
-# Damaged.
+# Damaged logs.
 
 
 def _bits(content: bytearray, chance: random.Random) -> None:
@@ -212,11 +212,11 @@ def test_a_damaged_log_is_read_or_refused(path: Path, tmp_path: Path) -> None:
             run = read_run(tmp_path / str(number))
             assert load("reports", "table").render([run])
             assert load("reports", "nccl-tests").render([run])
-    assert read  # mutations that leave nothing to read, or nothing to refuse, would look at half of the code
+    assert read  # otherwise the mutations would cover only the refusals
     assert refused
 
 
-# Longer inputs are slow, and have the same lines over and over; the fuzzer cuts them too.
+# Longer inputs are slow and repeat the same lines; the fuzzer cuts them too.
 STARTS = {path.name: small(path)[:6000] for path in ALL}
 TOKENS = sorted({token for content in STARTS.values() for token in re.findall(rb"[^\s\d]{2,20}", content)})
 positions = st.integers(0, 6000)
@@ -241,7 +241,7 @@ def edited(content: bytes, changes: list[tuple[str, int, bytes]]) -> bytes:
 
 @settings(max_examples=300)
 @given(name=st.sampled_from([*STARTS]), changes=st.lists(edits, min_size=1, max_size=6))
-def test_an_edited_log_is_read_or_refused_by_every_importer(name: str, changes: list[tuple[str, int, bytes]]) -> None:
+def test_edited_log_is_read_or_refused(name: str, changes: list[tuple[str, int, bytes]]) -> None:
     content = edited(STARTS[name], changes)
     for stated in (Stated(), Stated(pattern="all_reduce", world_size=2, skip_damaged=True)):
         read_or_refuse(content, stated)
@@ -251,8 +251,8 @@ CELLS = re.compile(r"\S+")
 
 
 @pytest.mark.parametrize("name", ["all_reduce", "all_reduce_per_iteration", "alltoall"])
-def test_no_damage_to_a_cell_makes_another_figure(name: str) -> None:
-    """Every cell of every row, made into something that is no number: the line is named, always."""
+def test_damaged_cell_never_becomes_a_figure(name: str) -> None:
+    """Each cell of each row is replaced by text that is not a number; the error always names the line."""
     text = (FIXTURES / "nccl-tests" / f"{name}.txt").read_text()
     lines = text.splitlines()
     places = [k for k, line in enumerate(lines) if line.split()[:1] and line.split()[0].isdecimal()]
@@ -288,4 +288,4 @@ def test_atheris_finds_nothing_in_a_bounded_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     ended = re.search(r"Done (\d+) runs", done.stderr)
     assert ended, done.stderr[-3000:]
-    assert int(ended[1]) > len(ALL)  # more than the logs that it begins with
+    assert int(ended[1]) > len(ALL)  # more than the initial logs

@@ -1,4 +1,4 @@
-"""`ncclbench import` as a user meets it: the run directory, refusals, and nothing half-written."""
+"""`ncclbench import`: the run directory, refusals, and no partial output."""
 
 import gzip
 import hashlib
@@ -46,7 +46,7 @@ OF_EACH_TOOL = [next(path for path in reversed(ALL) if path.parent == folder) fo
 
 
 @pytest.mark.parametrize("path", exhaustive_if(lambda path: path not in OF_EACH_TOOL, ALL), ids=lambda path: path.name)
-def test_every_fixture_becomes_a_run_that_every_report_reads(path: Path, tmp_path: Path) -> None:
+def test_every_report_reads_every_imported_fixture(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert f"cases into {out}" in run_import(path, "-o", out)
     run = read_run(out)
@@ -54,7 +54,7 @@ def test_every_fixture_becomes_a_run_that_every_report_reads(path: Path, tmp_pat
     assert events.broken_link(out / "events.jsonl") is None
     assert len({one.case for one in run.records}) == len(run.records)
     for name in names("reports"):
-        if name != "html" or path in OF_EACH_TOOL:  # a page takes as long as all others together
+        if name != "html" or path in OF_EACH_TOOL:  # the HTML report takes as long as all others together
             assert load("reports", name).render([run])
     for one in run.records:
         assert one.imported is not None
@@ -62,7 +62,7 @@ def test_every_fixture_becomes_a_run_that_every_report_reads(path: Path, tmp_pat
         assert run.manifest.imported[one.imported.source].tool == one.imported.tool
 
 
-def test_the_manifest_says_where_it_comes_from_and_nothing_of_this_machine(tmp_path: Path) -> None:
+def test_imported_manifest_names_the_log_not_this_machine(tmp_path: Path) -> None:
     run_import(TEXT, "-o", tmp_path / "run")
     manifest = read_run(tmp_path / "run").manifest
     (source,) = manifest.imported
@@ -79,24 +79,24 @@ def test_the_manifest_says_where_it_comes_from_and_nothing_of_this_machine(tmp_p
     assert not {"cpu", "platform", "python", "cores", "launcher"} & set(plain(manifest.provenance))
 
 
-def test_the_table_shows_where_the_figures_come_from(tmp_path: Path) -> None:
+def test_table_shows_the_imported_files(tmp_path: Path) -> None:
     run_import(TEXT, FIXTURES / "osu" / "osu_bw.txt", "-o", tmp_path / "run")
     table = load("reports", "table").render([read_run(tmp_path / "run")])
     assert "# imported from all_reduce.txt (nccl-tests 2.19.6)\n# imported from osu_bw.txt" in table
-    assert "median" not in table  # an imported figure is a mean
+    assert "median" not in table  # imported figures are means
     assert "2 ranks on ? nodes over several transports" in table
     assert "24.013" in table  # a rate without a time is shown too
 
 
-def test_cases_that_are_there_twice_are_all_kept(tmp_path: Path) -> None:
+def test_repeated_cases_are_all_kept(tmp_path: Path) -> None:
     run_import(TEXT, TEXT, "-o", tmp_path / "run")
     cases = [one.case for one in read_run(tmp_path / "run").records]
     assert len(set(cases)) == 60
     assert "all_reduce/float32/8/pipelined/occurrence=2" in cases
 
 
-def test_tools_that_spoke_one_after_the_other_are_each_read() -> None:
-    """In any order: a table is over where another tool begins, and old versions do not say which they are."""
+def test_log_of_several_tools_is_read() -> None:
+    """In any order: a table ends where another tool begins, and old versions do not name themselves."""
     parts = [
         TEXT,
         FIXTURES / "osu" / "osu_allreduce.txt",
@@ -109,17 +109,17 @@ def test_tools_that_spoke_one_after_the_other_are_each_read() -> None:
         for version in (
             "",
             "# nccl-tests version 2.19.6 nccl-headers=22809 nccl-library=22809\n",
-        ):  # older ones say none
+        ):  # older versions do not print it
             log = Log.of("x", text.replace(version, "").encode())
             assert sum(len(reading.cases) for _, reading in _store.read_log(log, Stated())) == alone
 
 
-def test_the_last_line_with_json_is_the_answer(tmp_path: Path) -> None:
+def test_json_summary_is_the_last_line(tmp_path: Path) -> None:
     answer = json.loads(run_import(TEXT, "-o", tmp_path / "run", "--json").splitlines()[-1])
     assert (answer["run"], answer["exit_code"], len(answer["records"])) == (str(tmp_path / "run"), 0, 30)
 
 
-def test_a_directory_that_holds_something_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_non_empty_directory_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").write_text("x")
     assert "is not empty; name another directory" in refused(TEXT, "-o", tmp_path / "run")
@@ -127,7 +127,7 @@ def test_a_directory_that_holds_something_is_refused_and_left_alone(tmp_path: Pa
     assert "is a file" in refused(TEXT, "-o", tmp_path / "run" / "mine")
 
 
-def test_an_empty_directory_or_a_new_one_below_others_is_used(tmp_path: Path) -> None:
+def test_empty_or_new_directory_is_used(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()  # of a run that was killed before it began
     run_import(TEXT, "-o", tmp_path / "run")
@@ -137,7 +137,7 @@ def test_an_empty_directory_or_a_new_one_below_others_is_used(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("fails_at", ["append", "event", "create", "rename"])
-def test_nothing_half_written_stays(fails_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_import_leaves_nothing(fails_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
     def full(*_args: Any, **_kwargs: Any) -> Any:
@@ -158,7 +158,7 @@ def test_nothing_half_written_stays(fails_at: str, tmp_path: Path, monkeypatch: 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_nothing_is_written_if_any_log_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_log_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text(TEXT.read_text().replace("11.68", "11.6x"))
     assert "bad.txt, line 12: out_of_place time is '11.6x'" in refused(
         TEXT, tmp_path / "bad.txt", "-o", tmp_path / "run"
@@ -177,12 +177,12 @@ def test_nothing_is_written_if_any_log_cannot_be_read(tmp_path: Path) -> None:
         (b"# OSU MPI Latency Test v7.5\n# Size   Latency (us)\n", "no result in it; it looks like osu"),
     ],
 )
-def test_what_is_no_log_is_refused(content: bytes, words: str, tmp_path: Path) -> None:
+def test_file_that_is_not_a_log_is_refused(content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
     assert words in refused(tmp_path / "x", "-o", tmp_path / "run")
 
 
-def test_files_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cannot read" in refused(tmp_path / "none", "-o", tmp_path / "run")
     assert "is no file" in refused(tmp_path, "-o", tmp_path / "run")
     with pytest.raises(UsageError, match="cannot read"):
@@ -207,14 +207,14 @@ def test_flags_are_checked(tmp_path: Path) -> None:
     assert "log.gz is compressed (gzip); unpack it first" in refused(tmp_path / "log.gz", "-o", tmp_path / "run")
 
 
-def test_text_of_other_encodings_is_read(tmp_path: Path) -> None:
+def test_other_encodings_are_read(tmp_path: Path) -> None:
     for encoding in ("utf-16", "utf-8-sig"):
         (tmp_path / encoding).write_bytes(TEXT.read_text().encode(encoding))
         run_import(tmp_path / encoding, "-o", tmp_path / f"{encoding}.run")
         assert len(read_run(tmp_path / f"{encoding}.run").records) == 30
 
 
-def test_what_steers_a_terminal_stays_in_the_log(tmp_path: Path) -> None:
+def test_terminal_sequences_are_not_imported(tmp_path: Path) -> None:
     name = "x\x1b]0;owned\x07\u202e.txt"
     (tmp_path / name).write_text(TEXT.read_text().replace("node0", "no\x1b[31mde\x070"))
     run_import(tmp_path / name, "-o", tmp_path / "run")
@@ -223,14 +223,14 @@ def test_what_steers_a_terminal_stays_in_the_log(tmp_path: Path) -> None:
         assert load("reports", one).render([run]).replace("\n", "").isprintable()
 
 
-def test_a_name_that_is_no_text_is_kept_as_far_as_it_is(tmp_path: Path) -> None:
+def test_undecodable_file_name_is_kept(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.txt"
     Path(os.fsdecode(path)).write_bytes(TEXT.read_bytes())
     run_import(os.fsdecode(path), "-o", tmp_path / "run")
     assert read_run(tmp_path / "run").manifest.imported[0].file == "\ufffd.txt"
 
 
-def test_an_importer_is_one_file_found_by_its_name() -> None:
+def test_importer_is_found_by_module_name() -> None:
     assert names("importers") == ["imb", "nccl-tests", "nccl-tests-json", "osu"]
     for name in names("importers"):
         module = load("importers", name)
@@ -239,8 +239,8 @@ def test_an_importer_is_one_file_found_by_its_name() -> None:
         assert callable(module.read)
 
 
-# Bounded, whatever is in the file: lines of a megabyte made of what every pattern begins with, and many of them. The
-# suite's own limit of time for a test is what would end a hang.
+# Run time is bounded for any file: lines of a megabyte from the beginnings of every regular expression, and many lines.
+# The time limit of the test suite would end a hang.
 
 LETTERS = [
     "#",
@@ -265,7 +265,7 @@ LETTERS = [
 
 @pytest.mark.parametrize("letters", LETTERS)
 @pytest.mark.parametrize("path", [TEXT, FIXTURES / "osu" / "osu_latency.txt", FIXTURES / "imb" / "imb_2018.txt"])
-def test_a_line_of_a_megabyte_does_no_harm(letters: str, path: Path) -> None:
+def test_megabyte_line_is_handled(letters: str, path: Path) -> None:
     long = letters * (1_000_000 // len(letters))
     for before in ("", "# ", "[1,0]<stdout>:", "8 2 float sum -1"):
         text = f"{before}{long}\n" + path.read_text() + before + long + "\n"

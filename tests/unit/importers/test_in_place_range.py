@@ -86,7 +86,7 @@ MADE = [
 
 
 @pytest.mark.parametrize(("dtype", "redop", "groups"), MADE)
-def test_in_place_data_stay_in_range_as_often_as_it_says(dtype: str, redop: Redop, groups: tuple[Array, ...]) -> None:
+def test_in_place_data_stay_in_range_for_the_given_repeats(dtype: str, redop: Redop, groups: tuple[Array, ...]) -> None:
     schedule = in_place(dtype, redop, *groups)
     repeats = min(repeats_before_overflow(schedule), 12)
     assert repeats >= 1
@@ -96,24 +96,24 @@ def test_in_place_data_stay_in_range_as_often_as_it_says(dtype: str, redop: Redo
 @pytest.mark.parametrize("members", [2, 8, 72])
 @pytest.mark.parametrize("redop", [Redop.SUM, Redop.PROD])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_limit_is_near_the_true_one(dtype: str, redop: Redop, members: int) -> None:
+def test_limit_is_within_a_factor_of_two(dtype: str, redop: Redop, members: int) -> None:
     """So that refilling is rare: at least half of what the values themselves would allow."""
     schedule = in_place(dtype, redop, np.arange(members)[None])
     repeats = repeats_before_overflow(schedule)
     assert runs_in_range(schedule, 2 * repeats + 3) <= 2 * repeats + 2
 
 
-def test_a_sum_over_8_ranks_in_float32_runs_37_times() -> None:
+def test_float32_sum_over_8_ranks_runs_37_times() -> None:
     """2^16 and 37 doublings of 3 bits make 2^127."""
     assert repeats_before_overflow(in_place("float32", Redop.SUM, np.arange(8)[None])) == 37
 
 
 @pytest.mark.parametrize("pattern", ["all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"])
-def test_schedules_that_do_not_grow_their_own_input_are_never_refilled(pattern: str) -> None:
+def test_schedules_with_separate_input_are_never_refilled(pattern: str) -> None:
     schedule = build_schedule(Case(pattern=pattern, nbytes=1024), Topology.single_node(4))
     assert repeats_before_overflow(schedule) >= 1 << 20
 
 
 @pytest.mark.parametrize("redop", [Redop.MIN, Redop.MAX, Redop.AVG])
-def test_reductions_that_do_not_grow_are_never_refilled(redop: Redop) -> None:
+def test_reductions_without_growth_are_never_refilled(redop: Redop) -> None:
     assert repeats_before_overflow(in_place("float16", redop, np.arange(8)[None])) >= 1 << 20

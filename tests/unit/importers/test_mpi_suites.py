@@ -1,4 +1,4 @@
-"""OSU's and Intel's MPI benchmarks: what their columns mean, and what they do not say."""
+"""OSU micro-benchmarks and Intel MPI Benchmarks: the meaning of their columns, and missing fields."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def cells(path: Path) -> list[list[str]]:
 # OSU.
 
 
-def test_latency_is_half_a_round_trip_of_two_ranks() -> None:
+def test_osu_latency_is_half_a_round_trip() -> None:
     for name, dtype in (("osu/osu_latency.txt", "int8"), ("osu/osu_latency_5.9.txt", None)):
         read = records(name)
         rows = cells(FIXTURES / name)
@@ -47,7 +47,7 @@ def test_latency_is_half_a_round_trip_of_two_ranks() -> None:
         assert read[-1].alg_gb_per_s == pytest.approx(int(rows[-1][0]) / float(rows[-1][1]) / 1e3)
 
 
-def test_bandwidth_has_rates_of_a_million_bytes_and_no_time() -> None:
+def test_osu_bandwidth_is_in_1e6_bytes_without_time() -> None:
     read = records("osu/osu_bw.txt")
     rows = cells(FIXTURES / "osu" / "osu_bw.txt")
     assert [one.alg_gb_per_s for one in read] == pytest.approx([float(rate) / 1e3 for _, rate in rows])
@@ -72,7 +72,7 @@ def test_without_f_only_the_mean_over_ranks_is_known() -> None:
         assert (one.timing, known(one.imported).over_ranks) == ("averaged", "mean")
 
 
-def test_with_f_the_slowest_rank_counts_and_the_spread_is_skew() -> None:
+def test_with_f_the_slowest_rank_counts() -> None:
     first, last = records("osu/osu_allreduce_full.txt")
     assert times([first, last]) == [8.84, 1300.50]
     spread = pytest.approx(100.5)
@@ -82,7 +82,7 @@ def test_with_f_the_slowest_rank_counts_and_the_spread_is_skew() -> None:
 
 
 def test_the_whole_buffer_needs_the_number_of_ranks() -> None:
-    """OSU's size is one rank's message to each other one; S is that times the ranks."""
+    """OSU's size is the message from one rank to another; S is this size times the number of ranks."""
     (unknown, *_), (known, *_) = (records("osu/osu_alltoall_full.txt", world_size=n) for n in (None, 8))
     assert (unknown.bytes, unknown.size_bytes, unknown.alg_gb_per_s, unknown.bus_gb_per_s) == (1, None, None, None)
     assert "--world-size" in unknown.notes[0]
@@ -94,19 +94,19 @@ def test_the_whole_buffer_needs_the_number_of_ranks() -> None:
 def test_failed_validation_is_a_wrong_case() -> None:
     read = records("osu/osu_alltoall_checked.txt")
     assert [(one.status, one.reason) for one in read] == [("ok", None), ("wrong", "OSU's validation says Fail")]
-    assert [one.wrong for one in read] == [None, None]  # nobody said how many
+    assert [one.wrong for one in read] == [None, None]  # the log has no count
 
 
-def test_what_a_shell_says_after_a_blank_line_is_no_row() -> None:
+def test_shell_output_after_a_blank_line_is_not_a_row() -> None:
     text = (FIXTURES / "osu" / "osu_latency.txt").read_text()
     ((_, found),) = read_log(Log.of("log.txt", (text + "\nElapsed 12\n").encode()), Stated())
     assert len(found.cases) == 3
-    with pytest.raises(UsageError, match="line 7: Size is 'Elapsed'"):  # it could as well be a row without its size
+    with pytest.raises(UsageError, match="line 7: Size is 'Elapsed'"):  # it could be a row without its size
         read_log(Log.of("log.txt", (text + "Elapsed 12\n").encode()), Stated())
 
 
-def test_columns_that_are_not_known_are_left_out_aloud() -> None:
-    """Of derived datatypes nobody says whether the size or the transmitted size is the message."""
+def test_unknown_columns_are_skipped_with_a_warning() -> None:
+    """For derived datatypes it is not documented whether the size or the transmitted size is the message."""
     text = (FIXTURES / "osu" / "osu_latency.txt").read_text()
     text += text.replace("Latency(us)", "Latency(us)    Transmit Size")
     ((_, found),) = read_log(Log.of("log.txt", text.encode()), Stated())
@@ -114,22 +114,22 @@ def test_columns_that_are_not_known_are_left_out_aloud() -> None:
     assert found.warnings == ["line 9: OSU's Latency has columns that are not imported: Transmit Size"]
 
 
-def test_a_non_blocking_collective_has_its_own_time_and_what_hides_behind_computing() -> None:
+def test_non_blocking_collective_has_time_and_overlap() -> None:
     first, last = records("osu/osu_iallreduce_full.txt")
     assert (last.pattern, last.params, last.status) == ("all_reduce", {"call": "non-blocking"}, "ok")
-    assert times([first, last]) == [2.60, 1260.00]  # with -f the slowest rank's
+    assert times([first, last]) == [2.60, 1260.00]  # with -f, of the slowest rank
     assert last.skew_us == Skew(p50=110.0, max=110.0)
     assert last.overlap is not None
     stated = (last.overlap.share_percent, last.overlap.pure_us, last.overlap.overlapped_us, last.overlap.compute_us)
     assert stated == (77.50, 1200.00, 1480.00, 1210.00)
-    assert share_percent(*stated[1:]) == pytest.approx(77.50)  # OSU's formula is the one of our own records
+    assert share_percent(*stated[1:]) == pytest.approx(77.50)  # records use OSU's formula
     assert known(known(last.imported).cells)["MPI_Wait"] == 266.50
     old = records("osu/osu_barrier_and_iallreduce.txt")
     assert [(one.pattern, one.overlap is not None) for one in old] == [("barrier", False), ("all_reduce", True)]
     assert times(old) == [12.57, 2.30]
 
 
-def test_a_title_of_osu_that_lacks_a_blank_is_understood() -> None:
+def test_osu_title_without_a_blank_is_read() -> None:
     read = records("osu/osu_ialltoall.txt", world_size=4)
     assert {one.pattern for one in read} == {"all_to_all"}
     assert [one.bytes for one in read] == [4, 4 * 65536]
@@ -167,7 +167,7 @@ def test_a_damaged_line_is_named(name: str, old: str, new: str, words: str) -> N
 # IMB.
 
 
-def test_every_table_of_imb_is_read_with_its_own_number_of_processes() -> None:
+def test_imb_tables_have_their_own_process_counts() -> None:
     read = records("imb/imb_2018.txt")
     assert [(one.pattern, one.world_size) for one in read] == (
         [("ping_pong", 2)] * 3 + [("send_recv", 4)] * 2 + [("all_reduce", 2)] * 3 + [("all_reduce", 4)] * 3
@@ -176,7 +176,7 @@ def test_every_table_of_imb_is_read_with_its_own_number_of_processes() -> None:
     assert len({one.case for one in read}) == len(read)
 
 
-def test_imbs_slowest_rank_counts() -> None:
+def test_imb_time_is_of_the_slowest_rank() -> None:
     one = next(one for one in records("imb/imb_2018.txt") if one.world_size == 4 and one.bytes == 8)
     assert (one.pattern, times([one]), one.launches_per_sample, one.dtype, one.redop) == (
         "all_reduce", [18.59], 1000, "float32", "sum",
@@ -186,7 +186,7 @@ def test_imbs_slowest_rank_counts() -> None:
     assert one.bus_gb_per_s == pytest.approx(8 / 18.59e3 * 2 * 3 / 4)
 
 
-def test_imbs_message_is_a_share_of_the_whole_buffer() -> None:
+def test_imb_message_is_a_part_of_the_buffer() -> None:
     one = [one for one in records("imb/imb_2018.txt") if one.pattern == "all_to_all"][-1]
     assert (one.bytes, one.count, one.dtype) == (4 << 20, 1 << 20, "uint8")
     assert one.bus_gb_per_s == pytest.approx((4 << 20) / 990.30e3 * 3 / 4)
@@ -202,8 +202,8 @@ def test_groups_rates_and_unknown_columns_of_imb() -> None:
     assert "Ibcast has columns that are not imported" in found.warnings[0]
 
 
-def test_each_group_of_imb_has_its_row_and_what_did_not_fit_is_skipped() -> None:
-    """Without its column the first group's number would be taken for a size."""
+def test_imb_groups_have_rows_and_oversized_ones_are_skipped() -> None:
+    """Without its column, the number of the first group would be read as a size."""
     found = reading("imb/imb_groups.txt")
     assert found.warnings == []
     zero, one, fits, memory, time = (one.record for one in found.cases)
@@ -217,8 +217,8 @@ def test_each_group_of_imb_has_its_row_and_what_did_not_fit_is_skipped() -> None
     assert str(memory.reason).startswith("IMB: out-of-mem.; needed X=")
 
 
-def test_mbytes_of_imb_are_not_taken_for_a_rate() -> None:
-    """They were 2**20 bytes once and are 1e6 now, and the log does not say which; the time leaves no doubt."""
+def test_imb_mbytes_are_not_used_as_a_rate() -> None:
+    """Mbytes were 2**20 bytes in old versions and are 1e6 now; the time is unambiguous."""
     text = (FIXTURES / "imb" / "imb_2018.txt").read_text().replace("11904.70", "11353.21")
     ((_, found),) = read_log(Log.of("x", text.encode()), Stated())
     assert found.cases[2].record.alg_gb_per_s == pytest.approx((1 << 20) / 88.08e3)

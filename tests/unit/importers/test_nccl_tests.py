@@ -1,4 +1,4 @@
-"""nccl-tests' logs, field by field: what goes in as text or JSON comes out of the report as the same text."""
+"""Logs of nccl-tests, field by field: the report reproduces the imported text or JSON."""
 
 import json
 import re
@@ -27,12 +27,12 @@ REPORT = json.loads((FIXTURES / "nccl-tests" / "all_reduce_per_iteration.json").
 
 
 def rows_of(text: str) -> list[list[str]]:
-    """The cells of each row, as awk would have them: every line that begins with a number."""
+    """The cells of each row, that is, of each line that begins with a number."""
     return [line.split() for line in text.splitlines() if line.split() and line.split()[0].isdecimal()]
 
 
 def comments_of(text: str) -> list[str]:
-    """What stands around the rows: settings, devices, footers."""
+    """The lines around the rows: settings, devices and footers."""
     kept = ("# nThread", "# Collective", "#  Rank", "# Out of", "# Avg")
     return [line.rstrip() for line in text.splitlines() if line.startswith(kept)]
 
@@ -46,7 +46,7 @@ def records(text: str, **stated: Any) -> list[Record]:
 
 
 def figures(text: str, **stated: Any) -> list[tuple[Any, ...]]:
-    """What was measured, whatever stands around it and wherever it stands."""
+    """The measured values, without line numbers and surrounding lines."""
     return [
         (r.case, r.count, r.redop, r.root, r.time_us, r.alg_gb_per_s, r.bus_gb_per_s, r.wrong, r.world_size)
         for r in records(text, **stated)
@@ -65,7 +65,7 @@ def refusal(text: str, **stated: Any) -> str:
     return str(caught.value)
 
 
-# In and out again.
+# Import, then export.
 
 
 @pytest.mark.parametrize("path", NCCL_TESTS, ids=lambda path: path.name)
@@ -79,13 +79,13 @@ def test_import_then_export_loses_no_field(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["all_reduce", "all_reduce_graph", "alltoall"])
-def test_text_comes_out_letter_by_letter(name: str, tmp_path: Path) -> None:
+def test_exported_text_equals_the_log(name: str, tmp_path: Path) -> None:
     path = FIXTURES / "nccl-tests" / f"{name}.txt"
     exported = load("reports", "nccl-tests").render([imported(path, tmp_path / "run")])
     assert exported + "\n" == path.read_text()
 
 
-def test_every_cell_is_in_the_record_that_it_belongs_to() -> None:
+def test_every_cell_is_in_its_record() -> None:
     rows, read = rows_of(PER_ITERATION), records(PER_ITERATION)
     assert len(read) == 2 * len(rows)
     for place, record in enumerate(read):
@@ -138,7 +138,7 @@ def test_every_figure_of_the_json_is_in_the_records(tmp_path: Path) -> None:
         assert launches.skew_us is not None
 
 
-# What surrounds the rows.
+# Lines around the rows.
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_every_figure_of_the_json_is_in_the_records(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("text", [TEXT, PER_ITERATION], ids=["plain", "with -I"])
-def test_a_launchers_prefix_changes_nothing(prefix: str, text: str) -> None:
+def test_launcher_prefix_changes_nothing(prefix: str, text: str) -> None:
     assert figures("".join(f"{prefix}{line}\n" for line in text.splitlines())) == figures(text)
 
 
@@ -170,14 +170,14 @@ NOISE = [
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
-def test_lines_of_others_between_the_rows_change_nothing(ending: str) -> None:
+def test_foreign_lines_between_rows_change_nothing(ending: str) -> None:
     lines = [piece for line in TEXT.splitlines() for piece in (line, *NOISE)]
     assert figures(ending.join(lines)) == figures(TEXT)
 
 
 @pytest.mark.parametrize("cut", [52, 84, 116])  # after the root, the first half, and the second
 @pytest.mark.parametrize("blank", ["", " "])
-def test_nccl_speaking_in_the_middle_of_a_row_changes_nothing(cut: int, blank: str) -> None:
+def test_nccl_log_inside_a_row_changes_nothing(cut: int, blank: str) -> None:
     lines = TEXT.splitlines()
     place = next(k for k, line in enumerate(lines) if line.split()[:1] == ["32"])
     row = lines[place]
@@ -186,28 +186,28 @@ def test_nccl_speaking_in_the_middle_of_a_row_changes_nothing(cut: int, blank: s
     assert figures("\n".join([*lines[:place], *torn, *lines[place + 1 :]])) == figures(TEXT)
 
 
-def test_a_row_that_cannot_be_told_from_nccls_line_is_no_guess() -> None:
-    """`0` and a host that begins with a digit: 0 and 10-0-0-1, or 010 and -0-0-1?"""
+def test_ambiguous_row_is_not_guessed() -> None:
+    """`0` before a host name that begins with a digit: 0 and 10-0-0-1, or 010 and -0-0-1."""
     text = TEXT.replace("    N/A    10.73", "   0 10-9:1:2 [0] NCCL INFO x", 1)
     assert "line 13: NCCL's log begins in the middle of this row" in refusal(text.replace("0 10-9", "010-9"))
 
 
-def test_several_runs_in_a_log_are_several_tables() -> None:
+def test_runs_in_one_log_are_separate_tables() -> None:
     other = (FIXTURES / "nccl-tests" / "alltoall.txt").read_text()
     read = records(TEXT + other + TEXT)
     assert [one.pattern for one in read] == ["all_reduce"] * 30 + ["all_to_all"] * 30 + ["all_reduce"] * 30
     assert [known(one.imported).table for one in read] == [0] * 30 + [1] * 30 + [2] * 30
 
 
-def test_processes_that_each_printed_a_table_are_read_apart() -> None:
-    """A build without MPI under mpirun: N jobs of one process, whose lines are mixed."""
+def test_tables_of_several_processes_are_separated() -> None:
+    """A build without MPI under mpirun gives N jobs of one process with interleaved lines."""
     lines = [f"[1,{rank}]<stdout>:{line}" for line in TEXT.splitlines() for rank in (0, 1)]
     ((_, reading),) = read_log(Log.of("log", "\n".join(lines).encode()), Stated())
     assert [one.record.time_us for one in reading.cases] == [one.time_us for one in records(TEXT)] * 2
     assert any("a build without MPI" in warning for warning in reading.warnings)
 
 
-def test_what_nccl_says_of_the_path_is_kept() -> None:
+def test_nccls_path_messages_are_kept() -> None:
     said = ["Channel 00/0 : 0[0] -> 1[0] [send] via NET/Socket/0", "Using network Socket"]
     read = records("".join(f"node0:1:2 [0] NCCL INFO {line}\n" for line in said) + TEXT)
     said_of_path = {"network": "Socket", "gdr": False, "links": ["NET/Socket"]}
@@ -219,7 +219,7 @@ def test_what_nccl_says_of_the_path_is_kept() -> None:
 # Kinds of tables.
 
 
-def test_the_regime_is_what_the_log_says() -> None:
+def test_timing_regime_is_read_from_the_log() -> None:
     settings = "agg iters: 1 validation: 0 graph: 0"
     graph, grouped = TEXT.replace("graph: 0", "graph: 20"), TEXT.replace("agg iters: 1", "agg iters: 4")
     blocking = TEXT.replace("#\n# Using", "# Blocking Enabled: wait for completion and barrier\n#\n# Using", 1)
@@ -236,8 +236,8 @@ def test_the_regime_is_what_the_log_says() -> None:
     assert {one.timing for one in records(TEXT.replace(" time ", " cputime "))} == {"cpu_time"}
 
 
-def test_the_half_that_our_pattern_does_carries_no_parameter() -> None:
-    """So that the two can be compared; `IN_PLACE` is what the patterns themselves are built from."""
+def test_half_that_the_pattern_measures_has_no_parameter() -> None:
+    """So that imported and measured cases compare; the patterns are built from `IN_PLACE`."""
     for pattern in ("all_reduce", "all_gather", "broadcast", "alltoall"):
         read = records(TEXT.replace("all_reduce_perf", f"{pattern}_perf"))
         ours = "in_place" if read[0].pattern in IN_PLACE else "out_of_place"
@@ -254,20 +254,20 @@ def test_wrong_elements_make_a_wrong_case() -> None:
     assert {one.wrong for one in records(TEXT)} == {None}
 
 
-def test_a_time_that_is_not_there_is_none() -> None:
+def test_missing_time_is_none() -> None:
     text = TEXT.replace("    10.86    0.00    0.00    N/A", "      N/A     N/A     N/A    N/A", 1)
     skipped = [one for one in records(text) if one.status == "skipped"]
     assert [(one.bytes, one.time_us, one.alg_gb_per_s) for one in skipped] == [(32, None, None)]
 
 
-def test_rooted_and_reduced_cases_have_parameters_of_our_own_kind() -> None:
+def test_rooted_and_reduced_cases_have_pattern_parameters() -> None:
     text = TEXT.replace("all_reduce_perf", "broadcast_perf").replace("     sum      -1", "    none       3")
     assert records(text)[1].case == "broadcast/float32/8/pipelined/root=3"
     assert records(TEXT.replace("     sum      -1", "     max      -1"))[1].params == {"redop": "max"}
 
 
 @pytest.mark.parametrize(("colours", "group"), [([0, 0, 1, 1], "2"), ([0, 1, 0, 1], "split"), ([0, 0, 0, 0], None)])
-def test_groups_side_by_side_are_known_from_the_devices(colours: list[int], group: str | None) -> None:
+def test_concurrent_groups_are_read_from_the_devices(colours: list[int], group: str | None) -> None:
     devices = [
         f"#  Rank  {r} Group  {c} Pid   16 on  node0 device  {r} [0000:00:06] H200" for r, c in enumerate(colours)
     ]
@@ -295,7 +295,7 @@ OLD = """\
 """
 
 
-def test_an_old_version_says_neither_the_collective_nor_how_many_are_wrong() -> None:
+def test_old_version_lacks_collective_and_wrong_count() -> None:
     assert "line 7: nothing says what the table measures; say it with --pattern" in refusal(OLD)
     read = records(OLD, pattern="all_reduce")
     assert [(one.wrong, one.root, one.world_size, known(one.imported).error) for one in read] == [
@@ -306,7 +306,7 @@ def test_an_old_version_says_neither_the_collective_nor_how_many_are_wrong() -> 
     assert "the log says 2, not 3" in refusal(TEXT, world_size=3)
 
 
-def test_a_timestamp_at_the_end_of_a_row_is_no_figure(tmp_path: Path) -> None:
+def test_timestamp_after_a_row_is_not_a_figure(tmp_path: Path) -> None:
     lines = [
         line.rstrip()
         + ("            timestamp" if "algbw" in line else "  2026-11-23 02:23:07" if rows_of(line) else "")
@@ -362,21 +362,21 @@ def test_a_damaged_line_is_named(line: int, old: str, new: str, words: str) -> N
     assert "--skip-damaged" in message
 
 
-def test_a_damaged_line_can_be_left_out() -> None:
+def test_damaged_line_can_be_skipped() -> None:
     ((_, reading),) = read_log(Log.of("x", replaced(14, "10.98", "?").encode()), Stated(skip_damaged=True))
     assert [(one.record.bytes) for one in reading.cases] == [r.bytes for r in records(TEXT) if r.bytes != 128]
     assert reading.damaged == ["line 14: out_of_place time is '?', which is no number"]
 
 
 @pytest.mark.parametrize("cells", range(1, 13))
-def test_a_log_that_was_cut_off_in_a_row_is_damaged_there(cells: int) -> None:
+def test_log_cut_inside_a_row_is_damaged(cells: int) -> None:
     lines = TEXT.splitlines()[:15]
     end = [match.end() for match in re.finditer(r"\S+", lines[-1])][cells - 1]
     lines[-1] = lines[-1][:end]
     assert refusal("\n".join(lines)).startswith(f"log.txt, line 15: a row of 13 cells has {cells}")
 
 
-def test_a_log_that_was_cut_off_between_rows_keeps_them_and_says_so() -> None:
+def test_log_cut_between_rows_keeps_them_with_a_warning() -> None:
     ((_, reading),) = read_log(Log.of("x", "\n".join(TEXT.splitlines()[:15]).encode()), Stated())
     assert len(reading.cases) == 8
     assert "no end" in reading.warnings[0]
@@ -413,13 +413,13 @@ def changed_json(path: str, value: Any) -> str:
         ("config.devices", 3, "config.devices"),
     ],
 )
-def test_json_that_is_damaged_says_where(path: str, value: Any, words: str) -> None:
+def test_damaged_json_names_the_path(path: str, value: Any, words: str) -> None:
     message = refusal(changed_json(path, value))
     assert message.startswith("log.txt, line 1: ")
     assert words in message
 
 
-def test_json_that_was_cut_off_names_its_last_line() -> None:
+def test_cut_json_names_its_last_line() -> None:
     text = json.dumps({**REPORT, "results": REPORT["results"][:1]}, indent=1)
     half = text[: len(text) // 2]
     assert f"line {half.rstrip().count(chr(10)) + 1}: no whole JSON" in refusal(half)
@@ -430,7 +430,7 @@ def test_json_nan_and_null_are_nothing() -> None:
     assert (first.status, first.time_us, first.alg_gb_per_s, first.wrong) == ("skipped", None, None, None)
 
 
-def test_json_keeps_no_secret_and_says_how_the_ranks_became_one(tmp_path: Path) -> None:
+def test_json_keeps_no_secret_and_names_the_reduction(tmp_path: Path) -> None:
     text = changed_json(
         "env", ["NCCL_NVLS_ENABLE=0", "AWS_SECRET_ACCESS_KEY=hunter2", "NCCL_AUTH_TOKEN=hunter2", "HOME=/x"]
     )
@@ -444,8 +444,8 @@ def test_json_keeps_no_secret_and_says_how_the_ranks_became_one(tmp_path: Path) 
     assert {known(one.imported).over_ranks for one in slowest} == {"max"}
 
 
-def test_json_of_processes_with_several_gpus_has_samples_without_a_rank(tmp_path: Path) -> None:
-    """One process with two GPUs: the log has the slowest of both, and nobody knows whose it was."""
+def test_json_of_several_gpus_per_process_has_no_rank(tmp_path: Path) -> None:
+    """With two GPUs per process, the log has the slower time of both without naming the GPU."""
     report = json.loads(changed_json("version", 3))
     for result in report["results"]:
         for name in PLACEMENTS:
@@ -460,7 +460,7 @@ def test_json_of_processes_with_several_gpus_has_samples_without_a_rank(tmp_path
         assert table.column("rank").null_count == table.num_rows == 200
 
 
-def test_what_the_log_does_not_say_is_none() -> None:
+def test_unknown_fields_are_none() -> None:
     bare = "\n".join(line for line in TEXT.splitlines() if rows_of(line) or "algbw" in line)
     for one in records(bare, pattern="all_reduce"):
         nothing = (one.world_size, one.group_size, one.warmup, one.launches_per_sample, one.started, one.tolerance)

@@ -1,4 +1,4 @@
-"""Cores and ranks: shares are disjoint, near the GPU where that is known, and never beyond what is allowed."""
+"""Core binding: shares are disjoint, near the GPU if its cores are known, and within the allowed cores."""
 
 import os
 import subprocess
@@ -13,13 +13,13 @@ from ncclbench.launch.core_binding import allowed_cores, cores_near, parse_cores
 
 
 @pytest.mark.parametrize(("text", "cores"), [("0-3,8", [0, 1, 2, 3, 8]), ("5", [5]), ("", []), ("0-1\n", [0, 1])])
-def test_lists_of_cores(text: str, cores: list[int]) -> None:
+def test_core_lists_are_parsed(text: str, cores: list[int]) -> None:
     assert parse_cores(text) == cores
 
 
 @given(cores=st.lists(st.integers(0, 500), unique=True, min_size=1, max_size=128), ranks=st.integers(1, 16))
-def test_shares_are_disjoint_equal_and_from_what_is_there(cores: list[int], ranks: int) -> None:
-    shares = [share_of(cores, place, ranks) for place in range(ranks)]
+def test_core_shares_are_disjoint_and_equal(cores: list[int], ranks: int) -> None:
+    shares = [share_of(cores, index, ranks) for index in range(ranks)]
     assert all(shares)
     assert set().union(*shares) <= set(cores)
     if len(cores) >= ranks:
@@ -35,11 +35,11 @@ def test_cores_near_a_gpu_come_from_its_numa_node(tmp_path: Path) -> None:
     assert cores_near("0000:07:00.0", tmp_path) == []
 
 
-def test_a_bound_process_stays_on_its_share() -> None:
+def test_bound_process_stays_on_its_share() -> None:
     code = (
         "import os; from ncclbench.launch.core_binding import bind; from ncclbench.transports.base import RankIdentity;"
-        "seat = RankIdentity(rank=1, world_size=2, local_rank=1, local_size=2, launcher='local');"
-        "print(bind(seat) == sorted(os.sched_getaffinity(0)), bind(seat))"
+        "identity = RankIdentity(rank=1, world_size=2, local_rank=1, local_size=2, launcher='local');"
+        "print(bind(identity) == sorted(os.sched_getaffinity(0)), bind(identity))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     same, _, cores = done.stdout.partition(" ")

@@ -1,4 +1,4 @@
-"""The doctor's page from made-up machines: a laptop lacks nothing, a broken GPU node lacks what it should."""
+"""Findings of the doctor on simulated machines: a laptop, a healthy GPU node and a broken one."""
 
 import json
 from collections.abc import Mapping
@@ -53,13 +53,13 @@ def test_a_laptop_lacks_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_torch_is_missing_and_named_with_its_command(tmp_path: Path) -> None:
+def test_missing_torch_names_the_pip_command(tmp_path: Path) -> None:
     finding = by_name(machine(tmp_path, "ModuleNotFoundError: No module named 'torch'"))["torch"]
     assert finding.verdict == "missing"
     assert "pip install" in finding.why
 
 
-def test_a_gpu_node_names_its_rails_and_what_is_loaded(tmp_path: Path) -> None:
+def test_gpu_node_lists_rails_and_loaded_libraries(tmp_path: Path) -> None:
     gpu_node(tmp_path)
     found = by_name(machine(tmp_path, TORCH_CUDA, memlock=-1))
     assert found["mlx5_3:1"].value == "RoCE, 4: ACTIVE, 400 Gb/sec (4X NDR)"
@@ -70,7 +70,7 @@ def test_a_gpu_node_names_its_rails_and_what_is_loaded(tmp_path: Path) -> None:
     assert found["locked memory"].verdict == "ok"
 
 
-def test_what_is_wrong_with_a_gpu_node_is_said(tmp_path: Path) -> None:
+def test_problems_of_a_gpu_node_are_warnings(tmp_path: Path) -> None:
     gpu_node(tmp_path, state="1: DOWN")
     (tmp_path / "proc/modules").write_text("")
     torch = {**TORCH_CUDA, "gpus": 7, "nccl_loaded": "2.21.5"}
@@ -87,7 +87,7 @@ def test_gpus_without_a_fabric_are_warned_about(tmp_path: Path) -> None:
     assert by_name(machine(tmp_path, {**TORCH_CUDA, "gpus": 1}))["InfiniBand or RoCE"].verdict == "warning"
 
 
-def test_variables_are_shown_except_secrets_and_slow_ones_are_warned_about(tmp_path: Path) -> None:
+def test_variables_are_listed_without_secrets_and_slow_ones_warned(tmp_path: Path) -> None:
     environ = {"NCCL_P2P_DISABLE": "1", "UCX_NET_DEVICES": "mlx5_0:1", "NCCL_SECRET_TOKEN": "x", "HOME": "/"}
     found = by_name(machine(tmp_path, TORCH_CPU, environ=environ))
     assert found["NCCL_P2P_DISABLE"].verdict == "warning"
@@ -95,7 +95,7 @@ def test_variables_are_shown_except_secrets_and_slow_ones_are_warned_about(tmp_p
     assert not {"NCCL_SECRET_TOKEN", "HOME"} & set(found)
 
 
-def test_half_a_launcher_is_missing(tmp_path: Path) -> None:
+def test_incomplete_launcher_variables_are_missing(tmp_path: Path) -> None:
     assert by_name(machine(tmp_path, TORCH_CPU, environ={"RANK": "0"}))["launcher"].verdict == "missing"
 
 
@@ -107,15 +107,13 @@ def test_half_a_launcher_is_missing(tmp_path: Path) -> None:
         ("raise SystemExit(3)", "3"),
     ],
 )
-def test_a_broken_library_is_an_answer_too(program: str, part: str) -> None:
+def test_broken_library_becomes_an_error_message(program: str, part: str) -> None:
     answer = ask_python(program)
     assert isinstance(answer, str)
     assert part in answer
 
 
-def test_the_command_prints_every_area_and_its_json_is_the_same(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_doctor_prints_every_area_as_text_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("ncclbench.launch.doctor.Machine", lambda: machine(tmp_path, TORCH_CPU))
     text = CliRunner().invoke(command, [])
     assert text.exit_code == 0

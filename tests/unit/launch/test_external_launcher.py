@@ -1,4 +1,4 @@
-"""The command line of a start under ``--launcher``, and allocations that it would be a mistake to measure in part."""
+"""The command line of a process start under ``--launcher``, and partial allocations."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ PYTHON = f"{sys.executable} -m ncclbench"
         ("srun /opt/venv/bin/ncclbench", "srun /opt/venv/bin/ncclbench run"),
     ],
 )
-def test_each_launcher_is_given_the_program_as_it_wants_it(launcher: str, line: str) -> None:
+def test_command_line_of_each_launcher(launcher: str, line: str) -> None:
     assert launcher_line(launcher_words(launcher), ["run"]) == line.split()
 
 
-def test_words_are_those_of_a_shell() -> None:
+def test_launcher_is_split_like_a_shell() -> None:
     assert launcher_words("srun --comment 'a b'") == ["srun", "--comment", "a b"]
     for text in ("", "  ", "'"):
         with pytest.raises(UsageError, match="--launcher"):
@@ -49,10 +49,8 @@ def test_words_are_those_of_a_shell() -> None:
 
 
 @pytest.mark.parametrize("given", [["--launcher", "srun -N2"], ["--launcher=srun -N2"]])
-def test_the_ranks_are_not_told_of_the_launcher(
-    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The ranks' command line is one request; that a user typed --launcher is only in the command for the manifest."""
+def test_rank_request_has_no_launcher(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks' command line is one request; --launcher remains only in the command for the manifest."""
     started: list[list[str]] = []
 
     def start(_launcher: ExternalLauncher, arguments: list[str], _out: Path) -> Exit:
@@ -71,7 +69,7 @@ def test_the_ranks_are_not_told_of_the_launcher(
 
 
 @pytest.mark.parametrize("given", [["--process-start", "1"], ["--process-start=1"]])
-def test_the_next_command_leaves_out_an_option_in_both_spellings_but_no_pattern(given: list[str]) -> None:
+def test_next_command_drops_process_start_in_both_spellings(given: list[str]) -> None:
     line = ["run", "--plan", "p", *given, "-o", "x", "--", "--process-start"]
     assert next_command("flux", line, Path("x"), {}).endswith("ncclbench run --plan p -o x --resume -- --process-start")
 
@@ -79,15 +77,15 @@ def test_the_next_command_leaves_out_an_option_in_both_spellings_but_no_pattern(
 @pytest.mark.parametrize(
     ("line", "more"), [("run -n 3", "-- all_reduce"), ("run all_reduce", ""), ("run", "-- all_reduce -- --out")]
 )
-def test_options_are_added_before_the_patterns_that_stand_behind_two_dashes(line: str, more: str) -> None:
+def test_next_command_adds_options_before_two_dashes(line: str, more: str) -> None:
     whole = [*line.split(), *more.split()]
     said = next_command("flux", whole, Path("x"), {})
     assert said.endswith(f"ncclbench {line} -o x --resume {more}".rstrip())
 
 
-def test_a_part_of_an_allocation_is_not_measured_for_the_whole() -> None:
+def test_partial_slurm_allocation_is_refused() -> None:
     inside = {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "18"}
-    with pytest.raises(UsageError, match=r"allocation of 18 nodes.*--launcher 'srun.*--nproc N"):
+    with pytest.raises(UsageError, match=r"allocation has 18 nodes.*--launcher 'srun.*--nproc N"):
         refuse_partial_allocation(inside)
     for other in ({}, {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1"}, {"SLURM_JOB_NUM_NODES": "18"}):
         refuse_partial_allocation(other)

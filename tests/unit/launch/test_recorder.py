@@ -1,4 +1,4 @@
-"""A run ends once: nothing is written after its end, from any thread."""
+"""The recorder: a run ends once, and no thread writes after its end."""
 
 import threading
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from ncclbench.store.run_writer import RunWriter
 from tests.helpers.recorders import PLAN, RememberingListener, measured, opened, planned_manifest, prepared_run
 
 
-def test_a_result_that_comes_after_a_fault_is_not_written(tmp_path: Path) -> None:
+def test_result_after_a_fault_is_not_written(tmp_path: Path) -> None:
     recorder, _ = opened(tmp_path / "run")
     recorder.begin(0, PLAN.cases[0])
     recorder.fault(Fault("failed", (), "interrupted by SIGTERM", 0))
     late = threading.Thread(target=lambda: recorder.finish(measured(0)), daemon=True)
     late.start()
     late.join(0.2)
-    assert late.is_alive(), "the measuring thread waits for the end of its process"
+    assert late.is_alive(), "the measuring thread blocks until its process ends"
     run = read_run(tmp_path / "run")
     assert [record.status for record in run.records] == ["failed"]
     assert [event.kind for event in run.events] == ["start", "case", "result", "lost", "end"]
@@ -53,7 +53,7 @@ def test_only_the_first_fault_is_written(tmp_path: Path) -> None:
     ],
     ids=lambda fault: fault.reason,
 )
-def test_a_run_goes_on_with_the_case_in_which_it_ended_however_it_did(fault: Fault, tmp_path: Path) -> None:
+def test_resume_repeats_the_interrupted_case(fault: Fault, tmp_path: Path) -> None:
     path = tmp_path / "run"
     recorder, _ = opened(path)
     recorder.begin(0, PLAN.cases[0])
@@ -76,7 +76,7 @@ def test_a_run_goes_on_with_the_case_in_which_it_ended_however_it_did(fault: Fau
     assert events.broken_link(path / "events.jsonl") is None
 
 
-def test_wrong_data_outweigh_a_fault(tmp_path: Path) -> None:
+def test_wrong_data_are_more_severe_than_a_fault(tmp_path: Path) -> None:
     recorder, listener = opened(tmp_path / "run")
     recorder.begin(0, PLAN.cases[0])
     recorder.finish(measured(0, "wrong"))
@@ -86,7 +86,7 @@ def test_wrong_data_outweigh_a_fault(tmp_path: Path) -> None:
     assert read_run(tmp_path / "run").events[-1].exit_code == Exit.WRONG_DATA
 
 
-def test_rank_1_finishes_a_run_that_rank_0_left_open_and_no_other(tmp_path: Path) -> None:
+def test_rank_1_ends_only_a_run_that_rank_0_left_open(tmp_path: Path) -> None:
     recorder, _ = opened(tmp_path / "run")
     recorder.begin(1, PLAN.cases[1])
     successor = RunRecorder(recorder.prepared)
@@ -101,7 +101,7 @@ def test_rank_1_finishes_a_run_that_rank_0_left_open_and_no_other(tmp_path: Path
 
 
 @pytest.mark.parametrize("by_rank_1", [False, True])
-def test_a_case_that_nobody_finished_says_that_it_was_staged(by_rank_1: bool, tmp_path: Path) -> None:
+def test_unfinished_case_records_staged(by_rank_1: bool, tmp_path: Path) -> None:
     listener = RememberingListener()
     recorder = RunRecorder(prepared_run(tmp_path / "run", listener, transport="mpi"))
     recorder.open(planned_manifest(provenance={"transport": {"staged": True}}))
@@ -114,7 +114,7 @@ def test_a_case_that_nobody_finished_says_that_it_was_staged(by_rank_1: bool, tm
     assert (record.status, record.staged, record.world_size) == ("timeout", True, 2)
 
 
-def test_a_run_of_which_every_case_was_skipped_says_nothing_and_says_so(tmp_path: Path) -> None:
+def test_run_of_skipped_cases_is_inconclusive(tmp_path: Path) -> None:
     recorder, listener = opened(tmp_path / "run")
     recorder.finish(measured(0, "skipped"))
     recorder.finish(measured(1, "skipped"))
@@ -125,7 +125,7 @@ def test_a_run_of_which_every_case_was_skipped_says_nothing_and_says_so(tmp_path
     assert read_run(tmp_path / "run").events[-1].exit_code == Exit.INCONCLUSIVE
 
 
-def test_one_case_that_was_measured_is_enough(tmp_path: Path) -> None:
+def test_one_measured_case_makes_a_run_good(tmp_path: Path) -> None:
     recorder, listener = opened(tmp_path / "run")
     recorder.finish(measured(0, "skipped"))
     recorder.finish(measured(1, "ok"))
@@ -134,9 +134,7 @@ def test_one_case_that_was_measured_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:50])])
-def test_samples_that_are_gone_are_warned_of_when_a_run_goes_on(
-    spoil: Callable[[Path], object], tmp_path: Path
-) -> None:
+def test_resume_warns_of_lost_samples(spoil: Callable[[Path], object], tmp_path: Path) -> None:
     recorder, _ = opened(tmp_path / "run")
     for number in range(2):
         samples = Samples(["total"], np.full((2, 6, 1), 1e-6), "iterations")
@@ -156,7 +154,7 @@ def test_samples_that_are_gone_are_warned_of_when_a_run_goes_on(
     assert listener.warnings == []
 
 
-def test_a_longer_timeout_may_go_on_with_the_run(tmp_path: Path) -> None:
+def test_resume_accepts_a_longer_timeout(tmp_path: Path) -> None:
     opened(tmp_path / "run")
     longer = parse_plan(
         'name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = ["1K", "2K"]\ntimeout = 600\n', "plan"

@@ -10,7 +10,7 @@ from ncclbench.topology.network_addresses import LOOPBACK, connect_first, interf
 from ncclbench.topology.slurm import expand_nodes
 from ncclbench.transports.base import RankIdentity
 
-# As srun sets them for `srun -N 2 --ntasks-per-node 2`, on rank 3.
+# Variables that srun sets for `srun -N 2 --ntasks-per-node 2`, on rank 3.
 SLURM = {
     "SLURM_JOB_ID": "4711",
     "SLURM_STEP_ID": "0",
@@ -21,7 +21,7 @@ SLURM = {
     "SLURM_LOCALID": "1",
     "SLURM_NODEID": "1",
 }
-SEAT = RankIdentity(rank=3, world_size=4, local_rank=1, local_size=2, launcher="slurm")
+IDENTITY = RankIdentity(rank=3, world_size=4, local_rank=1, local_size=2, launcher="slurm")
 
 
 @pytest.mark.parametrize(
@@ -35,78 +35,78 @@ SEAT = RankIdentity(rank=3, world_size=4, local_rank=1, local_size=2, launcher="
         ("n[1,3]-ib,login", ["n1-ib", "n3-ib", "login"]),
     ],
 )
-def test_nodes_are_expanded(text: str, nodes: list[str]) -> None:
+def test_node_lists_are_expanded(text: str, nodes: list[str]) -> None:
     assert expand_nodes(text) == nodes
 
 
 @pytest.mark.parametrize("text", ["", "n[1-3", "n[x-3]"])
-def test_a_broken_list_of_nodes_is_refused(text: str) -> None:
+def test_broken_node_list_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"list of nodes|invalid literal"):
         expand_nodes(text)
 
 
-def test_slurm_says_the_first_node_and_a_port_of_the_job() -> None:
-    met = with_store(SEAT, dict(SLURM))
-    assert met.address == ("gpu07", 15000 + (64 * 4711) % 15000)
-    assert met.listen_fd is None
+def test_slurm_address_is_the_first_node_and_a_job_port() -> None:
+    joined = with_store(IDENTITY, dict(SLURM))
+    assert joined.address == ("gpu07", 15000 + (64 * 4711) % 15000)
+    assert joined.listen_fd is None
 
 
-def test_two_steps_of_one_job_do_not_meet() -> None:
-    one, other = (with_store(SEAT, {**SLURM, "SLURM_STEP_ID": step}).address for step in ("0", "1"))
+def test_steps_of_one_job_have_different_ports() -> None:
+    one, other = (with_store(IDENTITY, {**SLURM, "SLURM_STEP_ID": step}).address for step in ("0", "1"))
     assert one != other
 
 
-def test_slurm_without_its_node_list_asks_for_an_address() -> None:
+def test_slurm_without_node_list_names_master_addr() -> None:
     with pytest.raises(EnvironmentFault, match="MASTER_ADDR"):
-        with_store(SEAT, {"SLURM_JOB_ID": "1"})
+        with_store(IDENTITY, {"SLURM_JOB_ID": "1"})
 
 
-def test_an_address_that_somebody_set_comes_first() -> None:
-    met = with_store(SEAT, {**SLURM, "MASTER_ADDR": "head", "MASTER_PORT": "2345"})
-    assert met.address == ("head", 2345)
+def test_master_addr_has_precedence() -> None:
+    joined = with_store(IDENTITY, {**SLURM, "MASTER_ADDR": "head", "MASTER_PORT": "2345"})
+    assert joined.address == ("head", 2345)
 
 
 @pytest.mark.parametrize("port", ["http", "0", "70000", "-1"])
-def test_a_port_that_is_none_is_refused(port: str) -> None:
+def test_invalid_master_port_is_refused(port: str) -> None:
     with pytest.raises(EnvironmentFault, match="MASTER_PORT must be a port"):
-        with_store(SEAT, {"MASTER_ADDR": "head", "MASTER_PORT": port})
+        with_store(IDENTITY, {"MASTER_ADDR": "head", "MASTER_PORT": port})
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_port_in_use_is_named() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(EnvironmentFault, match=f"port {port} .*MASTER_PORT.* in use"):
-            with_store(replace(SEAT, rank=0), {"MASTER_ADDR": "head", "MASTER_PORT": str(port)})
+            with_store(replace(IDENTITY, rank=0), {"MASTER_ADDR": "head", "MASTER_PORT": str(port)})
 
 
-def test_rank_0_listens_before_anybody_connects() -> None:
+def test_rank_0_listens_before_ranks_connect() -> None:
     with socket.create_server(("", 0)) as probe:
         port = probe.getsockname()[1]
-    met = with_store(replace(SEAT, rank=0), {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    assert met.listen_fd is not None
-    with socket.socket(fileno=met.listen_fd), socket.create_connection(("127.0.0.1", port), timeout=5):
+    joined = with_store(replace(IDENTITY, rank=0), {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    assert joined.listen_fd is not None
+    with socket.socket(fileno=joined.listen_fd), socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
 
 
-def test_a_launcher_that_names_no_place_is_refused() -> None:
+def test_launcher_without_address_is_refused() -> None:
     with pytest.raises(EnvironmentFault, match="flux sets no rendezvous address"):
-        with_store(replace(SEAT, launcher="flux"), {})
+        with_store(replace(IDENTITY, launcher="flux"), {})
 
 
-@pytest.mark.parametrize("seat", [replace(SEAT, launcher="torchrun"), replace(SEAT, address=("here", 1))])
-def test_a_place_that_is_known_is_kept(seat: RankIdentity) -> None:
-    assert with_store(seat, {}) == seat
+@pytest.mark.parametrize("identity", [replace(IDENTITY, launcher="torchrun"), replace(IDENTITY, address=("here", 1))])
+def test_known_address_is_kept(identity: RankIdentity) -> None:
+    assert with_store(identity, {}) == identity
 
 
-def test_ranks_of_one_node_stay_on_it() -> None:
+def test_ranks_of_one_node_use_loopback() -> None:
     environ = dict(SLURM)
-    met = with_store(replace(SEAT, local_size=4), environ)
-    assert met.address is not None
-    assert met.address[0] == "127.0.0.1"
+    joined = with_store(replace(IDENTITY, local_size=4), environ)
+    assert joined.address is not None
+    assert joined.address[0] == "127.0.0.1"
     assert environ.get("GLOO_SOCKET_IFNAME") == "lo"
 
 
-def test_the_first_host_that_answers_is_taken() -> None:
+def test_first_host_that_accepts_is_used() -> None:
     assert local_addresses()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -116,13 +116,13 @@ def test_the_first_host_that_answers_is_taken() -> None:
         connect_first(["127.0.0.1"], port, 5)
 
 
-def test_a_node_without_a_name_or_a_way_out_is_known_by_its_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a cluster's network that leads nowhere else: loopback would be another node's own."""
+def test_isolated_node_uses_interface_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an isolated cluster network; loopback would be the other node itself."""
 
-    def nobody(*_: object) -> None:
+    def no_name(*_: object) -> None:
         raise OSError("no such name")
 
-    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    monkeypatch.setattr(socket, "getaddrinfo", no_name)
     monkeypatch.setattr(_address, "_ROUTED_ADDRESS", ("not an address", 9))
     monkeypatch.setattr(_address, "interface_addresses", lambda: ["10.0.0.7", "10.1.0.7"])
     assert local_addresses() == ["10.0.0.7", "10.1.0.7"]
@@ -130,7 +130,7 @@ def test_a_node_without_a_name_or_a_way_out_is_known_by_its_interfaces(monkeypat
     assert local_addresses() == [LOOPBACK]
 
 
-def test_addresses_of_interfaces_are_addresses_and_none_is_loopback() -> None:
+def test_interface_addresses_are_valid_and_not_loopback() -> None:
     for address in interface_addresses():
         assert socket.inet_ntoa(socket.inet_aton(address)) == address
         assert not address.startswith("127.")

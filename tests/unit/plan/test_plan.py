@@ -1,4 +1,4 @@
-"""Plans: what expands to which cases, and every way in which a plan is refused before anything starts."""
+"""Plans: the expansion to cases, and the refusal of invalid plans."""
 
 import itertools
 import math
@@ -38,7 +38,7 @@ def refusal(body: str, **overrides: Any) -> str:
     return message
 
 
-def test_the_smallest_plan() -> None:
+def test_minimal_plan() -> None:
     plan = parse_plan(MINIMAL, "plan.toml")
     (planned,) = plan.cases
     assert plan.name == "p"
@@ -47,7 +47,7 @@ def test_the_smallest_plan() -> None:
     assert planned.settings == Settings()
 
 
-def test_an_entry_expands_to_every_size_dtype_timing_and_listed_parameter() -> None:
+def test_entry_expands_to_all_combinations() -> None:
     plan = plan_of(
         """
         [[case]]
@@ -59,7 +59,7 @@ def test_an_entry_expands_to_every_size_dtype_timing_and_listed_parameter() -> N
         """
     )
     assert len(plan.cases) == 2 * 2 * 2 * 2
-    # Sizes vary fastest: a table reads from small to large.
+    # Sizes vary fastest, so that a table is sorted by size.
     assert ids(plan)[:3] == [
         "all_reduce/float32/8/isolated/group=2",
         "all_reduce/float32/1024/isolated/group=2",
@@ -69,7 +69,7 @@ def test_an_entry_expands_to_every_size_dtype_timing_and_listed_parameter() -> N
     assert {planned.case.timing for planned in plan.cases} == {Timing.ISOLATED, Timing.PIPELINED}
 
 
-def test_a_default_parameter_names_no_case() -> None:
+def test_default_parameters_are_not_in_the_case_id() -> None:
     assert ids(plan_of('[[case]]\npattern = "all_reduce"\nbytes = 8\nparams = { redop = "sum" }')) == [
         "all_reduce/float32/8/isolated"
     ]
@@ -85,7 +85,7 @@ def test_the_factor_is_two_unless_given() -> None:
     assert [planned.case.nbytes for planned in plan.cases] == [8, 16, 32]
 
 
-def test_defaults_hold_where_an_entry_says_nothing() -> None:
+def test_entry_inherits_defaults() -> None:
     plan = plan_of(
         """
         seed = 9
@@ -113,17 +113,17 @@ def test_defaults_hold_where_an_entry_says_nothing() -> None:
     assert [(p.settings.iterations, p.settings.warmup, p.settings.seed) for p in plan.cases] == [(7, 3, 9), (7, 0, 9)]
 
 
-def test_an_entrys_own_sweep_wins_over_listed_default_sizes() -> None:
+def test_entrys_sweep_overrides_default_sizes() -> None:
     plan = plan_of('[defaults]\nbytes = 8\n[[case]]\npattern = "reduce"\nmin_bytes = 16\nmax_bytes = 32\n')
     assert [planned.case.nbytes for planned in plan.cases] == [16, 32]
 
 
-def test_an_entrys_own_sizes_win_over_a_default_sweep() -> None:
+def test_entrys_sizes_override_a_default_sweep() -> None:
     plan = plan_of('[defaults]\nmin_bytes = 16\nmax_bytes = 32\n[[case]]\npattern = "reduce"\nbytes = [8]\n')
     assert [planned.case.nbytes for planned in plan.cases] == [8]
 
 
-def test_overrides_win_over_the_plan() -> None:
+def test_overrides_replace_the_plans_settings() -> None:
     body = """
         seed = 9
         [defaults]
@@ -169,13 +169,13 @@ def test_plan_record_survives_json() -> None:
         ('[[cases]]\npattern = "reduce"\nbytes = 8\n', "cases", "case"),
     ],
 )
-def test_a_misspelt_key_is_named_with_its_file_its_path_and_the_nearest(body: str, key: str, near: str) -> None:
+def test_misspelled_key_names_file_path_and_nearest(body: str, key: str, near: str) -> None:
     message = refusal(body)
     assert f"plan.toml: unknown key {key};" in message
     assert f"did you mean {near!r}?" in message
 
 
-def test_a_misspelt_parameter_is_named_with_what_there_is() -> None:
+def test_misspelled_parameter_names_all_parameters() -> None:
     message = refusal('[[case]]\npattern = "reduce"\nbytes = 8\nparams = { rot = 1 }\n')
     assert "case[0]" in message
     assert "reduce has no parameter 'rot'; did you mean 'root'? there are: redop, root, group" in message
@@ -196,30 +196,30 @@ def test_a_misspelt_parameter_is_named_with_what_there_is() -> None:
         ("max_seconds = []", "case[0].max_seconds"),
     ],
 )
-def test_a_value_of_a_wrong_type_is_named_by_its_path(line: str, where: str) -> None:
+def test_wrong_type_is_named_by_its_path(line: str, where: str) -> None:
     assert where in refusal(f'[[case]]\npattern = "reduce"\nbytes = 8\n{line}\n')
 
 
 @pytest.mark.parametrize("body", ["starts = 'one'\n", "seed = 1.5\n", "defaults = 3\n", "case = 3\n"])
-def test_a_top_level_value_of_a_wrong_type_is_refused(body: str) -> None:
+def test_wrong_type_at_top_level_is_refused(body: str) -> None:
     assert body.split()[0] in refusal(body)
 
 
-def test_a_case_table_instead_of_a_list() -> None:
+def test_case_table_instead_of_a_list_is_refused() -> None:
     assert "write [[case]], not [case]" in refusal('[case]\npattern = "reduce"\nbytes = 8\n')
 
 
-def test_a_case_that_is_no_table() -> None:
+def test_case_that_is_not_a_table_is_refused() -> None:
     assert "case[0]" in refusal('case = ["reduce"]\n')
 
 
-def test_a_plan_without_a_name() -> None:
+def test_plan_without_a_name_is_refused() -> None:
     with pytest.raises(UsageError, match=r"plan\.toml: .*`name`"):
         parse_plan('[[case]]\npattern = "reduce"\nbytes = 8\n', "plan.toml")
 
 
 @pytest.mark.parametrize("size", ['"1Q"', '"-1K"', "-8", "0", '""', '"0.3"', '"many"', '"99999999T"', "true", "1.5"])
-def test_a_bad_size_is_refused(size: str) -> None:
+def test_invalid_size_is_refused(size: str) -> None:
     assert "bytes" in refusal(f'[[case]]\npattern = "reduce"\nbytes = {size}\n')
 
 
@@ -239,7 +239,7 @@ def test_a_bad_size_is_refused(size: str) -> None:
         ("min_bytes = 8\nmax_bytes = 16\nfactor = inf", "factor"),
     ],
 )
-def test_sizes_that_make_no_sense(sizes: str, words: str) -> None:
+def test_invalid_sizes_are_refused(sizes: str, words: str) -> None:
     message = refusal(f'[[case]]\npattern = "reduce"\n{sizes}\n')
     assert "case[0]" in message
     assert words in message
@@ -266,63 +266,63 @@ def test_sizes_that_make_no_sense(sizes: str, words: str) -> None:
         ('params = { root = "first" }', "root"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_its_entry(line: str, words: str) -> None:
+def test_value_out_of_range_names_its_entry(line: str, words: str) -> None:
     message = refusal(f'[[case]]\npattern = "reduce"\nbytes = 8\n{line}\n')
     assert "case[0]" in message
     assert words in message
 
 
-def test_an_unknown_pattern_names_the_nearest_and_all() -> None:
+def test_unknown_pattern_names_nearest_and_all() -> None:
     message = refusal('[[case]]\npattern = "all_redcue"\nbytes = 8\n')
     assert "did you mean 'all_reduce'?" in message
     for name in names("patterns"):
         assert name in message
 
 
-def test_an_entry_without_a_pattern() -> None:
+def test_entry_without_a_pattern_is_refused() -> None:
     assert "case[0]: no pattern" in refusal("[[case]]\nbytes = 8\n")
 
 
-def test_an_empty_plan() -> None:
+def test_empty_plan_is_refused() -> None:
     assert "at least one [[case]]" in refusal("")
     assert "at least one [[case]]" in refusal("case = []\n")
 
 
 @pytest.mark.parametrize("sizes", ['[1024, "1K"]', "[8, 8]"])
-def test_a_case_that_stands_twice_is_named(sizes: str) -> None:
+def test_duplicate_case_is_named(sizes: str) -> None:
     message = refusal(f'[[case]]\npattern = "reduce"\nbytes = {sizes}\n')
     assert "reduce/float32/" in message
     assert message.endswith("is given twice")
 
 
-def test_two_entries_with_the_same_case() -> None:
+def test_duplicate_case_of_two_entries_is_named() -> None:
     entry = '[[case]]\npattern = "reduce"\nbytes = 8\n'
     assert "reduce/float32/8/isolated is given twice" in refusal(entry + entry)
 
 
-def test_a_plan_declares_how_often_its_processes_are_started() -> None:
+def test_plan_declares_its_process_starts() -> None:
     assert parse_plan(MINIMAL, "p").starts == 1
     plan = parse_plan("starts = 3\n" + MINIMAL, "p")
     assert plan.starts == plan.as_record().starts == 3
 
 
 @pytest.mark.parametrize("starts", [0, -1, 101])
-def test_a_senseless_number_of_starts_is_refused(starts: int) -> None:
+def test_invalid_number_of_starts_is_refused(starts: int) -> None:
     assert f"got {starts}" in refusal(f"starts = {starts}\n" + MINIMAL.split("\n", 1)[1])
 
 
-def test_a_plan_of_too_many_cases_is_refused() -> None:
+def test_plan_with_too_many_cases_is_refused() -> None:
     assert "more than" in refusal(
         '[[case]]\npattern = "reduce"\nmin_bytes = 1048576\nmax_bytes = "1T"\nfactor = 1.0001'
     )
 
 
-def test_what_is_no_toml_names_the_line() -> None:
+def test_invalid_toml_names_the_line() -> None:
     assert "line 2" in refusal("[[case]\n")
 
 
 @pytest.mark.parametrize("content", [b"name = 'p'\n\xff\xfe", None])
-def test_an_unreadable_plan(content: bytes | None, tmp_path: Path) -> None:
+def test_unreadable_plan_is_refused(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     if content is not None:
         path.write_bytes(content)
@@ -331,24 +331,24 @@ def test_an_unreadable_plan(content: bytes | None, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_a_directory_is_no_plan(tmp_path: Path) -> None:
+def test_directory_is_not_a_plan(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read the plan"):
         read_plan(str(tmp_path))
 
 
-def test_an_unknown_name_is_refused_with_the_shipped_ones() -> None:
+def test_unknown_plan_names_the_shipped_ones() -> None:
     with pytest.raises(UsageError, match="no plan 'quik'; did you mean 'quick'") as caught:
         read_plan("quik")
     assert ".toml" in str(caught.value)
 
 
-def test_a_file_needs_no_suffix(tmp_path: Path) -> None:
+def test_plan_file_needs_no_suffix(tmp_path: Path) -> None:
     path = tmp_path / "plan"
     path.write_text(MINIMAL)
     assert ids(read_plan(str(path))) == ["all_reduce/float32/1024/isolated"]
 
 
-def test_only_some_patterns_of_a_plan() -> None:
+def test_patterns_of_a_plan_can_be_selected() -> None:
     body = MINIMAL + '[[case]]\npattern = "reduce"\nbytes = 8\n'
     assert ids(parse_plan(body, "plan.toml", only=["reduce"])) == ["reduce/float32/8/isolated"]
     with pytest.raises(UsageError, match=r"plan\.toml has no case of scatter"):
@@ -356,14 +356,14 @@ def test_only_some_patterns_of_a_plan() -> None:
 
 
 @pytest.mark.parametrize("name", PLANS.names())
-def test_every_shipped_plan_loads_and_says_what_it_is_for(name: str) -> None:
+def test_shipped_plans_load_and_have_a_title(name: str) -> None:
     plan = read_plan(name)
     assert plan.name == name
     assert plan.cases
     assert len(PLANS.titles()[name]) > 10
 
 
-def test_the_main_job_is_shipped() -> None:
+def test_quick_plan_covers_the_main_collectives() -> None:
     patterns = {planned.case.pattern for planned in read_plan("quick").cases}
     assert patterns >= {"all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all", "send_recv"}
     sizes = {planned.case.nbytes for planned in read_plan("quick").cases}
@@ -371,35 +371,35 @@ def test_the_main_job_is_shipped() -> None:
 
 
 @given(st.integers(1, 1 << 40), st.integers(0, 1 << 40), st.floats(1.05, 64.0))
-def test_a_sweep_starts_at_low_grows_and_ends_at_or_below_high(low: int, extra: int, factor: float) -> None:
+def test_sweep_grows_from_low_to_high(low: int, extra: int, factor: float) -> None:
     high = low + extra
     sizes = sweep(low, high, factor)
     assert sizes[0] == low
     assert sizes[-1] <= high
     assert all(a < b for a, b in itertools.pairwise(sizes))
-    # No size was left out: one more step would be beyond the end.
+    # No size is missing: one more step would exceed the end.
     assert sizes[-1] * factor > high - factor
-    # Each is the exact geometric one, up to rounding to a whole byte (small sizes repeat, and are said once).
+    # Each size is the geometric one, rounded to a whole byte; repeated small sizes occur once.
     steps = math.log(sizes[-1] / low, factor)
     assert abs(low * factor ** round(steps) - sizes[-1]) <= 0.5 + 1e-9 * sizes[-1]
 
 
 @given(st.integers(1, 1 << 20), st.integers(0, 20))
-def test_a_sweep_by_two_is_the_powers(low: int, doublings: int) -> None:
+def test_sweep_by_two_is_powers_of_two(low: int, doublings: int) -> None:
     assert sweep(low, low << doublings, 2) == [low << k for k in range(doublings + 1)]
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.5, 0.0, -2.0, math.nan, math.inf])
-def test_a_factor_that_does_not_grow_or_is_endless(factor: float) -> None:
+def test_invalid_factor_is_refused(factor: float) -> None:
     with pytest.raises(UsageError, match="factor"):
         sweep(8, 64, factor)
 
 
-def test_a_sweep_of_more_sizes_than_a_plan_may_have_is_refused_at_once() -> None:
+def test_sweep_with_too_many_sizes_is_refused() -> None:
     with pytest.raises(UsageError):
         sweep(1 << 20, 1 << 40, 1.00001)  # 1.4 million sizes
 
 
-def test_an_empty_range() -> None:
+def test_empty_range_is_refused() -> None:
     with pytest.raises(UsageError, match="min_bytes 16 is above max_bytes 8"):
         sweep(16, 8, 2)

@@ -1,4 +1,4 @@
-"""Modes of a plan: which process start measures what, what its processes are started with, and what is refused."""
+"""Modes of a plan: the cases and variables of each process start, and the refusal of invalid modes."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ PXN, SPINE, SAME = (
 )
 
 
-def test_a_case_is_in_the_mode_that_it_needs_or_names_and_else_in_the_first() -> None:
+def test_case_has_its_needed_named_or_first_mode() -> None:
     plan = parse_plan(MODES, "p")
     assert {p.case.id: p.mode for p in plan.cases} == {PXN: "pxn", SPINE: "spine", SAME: "pxn"}
     named = parse_plan(MODES.replace('"same_rail"', '"same_rail"\nmode = "spine"'), "p")
     assert {p.case.id: p.mode for p in named.cases}[SAME] == "spine"
 
 
-def test_modes_take_turns_and_each_start_has_its_own_cases() -> None:
+def test_modes_alternate_and_have_their_own_cases() -> None:
     plan = parse_plan(MODES, "p")
     assert plan.process_starts == 4
     assert [mode.name for k in range(4) if (mode := plan.mode_of(k))] == ["pxn", "spine", "pxn", "spine"]
@@ -74,14 +74,14 @@ def test_modes_take_turns_and_each_start_has_its_own_cases() -> None:
     assert parse_plan(MODES[: MODES.index("[[mode]]")] + MODES[MODES.index("[[case]]") :], "p").process_starts == 2
 
 
-def test_a_selection_of_patterns_leaves_out_modes_without_a_case(tmp_path: Path) -> None:
+def test_selection_drops_modes_without_a_case(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text(MODES)
     plan = read_plan(str(tmp_path / "p.toml"), only=["same_rail"])
     assert [mode.name for mode in plan.modes] == ["pxn"]
 
 
 @pytest.mark.parametrize("name", ["cross-rail", "rails-quick"])
-def test_shipped_plans_start_every_case_as_it_needs(name: str) -> None:
+def test_shipped_plans_meet_the_needs_of_each_case(name: str) -> None:
     plan = read_plan(name)
     needs = load("patterns", "cross_rail").needs
     variables = {mode.name: mode.variables for mode in plan.modes}
@@ -97,7 +97,7 @@ def test_shipped_plans_start_every_case_as_it_needs(name: str) -> None:
     [
         ('name = "spine"', 'name = "pxn"', "mode[1]: 'pxn' is given twice"),
         ('name = "spine"', 'name = "Spine!"', "mode[1]: name must be"),
-        ("NCCL_CROSS_NIC = 1", "LD_PRELOAD = 1", "mode[1]: a mode sets variables of NCCL_, UCX_"),
+        ("NCCL_CROSS_NIC = 1", "LD_PRELOAD = 1", "mode[1]: a mode sets only variables of NCCL_, UCX_"),
         ("NCCL_CROSS_NIC = 1", "'NCCL_A=B' = 1", "not 'NCCL_A=B'"),
         ("NCCL_CROSS_NIC = 1", "NCCL_CROSS_NIC = 0", 'needs a process started with NCCL_PXN_DISABLE = "1", NCCL_CROSS'),
         ("NCCL_CROSS_NIC = 1", "NCCL_CROSS_NIC = 1.5", "Expected `int | str`"),
@@ -108,7 +108,7 @@ def test_shipped_plans_start_every_case_as_it_needs(name: str) -> None:
         (', "spine"]', "]", "mode 'spine' has no case"),
     ],
 )
-def test_what_makes_no_sense_is_refused(old: str, new: str, words: str) -> None:
+def test_invalid_modes_are_refused(old: str, new: str, words: str) -> None:
     assert old in MODES
     text = MODES.replace(old, new, 1)
     if old == "[[mode]]":
@@ -118,12 +118,12 @@ def test_what_makes_no_sense_is_refused(old: str, new: str, words: str) -> None:
     assert words in str(refused.value)
 
 
-def test_a_mode_in_a_plan_that_has_none_is_refused() -> None:
+def test_mode_in_a_plan_without_modes_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no mode 'x'; the plan has no \[\[mode\]\]"):
         parse_plan('name = "p"\n[[case]]\npattern = "all_reduce"\nbytes = 8\nmode = "x"\n', "p")
 
 
-def test_the_environment_is_the_modes_inside_and_as_before_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mode_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_PXN_DISABLE", "user")
     monkeypatch.delenv("NCCL_CROSS_NIC", raising=False)
     with mode_environment(parse_plan(MODES, "p").mode_of(1)):
@@ -141,7 +141,7 @@ def ncclbench(folder: Path, *more: object) -> Any:
 
 
 def one_of_several(folder: Path, number: int) -> Any:
-    """A process start as a parent makes it: by a request, not by options."""
+    """Make one process start by a request, as a parent process does."""
     (folder / "modes.toml").write_text(MODES)
     (folder / "fabric.toml").write_text(FABRIC)
     request = RunRequest(
@@ -156,7 +156,7 @@ def one_of_several(folder: Path, number: int) -> Any:
     return CliRunner().invoke(run_command, rank_arguments(request)[1:])
 
 
-def test_a_dry_run_says_which_start_is_of_which_mode(tmp_path: Path) -> None:
+def test_dry_run_shows_the_mode_of_each_start(tmp_path: Path) -> None:
     said = ncclbench(tmp_path, "--dry-run").output
     assert "process start 1, 3: mode pxn: NCCL_PXN_DISABLE=0 NCCL_P2P_PXN_LEVEL=2" in said
     assert "process start 2, 4: mode spine: NCCL_PXN_DISABLE=1 NCCL_CROSS_NIC=1" in said
@@ -169,8 +169,8 @@ def measured(folder: Path) -> list[tuple[int, str | None, str]]:
     return [(record.start, record.mode, record.case) for record in read_run(folder / "run").records]
 
 
-def test_all_starts_of_all_modes_and_those_that_are_missing(tmp_path: Path) -> None:
-    """Two of four starts, as a parent makes them; then what is known of the others."""
+def test_starts_of_modes_are_recorded_and_missing_ones_known(tmp_path: Path) -> None:
+    """Make two of four process starts; the other two are known to be missing."""
     for number in (1, 2):
         assert one_of_several(tmp_path, number).exit_code == 0
     assert measured(tmp_path) == [(0, "pxn", PXN), (0, "pxn", SAME), (1, "spine", SPINE)]
@@ -193,7 +193,7 @@ def test_all_starts_of_all_modes_and_those_that_are_missing(tmp_path: Path) -> N
     assert start_of_rank(replace(plan, modes=()), tmp_path / "elsewhere", resume=True, asked=None) is None
 
 
-def test_a_start_that_is_killed_says_its_mode_and_is_the_one_to_go_on_with(tmp_path: Path) -> None:
+def test_interrupted_start_records_its_mode_and_is_resumed(tmp_path: Path) -> None:
     plan = parse_plan(MODES, "p")
     for start in range(4):
         recorder = RunRecorder(prepared_run(tmp_path / "r", RememberingListener(), plan=plan, start=start))
@@ -209,7 +209,7 @@ def test_a_start_that_is_killed_says_its_mode_and_is_the_one_to_go_on_with(tmp_p
     assert run.open_start == 0
 
 
-def test_the_next_command_says_which_start_it_makes(tmp_path: Path) -> None:
+def test_next_command_names_the_process_start(tmp_path: Path) -> None:
     line = ["run", "--plan", "p", "-o", "r", "--process-start", "1", "--resume"]
     assert next_command("slurm", line, tmp_path, {}, 1).endswith(
         "ncclbench run --plan p -o r --resume --process-start 2"
@@ -226,7 +226,7 @@ def test_the_next_command_says_which_start_it_makes(tmp_path: Path) -> None:
         ("pxn", {"NCCL_PXN_DISABLE": "1", "NCCL_DEBUG": "INFO"}, True),
     ],
 )
-def test_modes_differ_on_purpose_and_in_nothing_else(
+def test_drift_check_ignores_only_the_modes_variables(
     mode: str, variables: dict[str, str], drifts: bool, tmp_path: Path
 ) -> None:
     first = {"NCCL_PXN_DISABLE": "0", "NCCL_P2P_PXN_LEVEL": "2", "NCCL_DEBUG": "INFO"}
@@ -242,7 +242,7 @@ def test_modes_differ_on_purpose_and_in_nothing_else(
     )
 
     class Subject:
-        """As much of one as is looked at."""
+        """The attributes of a subject that the check reads."""
 
     subject: Any = Subject()
     subject.run = run

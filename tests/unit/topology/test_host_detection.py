@@ -1,4 +1,4 @@
-"""Which launcher started a process: recorded environments of each, broken ones, and jobs that are several."""
+"""Launcher detection: recorded environments of each launcher, incomplete ones, and independent jobs."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import pytest
 from ncclbench.errors import EnvironmentFault
 from ncclbench.launch.launcher_detection import LOCAL_STORE, LOCAL_STORE_FD, detect
 
-# As the launchers set them; variables that nobody reads here are left out.
+# As the launchers set them, without variables that launcher detection does not read.
 TORCHRUN = {
     "RANK": "5",
     "WORLD_SIZE": "8",
@@ -86,7 +86,7 @@ LAUNCHED = {
     "flux": FLUX,
     "local": LOCAL,
 }
-# What each launcher must set; any one missing is half a launcher.
+# The required variables of each launcher.
 REQUIRED = {
     "torchrun": ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"],
     "openmpi": [name for name in OPENMPI if name.startswith("OMPI_COMM_WORLD_") and "NODE" not in name],
@@ -105,7 +105,7 @@ NUMBERS = {
 }
 
 
-def seat(environ: Mapping[str, str]) -> tuple[str, int, int, int, int]:
+def identity_of(environ: Mapping[str, str]) -> tuple[str, int, int, int, int]:
     found = detect({"PATH": "/bin", **environ})
     assert found is not None
     return found.launcher, found.rank, found.world_size, found.local_rank, found.local_size
@@ -130,20 +130,20 @@ def refusal(environ: Mapping[str, str]) -> str:
     ],
     ids=list(LAUNCHED),
 )
-def test_every_launcher_is_known(environ: Mapping[str, str], expected: tuple[str, int, int, int, int]) -> None:
-    assert seat(environ) == expected
+def test_every_launcher_is_detected(environ: Mapping[str, str], expected: tuple[str, int, int, int, int]) -> None:
+    assert identity_of(environ) == expected
 
 
-def test_without_a_launcher_there_is_no_seat() -> None:
-    assert detect({"PATH": "/bin", "HOME": "/home/somebody"}) is None
+def test_no_launcher_is_detected() -> None:
+    assert detect({"PATH": "/bin", "HOME": "/home/user"}) is None
 
 
 @pytest.mark.parametrize("environ", [SLURM_BATCH, {k: v for k, v in SLURM_BATCH.items() if k != "SLURM_PROCID"}])
-def test_a_batch_script_without_a_step_starts_its_own_ranks(environ: Mapping[str, str]) -> None:
+def test_batch_script_is_not_a_rank(environ: Mapping[str, str]) -> None:
     assert detect(environ) is None
 
 
-def test_ranks_that_we_started_meet_where_we_listen() -> None:
+def test_local_ranks_use_the_parents_socket() -> None:
     found = detect(LOCAL)
     assert found is not None
     assert found.address == ("127.0.0.1", 41234)
@@ -153,7 +153,7 @@ def test_ranks_that_we_started_meet_where_we_listen() -> None:
     assert follower.listen_fd is None
 
 
-def test_a_launcher_that_knows_where_to_meet_needs_no_address() -> None:
+def test_torchrun_needs_no_address() -> None:
     found = detect(TORCHRUN)
     assert found is not None
     assert found.address is None
@@ -171,21 +171,21 @@ def test_a_launcher_that_knows_where_to_meet_needs_no_address() -> None:
         ("", "0", "6", 7),
     ],
 )
-def test_slurm_tells_the_tasks_of_all_nodes_at_once(tasks: str, node: str, local_id: str, expected: int) -> None:
+def test_slurm_task_list_gives_the_local_size(tasks: str, node: str, local_id: str, expected: int) -> None:
     environ = SLURM_STEP | {
         "SLURM_STEP_NUM_TASKS": "7",
         "SLURM_STEP_TASKS_PER_NODE": tasks,
         "SLURM_NODEID": node,
         "SLURM_LOCALID": local_id,
     }
-    assert seat(environ)[4] == expected
+    assert identity_of(environ)[4] == expected
 
 
 @pytest.mark.parametrize(
     ("launcher", "name"), [(launcher, name) for launcher in REQUIRED for name in REQUIRED[launcher]]
 )
 @pytest.mark.parametrize("how", ["unset", "empty"])
-def test_half_a_launcher_is_refused_and_the_missing_half_is_named(launcher: str, name: str, how: str) -> None:
+def test_incomplete_launcher_variables_are_named(launcher: str, name: str, how: str) -> None:
     environ = {key: value for key, value in LAUNCHED[launcher].items() if key != name}
     message = refusal(environ | ({name: ""} if how == "empty" else {}))
     there, _, missing = message.partition(" but not ")
@@ -198,7 +198,7 @@ def test_half_a_launcher_is_refused_and_the_missing_half_is_named(launcher: str,
 
 
 @pytest.mark.parametrize("environ", [{"RANK": "0"}, {"WORLD_SIZE": "4"}, {"RANK": "0", "WORLD_SIZE": "4"}])
-def test_a_script_that_sets_only_rank_and_world_size(environ: Mapping[str, str]) -> None:
+def test_script_with_only_rank_and_world_size_is_refused(environ: Mapping[str, str]) -> None:
     message = refusal(environ)
     assert "MASTER_ADDR" in message
     assert "--nproc" in message  # what to do instead
@@ -206,7 +206,7 @@ def test_a_script_that_sets_only_rank_and_world_size(environ: Mapping[str, str])
 
 @pytest.mark.parametrize(("launcher", "name"), [(launcher, name) for launcher in NUMBERS for name in NUMBERS[launcher]])
 @pytest.mark.parametrize("value", ["four", "1.5"])
-def test_what_is_no_number_is_named(launcher: str, name: str, value: str) -> None:
+def test_invalid_number_is_named(launcher: str, name: str, value: str) -> None:
     message = refusal(LAUNCHED[launcher] | {name: value})
     assert name in message
     assert repr(value) in message
@@ -225,7 +225,7 @@ def test_what_is_no_number_is_named(launcher: str, name: str, value: str) -> Non
         {"LOCAL_WORLD_SIZE": "0"},
     ],
 )
-def test_numbers_that_contradict_each_other_are_shown(wrong: Mapping[str, str]) -> None:
+def test_contradictory_numbers_are_shown(wrong: Mapping[str, str]) -> None:
     message = refusal({**TORCHRUN, **wrong})
     assert "contradict" in message
     assert next(iter(wrong.values())) in message
@@ -282,10 +282,10 @@ def test_independent_jobs_that_look_like_one_are_refused(
             {**SLURM_STEP, **TWO_TASKS, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", **ALONE},
             ("torchrun", 0, 1, 0, 1),
         ),
-        # mpirun in an allocation starts its daemons through srun: one task a node, several ranks in each.
+        # mpirun in an allocation starts its daemons through srun: one task per node, several ranks in each.
         ({**SLURM_STEP, **TWO_TASKS, **OPENMPI}, ("openmpi", 3, 4, 1, 2)),
         ({**SLURM_STEP, **TWO_TASKS, **MPICH}, ("mpich", 2, 4, 0, 2)),
-        # Slurm and Flux speak PMI to their tasks, and set its rank and size beside their own.
+        # Slurm and Flux provide PMI to their tasks, and also set its rank and size.
         ({**SLURM_STEP, "PMI_RANK": "4", "PMI_SIZE": "6", "PMI_FD": "8"}, ("slurm", 4, 6, 1, 3)),
         ({**FLUX, "PMI_RANK": "2", "PMI_SIZE": "4", "PMI_FD": "8"}, ("flux", 2, 4, 2, 4)),
     ],
@@ -300,16 +300,14 @@ def test_independent_jobs_that_look_like_one_are_refused(
         "flux-pmi",
     ],
 )
-def test_launchers_that_rightly_start_each_other(
-    environ: Mapping[str, str], expected: tuple[str, int, int, int, int]
-) -> None:
-    assert seat(environ) == expected
+def test_nested_launchers_are_accepted(environ: Mapping[str, str], expected: tuple[str, int, int, int, int]) -> None:
+    assert identity_of(environ) == expected
 
 
-def test_our_own_ranks_inside_somebody_elses_step_of_one() -> None:
-    assert seat({**SLURM_STEP, "SLURM_STEP_NUM_TASKS": "1", **LOCAL}) == ("local", 0, 3, 0, 3)
+def test_local_ranks_inside_a_slurm_step_of_one() -> None:
+    assert identity_of({**SLURM_STEP, "SLURM_STEP_NUM_TASKS": "1", **LOCAL}) == ("local", 0, 3, 0, 3)
 
 
-def test_a_group_size_that_is_no_number_is_named() -> None:
+def test_invalid_group_size_is_named() -> None:
     message = refusal({**OPENMPI, **TORCHRUN, "GROUP_WORLD_SIZE": "two"})
     assert "GROUP_WORLD_SIZE" in message

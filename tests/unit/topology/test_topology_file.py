@@ -1,4 +1,4 @@
-"""Topology files: what they say, what they must not say, and where they put ranks."""
+"""Topology files: valid and invalid content, and the placement of ranks."""
 
 import hashlib
 from pathlib import Path
@@ -77,7 +77,7 @@ def refusal(text: str) -> str:
     return str(caught.value)
 
 
-def test_ranks_go_where_their_host_names_say() -> None:
+def test_ranks_are_placed_by_host_name() -> None:
     topology = place_ranks(parse_topology(LAB, "lab.toml"), HOSTS)
     assert topology.nodes.tolist() == [0, 0, 1, 1]
     assert topology.node_names == ("n0", "n1.cluster")
@@ -93,7 +93,7 @@ def test_ranks_go_where_their_host_names_say() -> None:
     assert topology.wiring.uplink_gbit_per_s.tolist() == pytest.approx([0.7, 0.3])
 
 
-def test_what_was_assumed_is_said_aloud() -> None:
+def test_assumptions_are_in_the_sources() -> None:
     sources = place_ranks(parse_topology(LAB, "lab.toml"), HOSTS).sources
     assert sources["node"] == "host name of each rank, looked up in topology file lab.toml"
     assert sources["rail"].startswith("assumed: ranks take the rails")
@@ -101,19 +101,19 @@ def test_what_was_assumed_is_said_aloud() -> None:
     assert sources["site"] == "topology file lab.toml"
 
 
-def test_ranks_go_where_the_file_says_whatever_their_hosts_are_called() -> None:
+def test_ranks_of_the_file_are_placed_without_host_names() -> None:
     topology = place_ranks(parse_topology(LAB + RANKS, "lab.toml"), ["elsewhere", "n0"])
     assert [topology.node_names[node] for node in topology.nodes] == ["n1.cluster", "n0"]
     assert topology.rails.tolist() == [1, 0]
     assert topology.sources["node"].endswith("[[rank]]; 1 rank reports another host name than the file gives them")
 
 
-def test_ranks_without_a_rail_take_the_free_ones() -> None:
+def test_ranks_without_a_rail_get_free_rails() -> None:
     topology = place_ranks(parse_topology(LAB + RANKS, "lab.toml"), ["x", "n0", "n1", "n0"])
     assert topology.rails.tolist() == [1, 0, 0, 1]
 
 
-def test_planes_of_a_rail_add_up_and_share_their_rank() -> None:
+def test_planes_of_a_rail_add_up() -> None:
     text = LAB.replace("rail = 1\ndevice", "rail = 0\nplane = 1\ndevice")
     topology = place_ranks(parse_topology(text, "lab.toml"), ["n0", "n1"])
     assert topology.wiring is not None
@@ -131,7 +131,7 @@ def test_several_nodes_in_a_domain() -> None:
     assert topology.wiring.domain_gbit_per_s.tolist() == [7200.0] * 4
 
 
-def test_the_manifest_has_what_is_known_and_the_file_s_hash(tmp_path: Path) -> None:
+def test_manifest_has_wiring_and_file_hash(tmp_path: Path) -> None:
     file = tmp_path / "lab.toml"
     file.write_text(LAB)
     record = place_ranks(read_topology(file), HOSTS).as_record()
@@ -140,7 +140,7 @@ def test_the_manifest_has_what_is_known_and_the_file_s_hash(tmp_path: Path) -> N
     assert record.sources["file"] == f"{file} sha256:{hashlib.sha256(LAB.encode()).hexdigest()}"
 
 
-def test_ranks_that_have_not_started_are_laid_out_in_the_file_s_order() -> None:
+def test_planned_ranks_follow_the_files_order() -> None:
     found = parse_topology(LAB, "lab.toml")
     assert plan_placement(found, 3).nodes.tolist() == [0, 0, 1]
     with pytest.raises(UsageError, match="4 rails on all its nodes, fewer than 5 ranks"):
@@ -209,7 +209,7 @@ def test_8192_ranks_are_placed_and_stay_small() -> None:
         (LAB + '[[domain]]\nname = "rack"', "n0 is in domain 'n0', which is not in the file"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_refused_in_one_line(text: str, words: str) -> None:
+def test_invalid_topology_file_is_refused_in_one_line(text: str, words: str) -> None:
     assert words in refusal(text)
 
 
@@ -221,14 +221,14 @@ def test_a_file_that_makes_no_sense_is_refused_in_one_line(text: str, words: str
         (LAB + RANKS, ["n0"], "unknown rank 1: this job has ranks 0 to 0"),
     ],
 )
-def test_a_job_that_does_not_fit_the_file_is_refused(text: str, hosts: list[str], words: str) -> None:
+def test_job_that_does_not_match_the_file_is_refused(text: str, hosts: list[str], words: str) -> None:
     found = parse_topology(text, "lab.toml")
     with pytest.raises(UsageError, match=r"^lab\.toml: ") as caught:
         place_ranks(found, hosts)
     assert words in str(caught.value)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read the topology"):
         read_topology(tmp_path / "none.toml")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
@@ -241,9 +241,9 @@ def run_threads(*arguments: object) -> tuple[int, str]:
     return result.exit_code, f"{result.output}{result.exception or ''}"
 
 
-def test_run_places_threads_by_the_file_and_its_manifest_says_so(tmp_path: Path) -> None:
+def test_run_places_threads_by_the_file(tmp_path: Path) -> None:
     file, out = tmp_path / "lab.toml", tmp_path / "run"
-    seats = [f'[[rank]]\nrank = {r}\nnode = "{("n0", "n1.cluster")[r // 2]}"\nrail = {r % 2}\n' for r in range(4)]
+    places = [f'[[rank]]\nrank = {r}\nnode = "{("n0", "n1.cluster")[r // 2]}"\nrail = {r % 2}\n' for r in range(4)]
     file.write_text(LAB + "".join(seats))
     arguments = ["cross_rail", "-b", "4K", "-e", "4K", "-n", 6, "--transport", "threads", "--nproc", 4]
     code, text = run_threads(*arguments, "--topology", file, "-o", out)
@@ -259,10 +259,10 @@ def test_run_places_threads_by_the_file_and_its_manifest_says_so(tmp_path: Path)
     assert "would be skipped: cross_rail needs 2 nodes" in text
 
 
-def test_run_refuses_a_bad_file_before_anything_starts(tmp_path: Path) -> None:
+def test_run_refuses_an_invalid_file_before_start(tmp_path: Path) -> None:
     file, out = tmp_path / "lab.toml", tmp_path / "run"
     file.write_text(LAB.replace("rail = 1", "rial = 1"))
     code, text = run_threads("ring", "--transport", "threads", "--nproc", 2, "--topology", file, "-o", out)
-    assert code == 1  # as click's runner shows an exception of ours
+    assert code == 1  # click's test runner maps any exception to 1
     assert "unknown key node[0].nic[1].rial; did you mean 'rail'?" in text
     assert not out.exists()

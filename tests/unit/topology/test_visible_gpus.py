@@ -1,4 +1,4 @@
-"""How many GPUs are seen is asked without CUDA: device files, and what CUDA_VISIBLE_DEVICES shows of them."""
+"""Visible GPUs are counted without CUDA, from device files and CUDA_VISIBLE_DEVICES."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def dev(tmp_path: Path) -> Path:
         ("3, 1", 2),
         ("", 0),
         ("-1", 0),
-        ("0,-1,1", 1),  # nothing after what names no GPU
+        ("0,-1,1", 1),  # entries after an invalid one are ignored
         ("0,4,1", 1),
         ("GPU-a1,GPU-b2", 2),
         ("NoDevFiles", 0),
@@ -33,12 +33,12 @@ def dev(tmp_path: Path) -> Path:
         ("MIG-a1,MIG-b2", 1),  # a process sees one instance
     ],
 )
-def test_what_is_shown_is_seen(shown: str | None, seen: int, dev: Path) -> None:
+def test_visible_devices_are_counted(shown: str | None, seen: int, dev: Path) -> None:
     assert gpus_here({} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}, dev) == seen
 
 
-def test_a_rank_that_is_shown_what_is_not_there_means_a_gpu(dev: Path, tmp_path: Path) -> None:
-    """As a launcher does for one rank too many: it is to be refused by its number, not to run on a CPU."""
+def test_absent_visible_device_still_selects_gpus(dev: Path, tmp_path: Path) -> None:
+    """A launcher does this for one rank too many; the rank must be refused and not run on a CPU."""
     for shown in ("4", "7,0", "GPU-a1"):
         assert gpus_are_meant({"CUDA_VISIBLE_DEVICES": shown}, dev)
     assert gpus_are_meant({}, dev)
@@ -49,25 +49,25 @@ def test_a_rank_that_is_shown_what_is_not_there_means_a_gpu(dev: Path, tmp_path:
     assert not gpus_are_meant({}, empty)
 
 
-def test_no_device_file_no_gpu(tmp_path: Path) -> None:
+def test_no_device_file_means_no_gpu(tmp_path: Path) -> None:
     assert gpus_here({"CUDA_VISIBLE_DEVICES": "0,1"}, tmp_path) == 0
 
 
-def test_one_rank_is_started_for_each_gpu_that_is_seen(dev: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_rank_per_visible_gpu(dev: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for asking in (gpus_here, gpus_are_meant):
         monkeypatch.setattr(asking, "__defaults__", (os.environ, dev))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # torch and CuPy are there
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # torch and CuPy are installed
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     asked = RunRequest()
     assert choose_transport("auto", None) == "nccl"
     assert [nproc_of(asked, name) for name in ("nccl", "cupy_nccl", "mpi")] == [3, 3, 3]
     assert nproc_of(RunRequest(nproc=2), "nccl") == 2
-    # What runs on CPUs starts as many as where there is no GPU.
+    # Transports on CPUs ignore the GPUs.
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     assert [nproc_of(asked, name) for name in ("gloo", "threads")] == [6, 6]
     assert nproc_of(RunRequest(device="cpu"), "mpi") == 6
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cupy" else name)
-    assert nproc_of(asked, "mpi") == 6  # its buffers are on the host then
+    assert nproc_of(asked, "mpi") == 6  # its buffers are then on the host
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert nproc_of(asked, "nccl") == 6
     assert choose_transport("auto", None) == "gloo"
