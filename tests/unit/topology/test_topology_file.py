@@ -244,7 +244,7 @@ def run_threads(*arguments: object) -> tuple[int, str]:
 def test_run_places_threads_by_the_file(tmp_path: Path) -> None:
     file, out = tmp_path / "lab.toml", tmp_path / "run"
     places = [f'[[rank]]\nrank = {r}\nnode = "{("n0", "n1.cluster")[r // 2]}"\nrail = {r % 2}\n' for r in range(4)]
-    file.write_text(LAB + "".join(seats))
+    file.write_text(LAB + "".join(places))
     arguments = ["cross_rail", "-b", "4K", "-e", "4K", "-n", 6, "--transport", "threads", "--nproc", 4]
     code, text = run_threads(*arguments, "--topology", file, "-o", out)
     assert code == 0, text
