@@ -290,5 +290,5 @@ def _devices(report: _Report) -> list[LoggedDevice]:
 
 def _over_ranks(args: list[str]) -> str:
     """How the ranks' times became one figure: the option -a, and the mean without it."""
-    options: Mapping[str, str] = dict(itertools.pairwise(args))
-    return OVER_RANKS.get(options.get("-a", options.get("--average", "1")), "mean")
+    given: Mapping[str, str] = dict(itertools.pairwise(args))
+    return OVER_RANKS.get(given.get("-a", given.get("--average", "1")), "mean")
