@@ -138,8 +138,10 @@ def _transport_names(found: list[Module]) -> Iterator[str]:
         # In `buffers`, "nccl" is a kind of memory; in `importers`, it names another program's transport; in `accept`, a
         # library with a version, and the transport of an example. "model" is a word of the stored format.
         data = (
-            "ncclbench/accept/example_runs.py", "ncclbench/accept/profile_from_run.py", "ncclbench/store/run_directory.py",
-        )  # fmt: skip
+            "ncclbench/accept/example_runs.py",
+            "ncclbench/accept/profile_from_run.py",
+            "ncclbench/store/run_directory.py",
+        )
         if module.inside(("ncclbench/transports", "ncclbench/importers", "ncclbench/buffers")) or module.path in data:
             continue
         for node in ast.walk(module.tree):

@@ -101,7 +101,7 @@ def _judge(
         return "unverified", _sentence(rank, k, wanted, counted, topology) + ": other traffic, or sent again"
     if np.any(needed & ~enough):
         least = format_bytes(int(wanted.bytes_2R[needed].min()))
-        return "unverified", f"{least} on a NIC is too little to be told from control messages"
+        return "unverified", f"{least} on a NIC is too little to distinguish from control messages"
     return "proven", ""
 
 

@@ -122,7 +122,7 @@ def test_refusal_names_needed_and_free_memory() -> None:
     )
 
 
-def test_the_interpreter_needs_room_too() -> None:
+def test_interpreter_needs_memory_too() -> None:
     with pytest.raises(UsageError):
         refuse_too_large("case", GIB, 1, GIB + (256 << 20) - 1)
 
@@ -144,7 +144,7 @@ def test_numpy_serves_the_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "staged", "rooms"),
+    ("device", "staged", "limits"),
     [
         ("cpu", None, [(4, 100, "this node")]),
         ("cuda", None, [(1, 10, "a GPU")]),
@@ -153,8 +153,8 @@ def test_numpy_serves_the_cpu() -> None:
     ],
 )
 def test_buffers_that_are_staged_must_fit_on_the_host_too(
-    device: Device, staged: bool | None, rooms: list[tuple[int, int, str]], monkeypatch: pytest.MonkeyPatch
+    device: Device, staged: bool | None, limits: list[tuple[int, int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buffers, "available_memory", lambda: 100)
     monkeypatch.setattr(buffers, "free_device_memory", lambda: 10)
-    assert memory_limits(device, staged, 4) == rooms
+    assert memory_limits(device, staged, 4) == limits

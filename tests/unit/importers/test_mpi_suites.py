@@ -105,7 +105,7 @@ def test_shell_output_after_a_blank_line_is_not_a_row() -> None:
         read_log(Log.of("log.txt", (text + "Elapsed 12\n").encode()), Stated())
 
 
-def test_unknown_columns_are_skipped_with_a_warning() -> None:
+def test_columns_that_are_not_known_are_left_out_aloud() -> None:
     """For derived datatypes it is not documented whether the size or the transmitted size is the message."""
     text = (FIXTURES / "osu" / "osu_latency.txt").read_text()
     text += text.replace("Latency(us)", "Latency(us)    Transmit Size")

@@ -186,7 +186,7 @@ def test_nccl_log_inside_a_row_changes_nothing(cut: int, blank: str) -> None:
     assert figures("\n".join([*lines[:place], *torn, *lines[place + 1 :]])) == figures(TEXT)
 
 
-def test_ambiguous_row_is_not_guessed() -> None:
+def test_row_merged_with_nccls_line_is_not_guessed() -> None:
     """`0` before a host name that begins with a digit: 0 and 10-0-0-1, or 010 and -0-0-1."""
     text = TEXT.replace("    N/A    10.73", "   0 10-9:1:2 [0] NCCL INFO x", 1)
     assert "line 13: NCCL's log begins in the middle of this row" in refusal(text.replace("0 10-9", "010-9"))
@@ -444,7 +444,7 @@ def test_json_keeps_no_secret_and_names_the_reduction(tmp_path: Path) -> None:
     assert {known(one.imported).over_ranks for one in slowest} == {"max"}
 
 
-def test_json_of_several_gpus_per_process_has_no_rank(tmp_path: Path) -> None:
+def test_json_of_processes_with_several_gpus_has_samples_without_a_rank(tmp_path: Path) -> None:
     """With two GPUs per process, the log has the slower time of both without naming the GPU."""
     report = json.loads(changed_json("version", 3))
     for result in report["results"]:

@@ -1,4 +1,4 @@
-"""Room on GPUs: how many sets of buffers a case rotates over, what cases keep from one another, what is refused."""
+"""Planning of GPU memory: the buffer sets of a case, the memory kept between cases, and refusals."""
 
 from collections.abc import Sequence
 from math import gcd
@@ -106,10 +106,10 @@ def test_plan_gives_each_case_its_buffer_sets(monkeypatch: pytest.MonkeyPatch) -
 
     def main(transport: ThreadTransport) -> dict[str, Rotation]:
         transport.device = "cuda"
-        seat = RankIdentity(
+        identity = RankIdentity(
             rank=transport.rank, world_size=2, local_rank=transport.rank, local_size=2, launcher="threads"
         )
-        return session._plan_memory(job, seat, Topology.single_node(2), transport)
+        return session._plan_memory(job, identity, Topology.single_node(2), transport)
 
     assert play(2, main, 20.0) == [{cases[k].id: Rotation(2, True) for k in (0, 2)}] * 2  # there is one node
     assert blocks._planned == [100 * MIB] * 2  # which serve both

@@ -1,4 +1,4 @@
-"""Overlap of a collective with computing, on a clock that moves only when somebody works or waits."""
+"""Overlap of a collective with computing, on a clock that moves only during work and waits."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Port counters against the ledger: what is proven, what is contradicted, and what cannot be told."""
+"""Port counters against the ledger: proven, contradicted and unverified paths."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,7 +166,7 @@ def test_too_little_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     record = measured(Wire(fabric(), lambda rank: rank), monkeypatch, "same_rail", nbytes=1024)
     assert record.path is not None
     assert record.path.proof == "unverified"
-    assert known(record.path.reason).endswith("is too little to be told from control messages")
+    assert known(record.path.reason).endswith("is too little to distinguish from control messages")
 
 
 def test_all_reduce_route_is_unverified(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,4 +469,4 @@ def test_retransmits_are_recorded_per_pair_if_any() -> None:
     assert known(path.counters).repeats == Retransmits(src=[1, 2], dst=[3, 0], segments=[1000, 1000], again=[0, 5])
     assert known(reconcile(wanted(100 * MEGABYTE), linked({}), fabric()).counters).repeats is None
     strangers = [Counted(connections={"10.0.0.1:1 10.9.9.9:9": (100, 50)}), Counted()]
-    assert retransmits_by_pair(strangers) is None, "nobody here is its far end"
+    assert retransmits_by_pair(strangers) is None, "no rank here is its far end"

@@ -90,7 +90,7 @@ def test_wrong_data_are_worse_than_lost_flows(monkeypatch: pytest.MonkeyPatch) -
         ([(0, 1), (0, 2), (0, 3), (5, 4), (6, 4)], [0, 4]),
     ],
 )
-def test_who_is_blamed(pairs: list[tuple[int, int]], ranks: list[int]) -> None:
+def test_ranks_in_most_lost_pairs_are_named(pairs: list[tuple[int, int]], ranks: list[int]) -> None:
     assert LostFlows(tuple(pairs), 12).ranks == ranks
 
 

@@ -86,8 +86,8 @@ def test_one_run_directory_takes_every_mode_a_start_each(monkeypatch: pytest.Mon
     case = 'pattern = "cross_rail"\nbytes = 4096\niterations = 6\nparams = { mode = ["spine", "pxn", "crossnic0"] }\n'
     plan.write_text(f'name = "modes"\n[[case]]\n{case}')
     nodes = "".join(f'[[node]]\nname = "n{d}"\n' for d in range(2))
-    seats = "".join(f'[[rank]]\nrank = {r}\nnode = "n{r // 2}"\nrail = {r % 2}\n' for r in range(4))
-    fabric.write_text(nodes + seats)
+    placements = "".join(f'[[rank]]\nrank = {r}\nnode = "n{r // 2}"\nrail = {r % 2}\n' for r in range(4))
+    fabric.write_text(nodes + placements)
     measured = []
     for mode, environ in RIGHT.items():
         for name in ("NCCL_PXN_DISABLE", "NCCL_CROSS_NIC"):

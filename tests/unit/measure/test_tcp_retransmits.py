@@ -51,8 +51,8 @@ def test_this_process_finds_its_own_connections_and_what_it_sent() -> None:
         ask_kernel()
     except OSError as error:
         pytest.skip(f"this kernel does not tell: {error}")
-    with socket.create_server(("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()) as link:
-        far, _ = door.accept()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as link:
+        far, _ = listener.accept()
         with far:
             (here, there) = (f"{host}:{port}" for host, port in (link.getsockname(), link.getpeername()))
             before = own_connections(["127.0.0.1"])[f"{here} {there}"][0]

@@ -137,7 +137,7 @@ def test_which_patterns_line_their_ranks_up(pattern: str, by_itself: bool) -> No
     ],
 )
 def test_grouped_sends_count_launches_by_peers(op: Op, members: int, launches: int) -> None:
-    """Behind a gate NCCL would wait for ever for room in its ring of work."""
+    """Behind a gate NCCL would wait forever for space in its work ring."""
     phase = Collective("x", op, np.arange(members)[None], 1)
     (step,) = steps_of([phase], lambda *_: nothing)
     assert step.launches == launches

@@ -37,7 +37,7 @@ def test_visible_devices_are_counted(shown: str | None, seen: int, dev: Path) ->
     assert gpus_here({} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}, dev) == seen
 
 
-def test_absent_visible_device_still_selects_gpus(dev: Path, tmp_path: Path) -> None:
+def test_a_rank_that_is_shown_what_is_not_there_means_a_gpu(dev: Path, tmp_path: Path) -> None:
     """A launcher does this for one rank too many; the rank must be refused and not run on a CPU."""
     for shown in ("4", "7,0", "GPU-a1"):
         assert gpus_are_meant({"CUDA_VISIBLE_DEVICES": shown}, dev)

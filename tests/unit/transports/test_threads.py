@@ -1,4 +1,4 @@
-"""Ranks as threads: every pattern runs, every phase type arrives where the oracle expects it, and nobody is left."""
+"""Ranks as threads: every pattern runs, every phase type matches the oracle, and no rank hangs."""
 
 import re
 import threading

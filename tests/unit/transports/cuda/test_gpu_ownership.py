@@ -1,4 +1,4 @@
-"""Which GPU a rank has: one rank a GPU, unless ranks are told to share."""
+"""The GPU of each rank: one rank per GPU, unless sharing is allowed."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,37 +14,37 @@ from ncclbench.transports.cuda.gpu_ownership import choose_gpu, cupy_gpus, ranks
 from ncclbench.transports.threads import ThreadTransport, play
 
 
-def seat(rank: int, size: int) -> RankIdentity:
+def identity_of(rank: int, size: int) -> RankIdentity:
     return RankIdentity(rank=rank, world_size=size, local_rank=rank, local_size=size, launcher="torchrun")
 
 
 def test_each_rank_has_the_gpu_of_its_place() -> None:
     environ: dict[str, str] = {}
-    assert [choose_gpu(seat(rank, 4), 4, environ) for rank in range(4)] == [0, 1, 2, 3]
+    assert [choose_gpu(identity_of(rank, 4), 4, environ) for rank in range(4)] == [0, 1, 2, 3]
     assert not environ
 
 
 @pytest.mark.parametrize("environ", [{}, {"NCCLBENCH_SHARE_GPU": "0"}, {"NCCLBENCH_SHARE_GPU": ""}])
 def test_more_ranks_than_gpus_are_refused(environ: dict[str, str]) -> None:
     with pytest.raises(EnvironmentFault, match="--nproc 2"):
-        choose_gpu(seat(2, 3), 2, environ)
+        choose_gpu(identity_of(2, 3), 2, environ)
 
 
 def test_a_gpu_shown_alone_is_honoured() -> None:
-    assert choose_gpu(seat(3, 4), 1, {"CUDA_VISIBLE_DEVICES": "3"}) == 0
+    assert choose_gpu(identity_of(3, 4), 1, {"CUDA_VISIBLE_DEVICES": "3"}) == 0
 
 
 def test_ranks_sharing_a_gpu_get_different_nccl_host_ids() -> None:
-    claimed = []
+    chosen = []
     for rank in range(5):
         environ = {"NCCLBENCH_SHARE_GPU": "1"}
-        claimed.append((choose_gpu(seat(rank, 5), 2, environ), environ["NCCL_HOSTID"].rsplit("-", 1)[1]))
-    assert claimed == [(0, "0"), (1, "0"), (0, "1"), (1, "1"), (0, "2")]  # no GPU twice on one "host"
+        chosen.append((choose_gpu(identity_of(rank, 5), 2, environ), environ["NCCL_HOSTID"].rsplit("-", 1)[1]))
+    assert chosen == [(0, "0"), (1, "0"), (0, "1"), (1, "1"), (0, "2")]  # no GPU twice on one "host"
 
 
 def test_a_host_id_of_the_users_own_is_left() -> None:
     environ = {"NCCLBENCH_SHARE_GPU": "1", "NCCL_HOSTID": "mine"}
-    choose_gpu(seat(1, 2), 1, environ)
+    choose_gpu(identity_of(1, 2), 1, environ)
     assert environ["NCCL_HOSTID"] == "mine"
 
 
@@ -137,7 +137,11 @@ def test_gpus_are_those_that_cupy_can_use(monkeypatch: pytest.MonkeyPatch) -> No
             "--device cpu (cudaErrorInsufficientDriver: CUDA driver version is insufficient)",
         ),
         (RuntimeError("no CUDA-capable device"), 0, "no NVIDIA driver is loaded: use --device cpu (no CUDA-capable"),
-        (OSError("libcudart.so.13"), RuntimeError("nobody"), "no NVIDIA driver is loaded: use --device cpu (libcudart"),
+        (
+            OSError("libcudart.so.13"),
+            RuntimeError("no driver"),
+            "no NVIDIA driver is loaded: use --device cpu (libcudart",
+        ),
     ],
 )
 def test_wrong_cupy_error_names_the_wheel_to_install(

@@ -60,14 +60,14 @@ def test_what_is_registered_stays_so_from_case_to_case(library: FakeNccl) -> Non
     assert not library.freed
 
 
-def test_where_one_rank_cannot_nobody_does(library: FakeNccl) -> None:
+def test_one_unable_rank_prevents_registration_on_all(library: FakeNccl) -> None:
     nccl_memory.BLOCKS.take(100)
     library.refused = frozenset({1})
     assert play(3, lambda transport: registered(transport, [transport.rank]), 20.0) == [False] * 3
     assert not library.registered
 
 
-def test_without_a_library_that_is_known_nobody_does(library: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_known_library_no_rank_registers(library: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
     nccl_memory.BLOCKS.take(100)
     monkeypatch.setattr(_registration, "NcclLibrary", SimpleNamespace(only=lambda: None))
     assert play(2, lambda transport: registered(transport, [transport.rank]), 20.0) == [False] * 2

@@ -38,7 +38,7 @@ def test_another_current_stream_is_found_out(cuda_stream: Any) -> None:
     Stream(8).use()
     with pytest.raises(RuntimeError, match="no longer the one that is measured"):
         stream.synchronize()
-    stream.make_current()  # as whoever has two transports in a process says
+    stream.make_current()  # as a process with two transports does
     fetch_a_column()
     stream.synchronize()
 
