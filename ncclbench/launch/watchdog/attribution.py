@@ -57,7 +57,7 @@ class Fault:
 
     Attributes:
         status: of the record in progress.
-        ranks: the ranks that caused it, as far as can be told.
+        ranks: the ranks that caused it, if they are known.
         reason: one line.
         case: index of the case in which it happened, -1 before the first.
     """

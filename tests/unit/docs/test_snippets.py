@@ -108,7 +108,7 @@ def commands() -> list[Snippet]:
     for name in cli.list_commands(click.Context(cli)):
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
-        text = command.get_help(click.Context(command, info_name=f"ncclbench {name}"))
+        text = command.get_help(click.Context(command, info_name=f"ncclbench {name}", **command.context_settings))
         examples = [line.strip() for line in text.splitlines() if "ncclbench" in line and "Usage:" not in line]
         for number, line in enumerate(examples, 1):
             found.setdefault(line, Snippet(f"ncclbench {name} --help", number, line))
