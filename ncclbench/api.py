@@ -390,11 +390,11 @@ def _measure_and_judge(rules: Rules, request: AcceptRequest, listener: Listener 
 
 def _judge(path: Path, rules: Rules, request: AcceptRequest) -> Acceptance:
     from ncclbench.accept.bundle import write_bundle
-    from ncclbench.accept.check_context import Subject
+    from ncclbench.accept.check_context import CheckContext
     from ncclbench.accept.redacted_bundle import write_redacted_bundle
     from ncclbench.store.run_directory import read_run
 
-    subject = Subject(read_run(path), rules, _baseline(request.baseline, path), request.force)
+    subject = CheckContext(read_run(path), rules, _baseline(request.baseline, path), request.force)
     document = write_bundle(subject)
     redacted = write_redacted_bundle(subject) if request.redact else None
     return Acceptance(Exit(document.exit_code or 0), path, document, redacted)

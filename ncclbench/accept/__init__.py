@@ -1,1 +1,1 @@
-"""Judging what was measured: profiles, checks, verdicts, and the bundle. Reads the store, never a transport."""
+"""Judge a run: profiles, checks, verdicts and the bundle. This package reads the store and never a transport."""

@@ -1,11 +1,11 @@
-"""The bundle: everything that a verdict rests on, beside the verdict, with a sum for each file.
+"""The bundle: the verdict, all that it is based on, and a SHA-256 sum for each file.
 
 RUN/verdict.json           the verdict; docs/verdict.schema.json is its schema
-RUN/accept/profile.toml    the profile as it was used
-RUN/accept/baseline.json   the run that it was compared with, if any
+RUN/accept/profile.toml    the profile that was used
+RUN/accept/baseline.json   the run that this one was compared with, if any
 RUN/accept/junit.xml, checks.csv, metrics.prom
 RUN/events.jsonl           gets a line with the verdict's hash
-RUN/SHA256SUMS             last; sha256sum -c reads it
+RUN/SHA256SUMS             written last; sha256sum -c reads it
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.judge import judge
 from ncclbench.accept.verdict_formats import checks_csv, junit, prometheus
 from ncclbench.errors import EnvironmentFault, UsageError
@@ -27,29 +27,29 @@ from ncclbench.store.verdict import RunVerdict
 
 SUMS = "SHA256SUMS"
 FOLDER = "accept"
-# What belongs to no bundle: the sums themselves, the writer's lock, and what a crash has left.
+# Not in the bundle: the sums themselves and the lock of the writer.
 _LEFT_OUT = (SUMS, ".lock")
 
 
 class StoredBaseline(msgspec.Struct, frozen=True, kw_only=True):
-    """A baseline as the bundle keeps it: all that comparing with it needs."""
+    """A baseline in the bundle: the parts that a comparison needs."""
 
     name: str
     manifest: Manifest
     records: list[Record]
 
     def as_run(self) -> Run:
-        """The run again, without its events and samples."""
+        """The baseline as a run without events and samples."""
         return Run(Path(self.name), self.manifest, tuple(self.records), ())
 
 
 def pretty(document: RunVerdict) -> bytes:
-    """``verdict.json``."""
+    """The content of ``verdict.json``: indented JSON."""
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 
-def write_bundle(subject: Subject) -> RunVerdict:
-    """Judge, and write all of the bundle into the run directory.
+def write_bundle(subject: CheckContext) -> RunVerdict:
+    """Judge a run, and write the bundle into its directory.
 
     Raises:
         UsageError: if the run is still being written.
@@ -83,9 +83,9 @@ def write_bundle(subject: Subject) -> RunVerdict:
 def _write_baseline(path: Path, baseline: Run | None) -> None:
     file = path / FOLDER / "baseline.json"
     if baseline is None:
-        file.unlink(missing_ok=True)  # of an earlier verdict
+        file.unlink(missing_ok=True)  # an earlier verdict may have left one
         return
-    # States of GPUs are most of a large record, and nothing compares them.
+    # GPU states are most of a large record, and no check compares them.
     records = [msgspec.structs.replace(record, gpus=[]) for record in baseline.records]
     stored = StoredBaseline(name=baseline.path.name, manifest=baseline.manifest, records=records)
     write_whole(file, msgspec.json.encode(stored))
@@ -108,7 +108,7 @@ def read_baseline(path: Path) -> Run | None:
 
 
 def files(path: Path) -> Iterator[str]:
-    """Every file of a bundle, by its path inside it, sorted."""
+    """The paths of all files of a bundle, relative to it and sorted; leftovers of a crash are skipped."""
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
         if file.is_file() and name not in _LEFT_OUT and not name.endswith(".tmp"):
@@ -116,5 +116,5 @@ def files(path: Path) -> Iterator[str]:
 
 
 def sums(path: Path) -> str:
-    """``SHA256SUMS``, as sha256sum writes it."""
+    """The content of ``SHA256SUMS``, in the format of sha256sum."""
     return "".join(f"{file_hash(path / name)}  {name}\n" for name in files(path))

@@ -1,4 +1,4 @@
-"""What a check is given: the run, the rules, a baseline, and the figures of a case with their uncertainty."""
+"""The input of a check: the run, the rules, a baseline, and the figures of a case with their intervals."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -10,7 +10,8 @@ import numpy as np
 from ncclbench.accept.case_facts import CaseView, matches_any, views_of
 from ncclbench.accept.conditions import read_test
 from ncclbench.accept.profile import RATES, FloorRule, Rules
-from ncclbench.accept.sample_checks import Floats, quantile_interval, read_total
+from ncclbench.accept.sample_checks import Floats, read_total
+from ncclbench.analysis.intervals import quantile_interval
 from ncclbench.store.records import Json, LedgerRecord, PathRecord, Record, Summary
 from ncclbench.store.run_directory import Run
 from ncclbench.store.samples import samples_file
@@ -19,13 +20,13 @@ from ncclbench.topology.rank_names import group_name
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of one record with its 95% interval; `low` and `high` are None where there is none.
+    """A figure of one record with its 95% interval; `low` and `high` are None where it has no interval.
 
     Attributes:
         value: the figure, in the unit of its metric.
-        low: the smaller end.
-        high: the larger end.
-        part: which group it is of, where several ran side by side: the slowest one.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        part: the slowest group, whose figure this is, where several groups ran side by side.
     """
 
     value: float
@@ -35,14 +36,14 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A run to be judged.
+class CheckContext:
+    """A run, and what it is judged by. Every check receives this object.
 
     Attributes:
-        run: as read.
-        rules: the profile's.
-        baseline: another run, or None.
-        forced: the baseline is compared though it is unlike.
+        run: the run to judge.
+        rules: the rules of the profile.
+        baseline: the run to compare with, or None.
+        forced: compare with the baseline although it is not comparable.
     """
 
     run: Run
@@ -52,12 +53,12 @@ class Subject:
 
     @cached_property
     def cases(self) -> list[CaseView]:
-        """Every case of the run over all starts."""
+        """All cases of the run, each over all starts."""
         return views_of(self.run)
 
     @cached_property
     def fabric_mismatch(self) -> list[str]:
-        """Why the profile is not for this run; then no figure of it is judged by the profile's."""
+        """Why the profile is not for this run; empty if it is. On a mismatch, no figure of the profile is used."""
         fabric, manifest = self.rules.profile.fabric, self.run.manifest
         device = "cpu" if manifest.device == "cpu" else "cuda"
         if device != fabric.device:
@@ -75,7 +76,7 @@ class Subject:
         return found + self._other_domains()
 
     def _other_domains(self) -> list[str]:
-        """Domains of other sizes; where a domain is only assumed to be a host, that is the likeliest reason."""
+        """Domains of another size than the profile's; the hint names a domain that was only assumed to be a host."""
         wanted, topology = self.rules.profile.fabric.domain_ranks, self.run.topology
         if wanted is None or topology is None:
             return []
@@ -89,16 +90,16 @@ class Subject:
 
     @cached_property
     def nvls(self) -> frozenset[str]:
-        """What NVLink SHARP was in the cases that were measured; see the fact of that name."""
+        """The states of NVLink SHARP over the measured cases; see `CaseFacts.nvls`."""
         return frozenset(view.facts.nvls for view in self.cases if view.timed) or frozenset({"unknown"})
 
     def floors_for(self, view: CaseView) -> list[int]:
-        """The places of the profile's floors that are about this case."""
+        """The indices of the profile's floors that select this case."""
         rules = enumerate(self.rules.floors)
         return [k for k, rule in rules if all(test.holds(view.facts.value(name)) for name, test in rule.tests.items())]
 
     def exemption(self, view: CaseView) -> str | None:
-        """Why the speed of this case is not judged; None if it is, or if the profile does not know the case."""
+        """Why the speed of this case is not judged; None if it is judged or the profile has no rule for it."""
         if self.floors_for(view):
             return None
         for exempt, tests in self.rules.exempt:
@@ -115,7 +116,7 @@ class Subject:
         return _read_cached(str(samples_file(self.run, record.samples or "")))
 
     def estimate(self, record: Record, rule: FloorRule) -> Estimate | None:
-        """The figure that `rule` judges; None where the record has none."""
+        """The figure that `rule` judges; None if the record has no such figure."""
         metric = rule.floor.metric
         if metric == "time_us.p99":
             return self._p99(record)
@@ -129,7 +130,7 @@ class Subject:
         return Estimate(summary.p50, summary.p50_lo, summary.p50_hi)
 
     def _rate(self, record: Record, metric: str, phase: str | None) -> Estimate | None:
-        """A rate is inversely proportional to its median time, and its interval comes from that one's."""
+        """A rate; its interval follows from the median time's, since the rate is inversely proportional to it."""
         if metric == "bus_gb_per_s" and phase is None and record.groups:
             slowest = min(record.groups, key=lambda g: g.bus_gb_per_s if g.bus_gb_per_s is not None else np.inf)
             return _scaled(slowest.bus_gb_per_s, slowest.time_us, group_name(self.run.topology, slowest.ranks)[1])
@@ -148,7 +149,7 @@ class Subject:
         return Estimate(record.time_us.p99, low, high)
 
     def skipped_by_mismatch(self) -> str:
-        """The reason that checks give which do not judge because the profile is for another fabric."""
+        """The reason that a check gives if it skips the run because the profile is for another fabric."""
         return "not judged: " + "; ".join(self.fabric_mismatch)
 
 
@@ -172,7 +173,7 @@ def _scaled(value: float | None, time_us: Summary | None, part: str | None = Non
 
 
 def row(record: Record, **more: object) -> dict[str, Json]:
-    """An evidence row that names a record: its start, its samples, its figures."""
+    """A row of evidence: the case, start, samples and figures of a record, and further fields."""
     summary = record.time_us
     base: dict[str, object] = {"case": record.case, "start": record.start, "samples": record.samples}
     if summary is not None:

@@ -1,15 +1,15 @@
-"""The grammar of rules: tests of one value, as data. Nothing in a profile is ever evaluated as code.
+"""The conditions of rules: tests of one value, written as data. No part of a profile runs as code.
 
-    "all_reduce"                        equal; text may have the wildcards * and ?
+    "all_reduce"                        equal; text may contain the wildcards * and ?
     8                                   equal
     [8, 16]                             any of these
     { min = "1G", max = "8G" }          within, both ends included; K, M and G are powers of two
     { one_of = ["IB", "SHARP*"] }       any of these
     { none_of = ["NET/Socket*"] }       none of these
-    { version = ">=2.27,<3" }           a version within
-    { present = true }                  there at all (or, with false, not there)
+    { version = ">=2.27,<3" }           a version in this range
+    { present = true }                  has a value (with false: has none)
 
-A table with several keys means all of them. Where the value is a list, every item must pass.
+If a table has several keys, all of them must hold. If the value is a list, every item must pass.
 """
 
 import math
@@ -40,9 +40,9 @@ class ConditionTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Test(msgspec.Struct, frozen=True, kw_only=True):
-    """One test, read: bounds are numbers, and lists are tuples."""
+    """A parsed test: bounds are numbers, and lists are tuples."""
 
-    __test__ = False  # pytest would take it for a class of tests
+    __test__ = False  # pytest would collect it as a test class
 
     text: str
     low: float = -math.inf
@@ -53,7 +53,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     present: bool | None = None
 
     def holds(self, value: object) -> bool:
-        """Whether `value` passes; None stands for one that is not there."""
+        """Whether `value` passes; None means that there is no value."""
         if value is None:
             return self.present is False
         if self.present is not None:
@@ -80,9 +80,9 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def same(choice: Scalar, value: object) -> bool:
-    """Whether `value` is `choice`; text is compared without case, and `choice` may have wildcards.
+    """Whether `value` equals `choice`; upper and lower case are the same, and `choice` may contain wildcards.
 
-    A number is also the text that writes it, since variables are text.
+    A number also equals its own text, since the values of variables are text.
     """
     if isinstance(choice, bool) or isinstance(value, bool):
         return choice is value
@@ -92,10 +92,10 @@ def same(choice: Scalar, value: object) -> bool:
 
 
 def read_test(raw: object, where: str) -> Test:
-    """The test that `raw` describes.
+    """Parse the test in `raw`.
 
     Raises:
-        UsageError: naming `where`, if it is none, or contradicts itself.
+        UsageError: if it is no test, or contradicts itself; the message names `where`.
     """
     if isinstance(raw, dict):
         return _read_table(raw, where)

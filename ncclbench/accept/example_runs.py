@@ -1,7 +1,6 @@
-"""Run directories that nobody measured: for tests, for whoever writes a check, and to see how long judging takes.
+"""Synthetic run directories: for tests, for the development of checks, and to time the judging of large runs.
 
-They go through the same writer as real ones, and their manifest says what they are: a verdict about one is stamped
-``synthetic``.
+The writer is that of real runs. The manifest says that the run is synthetic, so its verdict is stamped ``synthetic``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,16 +46,17 @@ class ExampleCase:
     """One case.
 
     Attributes:
-        pattern: its name; also the op whose bus bandwidth is meant.
+        pattern: name of the pattern, and op of the bus bandwidth.
         nbytes: S.
-        bus_gb_per_s: what a healthy group reaches.
-        group: as the parameter of collectives.
-        timing: the regime.
-        samples: iterations in a start.
-        slow: for the index of a group, how many times as long it takes.
-        noise: relative, of an iteration.
-        wrong: elements that differ.
-        flows: rounds of flows along the rails instead of groups, as ``same_rail``; then `slow` is of sending ranks.
+        bus_gb_per_s: bus bandwidth of a healthy group.
+        group: parameter `group` of the collective.
+        timing: the timing regime.
+        samples: iterations per start.
+        slow: index of a group -> factor on its time.
+        noise: relative standard deviation of an iteration's time.
+        wrong: number of elements that differ.
+        flows: rounds of flows along the rails, as in ``same_rail``, instead of groups; the keys of `slow` are then
+            sending ranks.
     """
 
     pattern: str
@@ -79,7 +79,7 @@ class ExampleCase:
 
     @property
     def id(self) -> str:
-        """As a real one's."""
+        """The id, in the format of real cases."""
         return f"{self.pattern}/float32/{self.nbytes}/{self.timing}" + "".join(
             f"/{name}={value}" for name, value in self.params.items()
         )
@@ -87,23 +87,23 @@ class ExampleCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A run.
+    """A synthetic run.
 
     Attributes:
-        cases: what it measured.
+        cases: its cases.
         nodes: number of hosts.
-        ranks_per_node: on each.
+        ranks_per_node: ranks per host.
         domain_nodes: hosts in an NVLink domain.
-        starts: process starts that its plan declares.
-        made: how many were made; None for all.
+        starts: process starts that the plan declares.
+        made: number of starts that were made; None for all.
         gpu: name of the GPUs; None for ranks on CPUs.
         transport: name of the transport.
-        links: what NCCL's log said of every case.
-        link_layer: what it said that NICs speak.
-        nvls: what it said of NVLink SHARP: ``on``, ``off``, ``unavailable``, or ``unknown`` for nothing.
-        edit: changes a record before it is stored.
+        links: links of every case in NCCL's log.
+        link_layer: link layers of the NICs in NCCL's log.
+        nvls: state of NVLink SHARP in NCCL's log: ``on``, ``off``, ``unavailable``, or ``unknown`` for none.
+        edit: function that changes a record before it is stored.
         software: versions and settings of each rank that differs from the others.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     cases: Sequence[ExampleCase]
@@ -123,12 +123,12 @@ class Example:
 
     @property
     def world_size(self) -> int:
-        """R."""
+        """The number of ranks, R."""
         return self.nodes * self.ranks_per_node
 
     @property
     def topology(self) -> Topology:
-        """Hosts n0000, n0001, ...; a rank's rail is its place on its host."""
+        """Hosts n0000, n0001, ...; the rail of a rank is its index on its host."""
         hosts = [f"n{rank // self.ranks_per_node:04d}" for rank in range(self.world_size)]
         plain = Topology.from_hosts(hosts)
         return Topology(
@@ -160,7 +160,7 @@ def write_example(path: Path, example: Example) -> Path:
 
 
 def example_run(example: Example) -> Run:
-    """The same run in memory, with neither events nor samples: for checks that read records only."""
+    """The run in memory, without events and samples: for checks that read only records."""
     rng = np.random.default_rng(example.seed)
     starts = range(example.starts if example.made is None else example.made)
     records = [example.edit(_measure(example, case, k, rng)[0]) for k in starts for case in example.cases]
@@ -214,7 +214,7 @@ def _measure(example: Example, case: ExampleCase, start: int, rng: np.random.Gen
 
 
 def _measure_flows(example: Example, case: ExampleCase, start: int, rng: np.random.Generator) -> tuple[Record, Floats]:
-    """Every rank to its counterpart on up to 7 other nodes, a round at a time; a round ends with its last flow."""
+    """Flows of every rank to its counterpart on up to 7 other nodes, one node per round."""
     world, rails = example.world_size, example.ranks_per_node
     healthy = case.nbytes / (case.bus_gb_per_s * GIGA)
     factors_R = np.array([case.slow.get(rank, 1.0) for rank in range(world)])
@@ -237,7 +237,7 @@ def _measure_flows(example: Example, case: ExampleCase, start: int, rng: np.rand
 
 
 def _measure_groups(example: Example, case: ExampleCase, start: int, rng: np.random.Generator) -> tuple[Record, Floats]:
-    """All groups at once; the slowest rank of each sets its time."""
+    """All groups at the same time; the slowest rank of each group sets its time."""
     groups_GN = example.topology.groups(case.group)
     members = groups_GN.shape[1]
     factor = bus_factor(case.pattern, members)
@@ -245,7 +245,7 @@ def _measure_groups(example: Example, case: ExampleCase, start: int, rng: np.ran
     seconds_RN = np.empty((example.world_size, case.samples))
     for index, ranks in enumerate(groups_GN):
         group_N = healthy * case.slow.get(index, 1.0) * rng.normal(1.0, case.noise, case.samples)
-        # The slowest rank of an iteration sets its time; the others come a little later, and so take a little less.
+        # The slowest rank of an iteration sets its time; the others arrive later, so their durations are shorter.
         seconds_RN[ranks] = group_N * (1.0 - 0.02 * rng.random((members, 1)))
         seconds_RN[ranks[0]] = group_N
     rate = case.nbytes / (summarise(seconds_RN.max(axis=0)).p50 / 1e6) / GIGA
@@ -288,7 +288,7 @@ def _record(example: Example, case: ExampleCase, start: int, members: int, secon
 
 
 def _path(example: Example) -> PathRecord:
-    """What NCCL's log says of a healthy rank."""
+    """The path of a healthy rank in NCCL's log."""
     networks = [link.removeprefix("NET/") for link in example.links if link.startswith("NET/")]
     known = example.nvls != "unknown"
     return PathRecord(
@@ -309,6 +309,6 @@ def _gpu(rank: int) -> GpuReading:
 
 
 def with_warning(record: Record, rank: int, warning: str) -> Record:
-    """The record, with a warning of one rank's GPU."""
+    """The record with a warning of one rank's GPU."""
     gpus = [msgspec.structs.replace(gpu, warnings=[warning]) if gpu.rank == rank else gpu for gpu in record.gpus]
     return msgspec.structs.replace(record, gpus=gpus)

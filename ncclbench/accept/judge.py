@@ -1,9 +1,9 @@
-"""From a run and a profile to a verdict: every check is asked, and what they say is added up. Pure but for reading."""
+"""Judge a run by a profile: run every check and combine the results into a verdict. It only reads files."""
 
 from collections.abc import Iterable, Sequence
 
 from ncclbench import __version__
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.config.plugins import load, names
 from ncclbench.errors import Exit, worst
 from ncclbench.store.run_directory import Stamp
@@ -11,8 +11,8 @@ from ncclbench.store.verdict import SCHEMA, CheckResult, ProfileReference, RunVe
 from ncclbench.units import counted
 
 
-def judge(subject: Subject) -> RunVerdict:
-    """The verdict on a run: what every check says of it, in the order of the checks' names."""
+def judge(subject: CheckContext) -> RunVerdict:
+    """The verdict on a run, with the results of all checks in the order of the checks' names."""
     results = [result for name in names("checks") for result in ask(name, subject)]
     measured = any(view.timed for view in subject.cases)
     verdict, reasons = overall(results, measured=measured)
@@ -31,18 +31,18 @@ def judge(subject: Subject) -> RunVerdict:
     )
 
 
-def ask(name: str, subject: Subject) -> list[CheckResult]:
-    """What one check says; one that breaks makes the verdict inconclusive and never takes the others with it."""
+def ask(name: str, subject: CheckContext) -> list[CheckResult]:
+    """The results of one check. A check that raises an exception is INCONCLUSIVE; the other checks still run."""
     try:
         found: Iterable[CheckResult] = load("checks", name).check(subject)
         return list(found)
-    except Exception as error:  # a third party's file may do anything
+    except Exception as error:  # a third-party check may raise anything
         reason = f"the check itself failed: {type(error).__name__}: {error}".replace("\n", " ")
         return [CheckResult(check=name, subject="run", verdict=Verdict.INCONCLUSIVE, reason=reason)]
 
 
-def stamps(subject: Subject) -> list[str]:
-    """What every document about this run must carry in large letters, the profile's own words first."""
+def stamps(subject: CheckContext) -> list[str]:
+    """The stamps that every document about this run must show; those of the profile come first."""
     found = {
         *subject.run.stamps,
         *([Stamp.NVLS_OFF] if "off" in subject.nvls else []),
@@ -55,11 +55,11 @@ def stamps(subject: Subject) -> list[str]:
 def overall(results: Sequence[CheckResult], *, measured: bool) -> tuple[Verdict, list[str]]:
     """The verdict on the whole run, and why.
 
-    FAIL if any check fails. INCONCLUSIVE if any is, if something required was not measured, or if no figure was held
-    against more than an assumption: a gate that measured nothing cannot pass.
+    FAIL if any check fails. INCONCLUSIVE if any check is, if a required entry was not measured, or if every figure was
+    compared with assumed figures only: a run that measured nothing cannot pass.
 
     Args:
-        results: of all checks.
+        results: the results of all checks.
         measured: whether any case was timed at all.
     """
     failed = _counted(results, Verdict.FAIL)
@@ -96,6 +96,6 @@ _EXIT_OF_CAUSE = {"wrong_data": Exit.WRONG_DATA, "environment": Exit.ENVIRONMENT
 
 
 def exit_code(verdict: Verdict, results: Iterable[CheckResult]) -> Exit:
-    """The exit code: of the verdict, or of a worse cause that a check names."""
+    """The exit code of the verdict, or of a more severe cause that a check names."""
     causes = [_EXIT_OF_CAUSE[r.cause] for r in results if r.cause and r.verdict is not Verdict.PASS]
     return worst([_EXIT_OF_VERDICT.get(verdict, Exit.INCONCLUSIVE), *causes])

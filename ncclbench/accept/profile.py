@@ -1,4 +1,4 @@
-"""Profiles: what a kind of hardware must reach, with where each figure comes from. TOML in, validated on load.
+"""Profiles: the figures that a kind of hardware must reach, each with its source. TOML files, validated on load.
 
 Schema history:
     1  first version.
@@ -22,17 +22,17 @@ from ncclbench.store.verdict import Action, Verdict
 from ncclbench.units import parse_size
 
 SCHEMA = 1
-# published: somebody has written it down; measured: by `--make-profile`, or by us; assumed: nobody has.
+# published: a document states the figure; measured: with `--make-profile` or by the project; assumed: neither.
 Basis = Literal["published", "measured", "assumed"]
 
-# What a `where` may test; `facts` of a case has exactly these.
+# The facts that a `where` may test; `CaseFacts` has the same fields.
 FACTS = (
     "pattern", "timing", "dtype", "bytes", "ranks", "nodes", "domains", "group", "groups", "transport", "redop",
     "world_size", "case", "nvls",
 )  # fmt: skip
 SCOPE_FACTS = ("ranks", "nodes", "domains")
 RATES = ("bus_gb_per_s", "alg_gb_per_s", "bottleneck_gb_per_s")
-# Variables by which a healthy rank is told its own host, devices and files.
+# Variables that name the host, devices and files of one rank, so that healthy ranks differ in them.
 _OF_ONE_RANK = (
     "CUDA_VISIBLE_DEVICES", "NCCL_DEBUG*", "UCX_NET_DEVICES", "UCX_TLS", "NCCL_HOSTID", "NCCL_IB_HCA", "NCCL_TOPO_FILE",
 )  # fmt: skip
@@ -40,18 +40,18 @@ METRICS = (*RATES, "time_us.p50", "time_us.p95", "time_us.p99")
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base: a part of a profile."""
+    """Base class of the tables of a profile."""
 
 
 class Fabric(_Part, frozen=True, kw_only=True):
-    """What the profile is for; a run on anything else is not judged by it.
+    """The fabric that the profile is for; a run on another fabric is not judged.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        transports: names of the transports that it is for.
-        gpu: names of the GPU, with wildcards, as the driver gives them.
-        domain_ranks: ranks in an NVLink domain, where that tells fabrics apart.
-        link_layer: what NICs speak, ``IB`` or ``RoCE``, as NCCL's log says; NCCL calls both of them NET/IB.
+        transports: names of the transports.
+        gpu: names of the GPU as the driver reports them, with wildcards.
+        domain_ranks: ranks in an NVLink domain, where that distinguishes fabrics.
+        link_layer: link layer of the NICs, ``IB`` or ``RoCE``, from NCCL's log; NCCL calls both of them NET/IB.
     """
 
     device: Literal["cpu", "cuda"]
@@ -62,7 +62,7 @@ class Fabric(_Part, frozen=True, kw_only=True):
 
 
 class Bound(_Part, frozen=True, kw_only=True):
-    """A figure that floors may be fractions of, such as the rate of a NIC."""
+    """A figure that floors refer to by a fraction, such as the rate of a NIC."""
 
     name: str
     gb_per_s: float
@@ -71,23 +71,23 @@ class Bound(_Part, frozen=True, kw_only=True):
 
 
 class Floor(_Part, frozen=True, kw_only=True):
-    """What cases that `where` selects must reach.
+    """The figure that the cases selected by `where` must reach.
 
     Attributes:
-        where: a test for each fact of a case; see `FACTS`.
+        where: tests of facts of a case, by name; see `FACTS`.
         metric: one of `METRICS`.
-        phase: the label of a phase, where not the whole case is meant.
-        at_least: a figure in the unit of `metric`, for rates.
-        at_most: the same for times.
+        phase: the label of a phase; None for the whole case.
+        at_least: lower limit of a rate, in the unit of `metric`.
+        at_most: upper limit of a time, in the unit of `metric`.
         fraction: a share of the bound `of`, instead of a figure.
         of: name of a bound.
-        tolerance: share of the figure by which it may be missed.
-        good: between the figure and this a result is inconclusive and to be watched.
+        tolerance: share of the figure by which a result may miss it.
+        good: a result between the figure and this value is inconclusive and must be monitored.
         basis: how the figure is known; an assumed one can never fail a run.
-        source: who says so.
-        date: when the source was read, or measured.
-        required: whether a run that could measure it must.
-        action: what to do when it is missed.
+        source: document or measurement of the figure.
+        date: when the source was read or measured.
+        required: whether a run that can measure the figure must measure it.
+        action: what to do if a run misses the figure.
     """
 
     where: dict[str, Json]
@@ -107,20 +107,20 @@ class Floor(_Part, frozen=True, kw_only=True):
 
 
 class Exempt(_Part, frozen=True, kw_only=True):
-    """Cases whose speed is not judged, and why; their data and their path are."""
+    """Cases whose speed is not judged, with the reason; their data and path are still judged."""
 
     where: dict[str, Json]
     reason: str
 
 
 class PathRules(_Part, frozen=True, kw_only=True):
-    """How the data may travel.
+    """The paths that the data may take.
 
     Attributes:
-        allowed: links as NCCL's log names them, with wildcards.
-        across_nodes: what must be among them where a group spans nodes.
+        allowed: allowed links, as NCCL's log names them, with wildcards.
+        across_nodes: links of which at least one must be used if a group spans nodes.
         gdr: whether NICs must read GPU memory directly.
-        proof: whether a path that was not proven is inconclusive.
+        proof: whether an unproven path is inconclusive.
     """
 
     allowed: list[str]
@@ -130,28 +130,28 @@ class PathRules(_Part, frozen=True, kw_only=True):
 
 
 class Wanted(_Part, frozen=True, kw_only=True):
-    """Versions and settings that every rank must have: a test for each name."""
+    """The versions and settings that every rank must have: a test per name."""
 
     versions: dict[str, Json] = {}
     variables: dict[str, Json] = {}
 
 
 class Limits(_Part, frozen=True, kw_only=True):
-    """When a figure is too uncertain to judge by, and how far equals may differ.
+    """When a figure is too uncertain to judge, and how much equal units may differ.
 
     Attributes:
         min_starts: process starts that a verdict on performance needs.
-        min_samples: below this many in a start, nothing is judged; 6 is the fewest with a 95% interval.
-        p99_samples: below this many p99 is not judged; an upper bound on it needs 299.
-        median_width: half the width of the median's interval over the median, at most.
-        p95_over_p50: at most.
-        start_spread: (largest - smallest) / median of the starts' medians, at most.
-        skew_share: the median arrival skew over the median time, at most.
-        fleet_margin: an outlier among equals differs by more than this share.
-        fleet_alpha: chance of any false alarm among all that are compared.
-        baseline_margin: slower than a baseline by more than this share fails.
-        sum_tolerance: a record's median against that of its samples, relative.
-        may_differ: variables that healthy ranks may set differently.
+        min_samples: samples per start that a verdict needs; 6 is the fewest with a 95% interval.
+        p99_samples: samples that a verdict on p99 needs; an upper bound on p99 needs 299.
+        median_width: largest half width of the median's interval over the median.
+        p95_over_p50: largest ratio of p95 to the median.
+        start_spread: largest (largest - smallest) / median of the starts' medians.
+        skew_share: largest ratio of the median arrival skew to the median time.
+        fleet_margin: an outlier among equal units differs by more than this share.
+        fleet_alpha: probability of any false alarm among all units that are compared.
+        baseline_margin: a case that is slower than the baseline by more than this share fails.
+        sum_tolerance: largest relative difference of a record's median from its samples' median.
+        may_differ: variables that may differ between healthy ranks.
     """
 
     min_starts: int = 3
@@ -169,7 +169,7 @@ class Limits(_Part, frozen=True, kw_only=True):
 
 
 class Health(_Part, frozen=True, kw_only=True):
-    """What a warning of a GPU or a NIC means; the first rule that matches its text counts."""
+    """The verdict for a warning of a GPU or a NIC; the first rule that matches the text applies."""
 
     match: str
     verdict: Verdict
@@ -183,7 +183,7 @@ class HealthFile(_Part, frozen=True, kw_only=True):
 
 
 class Profile(_Part, frozen=True, kw_only=True):
-    """A profile as it stands in a file."""
+    """The content of a profile file."""
 
     schema: int
     name: str
@@ -202,7 +202,7 @@ class Profile(_Part, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class FloorRule:
-    """A floor, read: its tests, and its figure before and after the tolerance."""
+    """A parsed floor: its tests, and its figure without (`figure`) and with (`limit`) the tolerance."""
 
     floor: Floor
     tests: dict[str, Test]
@@ -212,13 +212,13 @@ class FloorRule:
 
     @property
     def is_rate(self) -> bool:
-        """Whether more is better."""
+        """Whether a larger value is better."""
         return self.floor.at_most is None
 
 
 @dataclass(frozen=True)
 class Rules:
-    """A profile, its text, and its rules read."""
+    """A profile, its text, and its parsed rules."""
 
     profile: Profile
     text: str
@@ -229,21 +229,21 @@ class Rules:
 
     @property
     def sha256(self) -> str:
-        """Of the text."""
+        """SHA-256 of the profile's text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def load_profile(name_or_file: str) -> Rules:
-    """The profile in a file, or a shipped one by its name.
+    """Load a profile file, or a shipped profile by its name.
 
     Raises:
-        UsageError: naming the file and what is wrong in it.
+        UsageError: if the profile is invalid; the message names the file and the error.
     """
     return parse_profile(PROFILES.read_file_or_name(name_or_file), name_or_file)
 
 
 def parse_profile(text: str, source: str) -> Rules:
-    """The profile in `text`; `source` is what errors call it.
+    """Parse the profile in `text`; error messages call it `source`.
 
     Raises:
         UsageError: see `load_profile`.
@@ -267,7 +267,7 @@ def parse_profile(text: str, source: str) -> Rules:
 
 
 def default_health() -> list[Health]:
-    """What warnings mean where a profile does not say otherwise."""
+    """The rules for warnings that a profile has no rule for."""
     text = (resources.files("ncclbench.accept") / "health.toml").read_text(encoding="utf-8")
     return decode_toml(text, HealthFile, "health.toml").health
 
@@ -340,7 +340,7 @@ def _read_where(raw: dict[str, Json], where: str) -> dict[str, Test]:
     refuse_unknown(raw, FACTS, f"{where}.where")
     if "pattern" not in raw:
         raise UsageError(f"{where}.where needs a pattern")
-    # A size is written as everywhere else: 1M means 1,048,576.
+    # Sizes have the usual suffixes: 1M means 1,048,576.
     sizes = {"bytes": _as_sizes(raw["bytes"], f"{where}.where.bytes")} if "bytes" in raw else {}
     return {name: read_test(sizes.get(name, test), f"{where}.where.{name}") for name, test in raw.items()}
 

@@ -1,6 +1,6 @@
-"""A profile from a golden run: its medians, less a tolerance that the run's own spread supports.
+"""Make a profile from a golden run: its medians with a tolerance that is wider than the run's own spread.
 
-A floor that lies closer than the run's own starts lie apart would fail the very machine that it was made from.
+A smaller tolerance would fail the machine that the profile was made from.
 """
 
 import datetime
@@ -14,7 +14,7 @@ from ncclbench.store.records import Json, LedgerRecord, PathRecord, Record, Summ
 from ncclbench.store.run_directory import Run
 from ncclbench.units import counted
 
-# The least that is worth telling apart, and how much wider than the run's own spread the tolerance is.
+# The smallest tolerance, and the ratio of the tolerance to the run's own spread.
 LEAST_TOLERANCE = 0.03
 WIDENING = 1.5
 _MOST_TOLERANCE = 0.95
@@ -22,17 +22,17 @@ _LOADED = ("nccl", "torch", "cupy", "mpi")
 
 
 def make_profile(run: Run, name: str) -> str:
-    """The text of a profile that `run` meets.
+    """The text of a profile that `run` passes.
 
     Raises:
-        UsageError: if the run measured nothing, or nothing right.
+        UsageError: if the run measured no case, or a case is not ok.
     """
     views = [view for view in views_of(run) if view.timed]
     if not views:
         raise UsageError(f"{run.path} has measured nothing: no profile can be made of it")
     wrong = [view.id for view in views for record in view.records if record.status != "ok" or _timeless(record)]
     if wrong:
-        raise UsageError(f"{run.path} is no golden run: {wrong[0]} is not ok, or has a time of nothing")
+        raise UsageError(f"{run.path} is no golden run: {wrong[0]} is not ok, or has a time of zero")
     limits = _limits(views)
     enough = min(len(view.timed) for view in views) >= limits["min_starts"]
     lines = [
@@ -46,12 +46,12 @@ def make_profile(run: Run, name: str) -> str:
     for view in views:
         lines += _floor(view, run, enough)
     text = "\n".join(lines) + "\n"
-    parse_profile(text, f"the profile made of {run.path}")  # what we write is what we read
+    parse_profile(text, f"the profile made of {run.path}")  # the written profile must be valid
     return text
 
 
 def _timeless(record: Record) -> bool:
-    """Whether a time is none: no tolerance can be a share of it."""
+    """Whether a time is zero, so that a tolerance cannot be a share of it."""
     times = [record.time_us, *(group.time_us for group in record.groups)]
     ends = [end for time in times if time is not None for end in (time.p50, time.p50_hi, time.max)]
     return any(end is not None and end <= 0 for end in ends)
@@ -72,7 +72,7 @@ def _versions(run: Run) -> dict[str, Json]:
 
 
 def _limits(views: list[CaseView]) -> dict[str, float]:
-    """The usual limits, or wider where the golden run was itself beyond them."""
+    """The default limits, widened where the golden run itself exceeds them."""
     usual = Limits()
     summaries = [record.time_us for view in views for record in view.timed if record.time_us is not None]
     widths = [_width(summary) for summary in summaries]
@@ -141,7 +141,7 @@ def _floor(view: CaseView, run: Run, enough: bool) -> list[str]:
 
 
 def _literal(text: str) -> str:
-    """A case's id as a test: what is a wildcard there is none in it."""
+    """A case's id as a test, with its wildcards escaped."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
@@ -153,7 +153,7 @@ def _rate(record: Record) -> tuple[float | None, str]:
 
 
 def _spread_of(record: Record, times: list[float]) -> float:
-    """How far the slow end of this start's interval lies behind the median of the starts, as a share of the rate."""
+    """The distance of the slow end of this start's interval from the median of the starts, as a share of the rate."""
     assert record.time_us is not None
     slowest = record.time_us.p50_hi if record.time_us.p50_hi is not None else record.time_us.max
     slowest = max([slowest, *(group.time_us.p50_hi or group.time_us.max for group in record.groups)])

@@ -1,8 +1,8 @@
-"""A copy of a run that may be handed on: host names, addresses and serials are replaced by stable hashes.
+"""Redact a run: copy it with stable hashes instead of host names, addresses and serials.
 
-The same name has the same hash everywhere in the bundle and in every bundle, so that a node can still be followed.
-Names that can be guessed can be found out by trying; with ``NCCLBENCH_REDACT_KEY`` the hashes are keyed, and cannot.
-Lines that changed get new hashes and the event log a new chain: the copy verifies by itself, and says that it is one.
+The same name has the same hash in every bundle, so that a node can still be followed. A name that can be guessed can
+be found by hashing guesses, unless ``NCCLBENCH_REDACT_KEY`` sets a key for the hashes. Changed lines get new hashes
+and the event log a new chain. So the copy passes ``verify``, and its manifest says that it is redacted.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ from ncclbench.store.records import Json
 from ncclbench.store.run_directory import read_run
 
 KEY = "NCCLBENCH_REDACT_KEY"
-# Words of ours that are no secret even where a host is called so; the names of transports are added.
+# Words of ncclbench, which are kept even if a host has such a name; the names of transports are added.
 _NOT_HOSTS = frozenset({"local", "localhost", "cpu", "cuda", "lo", ""})
 _IDENTITY_KEYS = re.compile(r"(serial|uuid|guid|boot|host|hostname|mac|address)s?", re.IGNORECASE)
-# Fields that other programs key on, and that name no machine.
+# Fields that other programs use as keys; they name no machine.
 _KEPT = frozenset(
     {"case", "pattern", "dtype", "timing", "transport", "kind", "status", "samples", "previous", "label", "id"}
     | {"record_sha256", "samples_sha256", "verdict_sha256", "profile_sha256", "time", "started"}
@@ -38,9 +38,9 @@ _ADDRESSES = (
     ("uuid", re.compile(r"\b(?:GPU-|MIG-)?[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b")),
     ("guid", re.compile(r"\b(?:0x[0-9a-fA-F]{16}|[0-9a-fA-F]{4}(?::[0-9a-fA-F]{4}){3})\b")),
 )
-# A PCI address has the shape of a short IPv6 one; it names a slot, not a machine.
+# A PCI address looks like a short IPv6 address; it names a slot, not a machine.
 _PCI = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F]")
-# Lines of a profile that select and judge: words of ours, which would select something else if a host were called so.
+# Lines of a profile that select and judge. They have words of ncclbench only, which must stay as they are.
 _RULE = re.compile(
     r"\s*(?:\[|(?:where|metric|phase|gpu|transports|link_layer|allowed|across_nodes|device|basis|action|verdict|match)\b)"
 )
@@ -51,19 +51,19 @@ class Redactor:
     """Replaces names in plain data."""
 
     def __init__(self, hosts: Iterable[str], identities: Iterable[str], key: bytes) -> None:
-        """`hosts` with their short forms, and other texts that identify something, are replaced wherever they stand."""
+        """`hosts`, their short forms and `identities` (other identifying texts) are replaced everywhere."""
         self._key = key
         names = {name.lower(): "host" for host in hosts for name in (host, host.partition(".")[0])}
         names |= {text.lower(): "id" for text in identities}
         kept = _NOT_HOSTS | set(plugins.names("transports"))
         self._names = {name: kind for name, kind in names.items() if name not in kept}
-        # The longest first, so that n1.cluster is not left with a tail.
+        # The longest first, so that n1.cluster is replaced as a whole.
         ordered = sorted(self._names, key=len, reverse=True)
         known = "|".join(map(re.escape, ordered))
         self._known = re.compile(rf"(?<![\w-])(?:{known})(?![\w-])", re.IGNORECASE) if ordered else None
 
     def hash(self, kind: str, text: str) -> str:
-        """What stands for `text`."""
+        """The replacement of `text`."""
         digest = hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
         return f"{kind}-{digest[:12]}"
 
@@ -82,7 +82,7 @@ class Redactor:
         return self.hash(kind, match[0])
 
     def data(self, data: Json, key: str = "") -> Json:
-        """Plain data without names; fields that programs key on stay as they are."""
+        """Plain data without names; fields that other programs use as keys stay as they are."""
         if isinstance(data, dict):
             return {self.text(str(name)): self.data(value, str(name)) for name, value in data.items()}
         if isinstance(data, list):
@@ -90,13 +90,13 @@ class Redactor:
         return self.text(data) if isinstance(data, str) and key not in _KEPT else data
 
     def fields(self, line: bytes) -> dict[str, Json]:
-        """A JSON object without names, with all its fields: also those that are not known here."""
+        """A JSON object without names, with all its fields, including unknown ones."""
         found = msgspec.json.decode(line, type=dict[str, object])
         return {self.text(name): self.data(value, name) for name, value in found.items()}
 
 
 def redact_profile(text: str, redactor: Redactor) -> str:
-    """The text of a profile without names: in its sources, titles, comments and wanted settings."""
+    """The text of a profile without names in its sources, titles, comments and wanted settings."""
     lines = []
     for line in text.splitlines(keepends=True):
         rule, sign, comment = line.partition(" #") if _RULE.match(line) else ("", "", line)
@@ -105,7 +105,7 @@ def redact_profile(text: str, redactor: Redactor) -> str:
 
 
 def redactor_for(runs: Iterable[Path], key: str) -> Redactor:
-    """A redactor that knows all hosts and serials that the manifests of `runs` name, in unknown fields too."""
+    """A redactor for all hosts and serials in the manifests of `runs`, including those in unknown fields."""
     hosts: set[str] = set()
     identities: set[str] = set()
     for path in runs:
@@ -129,16 +129,16 @@ def _strings(data: Json, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def redact(source: Path, target: Path, redactor: Redactor) -> None:
-    """Copy the run in `source` to `target`, redacted; a verdict is to be made anew.
+    """Copy the run in `source` to `target`, redacted and without its verdict; `target` must be judged again.
 
     Raises:
-        UsageError: if `target` is there, or `source` is no run.
+        UsageError: if `target` exists and is no redacted run, or `source` is no run.
     """
     read_run(source)
     if target.exists():
         if not (target / "manifest.json").exists() or not read_run(target).manifest.redacted:
             raise UsageError(f"{target} is there already and is no redacted run; move it away")
-        shutil.rmtree(target)  # of an earlier verdict on the same run
+        shutil.rmtree(target)  # from an earlier verdict on the same run
     (target / "samples").mkdir(parents=True)
     manifest = redactor.fields((source / "manifest.json").read_bytes())
     manifest["redacted"] = True
@@ -150,7 +150,7 @@ def redact(source: Path, target: Path, redactor: Redactor) -> None:
 
 
 def _copy_records(source: Path, target: Path, redactor: Redactor) -> dict[str, str]:
-    """The records, redacted; for the hash of each line the hash of the new one."""
+    """Copy the records; returns the new hash of each line by its old hash."""
     hashes = {}
     with (target / "results.jsonl").open("wb") as file:
         for line in whole_lines(source / "results.jsonl"):
@@ -161,7 +161,7 @@ def _copy_records(source: Path, target: Path, redactor: Redactor) -> dict[str, s
 
 
 def _copy_events(source: Path, target: Path, redactor: Redactor, hashes: dict[str, str]) -> None:
-    """The event log, redacted, in a chain of its own; earlier verdicts were about other lines and are left out."""
+    """Copy the event log with a new chain; earlier verdicts are left out, since they are about the original lines."""
     previous = GENESIS
     with (target / "events.jsonl").open("wb") as file:
         for line in whole_lines(source / "events.jsonl"):

@@ -1,4 +1,4 @@
-"""A second bundle to hand on: the run and its verdict, with hashes for host names, addresses and serials."""
+"""The redacted bundle: the run and its verdict, with hashes for host names, addresses and serials."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import msgspec
 
 from ncclbench.accept.bundle import StoredBaseline, write_bundle
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.profile import parse_profile
 from ncclbench.accept.redact import KEY, redact, redact_profile, redactor_for
 from ncclbench.store.run_directory import read_run
 
 
-def write_redacted_bundle(subject: Subject) -> Path:
-    """Write the bundle of `subject` again, redacted, into ``RUN-redacted``; returns where that is.
+def write_redacted_bundle(subject: CheckContext) -> Path:
+    """Write a redacted bundle of `subject` into ``RUN-redacted``; returns its path.
 
     Raises:
         NcclbenchError: if it cannot be written.
@@ -27,5 +27,5 @@ def write_redacted_bundle(subject: Subject) -> Path:
         stored = StoredBaseline(name=baseline.path.name, manifest=baseline.manifest, records=list(baseline.records))
         plain = redactor.data(msgspec.to_builtins(stored))
         baseline = msgspec.convert(plain, StoredBaseline).as_run()
-    write_bundle(Subject(read_run(target), rules, baseline, subject.forced))
+    write_bundle(CheckContext(read_run(target), rules, baseline, subject.forced))
     return target

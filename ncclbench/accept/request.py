@@ -1,4 +1,4 @@
-"""`AcceptRequest`: what ``ncclbench accept`` is asked to measure and to judge."""
+"""`AcceptRequest`: the options of ``ncclbench accept``, typed."""
 
 from pathlib import Path
 
@@ -6,20 +6,20 @@ import msgspec
 
 
 class AcceptRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A profile, and the run that it judges: one that is there, or one that is measured first.
+    """A profile and the run to judge: an existing run, or a new one that is measured first.
 
-    The fields from `plan` to `resume` are for a new run; each means what it means in a `RunRequest`.
+    The fields from `plan` to `resume` are for a new run; they have the same meaning as in a `RunRequest`.
 
     Attributes:
         profile: a profile file, or the name of a shipped profile.
-        run: a run directory that was measured already; None to measure.
-        baseline: an earlier run to compare with as well.
-        force: compare with a baseline that is unlike.
+        run: an existing run directory; None to measure a new run.
+        baseline: an earlier run to compare with.
+        force: compare with a baseline that is not comparable.
         redact: write a second bundle, with hashes for host names, addresses and serials.
-        plan: what to measure; None for the profile's own plan.
-        transport: its name; ``auto`` for the first of the profile's.
-        progress: whether progress is printed on stderr; errors always are.
-        command: the user's command line behind ``ncclbench``, for the manifest and for messages.
+        plan: the plan to measure; None for the profile's plan.
+        transport: name of the transport; ``auto`` for the first of the profile's.
+        progress: whether progress is printed on stderr; errors are always printed.
+        command: the command line after ``ncclbench``, for the manifest and for messages.
     """
 
     profile: str

@@ -1,4 +1,4 @@
-"""A verdict for other programs: JUnit XML, CSV and Prometheus text. Cases have formats of their own in reports."""
+"""A verdict as JUnit XML, CSV and Prometheus text. The reports package has the formats of cases."""
 
 from collections import Counter
 from itertools import groupby
@@ -16,13 +16,13 @@ def junit(verdict: RunVerdict) -> str:
 
 
 def checks_csv(verdict: RunVerdict) -> str:
-    """One row per result."""
+    """CSV with one row per result."""
     rows = [(r.check, r.subject, r.verdict.value, r.action.value if r.action else "", r.reason) for r in verdict.checks]
     return csv_text(("check", "subject", "verdict", "action", "reason"), rows)
 
 
 def prometheus(verdict: RunVerdict) -> str:
-    """Prometheus text: the verdict, the starts, the number of results per check and verdict, and what did not pass."""
+    """Prometheus text: the verdict, the starts, the number of results per check and verdict, and failed subjects."""
     profile = {"profile": verdict.profile.name}
     counts = Counter((result.check, result.verdict.value) for result in verdict.checks)
     not_passed = [

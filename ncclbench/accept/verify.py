@@ -1,7 +1,7 @@
-"""Whether a bundle is what was signed: sums, the chain of events, records, schema, starts, and the verdict itself.
+"""Verify a bundle: its sums, the chain of its events, its records, schema and starts, and the verdict itself.
 
-This shows that nothing was changed afterwards by anybody who did not write all of it anew; it cannot show that what
-was written was true.
+This finds a change after signing, unless the whole bundle was written again. It cannot show that the bundle was true
+when it was written.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ncclbench.accept.bundle import FOLDER, SUMS, files, read_baseline
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.judge import judge
 from ncclbench.accept.profile import parse_profile
 from ncclbench.errors import UsageError
@@ -26,7 +26,7 @@ from ncclbench.store.verdict import CheckResult, RunVerdict, read_verdict
 
 @dataclass(frozen=True)
 class VerifiedPart:
-    """What one part of the verification found; `wrong` names everything that is not right."""
+    """The result of one part of the verification; `wrong` lists the errors."""
 
     part: str
     wrong: tuple[str, ...]
@@ -34,11 +34,11 @@ class VerifiedPart:
 
 
 def verify(path: Path) -> list[VerifiedPart]:
-    """All findings about the bundle in `path`; it is sound if none has anything wrong.
+    """Verify the bundle in `path`; it is sound if no part has an error.
 
     Raises:
-        UsageError: if `path` is no run directory at all.
-        EnvironmentFault: if a file of it cannot be read: that says nothing of whether it was changed.
+        UsageError: if `path` is no run directory.
+        EnvironmentFault: if a file cannot be read, since then a change can be neither shown nor excluded.
     """
     if content_of(path / "manifest.json") is None:
         raise UsageError(f"{path} is no run directory: it has no manifest.json")
@@ -65,13 +65,13 @@ def verify(path: Path) -> list[VerifiedPart]:
 def _stated_sums(path: Path) -> dict[str, str]:
     content = content_of(path / SUMS)
     if content is None:
-        raise UsageError(f"there is no {SUMS}: the run was never judged, or it was taken away")
+        raise UsageError(f"there is no {SUMS}: the run was never judged, or the file was removed")
     lines = content.decode(errors="replace").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def _note(path: Path) -> str:
-    """Files that came later are no fault, but nobody has signed them."""
+    """Name the files that were added later: they are no error, but no sum covers them."""
     try:
         extra = [name for name in files(path) if name not in _stated_sums(path)]
     except UsageError:
@@ -112,8 +112,8 @@ def _chain(path: Path) -> Iterator[str]:
 
 
 def _records(path: Path) -> Iterator[str]:
-    """Every record and sample file has its hash in the event log, and the other way round."""
-    read_run(path)  # a line that is no record has no name to be called by
+    """The event log has the hash of each record and samples file, and each hash has its record or file."""
+    read_run(path)  # raises if a line is no record
     log = read_events(path / "events.jsonl")
     logged = {event.record_sha256: event for event in log if event.kind == "result" and event.record_sha256}
     lines = [(line_hash(line), msgspec.json.decode(line, type=Record)) for line in whole_lines(path / "results.jsonl")]
@@ -128,7 +128,7 @@ def _records(path: Path) -> Iterator[str]:
 
 
 def _cut_off_before_its_event(log: list[Event], record: Record) -> bool:
-    """A kill between a record and its event leaves the record alone: then its case began and never ended."""
+    """Whether a kill came between a record and its event: the case has more starts than results in the log."""
     mine = [event.kind for event in log if (event.case, event.start) == (record.case, record.start)]
     return mine.count("case") > mine.count("result") and "case" in mine
 
@@ -145,10 +145,10 @@ def _sample_files(path: Path, logged: dict[str, Event], stored: dict[str, Record
 
 
 def read_document(path: Path) -> RunVerdict:
-    """``verdict.json`` of a run.
+    """Read ``verdict.json`` of a run.
 
     Raises:
-        UsageError: if there is none, or it is not one, or of a newer schema.
+        UsageError: if the file is missing, damaged or of a newer schema.
     """
     document = read_verdict(path)
     if document is None:
@@ -178,7 +178,7 @@ def _starts(path: Path) -> Iterator[str]:
 
 
 def _verdict(path: Path) -> Iterator[str]:
-    """Judge again, from what is in the bundle alone, and compare."""
+    """Judge again, only from the content of the bundle, and compare."""
     stated = read_document(path)
     again = judge(_subject(path, read_run(path), forced="forced" in stated.stamps))
     yield from _different_checks(stated.checks, again.checks)
@@ -188,12 +188,12 @@ def _verdict(path: Path) -> Iterator[str]:
             yield f"{name} is {one!r}, but follows as {other!r}"
 
 
-def _subject(path: Path, run: Run, *, forced: bool) -> Subject:
+def _subject(path: Path, run: Run, *, forced: bool) -> CheckContext:
     content = content_of(path / FOLDER / "profile.toml")
     if content is None:
         raise UsageError("the profile is not in the bundle: it cannot be judged again")
     rules = parse_profile(content.decode(errors="replace"), "profile.toml")
-    return Subject(run, rules, read_baseline(path), forced)
+    return CheckContext(run, rules, read_baseline(path), forced)
 
 
 def _different_checks(stated: list[CheckResult], again: list[CheckResult]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What must be the same on both sides, lest a comparison tell of the difference and not of the change."""
+"""What must be equal on both sides of a comparison, and which differences are only shown."""
 
 from msgspec import UNSET
 
@@ -7,20 +7,20 @@ from ncclbench.store.records import Json
 from ncclbench.store.run_directory import Run, first_difference
 from ncclbench.topology import TopologyRecord, WiringRecord
 
-# How long and how precisely a case was measured changes the interval, and not what is measured.
+# These settings change the width of the interval, but not the measured quantity.
 _FREE_SETTINGS = ("timeout", "max_seconds", "precision", "iterations")
-# Versions and variables may well be what is being compared: they are shown, and do not forbid.
+# Versions and variables may be the subject of the comparison: their differences are shown and allowed.
 _SHOWN = ("ncclbench", "git_commit", "versions", "variables")
 
 
 def differences(base: Side, new: Side) -> list[str]:
-    """What forbids to compare the two sides, or the runs of one side with each other: fabric, version, settings."""
+    """The differences in fabric, record version and settings that forbid a comparison, between any two runs."""
     found = []
     reference = base.runs[0]
     for run in (*base.runs[1:], *new.runs):
         for what, view in (("fabric", _fabric), ("record version", _schema), ("settings", _settings)):
             first, other = view(reference), view(run)
-            if what == "settings":  # a case that only one of them has is not comparable, and says so by itself
+            if what == "settings":  # a case that one run lacks is reported as not comparable elsewhere
                 common = first.keys() & other.keys()
                 first, other = ({case: side[case] for case in sorted(common)} for side in (first, other))
             difference = first_difference(first, other, what)
@@ -30,7 +30,7 @@ def differences(base: Side, new: Side) -> list[str]:
 
 
 def remarks(base: Side, new: Side) -> list[str]:
-    """What else differs, and a reader should know: versions and variables."""
+    """Allowed differences that a reader should know: versions, variables and host names."""
     manifests = [side.runs[0].manifest for side in (base, new)]
     found = []
     for name in _SHOWN:
@@ -48,7 +48,7 @@ def _stated(value: Json) -> Json:
 
 
 def _fabric(run: Run) -> dict[str, Json]:
-    """What the data moved on: ranks and where they sit, how fast the wires are, which processors."""
+    """The fabric of a run: ranks and their topology, link rates, and processors."""
     manifest = run.manifest
     topology = manifest.topology or TopologyRecord()
     wiring = topology.wiring or WiringRecord()
@@ -58,7 +58,7 @@ def _fabric(run: Run) -> dict[str, Json]:
         "device": manifest.device,
         "simulated": run.is_simulated,
         "ranks": manifest.world_size,
-        "ranks a GPU": manifest.provenance.ranks_per_gpu,
+        "ranks per GPU": manifest.provenance.ranks_per_gpu,
         "nodes of one machine": manifest.shares_a_machine,
         "nodes": topology.nodes or None,
         "domains": topology.domains or None,

@@ -1,11 +1,12 @@
-"""From two sides to a verdict on each case.
+"""Compare two sides, with a verdict on each case.
 
-NEW is *worse* in a case if its starts are slower by more than the margin, and would be by chance in fewer than 4% of
-comparisons (of all cases together: Holm). 4% and not 5%, so that the rate of false alarms stays below 5% in a thousand
-comparisons too, and not only on average; with 5 starts a side and 2% from start to start, 5% are still found in 95%.
+NEW is *worse* in a case if its starts are slower by more than the margin, and if its p-value is at most 4%. The p-value
+is adjusted for all cases together (Holm). 4% and not 5% keeps the rate of false alarms below 5% also in a sample of a
+thousand comparisons, and not only on average. With 5 starts per side and 2% variation between starts, a change of 5% is
+still found in 95% of comparisons.
 
-With one start on each side nothing tells what differs from start to start. Then the record's own intervals are used,
-the margin is ten times as wide, and the reason says so.
+With one start per side, the variation between starts is unknown. Then the records' own intervals are used, the margin
+is ten times as wide, and a remark says so.
 """
 
 from collections import defaultdict
@@ -24,7 +25,7 @@ from ncclbench.store.records import Record
 ALPHA = 0.04
 MARGIN = 0.01
 ONE_START_MARGIN = 0.10
-# Half a 95% interval is so many standard errors.
+# Half the width of a 95% interval, in standard errors.
 _Z = 1.959964
 
 Word = Literal["better", "same", "worse", "not comparable"]
@@ -32,22 +33,22 @@ Word = Literal["better", "same", "worse", "not comparable"]
 
 @dataclass(frozen=True, kw_only=True)
 class CaseComparison:
-    """One case on both sides; times in microseconds, None where they are not known.
+    """One case on both sides; times are in microseconds, and None where they are unknown.
 
     Attributes:
-        case: its name.
+        case: name of the case.
         verdict: better, same, worse or not comparable.
-        reason: why.
-        base_starts: process starts of BASE that timed it.
-        new_starts: the same of NEW.
+        reason: reason of the verdict.
+        base_starts: number of process starts of BASE that have the case.
+        new_starts: number of process starts of NEW that have the case.
         base_us: median over the starts of BASE.
         new_us: median over the starts of NEW.
         ratio: `new_us` over `base_us`; above 1 is slower.
-        ratio_lo: lower end of its 95% interval.
-        ratio_hi: upper end.
-        p: Holm-adjusted, of the side on which the ratio lies.
-        p_kruskal: Kruskal-Wallis, by itself; None with one start a side.
-        delta: Cliff's delta; None with one start a side.
+        ratio_lo: lower end of the 95% interval of `ratio`.
+        ratio_hi: upper end of the 95% interval of `ratio`.
+        p: Holm-adjusted one-sided p-value, in the direction of `ratio`.
+        p_kruskal: unadjusted p-value of the Kruskal-Wallis test; None with one start per side.
+        delta: Cliff's delta; None with one start per side.
     """
 
     case: str
@@ -72,10 +73,10 @@ class Comparison:
     Attributes:
         base: name of BASE.
         new: name of NEW.
-        cases: in BASE's order, then those that only NEW has.
-        remarks: what else differs, and a reader should know.
-        forced: what would have forbidden the comparison.
-        margin: the least change that counts, as a share.
+        cases: the cases in BASE's order, then those that only NEW has.
+        remarks: allowed differences that a reader should know.
+        forced: differences that forbid the comparison without `force`.
+        margin: the smallest change that counts, as a share.
     """
 
     base: str
@@ -86,19 +87,19 @@ class Comparison:
     margin: float
 
     def count(self, word: Word) -> int:
-        """How many cases have this verdict."""
+        """The number of cases with this verdict."""
         return sum(case.verdict == word for case in self.cases)
 
     @property
     def verdict(self) -> Word:
-        """Of the whole: worse if any case is; not comparable if none could be compared."""
+        """The verdict on all cases: worse if any case is; not comparable if no case could be compared."""
         words = {case.verdict for case in self.cases}
         order: tuple[Word, ...] = ("worse", "better", "same")
         return next((word for word in order if word in words), "not comparable")
 
 
 def compare(base: Side, new: Side, *, force: bool = False, margin: float = MARGIN) -> Comparison:
-    """Compare every case.
+    """Compare all cases of two sides.
 
     Raises:
         UsageError: if fabric, record version or settings differ and `force` is not given.
@@ -127,13 +128,13 @@ def _by_case(side: Side) -> dict[str, list[Record]]:
 
 
 def _few_starts(sides: Sequence[Mapping[str, Sequence[Record]]]) -> list[str]:
-    """A word of warning where starts are too few to tell what differs from start to start."""
+    """A remark if there are too few starts to estimate the variation between starts."""
     least = min((len(records) for side in sides for records in side.values()), default=0)
     if least > 2 or not all(sides):
         return []
     if max(len(records) for side in sides for records in side.values()) == 1:
         return [
-            "one process start a side: what differs from start to start is not known, so that only changes of "
+            "one process start per side: what differs from start to start is not known, so that only changes of "
             f"{ONE_START_MARGIN:.0%} count; make at least three of each"
         ]
     return [f"a side has cases with {least} process start{'s' if least > 1 else ''}: make at least three of each"]
@@ -143,7 +144,7 @@ Pair = tuple[list[Record], list[Record]]
 
 
 def _judge_all(pairs: Mapping[str, Pair], margin: float) -> list[CaseComparison]:
-    """Verdicts in the order of `pairs`; cases with equal numbers of starts are computed together."""
+    """The verdicts in the order of `pairs`; cases with equal numbers of starts are computed together."""
     judged: dict[str, CaseComparison] = {}
     shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
     for name, pair in pairs.items():
@@ -167,7 +168,7 @@ def _judge_all(pairs: Mapping[str, Pair], margin: float) -> list[CaseComparison]
 
 
 def _without_figures(name: str, pair: Pair) -> CaseComparison | None:
-    """The verdict where there is nothing to compute: a case that is missing, or was not measured, on a side."""
+    """The verdict on a case that a side lacks or did not measure; None if there are figures to compare."""
     base, new = pair
     starts = {"base_starts": len(base), "new_starts": len(new)}
     for records, side in ((base, "BASE"), (new, "NEW")):
@@ -183,13 +184,13 @@ def _without_figures(name: str, pair: Pair) -> CaseComparison | None:
     if any(record.time_us is None or record.time_us.p50 <= 0 for record in (*base, *new)):
         return CaseComparison(case=name, verdict="not comparable", reason="a start has no time", **starts)
     if len(base) == len(new) == 1 and any(_error(record) is None for record in (*base, *new)):
-        reason = "one start a side, and fewer than 6 samples in it: there is no interval"
+        reason = "one start per side, and fewer than 6 samples in it: there is no interval"
         return CaseComparison(case=name, verdict="not comparable", reason=reason, **starts)
     return None
 
 
 def _error(record: Record) -> float | None:
-    """Standard error of the logarithm of the record's median, from its interval."""
+    """Standard error of the logarithm of the record's median, from the median's interval."""
     time_us = record.time_us
     if time_us is None or not time_us.p50_lo or not time_us.p50_hi:
         return None
@@ -201,7 +202,7 @@ def _logs(records: Sequence[Record]) -> list[float]:
 
 
 def _tests(pairs: Sequence[Pair]) -> Statistics:
-    """All cases with the same numbers of starts."""
+    """The statistics of cases with equal numbers of starts."""
     base_CM, new_CN = (np.array([_logs(pair[side]) for pair in pairs]) for side in (0, 1))
     if base_CM.shape[1] + new_CN.shape[1] > 2:
         return compute(base_CM, new_CN)

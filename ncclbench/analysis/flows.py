@@ -1,9 +1,9 @@
-"""What the flows of a record say about rails, endpoints, fairness and the spreading over uplinks.
+"""Figures from the flows of a record: rails, endpoints, fairness and the spreading over uplinks.
 
-A flow's rate is b = bytes / median of the longer of its two ends' durations. A healthy flow has the least of what its
-sender's NIC, its receiver's NIC and the path give, so an endpoint is judged by the median over *distinct peers*: one
-bad peer does not move it, a bad endpoint cannot hide from it. Rates are summarised as medians of logarithms, never
-averaged. Everything here reads a `Record` and the run's topology, and starts nothing.
+The rate of a flow is b = bytes / median of the longer of its two ends' durations. It is limited by the slowest of the
+sender's NIC, the receiver's NIC and the path. So an endpoint is judged by the median over *distinct peers*: one slow
+peer does not change it, and a slow endpoint always shows. Rates are summarized as medians of logarithms, never
+averaged.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ class FlowTable:
     Attributes:
         src: sending rank, shape (F,).
         dst: receiving rank, shape (F,).
-        gb_per_s: rate, shape (F,); 1e9 bytes a second.
-        rounds: label of the round of each flow.
+        gb_per_s: rate in 1e9 bytes per second, shape (F,).
+        rounds: label of each flow's round.
     """
 
     src: Ints
@@ -47,7 +47,7 @@ class FlowTable:
 
 
 def flows_of(record: Record, prefix: str = "") -> FlowTable:
-    """All flows of a record, of the rounds whose label begins with `prefix`; empty if it has none."""
+    """The flows of all rounds of a record whose label begins with `prefix`; the table may be empty."""
     parts = [(phase.label, phase.flows) for phase in record.phases if phase.flows and phase.label.startswith(prefix)]
     nbytes = np.array([size for _, flows in parts for size in flows.nbytes], np.float64)
     p50_us = np.array([time for _, flows in parts for time in flows.p50_us], np.float64)  # None is NaN
@@ -60,10 +60,10 @@ def flows_of(record: Record, prefix: str = "") -> FlowTable:
 
 
 def rail_matrix(table: FlowTable, rails_R: ArrayLike) -> Floats:
-    """Median rate from each rail (row) to each rail (column), GB/s; NaN where no flow went that way.
+    """Median rate from each rail (row) to each rail (column), GB/s; NaN without a flow between them.
 
-    A slow row is a rail's sending side, a slow column its receiving side, a slow cell a pair of leaves; everything off
-    the diagonal slow is oversubscription.
+    A slow row points to the sending side of a rail, a slow column to its receiving side, and a slow cell to a pair of
+    leaves. If all cells off the diagonal are slow, the fabric is oversubscribed.
     """
     rails = np.asarray(rails_R, np.int64)
     count = int(rails.max()) + 1 if len(rails) else 0
@@ -76,13 +76,13 @@ def rail_matrix(table: FlowTable, rails_R: ArrayLike) -> Floats:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Endpoints:
-    """Each rank as a sender and as a receiver, shape (R,); NaN and 0 where it had no flow.
+    """Each rank as a sender and as a receiver, shape (R,); without a flow, rates are NaN and peers are 0.
 
     Attributes:
-        send: median over the peers it sent to, GB/s.
-        receive: median over the peers it received from, GB/s.
-        send_peers: how many distinct ones.
-        receive_peers: how many distinct ones.
+        send: median rate over the peers that the rank sent to, GB/s.
+        receive: median rate over the peers that the rank received from, GB/s.
+        send_peers: number of distinct peers that the rank sent to.
+        receive_peers: number of distinct peers that the rank received from.
     """
 
     send: Floats
@@ -92,7 +92,7 @@ class Endpoints:
 
 
 def endpoint_medians(table: FlowTable, world_size: int) -> Endpoints:
-    """Medians of each endpoint over distinct peers: several rounds with one peer count as one."""
+    """The median rate of each endpoint over distinct peers; several rounds with the same peer count as one."""
     send, send_peers = _over_peers(table.src, table.dst, table.gb_per_s, world_size)
     receive, receive_peers = _over_peers(table.dst, table.src, table.gb_per_s, world_size)
     return Endpoints(send=send, receive=receive, send_peers=send_peers, receive_peers=receive_peers)
@@ -109,17 +109,17 @@ def _over_peers(own: Ints, peer: Ints, rates: Floats, world_size: int) -> tuple[
 
 
 def _typical(rates: ArrayLike) -> float:
-    """The median of logarithms, back as a rate; of two it is the geometric mean."""
+    """The median of rates, computed on logarithms; of two rates it is the geometric mean."""
     return float(np.exp(np.median(np.log(np.asarray(rates, np.float64)))))
 
 
 def jain(rates: ArrayLike) -> float:
-    """Jain's index of fairness: 1 when all have the same, 1/n when one has everything.
+    """Jain's index of fairness: 1 if all rates are equal, 1/n if one of n rates is all of the sum.
 
     Source: Jain, Chiu and Hawe, DEC-TR-301, 1984: (sum x)^2 / (n sum x^2).
 
     Raises:
-        ValueError: without rates, or if all are zero.
+        ValueError: if there are no rates, or all are zero.
     """
     x = np.asarray(rates, np.float64)
     if not len(x) or not np.any(x):
@@ -128,7 +128,7 @@ def jain(rates: ArrayLike) -> float:
 
 
 def incast_fairness(record: Record) -> dict[str, float]:
-    """Jain's index of the senders of each ``senders=K`` round, from each sender's own duration."""
+    """Jain's index over the senders of each ``senders=K`` round, from each sender's own duration."""
     found = {}
     for phase in record.phases:
         if phase.flows and phase.label.startswith("senders="):
@@ -139,12 +139,12 @@ def incast_fairness(record: Record) -> dict[str, float]:
 
 
 def largest_load(links: int, flows_per_link: float, seed: int = 0) -> float:
-    """Mean load of the fullest link, over the mean of all, when flows are hashed onto links at random.
+    """The expected load of the busiest link over the mean load, if flows are hashed onto links at random.
 
     Args:
-        links: uplinks to choose from.
-        flows_per_link: flows divided by links.
-        seed: of the draws.
+        links: number of uplinks.
+        flows_per_link: number of flows over number of links.
+        seed: seed of the draws.
     """
     flows = max(1, round(links * flows_per_link))
     if links < 1:
@@ -156,13 +156,13 @@ def largest_load(links: int, flows_per_link: float, seed: int = 0) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Spreading:
-    """How evenly a permutation's flows were spread.
+    """How evenly the flows of a permutation are spread over uplinks.
 
     Attributes:
-        slowest_share: median over rounds of the slowest flow's rate over what the fastest flow of any round has.
-        load: one over that: the load of the fullest link.
-        null_load: what hashing at random gives.
-        score: 1 for perfect spreading, 0 for hashing at random; below 0 is worse than chance.
+        slowest_share: median over rounds of the slowest flow's rate, over the 95th percentile of all flows' rates.
+        load: 1 / `slowest_share`, at least 1: the load of the busiest link.
+        null_load: the load with random hashing.
+        score: 1 for perfect spreading, 0 for random hashing; below 0 is worse than random.
     """
 
     slowest_share: float
@@ -172,10 +172,10 @@ class Spreading:
 
 
 def spreading(table: FlowTable, links: int, flows_per_link: float) -> Spreading:
-    """The score of a permutation against the null model of ECMP.
+    """The spreading of a permutation, compared with the null model of ECMP.
 
     Raises:
-        ValueError: without flows, or if there is one link, over which nothing can be spread.
+        ValueError: if there are no flows, or fewer than 2 links.
     """
     if links < 2 or not len(table.src):
         raise ValueError("spreading needs flows, and at least 2 links to spread them over")
@@ -187,9 +187,9 @@ def spreading(table: FlowTable, links: int, flows_per_link: float) -> Spreading:
 
 
 def interference(record: Record) -> dict[str, float]:
-    """Time beside others over time alone: of each rail of `rail_groups`, and of the victim of each `incast` round.
+    """Time with other traffic over time alone, for each rail of `rail_groups` and the victim of each `incast` round.
 
-    1 is none; 2 means that the presence of others doubles the time.
+    1 means no interference; 2 means that the other traffic doubles the time.
     """
     phases = {phase.label: phase for phase in record.phases}
     return {**_rails_interfere(phases), **_victim_suffers(phases)}
@@ -222,10 +222,10 @@ def _victim_suffers(phases: Mapping[str, PhaseResult]) -> dict[str, float]:
 
 
 def heat(record: Record) -> dict[str, dict[str, float]]:
-    """Of each ``factor=F`` of `rail_hot`: how uneven its bytes are, and how much longer it takes than the even one.
+    """The unevenness of the bytes and the relative time of each ``factor=F`` of `rail_hot`.
 
-    ``bytes`` is what the busiest rank sends or receives over the mean; ``time`` that the slowest rank's median is
-    over that of ``factor=1``. All that time grows above bytes is lost to waiting.
+    ``bytes`` is the busiest rank's sent or received bytes over the mean. ``time`` is the slowest rank's median over
+    that of ``factor=1``. The amount by which ``time`` exceeds ``bytes`` is lost to waiting.
     """
     phases = {p.label: p for p in record.phases if p.label.startswith("factor=") and p.time_us}
     even = phases.get("factor=1")
@@ -243,7 +243,7 @@ def heat(record: Record) -> dict[str, dict[str, float]]:
 
 
 def contrast(record: Record) -> float | None:
-    """Median rate of the ``far`` rounds over that of the ``near`` ones; None where either is missing."""
+    """Median rate of the ``far`` rounds over that of the ``near`` rounds; None if either is missing."""
     near, far = flows_of(record, "near"), flows_of(record, "far")
     if not len(near.src) or not len(far.src):
         return None
@@ -251,7 +251,7 @@ def contrast(record: Record) -> float | None:
 
 
 def contrast_by_leaf(record: Record, leaves_R: ArrayLike) -> dict[int, float]:
-    """`contrast` of what each leaf sends: the one that lost one of its U uplinks reads (U - 1) / U of the others."""
+    """`contrast` of the flows that each leaf sends; a leaf that lost 1 of U uplinks has (U - 1) / U of the others'."""
     leaves = np.asarray(leaves_R, np.int64)
     near, far = flows_of(record, "near"), flows_of(record, "far")
     found = {}
@@ -263,11 +263,11 @@ def contrast_by_leaf(record: Record, leaves_R: ArrayLike) -> dict[int, float]:
 
 
 def describe_flows(record: Record, topology: Topology) -> dict[str, Json]:
-    """Everything above that this record has, as plain data for reports.
+    """All figures of this module that the record has, as plain data for reports.
 
-    Keys: ``rail_matrix_gb_per_s`` (null where nothing went), ``send_gb_per_s`` and ``receive_gb_per_s`` of each rank,
-    and where the pattern has them ``jain``, ``interference``, ``heat``, ``far_over_near``, ``far_over_near_by_leaf``
-    and, where the topology file says how many uplinks a leaf has, ``spreading`` of a permutation.
+    The keys are ``rail_matrix_gb_per_s`` (null without a flow), and ``send_gb_per_s`` and ``receive_gb_per_s`` per
+    rank. Some patterns add ``jain``, ``interference``, ``heat``, ``far_over_near`` and ``far_over_near_by_leaf``.
+    A permutation adds ``spreading`` if the topology file has the number of uplinks per leaf.
     """
     found: dict[str, Json] = {}
     table = flows_of(record)
@@ -290,7 +290,7 @@ def describe_flows(record: Record, topology: Topology) -> dict[str, Json]:
 
 
 def _spreading_on(table: FlowTable, wiring: Wiring) -> dict[str, float] | None:
-    """`spreading` over the uplinks of a leaf; None where there are not at least 2, or leaves differ."""
+    """`spreading` over the uplinks of a leaf; None if a leaf has fewer than 2, or the leaves differ."""
     uplinks = set(wiring.uplinks.tolist())
     if len(uplinks) != 1 or min(uplinks) < 2 or (wiring.leaves == UNKNOWN).any():
         return None

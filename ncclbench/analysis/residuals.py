@@ -1,7 +1,7 @@
-"""How far each NIC and each rank is from the others of its run, over all cases: where to look for the slow part.
+"""Residuals of each NIC and each rank over all cases of a run: they point to the slow part.
 
-A residual is the logarithm of a figure over the median of all: 0 is usual, log 0.5 is half. Residuals of a case are
-medians over distinct peers, and those of a run are medians over cases, so that no peer and no case decides alone.
+A residual is the logarithm of a figure over the median of all: 0 is the median, log 0.5 is half of it. The residual of
+a case is a median over distinct peers, and that of a run is a median over cases. So no single peer or case decides.
 Letters: C cases, F flows, N NICs (or iterations), P pairs, R ranks.
 """
 
@@ -21,13 +21,13 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MICRO = 1e6
-# Of a distribution: every half percent, and the far tail.
+# Quantiles of a distribution: every half percent, and the far tail.
 LEVELS = np.concatenate([np.linspace(0, 0.99, 199), [0.995, 0.999, 1.0]])
 
 
 @dataclass(frozen=True)
 class CaseFlows:
-    """F flows of a case: which rank sent to which, and at what rate in GB/s (NaN where a flow never ended)."""
+    """F flows of a case: the sending rank, the receiving rank and the rate in GB/s (NaN if a flow has no time)."""
 
     case: str
     src_F: Ints
@@ -36,7 +36,7 @@ class CaseFlows:
 
 
 def case_flows(record: Record, world: int) -> CaseFlows | None:
-    """All flows between different ranks in the record's phases; None if it has none."""
+    """The flows between different ranks in all phases of a record; None if there are none."""
     parts = []
     for phase in record.phases:
         if not phase.flows:
@@ -62,7 +62,7 @@ def case_flows(record: Record, world: int) -> CaseFlows | None:
 
 @dataclass(frozen=True)
 class EndpointResidual:
-    """A NIC: by how much its flows are faster (+) or slower (-) than all, sending and receiving; NaN if unknown."""
+    """The residuals of a NIC, sending and receiving: positive if its flows are faster than usual; NaN if unknown."""
 
     name: str
     send: float
@@ -71,12 +71,12 @@ class EndpointResidual:
 
 
 def nic_residuals(run: Run, nic_R: Ints, names: Sequence[str]) -> list[EndpointResidual]:
-    """For every NIC the median over distinct peers of log(rate / median rate), averaged over cases by their median.
+    """The residuals of all NICs: medians over distinct peers of log(rate / median rate), then medians over cases.
 
     Args:
-        run: with flows.
-        nic_R: which NIC each rank has.
-        names: of the NICs.
+        run: the run.
+        nic_R: index of the NIC of each rank.
+        names: names of the NICs.
     """
     found: dict[str, list[Floats]] = {"send": [], "receive": []}
     peers_N = np.zeros(len(names), np.int64)
@@ -101,7 +101,7 @@ def nic_residuals(run: Run, nic_R: Ints, names: Sequence[str]) -> list[EndpointR
 
 
 def _by_endpoint(own_F: Ints, other_F: Ints, log_F: Floats, size: int) -> tuple[Floats, Ints]:
-    """Median over peers of the median over a pair's flows, so that no peer counts twice."""
+    """Median over peers of the median over each pair's flows, so that no peer counts twice; and the number of peers."""
     known = ~np.isnan(log_F)
     pair_F = own_F[known] * size + other_F[known]
     pairs_P, value_P = _medians(pair_F, log_F[known])
@@ -113,7 +113,7 @@ def _by_endpoint(own_F: Ints, other_F: Ints, log_F: Floats, size: int) -> tuple[
 
 
 def _medians(key_F: Ints, value_F: Floats) -> tuple[Ints, Floats]:
-    """The distinct keys, and the median of each one's values."""
+    """The distinct keys, and the median of the values of each key."""
     order = np.lexsort((value_F, key_F))
     keys, starts, counts = np.unique(key_F[order], return_index=True, return_counts=True)
     sorted_F = value_F[order]
@@ -128,20 +128,20 @@ def _nan_median(values_CN: Floats) -> Floats:
 
 
 def percent(log: float) -> float:
-    """The logarithm of a ratio as a deviation in percent: -50 is half."""
+    """The logarithm of a ratio as a deviation in percent: log 0.5 becomes -50."""
     return 100 * math.expm1(log)
 
 
 @dataclass
 class RankResiduals:
-    """What the samples say of the R ranks of a run.
+    """Figures of the R ranks of a run, from its samples.
 
     Attributes:
-        residual_R: log of the rank's median duration over the median rank's; the median over cases.
-        late_us_R: how much later than the first rank it arrived; the median over synchronizing cases, NaN if none is.
-        cases: how many cases had samples.
+        residual_R: log of the rank's median duration over that of the median rank; median over cases.
+        late_us_R: delay after the first rank to arrive; median over synchronizing cases, NaN if there are none.
+        cases: number of cases with samples.
         quantiles: case -> rail -> durations in microseconds at `LEVELS`.
-        problems: samples that could not be read.
+        problems: messages about samples that could not be read.
     """
 
     residual_R: Floats
@@ -152,13 +152,13 @@ class RankResiduals:
 
 
 def rank_residuals(run: Run, rails_R: Ints, drawn: Collection[str] = (), most_rails: int = 16) -> RankResiduals:
-    """Read every case's samples once, one case in memory at a time.
+    """Compute the residuals of all ranks; the samples of one case at a time are in memory.
 
     Args:
         run: the run.
         rails_R: rail of each rank.
         drawn: the cases whose distributions are kept.
-        most_rails: of how many rails they are.
+        most_rails: number of rails whose distributions are kept.
     """
     world = len(rails_R)
     residual_CR, late_CR = [], []
@@ -189,7 +189,7 @@ def rank_residuals(run: Run, rails_R: Ints, drawn: Collection[str] = (), most_ra
 
 
 def _samples_of(run: Run, record: Record, world: int, problems: list[str]) -> Floats | None:
-    """The case's samples, if every rank of the run has some."""
+    """The samples of a case; None if a rank of the run has none."""
     try:
         seconds_RN = seconds_of_ranks(run, record) if record.status == "ok" else None
     except UsageError as error:
@@ -201,25 +201,25 @@ def _samples_of(run: Run, record: Record, world: int, problems: list[str]) -> Fl
 
 
 def _synchronizes(record: Record) -> bool:
-    """Whether no rank leaves before the last has come: of flows between pairs, durations tell nothing of arrival."""
+    """Whether no rank can leave before the last one arrives; flows between pairs do not synchronize."""
     return not any(phase.flows for phase in record.phases)
 
 
 def lateness(seconds_RN: Floats) -> Floats:
-    """How much later than the first each rank arrived, shape (R,): the median over iterations, in seconds.
+    """The delay of each rank after the first to arrive, shape (R,): the median over iterations, in seconds.
 
-    In a synchronizing collective all ranks leave together, so the one that came last has the shortest duration.
+    In a synchronizing collective all ranks leave together, so the last rank to arrive has the shortest duration.
     """
     return _median(np.nanmax(seconds_RN, axis=0)[None, :] - seconds_RN)
 
 
 def rank_medians(seconds_RN: Floats) -> Floats:
-    """Each rank's median duration, shape (R,), in seconds."""
+    """The median duration of each rank, shape (R,), in seconds."""
     return _median(seconds_RN)
 
 
 def _median(values_RN: Floats) -> Floats:
-    """Median over iterations. NumPy's own is many times faster than the one that looks for NaN."""
+    """Median over iterations; without NaN, `np.median` is many times faster than `np.nanmedian`."""
     if np.isnan(values_RN).any():
         return np.asarray(np.nanmedian(values_RN, axis=1))
     return np.asarray(np.median(values_RN, axis=1))

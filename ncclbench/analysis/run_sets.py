@@ -1,4 +1,4 @@
-"""One side of a comparison: a run, or a directory of runs; every process start in it counts once."""
+"""A side of a comparison: one run or a directory of runs. Every process start counts once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ class Side:
     """BASE or NEW.
 
     Attributes:
-        name: as it was named on the command line.
-        runs: at least one.
+        name: the path from the command line.
+        runs: the runs, at least one.
     """
 
     name: str
     runs: tuple[Run, ...]
 
     def records(self) -> Iterator[tuple[Run, Record]]:
-        """Every record, with its run."""
+        """All records, each with its run."""
         return ((run, record) for run in self.runs for record in run.records)
 
 
 def read_side(path: Path) -> Side:
-    """The run in `path`, or all runs in the directories in `path`.
+    """Read the run in `path`, or all runs in the subdirectories of `path`.
 
     Raises:
-        UsageError: if there is no run there, or one that cannot be read.
+        UsageError: if there is no run, or a run cannot be read.
     """
     if (path / "manifest.json").exists() or not path.is_dir():
         return Side(str(path), tuple(read_runs([path])))

@@ -1,6 +1,6 @@
 """The statistics of a comparison, for all cases at once.
 
-Names: C cases, M starts of BASE, N starts of NEW, B bootstrap draws. Times are logarithms: a ratio is a difference.
+Letters: C cases, M starts of BASE, N starts of NEW, B bootstrap draws. Times are logarithms: a ratio is a difference.
 """
 
 import warnings
@@ -17,16 +17,16 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of each of C cases; all arrays have shape (C,).
+    """The statistics of C cases; all arrays have shape (C,).
 
     Attributes:
-        ratio: median of NEW's starts over median of BASE's.
-        low: lower end of the ratio's 95% interval, by bootstrap over the starts of both sides.
-        high: its upper end.
-        p_slower: of no difference against NEW being slower: Student's t on the logarithms of the starts' medians.
-        p_faster: the same against NEW being faster.
-        p_kruskal: Kruskal-Wallis over the starts' medians, of no difference at all.
-        delta: Cliff's delta: how much likelier a start of NEW is slower than one of BASE than faster; -1 to 1.
+        ratio: median over NEW's starts over the median over BASE's starts.
+        low: lower end of the 95% interval of `ratio`, by bootstrap over the starts of both sides.
+        high: upper end of the 95% interval of `ratio`.
+        p_slower: one-sided p-value that NEW is slower: Student's t-test of the logarithms of the starts' medians.
+        p_faster: one-sided p-value that NEW is faster, by the same test.
+        p_kruskal: p-value of the Kruskal-Wallis test of the starts' medians.
+        delta: Cliff's delta, -1 to 1: P(a start of NEW is slower than one of BASE) - P(it is faster).
     """
 
     ratio: Floats
@@ -39,12 +39,12 @@ class Statistics:
 
 
 def compute(base_CM: Floats, new_CN: Floats, seed: int = 0) -> Statistics:
-    """Compare the starts of both sides; at least three in all.
+    """Compare the starts of both sides, which must have at least three starts together.
 
     Args:
         base_CM: logarithm of the median time of each case in each start of BASE.
-        new_CN: the same of NEW.
-        seed: of the bootstrap.
+        new_CN: logarithm of the median time of each case in each start of NEW.
+        seed: seed of the bootstrap.
     """
     shift_C = np.median(new_CN, axis=1) - np.median(base_CM, axis=1)
     low_C, high_C = bootstrap(base_CM, new_CN, seed)
@@ -65,7 +65,7 @@ def bootstrap(base_CM: Floats, new_CN: Floats, seed: int) -> tuple[Floats, Float
     rng = np.random.default_rng(seed)
     picks = [rng.integers(0, side.shape[1], (DRAWS, side.shape[1])) for side in (base_CM, new_CN)]
     shift_CB = np.empty((len(base_CM), DRAWS))
-    for k in range(len(base_CM)):  # a case at a time: all at once would be C x B x N figures
+    for k in range(len(base_CM)):  # one case at a time: all together need C x B x N numbers
         shift_CB[k] = np.median(new_CN[k][picks[1]], axis=1) - np.median(base_CM[k][picks[0]], axis=1)
     low_C, high_C = np.quantile(shift_CB, [0.025, 0.975], axis=1)
     return low_C, high_C
@@ -74,16 +74,16 @@ def bootstrap(base_CM: Floats, new_CN: Floats, seed: int) -> tuple[Floats, Float
 def student(base_CM: Floats, new_CN: Floats) -> tuple[Floats, Floats]:
     """One-sided p-values of the two-sample t-test with a common variance: NEW is slower, NEW is faster.
 
-    Where nothing varies at all (times that a model computed), any difference is certain.
+    If the times of a case do not vary at all (a model computed them), any difference is certain.
     """
     from scipy import stats
 
     shift_C = new_CN.mean(axis=1) - base_CM.mean(axis=1)
-    # Rounding in the logarithms is no variation.
+    # Rounding of the logarithms is not variation.
     constant_C = (np.ptp(base_CM, axis=1) < _ROUNDING) & (np.ptp(new_CN, axis=1) < _ROUNDING)
     sure_C = np.where(np.abs(shift_C) < _ROUNDING, 0.5, np.where(shift_C > 0, 1.0, 0.0))
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy warns of a side without variation
+        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy warns if a side does not vary
         p_faster_C = stats.ttest_ind(new_CN, base_CM, axis=1, alternative="less").pvalue
     p_faster_C = np.where(constant_C, sure_C, p_faster_C)
     return 1.0 - p_faster_C, p_faster_C
@@ -94,7 +94,7 @@ def kruskal(base_CM: Floats, new_CN: Floats) -> Floats:
     from scipy import stats
 
     p_C = np.ones(len(base_CM))
-    # SciPy refuses equal values, or makes NaN of them, depending on its version.
+    # For equal values, SciPy raises an error or returns NaN, depending on its version.
     differs_C = np.ptp(np.concatenate([base_CM, new_CN], axis=1), axis=1) != 0
     if differs_C.any():
         p_C[differs_C] = stats.kruskal(base_CM[differs_C], new_CN[differs_C], axis=1).pvalue
@@ -102,7 +102,7 @@ def kruskal(base_CM: Floats, new_CN: Floats) -> Floats:
 
 
 def cliff(base_CM: Floats, new_CN: Floats) -> Floats:
-    """Cliff's delta."""
+    """Cliff's delta of each case; see `Statistics`."""
     return np.asarray(np.sign(new_CN[:, None, :] - base_CM[:, :, None]).mean(axis=(1, 2)))
 
 
@@ -117,7 +117,7 @@ def normal_p(shift_C: Floats, error_C: Floats) -> tuple[Floats, Floats]:
 
 
 def holm(p_C: Floats) -> Floats:
-    """P-values adjusted for having been looked at together (Holm 1979): compare them with alpha as they are."""
+    """P-values adjusted for multiple comparisons (Holm 1979); compare them with alpha directly."""
     count = len(p_C)
     order = np.argsort(p_C, kind="stable")
     stepped = np.maximum.accumulate(p_C[order] * np.arange(count, 0, -1))

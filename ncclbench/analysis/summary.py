@@ -1,4 +1,4 @@
-"""Summaries of durations: medians with non-parametric intervals, percentiles only where there are enough samples."""
+"""Summaries of durations: medians with non-parametric intervals, and percentiles if there are enough samples."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,16 +9,16 @@ from ncclbench.store.records import Skew, Summary
 Floats = NDArray[np.float64]
 
 MICRO = 1e6
-# Below these a percentile would be little more than the largest sample under another name.
+# With fewer samples, a percentile is little more than the largest sample.
 MIN_SAMPLES_P95 = 20
 MIN_SAMPLES_P99 = 100
 
 
 def summarise(seconds: Floats) -> Summary:
-    """The summary of durations in seconds, in microseconds.
+    """Summarize durations in seconds; the summary is in microseconds.
 
     Raises:
-        ValueError: without samples.
+        ValueError: if there are no samples.
     """
     if len(seconds) == 0:
         raise ValueError("no samples to summarise")
@@ -40,13 +40,13 @@ def summarise(seconds: Floats) -> Summary:
 
 
 def relative_width(summary: Summary) -> float:
-    """Half the width of the median's interval over the median; infinite where there is no interval."""
+    """Half the width of the median's interval over the median; infinite if there is no interval."""
     if summary.p50_lo is None or summary.p50_hi is None or summary.p50 <= 0:
         return float("inf")
     return (summary.p50_hi - summary.p50_lo) / 2 / summary.p50
 
 
 def skew(seconds_RN: Floats) -> Skew:
-    """Max - min over the ranks of each iteration, in microseconds."""
+    """Longest minus shortest rank of each iteration, in microseconds, from durations in seconds."""
     spread = (seconds_RN.max(axis=0) - seconds_RN.min(axis=0)) * MICRO
     return Skew(p50=float(np.median(spread)), max=float(spread.max()))

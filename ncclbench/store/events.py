@@ -1,6 +1,6 @@
 """The event log: one JSON object per line, each with the hash of the line before.
 
-The chain shows that nothing was changed or taken out afterwards; it cannot show that what was written was true.
+The chain shows a later change or removal of a line. It cannot show that a line was true when it was written.
 """
 
 import datetime
@@ -24,24 +24,24 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         time: when it was written, in UTC.
         kind: ``start``, ``resume``, ``import``, ``case``, ``result``, ``warning``, ``lost``, ``end`` or ``verdict``.
         start: the process start of the run, from 0.
-        mode: the plan's mode that the start was of.
+        mode: the plan's mode of the process start.
         case: the case that began, or whose record was stored.
-        finished: of `start` and `resume`: how many cases were finished before.
+        finished: of `start` and `resume`: number of cases that were finished before.
         command: the command line.
-        pids: the processes of the start's ranks.
-        process: a mark of rank 0's process, since numbers repeat in containers.
+        pids: process ids of the start's ranks.
+        process: a mark of rank 0's process, since process ids repeat in containers.
         software: each different set of versions and settings once, with the ranks that have it.
-        status: of `result`: the record's.
+        status: of `result`: the status of the record.
         record_sha256: hash of the record's line without its newline.
-        samples_sha256: hash of its samples' file.
+        samples_sha256: hash of the record's samples file.
         ranks: of `lost`: the ranks at fault.
         reason: of `lost`: what happened.
-        text: of `warning`: what a reader must know.
-        message: the same, in an older word.
-        cases: of `warning`: the cases that it is about.
-        exit_code: of `end`.
+        text: of `warning`: the warning.
+        message: older name of `text`.
+        cases: of `warning`: the affected cases.
+        exit_code: of `end`: the exit code.
         files: of `import`: the logs, with their hashes.
-        verdict: of `verdict`: its word.
+        verdict: of `verdict`: ``PASS``, ``FAIL``, ``INCONCLUSIVE`` or ``NOT_RUN``.
         verdict_sha256: hash of ``verdict.json``.
         profile_sha256: hash of the profile's text.
         previous: hash of the line before.
@@ -74,17 +74,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def says(self) -> str:
-        """What it tells a reader, in words; "" if it has none."""
+        """The text of the event; "" if it has none."""
         return self.message or self.text or self.reason or ""
 
 
 def utc_now() -> datetime.datetime:
-    """The time, in UTC."""
+    """The current time in UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 
 def now() -> str:
-    """The time, as records have it."""
+    """The current time in the format of records."""
     return utc_now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -94,10 +94,10 @@ def encode(kind: str, previous: str, fields: dict[str, object]) -> bytes:
 
 
 def read_events(path: Path) -> list[Event]:
-    """All whole lines of the log; one torn by a crash is not there.
+    """The events of all complete lines; a last line that a crash cut off is skipped.
 
     Raises:
-        UsageError: naming the line that is damaged.
+        UsageError: if a line is damaged; the message names it.
     """
     found = []
     for number, line in enumerate(whole_lines(path), 1):
@@ -109,7 +109,7 @@ def read_events(path: Path) -> list[Event]:
 
 
 def broken_link(path: Path) -> int | None:
-    """The number of the first line, from 1, whose `previous` is not the hash of the line before it; None if sound."""
+    """The number, from 1, of the first line whose `previous` is not the hash of the line before; None without one."""
     previous = GENESIS
     for number, line in enumerate(whole_lines(path), 1):
         try:

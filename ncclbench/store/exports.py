@@ -1,6 +1,6 @@
-"""CSV, JUnit XML and Prometheus text: the one writer of each, for verdicts and for reports.
+"""The writers of CSV, JUnit XML and Prometheus text, for verdicts and for reports.
 
-All text is escaped here, since names come from logs, host names and topology files. `check_case` and `verdict_case`
+The writers escape all text, since names come from logs, host names and topology files. `check_case` and `verdict_case`
 hold the rule for CI systems: a JUnit document of a judged run is green only if its verdict is PASS
 (docs/decisions/0005-junit-outcomes.md).
 """
@@ -15,9 +15,9 @@ from xml.etree import ElementTree
 
 from ncclbench.store.verdict import CheckResult, RunVerdict, Verdict
 
-# A spreadsheet runs a cell that begins with one of these; OWASP lists them under "CSV injection".
+# A spreadsheet evaluates a cell that begins with one of these; OWASP lists them under "CSV injection".
 _STARTS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-# What XML 1.0 cannot hold, not even escaped.
+# Characters that XML 1.0 cannot hold, not even escaped.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Cell = str | float | None
@@ -29,7 +29,7 @@ Outcome = Literal["failure", "error", "skipped"]
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table as RFC 4180 has it, with line feeds; numbers keep all digits, None is empty."""
+    """A table in the format of RFC 4180, with line feeds; numbers keep all digits, and None is an empty cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -38,9 +38,9 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """`text` with an apostrophe in front if a spreadsheet would run it; carriage returns become line feeds.
+    """`text` with an apostrophe in front if a spreadsheet would evaluate it; carriage returns become line feeds.
 
-    Only for text: a number must stay one. CSV readers take a lone carriage return for the end of the row.
+    Only for text: a number must stay a number. To a CSV reader, a lone carriage return ends the row.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return f"'{lines}" if text.startswith(_STARTS_A_FORMULA) else lines
@@ -54,12 +54,12 @@ class JUnitCase:
     """One test case.
 
     Attributes:
-        classname: groups cases in the display of a CI system.
-        name: of the case.
-        outcome: what it is if it did not pass.
-        message: why.
+        classname: group of the case in the display of a CI system.
+        name: name of the case.
+        outcome: the outcome; None if the case passed.
+        message: reason of the outcome.
         properties: figures of the case, by name.
-        output: further lines.
+        output: text of ``system-out``.
     """
 
     classname: str
@@ -72,7 +72,7 @@ class JUnitCase:
 
 @dataclass(frozen=True, kw_only=True)
 class JUnitSuite:
-    """Test cases under one heading, with properties that hold for all; a name may repeat."""
+    """Test cases with a common name and common properties; names of properties may repeat."""
 
     name: str
     cases: Sequence[JUnitCase]
@@ -80,7 +80,7 @@ class JUnitSuite:
 
 
 def junit_text(name: str, suites: Iterable[JUnitSuite]) -> str:
-    """A JUnit document; the suites and the whole count their cases."""
+    """A JUnit document with the counts of cases per suite and in total."""
     root = ElementTree.Element("testsuites", name=xml_text(name))
     for suite in suites:
         element = ElementTree.SubElement(root, "testsuite", name=xml_text(suite.name))
@@ -122,10 +122,10 @@ def xml_text(value: object) -> str:
 
 
 def check_case(result: CheckResult, classname: str) -> JUnitCase:
-    """What one check found, with action and evidence as output.
+    """The test case of a check's result, with action and evidence as output.
 
-    Only FAIL is a failure of the rack. INCONCLUSIVE is an error: CI systems do not show it green. So is NOT_RUN of what
-    the profile requires; any other NOT_RUN does not apply to this run and is skipped.
+    Only FAIL is a failure. INCONCLUSIVE is an error, so that CI systems do not show it green. NOT_RUN is an error if
+    the profile requires the result; otherwise it is skipped.
     """
     lines = [f"action: {result.action}"] if result.action else []
     lines += [" ".join(f"{name}={value}" for name, value in row.items()) for row in result.evidence]
@@ -137,7 +137,7 @@ def check_case(result: CheckResult, classname: str) -> JUnitCase:
 
 
 def verdict_case(verdict: RunVerdict) -> JUnitCase:
-    """The verdict on the whole run, which can be INCONCLUSIVE though no check is; NOT_RUN is an error."""
+    """The test case of the run's verdict, which can be INCONCLUSIVE though no check is; NOT_RUN is an error."""
     outcome = _outcome(verdict.verdict, required=True)
     message = f"{verdict.verdict}: {'; '.join(verdict.reasons)}" if outcome else ""
     return JUnitCase(classname="verdict", name="run", outcome=outcome, message=message)
@@ -162,7 +162,7 @@ def _outcome(verdict: Verdict, *, required: bool) -> Outcome | None:
 
 @dataclass(frozen=True)
 class Gauge:
-    """One metric: its name, its help text, and its samples with their labels; a label of None is left out."""
+    """One metric: its name, its help text, and its samples with their labels; a label that is None is left out."""
 
     name: str
     what: str
@@ -175,7 +175,7 @@ def prometheus_text(gauges: Iterable[Gauge]) -> str:
     for gauge in gauges:
         what = gauge.what.replace("\\", r"\\").replace("\n", r"\n")
         lines += [f"# HELP {gauge.name} {what}", f"# TYPE {gauge.name} gauge"]
-        # repr of a float has all its digits, and reads back as the same number.
+        # The repr of a float has all digits, so that it parses to the same number.
         lines += dict.fromkeys(f"{gauge.name}{{{_labels(labels)}}} {value!r}" for labels, value in gauge.samples)
     return "\n".join(lines)
 

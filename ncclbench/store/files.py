@@ -1,4 +1,4 @@
-"""Files of a run directory: read without trusting them, decoded once, and written so that a kill leaves them whole."""
+"""Read, decode and write the files of a run directory. Input is validated, and writes survive a kill."""
 
 import hashlib
 import os
@@ -14,10 +14,10 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 def content_of(path: Path) -> bytes | None:
-    """What is in a file; None if there is none of that name.
+    """The content of a file; None if there is no such file.
 
     Raises:
-        UsageError: if it is no regular file: a pipe would never end, a device would fill the memory.
+        UsageError: if it is no regular file: a pipe may never end, and a device may fill the memory.
         EnvironmentFault: if it cannot be read.
     """
     try:
@@ -27,7 +27,7 @@ def content_of(path: Path) -> bytes | None:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether there is such a file at all; see `content_of` for what it raises."""
+    """Whether the file exists; raises as `content_of` does."""
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is no regular file, as everything in a run directory must be")
@@ -37,28 +37,28 @@ def is_regular(path: Path) -> bool:
 
 
 def unreadable(error: OSError, path: Path) -> EnvironmentFault:
-    """The one line for a file that is there and cannot be read."""
+    """The error for a file that exists and cannot be read."""
     return EnvironmentFault(f"cannot read {error.filename or path}: {error.strerror}")
 
 
 def decoded(content: bytes, kind: type[S], where: Path | str, newest: int) -> S:
-    """JSON of a schema, as its type.
+    """Decode a JSON object that has a schema number.
 
     Args:
-        content: one object.
-        kind: what it is.
+        content: one JSON object.
+        kind: type of the object.
         where: the file, and the line if it has several; for messages.
         newest: the highest schema that this ncclbench reads.
 
     Raises:
-        UsageError: naming `where`, if it has no schema number, is of a newer schema, or is damaged.
+        UsageError: if it has no schema number, is of a newer schema, or is damaged; the message names `where`.
     """
     try:
         data = msgspec.json.decode(content)
         if not isinstance(data, dict):
-            data = msgspec.convert(data, dict[str, object])  # raises, in the words of the others
+            data = msgspec.convert(data, dict[str, object])  # raises, with the same message as for other types
         schema = data.get("schema")
-        if type(schema) is not int or schema < 1:  # a bool is an int to isinstance
+        if type(schema) is not int or schema < 1:  # isinstance(True, int) is true
             raise UsageError(f"{where} has no schema number")
         refuse_newer(schema, newest, where)
         return msgspec.convert(data, kind)
@@ -78,13 +78,13 @@ def file_hash(path: Path) -> str:
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a JSON-lines file that were written to their end."""
+    """The complete lines of a JSON-lines file."""
     lines = (content_of(path) or b"").split(b"\n")
-    return [line for line in lines[:-1] if line]  # what follows the last newline is torn, or nothing
+    return [line for line in lines[:-1] if line]  # after the last newline comes a cut-off line, or nothing
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole, or not at all."""
+    """Write a file atomically."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -95,7 +95,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append a line and fsync it; of a line that the disk does not take, nothing stays."""
+    """Append a line and fsync it; a line that does not fit on the disk is removed completely."""
     before = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab") as file:
@@ -103,13 +103,13 @@ def append_line(path: Path, line: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        if path.exists():  # a full disk may have taken half the line
+        if path.exists():  # a full disk may hold half of the line
             os.truncate(path, before)
         raise
 
 
 def cut_torn_line(path: Path) -> None:
-    """Take away what a crash has left of a last line."""
+    """Remove the part of a last line that a crash left."""
     if not path.exists():
         return
     content = path.read_bytes()
@@ -119,7 +119,7 @@ def cut_torn_line(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder outlast a crash of the machine."""
+    """Fsync a folder, so that its names survive a crash of the machine."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,12 +1,12 @@
-"""What a GPU's states say that were noted before and after something: what throttled it, which errors it counted.
+"""Warnings from the states of a GPU before and after a case: throttling, and error counters that rose.
 
-NVLink sends again what a checksum (CRC) finds to be wrong, and a good link has that now and then: of two healthy H200
-every link counted some in the first minutes of a machine, and none ten minutes later. A GPU had 17 to 20 a second over
-a case of six seconds, and bursts of up to 169 a second over cases of a third of one: rates need time. So a checksum is
-an error by its rate, over 10 s at least. The limits are those of the health watch of NVIDIA's DCGM: 100 a second of a
-GPU's checksums, and any replay or recovery.
+NVLink retransmits data if a checksum (CRC) is wrong, and a good link does so at times. On two healthy H200, every link
+counted some errors in the first minutes after the machine started, and none ten minutes later. Per GPU there were 17 to
+20 per second over a case of 6 s, and bursts of up to 169 per second over cases of 1/3 s. A rate over a short time is
+therefore not reliable, and checksum errors are judged by their rate over at least 10 s. The limits are those of the
+health watch of NVIDIA's DCGM: 100 checksum errors per second and GPU, and any replay or recovery.
 
-A counter that is no whole number is not counted, and hides no other.
+A counter that is no integer is ignored; the other counters are still read.
 """
 
 import re
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from ncclbench.store.records import GpuState
 
 MOST_CRC_A_SECOND = 100.0
-# Over shorter times a handful would be a rate.
+# Over a shorter time, a few errors would be a high rate.
 _SHORTEST_SECONDS = 10.0
 _MOST_SHOWN = 3
 
@@ -25,11 +25,11 @@ _CRC = "CRC"
 
 
 def gpu_warnings(then: GpuState, now: GpuState) -> list[str]:
-    """What is not as it should be; for counters ``NAME rose by NUMBER``, with NVLink's summed up over a GPU's links.
+    """The warnings of a GPU; for a counter ``NAME rose by NUMBER``, summed over the GPU's links for NVLink.
 
     Args:
-        then: the GPU's state before, as the `gpus` of records have it.
-        now: its state after; what it says to be throttled is named as well.
+        then: the GPU's state before, as in the `gpus` of a record.
+        now: its state after; its throttling reasons are among the warnings.
     """
     by_kind: dict[str, Counter[int]] = {}
     warnings = []
@@ -44,10 +44,10 @@ def gpu_warnings(then: GpuState, now: GpuState) -> list[str]:
 
 
 def crc_warnings(states: Sequence[tuple[GpuState, GpuState]]) -> list[str]:
-    """The same of checksums alone, over several stretches of time: each the state before it, and after.
+    """The warnings of checksum errors over several cases, each with the states before and after it.
 
-    Rates need time: of a hundred short cases each may have fewer errors than a good link has in a second. Between the
-    stretches counters may have been reset, and the GPU may have become another.
+    A rate needs time: each of many short cases may have too few errors for a warning of its own. Only differences
+    within a case are added, since between cases counters may be reset or the GPU may be replaced.
     """
     by_kind: dict[str, Counter[int]] = {}
     for then, now in states:
@@ -60,19 +60,19 @@ def crc_warnings(states: Sequence[tuple[GpuState, GpuState]]) -> list[str]:
 
 
 def _moved(then: GpuState, now: GpuState) -> dict[str, int]:
-    """By how much each counter rose; those that fell were reset, and say nothing."""
+    """The increase of each counter that rose; a counter that fell was reset and is ignored."""
     before, after = then.errors or {}, now.errors or {}
     both = {name: (before.get(name), value) for name, value in after.items()}
     return {name: b - a for name, (a, b) in both.items() if type(a) is int and type(b) is int and b > a}
 
 
 def _seconds(then: GpuState, now: GpuState) -> float:
-    """Between two states; 0 where nobody noted when they were."""
+    """The time between two states; 0 if a state has no time."""
     return max(0.0, (now.clock_seconds or 0.0) - (then.clock_seconds or 0.0))
 
 
 def _of_links(kind: str, links: Mapping[int, int], seconds: float) -> str:
-    """The warning of one kind of error; "" if there are few enough of them."""
+    """The warning of one kind of error; "" if the number is below the limit."""
     total = sum(links.values())
     if kind.startswith(_CRC) and total < MOST_CRC_A_SECOND * max(_SHORTEST_SECONDS, seconds):
         return ""

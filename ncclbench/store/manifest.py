@@ -1,7 +1,7 @@
 """The manifest of a run: plan, topology, ranks, software and provenance, frozen, as it stands in ``manifest.json``.
 
-The file becomes a typed `Manifest` once, where it is read. Unknown fields are ignored. A field that is left out when
-it is not known has the default None or `UNSET`; one that is written as null has the default factory `null`.
+The file is decoded to a `Manifest` once, where it is read. Unknown fields are ignored. A field that is left out if it
+is unknown has the default None or `UNSET`; a field that is then written as null has the default factory `null`.
 """
 
 from typing import Annotated
@@ -14,7 +14,7 @@ from ncclbench.topology import TopologyRecord
 from ncclbench.topology.placement import RankDetection
 from ncclbench.units import Int64
 
-# As many as a plan can declare: 100 starts of each of its modes.
+# The most that a plan can declare: 100 starts of each of its modes.
 Starts = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
 
@@ -22,8 +22,8 @@ class ModeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One way in which the plan starts processes.
 
     Attributes:
-        name: its name.
-        variables: the environment variables that it sets.
+        name: name of the mode.
+        variables: the environment variables that the mode sets.
     """
 
     name: str
@@ -36,12 +36,12 @@ class PlannedCaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     Attributes:
         id: unique in the plan.
         pattern: name of the pattern.
-        nbytes: S as asked for.
+        nbytes: requested S.
         dtype: the element type.
         timing: the timing regime.
         params: the pattern's parameters that are not defaults.
-        mode: the mode whose process starts measure it.
-        settings: how it is measured.
+        mode: the mode whose process starts measure the case.
+        settings: the settings of the measurement.
     """
 
     id: str | None = None
@@ -55,13 +55,13 @@ class PlannedCaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
 
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The plan; a resumed run must have the same.
+    """The plan; a resumed run must have the same plan.
 
     Attributes:
-        name: its name; ``imported`` of an imported run.
+        name: name of the plan; ``imported`` for an imported run.
         starts: process starts of each mode, 1 to 10,000.
-        modes: its modes, where it has any; start k is of mode k mod M.
-        cases: what is to be measured.
+        modes: the modes, if there are any; start k has mode k mod M.
+        cases: the cases to measure.
     """
 
     name: str | None = None
@@ -71,13 +71,13 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GpuIdentity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which GPU a rank has; what NVML does not tell is left out.
+    """Identity of a GPU; fields that NVML does not report are left out.
 
     Attributes:
-        name: its model.
+        name: model of the GPU.
         uuid: NVML's identifier.
         serial: serial number of the board.
-        vbios: version of its firmware.
+        vbios: version of the firmware.
         driver: version of the driver.
     """
 
@@ -89,18 +89,18 @@ class GpuIdentity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class RankRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where one rank ran; an imported run has what its log says.
+    """Where one rank ran; an imported run has only what its log states.
 
     Attributes:
-        rank: its number, in imported runs; elsewhere the list is in rank order.
-        host: its host name.
-        boot: id of the running kernel, the same in all containers of a machine; "" where the kernel has none.
+        rank: the rank, in imported runs; in other runs the list is in rank order.
+        host: host name.
+        boot: id of the running kernel, the same in all containers of a machine; "" if the kernel has none.
         group: nccl-tests' group of the rank.
-        pid: its process.
-        cores: the cores that it may use.
-        gpu: PCI address of its GPU; null without one.
-        found: what it found out about its NIC and its NVLink domain.
-        device: identity of its GPU; of an imported run the device's number in its process.
+        pid: process id.
+        cores: the cores that the rank may use.
+        gpu: PCI address of the GPU; null without a GPU.
+        found: detected NIC and NVLink domain of the rank.
+        device: identity of the GPU; in an imported run, the number of the device in its process.
         name: the GPU's name in an imported log.
     """
 
@@ -121,8 +121,8 @@ class SoftwareRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     Attributes:
         ranks: the ranks.
-        versions: of libraries and of the kernel, by name.
-        variables: environment variables that change what is measured.
+        versions: versions of the libraries and the kernel, by name.
+        variables: environment variables that influence the measurement.
     """
 
     ranks: list[Int64] = field(default_factory=no_entries)
@@ -131,24 +131,24 @@ class SoftwareRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class ProvenanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the run was made with, as rank 0 saw it.
+    """Software and machine of the run, as seen by rank 0.
 
-    Of an imported run: of the machine that was measured, as far as the log has it; only `ncclbench`, `git_commit` and
-    `command` are of the import.
+    In an imported run they are those of the measured machine, as far as the log has them. Only `ncclbench`,
+    `git_commit` and `command` are those of the import.
 
     Attributes:
         ncclbench: version of ncclbench.
-        git_commit: of its source tree, with ``-dirty`` where files differ; null outside a checkout.
+        git_commit: commit of its source tree, with ``-dirty`` if files differ; null outside a checkout.
         python: version of Python.
-        versions: of the distributions that matter.
+        versions: versions of the relevant distributions.
         platform: operating system and machine.
-        cpu: name of the processor; null where the kernel does not tell.
+        cpu: name of the processor; null if the kernel does not report it.
         cores: number of cores.
-        launcher: what started the ranks.
+        launcher: the launcher of the ranks.
         command: the command line.
         variables: the variables that begin with ``NCCL_``, ``UCX_``, ``TORCH_``, ``GLOO_``, ``OMP_NUM_THREADS`` or
             ``CUDA_VISIBLE_DEVICES``; none whose name looks like a secret.
-        transport: what the transport says of itself; on GPUs with `ranks_per_gpu`.
+        transport: what the transport reports about itself; on GPUs with `ranks_per_gpu`.
     """
 
     ncclbench: str | None = None
@@ -165,13 +165,13 @@ class ProvenanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
     @property
     def ranks_per_gpu(self) -> int:
-        """How many ranks shared a GPU; more than one only where that was asked for, to try the software."""
+        """The number of ranks per GPU; more than 1 only if the user asked for it, to try the software."""
         count = (self.transport or {}).get("ranks_per_gpu")
         return count if isinstance(count, int) else 1
 
     @property
     def staged(self) -> bool | None:
-        """Whether GPU buffers go through pinned host memory; None of a transport that has no such choice."""
+        """Whether GPU buffers go through pinned host memory; None if the transport has no such choice."""
         staged = (self.transport or {}).get("staged")
         return staged if isinstance(staged, bool) else None
 
@@ -180,12 +180,12 @@ class LoggedDevice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """A line of nccl-tests' list of devices.
 
     Attributes:
-        rank: its number.
+        rank: the rank.
         group: nccl-tests' group of the rank.
-        pid: its process.
-        host: its host name.
-        device: the device's number in its process.
-        gpu: PCI address of its GPU.
+        pid: process id.
+        host: host name.
+        device: number of the device in its process.
+        gpu: PCI address of the GPU.
         name: the GPU's name.
     """
 
@@ -199,22 +199,22 @@ class LoggedDevice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class LoggedTable(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What stood around a table in another tool's log; most of it only nccl-tests has.
+    """The text around a table in another tool's log; only nccl-tests has most of it.
 
     Attributes:
-        line: where the table begins; null where the log has no lines.
-        program: what was run.
+        line: first line of the table; null if the log has no lines.
+        program: name of the program.
         library: the MPI library.
-        groups: how many groups of processes there were.
-        processes: how many processes, each group's where there are several.
-        config: the settings that the log has.
-        devices: each rank's device.
-        versions: of libraries.
+        groups: number of groups of processes.
+        processes: number of processes, per group if there are several groups.
+        config: the settings in the log.
+        devices: the device of each rank.
+        versions: versions of libraries.
         out_of_bounds: nccl-tests' count of wrong values.
         avg_bus_gb_per_s: nccl-tests' average.
-        concluded: whether the table has its end.
+        concluded: whether the end of the table is in the log.
         args: the command line of the program.
-        end_time: when it ended.
+        end_time: when the program ended.
         json_version: version of nccl-tests' JSON.
     """
 
@@ -238,17 +238,17 @@ class ImportedSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """A log that the run was imported from; one entry per file and tool.
 
     Attributes:
-        file: its name.
-        sha256: of its content.
-        bytes: its size.
+        file: name of the file.
+        sha256: hash of its content.
+        bytes: size of the file.
         importer: the importer that read it.
         tool: the tool that wrote it.
-        version: of the tool; null where the log does not say.
-        started: as the log has it, often local time.
-        cases: how many cases it has.
-        tables: what stood around each table.
-        warnings: what a user must know.
-        damaged: lines that were left out.
+        version: version of the tool; null if the log does not state it.
+        started: start time in the log, often local time.
+        cases: number of cases in the file.
+        tables: the text around each table.
+        warnings: warnings for the user.
+        damaged: damaged lines that were skipped.
     """
 
     file: str
@@ -265,22 +265,22 @@ class ImportedSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was to be run, where, and with what; written once.
+    """The plan, topology, ranks and software of a run; written once.
 
     Attributes:
         schema: 1.
-        synthetic: the run was made up, as an example.
+        synthetic: the run is a synthetic example.
         simulated: the times come from a model.
         plan: the plan.
-        transport: name of the transport; null where imported logs differ or do not say.
-        device: ``cpu`` or ``cuda``; null where imported logs differ or do not say.
-        world_size: number of ranks; null where imported logs differ or do not say.
-        topology: where every rank sits, and in `sources` how that is known; `wiring` where NICs are known.
+        transport: name of the transport; null if imported logs differ or do not state it.
+        device: ``cpu`` or ``cuda``; null if imported logs differ or do not state it.
+        world_size: number of ranks; null if imported logs differ or do not state it.
+        topology: the topology of the ranks, with its `sources`; with `wiring` if the NICs are known.
         ranks: each rank's host, process, cores and GPU.
         software: each different set of versions and settings once, with the ranks that have it.
-        provenance: what the run was made with.
-        imported: the logs that it was imported from.
-        started: when it began, in UTC.
+        provenance: software and machine, as seen by rank 0.
+        imported: the logs that the run was imported from.
+        started: when the run began, in UTC.
         redacted: names were replaced by hashes.
     """
 
@@ -301,13 +301,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def gpu_names(self) -> list[str]:
-        """The GPUs of the run, each model once."""
+        """The GPU models of the run, sorted."""
         found = [rank.device.name for rank in self.ranks if isinstance(rank.device, GpuIdentity)]
         return sorted({name for name in found if name})
 
     @property
     def software_views(self) -> list[SoftwareRecord]:
-        """The different sets of versions and settings; of rank 0 alone where no more was recorded."""
+        """The different sets of versions and settings; only rank 0's if no others were recorded."""
         if self.software:
             return self.software
         known = self.provenance
@@ -317,7 +317,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def shares_a_machine(self) -> bool:
-        """Whether ranks of unlike host names ran under one kernel: containers, or nodes that are only played."""
+        """Whether ranks with different host names ran under one kernel, as in containers or emulated nodes."""
         hosts: dict[str, set[str | None]] = {}
         for rank in self.ranks:
             if rank.boot:
@@ -325,7 +325,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return any(len(names) > 1 for names in hosts.values())
 
     def lacks(self, origin: OriginRecord | None) -> str | None:
-        """What a record's origin names and this manifest does not have, in words; None if all is there."""
+        """What a record's origin refers to and this manifest lacks, in words; None if nothing is missing."""
         if origin is None:
             return "`$.imported` is null, and the run was imported" if self.imported else None
         if origin.source >= len(self.imported):

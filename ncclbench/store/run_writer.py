@@ -1,8 +1,8 @@
-"""Writes a run directory so that a kill at any instant leaves every finished case readable.
+"""Write a run directory so that every finished case survives a kill at any time.
 
 RUN/manifest.json      written once, under a temporary name, then renamed
 RUN/results.jsonl      one record per case, appended and fsynced
-RUN/samples/*.parquet  temporary name, then renamed; in place before the record that names it
+RUN/samples/*.parquet  written under a temporary name, then renamed, before the record that names it
 RUN/events.jsonl       appended; see `ncclbench.store.events`
 """
 
@@ -26,13 +26,13 @@ from ncclbench.store.records import Record
 from ncclbench.store.run_directory import first_difference, read_run
 from ncclbench.store.samples import write_samples
 
-# Held by the one process that writes a run directory; released by the kernel when it ends, however it ends.
+# Held by the one process that writes a run directory; the kernel releases it when the process ends.
 _LOCK = ".lock"
 _WAIT = "wait for it, or name another directory"
 
 
 def what_is_kept(path: Path) -> str:
-    """The end of a message about a run that was cut short: what of it there is, if there is anything."""
+    """The end of a message about an interrupted run: that finished cases are kept, if the directory exists."""
     return "; finished cases are kept, go on with --resume" if (path / "manifest.json").exists() else ""
 
 
@@ -40,13 +40,13 @@ _HINT = "name another directory, or go on with --resume"
 
 
 def check_target(path: Path, *, resume: bool, hint: str = _HINT) -> None:
-    """Refuse an output directory that a run could not use, before any rank starts.
+    """Refuse an output directory that a run cannot use, before any rank starts.
 
     Raises:
-        UsageError: if it holds something and is not to be resumed, is no run to resume, or cannot be written.
+        UsageError: if it is not empty and `resume` is false, is no run to resume, or cannot be written.
     """
     try:
-        str(path).encode()  # a name that is no text could not be written into the manifest
+        str(path).encode()  # the manifest cannot hold a name that is no valid text
         if "\0" in str(path):
             raise ValueError("it has a null byte in it")
         _check_target(path, resume, hint)
@@ -71,14 +71,14 @@ def _check_target(path: Path, resume: bool, hint: str) -> None:
 
 
 def _is_leftover(entry: Path) -> bool:
-    """What a run leaves that was killed before its manifest was there: nothing that could be resumed, or lost."""
+    """Whether a run that was killed before it wrote its manifest left the entry; it holds no data."""
     empty_samples = entry.name == "samples" and entry.is_dir() and not any(entry.iterdir())
     return empty_samples or entry.name == _LOCK or entry.name == "manifest.json.tmp"
 
 
 @contextmanager
 def _storing(what: str, advice: str = "what was stored before is intact") -> Iterator[None]:
-    """A full or vanished disk is the environment's fault, and says so in one line."""
+    """Report a full or missing disk as a fault of the environment, in one line."""
     try:
         yield
     except OSError as error:
@@ -86,10 +86,10 @@ def _storing(what: str, advice: str = "what was stored before is intact") -> Ite
 
 
 def _lock(path: Path, advice: str) -> int:
-    """Take the directory for this process; the open descriptor is the lock.
+    """Lock the directory for this process; the open descriptor is the lock.
 
     Raises:
-        UsageError: if another process has it; `advice` says what to do then.
+        UsageError: if another process holds the lock; the message ends with `advice`.
     """
     file = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -98,22 +98,22 @@ def _lock(path: Path, advice: str) -> int:
         os.close(file)
         raise UsageError(f"another ncclbench is writing in {path}; {advice}") from None
     except OSError:
-        pass  # a file system without locks: better to measure than not
+        pass  # the file system has no locks: measure without one
     return file
 
 
 def _without_sources(manifest: Manifest) -> Manifest:
-    """Without the explanations of the topology, whose words change from version to version."""
+    """The manifest without the sources of the topology, whose wording depends on the version."""
     if manifest.topology is None:
         return manifest
     return msgspec.structs.replace(manifest, topology=msgspec.structs.replace(manifest.topology, sources={}))
 
 
 class RunWriter:
-    """Appends to a run directory. One process writes at a time; its threads may share a writer."""
+    """Append to a run directory. One process writes at a time; its threads may share a writer."""
 
     def __init__(self, path: Path, lock: int | None = None) -> None:
-        """Go on where the directory stands, cutting off what a crash has torn; `lock` is kept until the run ends."""
+        """Continue after the last complete line of each file; `lock` is kept until the run ends."""
         self.path = path
         self._release = weakref.finalize(self, os.close, lock) if lock is not None else None
         self._lock = threading.Lock()
@@ -126,7 +126,7 @@ class RunWriter:
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> "RunWriter":
-        """A new run directory.
+        """Create a new run directory.
 
         Raises:
             UsageError: if the directory cannot be used; see `check_target`.
@@ -141,10 +141,10 @@ class RunWriter:
 
     @classmethod
     def resume(cls, path: Path, manifest: Manifest) -> "RunWriter":
-        """An existing run, to go on with.
+        """Continue an existing run.
 
         Raises:
-            UsageError: if its plan, topology or transport differs from `manifest`, naming the difference.
+            UsageError: if its plan, topology or transport differs from `manifest`; the message names the difference.
         """
         stored, manifest = (_without_sources(one) for one in (read_run(path).manifest, manifest))
         for key in ("plan", "topology", "transport", "world_size"):
@@ -157,10 +157,10 @@ class RunWriter:
 
     @classmethod
     def reopen(cls, path: Path) -> "RunWriter":
-        """A run that has ended, to add to its event log.
+        """Reopen a finished run to append to its event log.
 
         Raises:
-            UsageError: if it is still being written: two writers would break the chain of its events.
+            UsageError: if another process still writes it, since two writers would break the chain of events.
         """
         return cls(path, _lock(path, "judge it when it has ended"))
 
@@ -171,9 +171,9 @@ class RunWriter:
         seconds_RNK: NDArray[np.float64] | None = None,
         ranks_R: NDArray[np.int32] | None = None,
     ) -> Record:
-        """Store a record, and its samples before it; returns the record as stored, with the samples' path.
+        """Store a record, with its samples before it; returns the stored record, with the path of the samples.
 
-        The event log gets a `result` with the hashes of both, so that neither can be changed alone afterwards.
+        The event `result` holds the hashes of both, so that a later change of either is found.
         """
         hashes = {}
         with self._lock, _storing(record.case):
@@ -190,7 +190,7 @@ class RunWriter:
         return record
 
     def event(self, kind: str, **fields: object) -> None:
-        """Append to the event log; an `end` is a writer's last word, and the directory is free again."""
+        """Append to the event log; after an `end` the lock is released."""
         with self._lock, _storing(f"event {kind}"):
             line = events.encode(kind, self._previous, fields)
             append_line(self.path / "events.jsonl", line)

@@ -1,9 +1,7 @@
 """Raw samples as Parquet: rank int32, iteration int32, phase dictionary<string>, seconds float64.
 
-They are read lazily: a case at a time, one phase, and only the columns that are needed.
-
-16 million samples are 20 files of 0.8 million rows; each becomes one array of ranks by iterations, and is let go of
-before the next is read.
+Samples are read lazily: one case and one phase at a time, and only the needed columns. 16 million samples are 20 files
+of 0.8 million rows. Each file becomes one array of ranks by iterations, which is freed before the next file is read.
 """
 
 import os
@@ -26,7 +24,7 @@ N = TypeVar("N", np.int32, np.float64)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a samples file is there and has its end: Parquet's last four bytes. What is in between is `verify`'s."""
+    """Whether a samples file exists and ends with Parquet's last four bytes; `verify` checks the content."""
     try:
         if not path.is_file():
             return False
@@ -38,15 +36,15 @@ def is_whole(path: Path) -> bool:
 
 
 class UnreadableSamples(UsageError):
-    """A samples file that is no Parquet file, or lacks a column; the message says why, without the file's name."""
+    """A samples file is no Parquet file, or lacks a column; the message has the reason without the file's name."""
 
 
 def phase_columns(path: Path, phase: str) -> tuple[NDArray[np.int32], NDArray[np.int32], Floats] | None:
-    """Rank, iteration and seconds of each sample of a phase, in the order of the file; None if it has no such phase.
+    """Rank, iteration and seconds of each sample of a phase, in the order of the file; None without that phase.
 
     Raises:
         UsageError: if it is no regular file.
-        EnvironmentFault: if it cannot be looked at.
+        EnvironmentFault: if its state cannot be read.
         UnreadableSamples: if it is damaged.
     """
     import pyarrow as pa
@@ -54,7 +52,7 @@ def phase_columns(path: Path, phase: str) -> tuple[NDArray[np.int32], NDArray[np
 
     is_regular(path)
     try:
-        # Neither memory-mapped nor pre-buffered, and without threads: the peak stays at one case.
+        # Without memory mapping, pre-buffering and threads, so that the peak memory is that of one case.
         with pq.ParquetFile(path) as file:
             table = file.read(columns=["rank", "iteration", "phase", "seconds"], use_threads=False)
         labels = table.column("phase").combine_chunks().dictionary_encode()
@@ -71,7 +69,7 @@ def phase_columns(path: Path, phase: str) -> tuple[NDArray[np.int32], NDArray[np
 
 
 def _values(array: "pa.Array[pa.Scalar[pa.DataType]]", kind: type[N]) -> NDArray[N]:
-    """The numbers of an Arrow array, -1 for null, on its own memory: `Array.to_numpy` would import pandas."""
+    """The numbers of an Arrow array without a copy, -1 for null; `Array.to_numpy` would import pandas."""
     there, data = array.buffers()
     values = np.frombuffer(memoryview(data) if data else b"", kind)[array.offset : array.offset + len(array)]
     if there is None or not array.null_count:
@@ -81,12 +79,12 @@ def _values(array: "pa.Array[pa.Scalar[pa.DataType]]", kind: type[N]) -> NDArray
 
 
 def seconds_of_ranks(run: Run, record: Record, phase: str = "total") -> Floats | None:
-    """Durations of one phase, shape (R, N), in seconds; NaN where a rank has no such iteration.
+    """Durations of one phase, shape (R, N), in seconds; NaN if a rank lacks an iteration.
 
-    None where the record has no samples, or none of that phase.
+    None if the record has no samples, or none of that phase.
 
     Raises:
-        UsageError: if the file is missing, is not in the run directory, or is damaged; naming it.
+        UsageError: if the file is missing, outside the run directory, or damaged; the message names it.
     """
     if record.samples is None:
         return None
@@ -95,7 +93,7 @@ def seconds_of_ranks(run: Run, record: Record, phase: str = "total") -> Floats |
         columns = phase_columns(path, phase)
     except UnreadableSamples as error:
         raise UsageError(f"samples of {record.case}: cannot read {path}: {error}") from None
-    except NcclbenchError as error:  # as for a file that is damaged: the rest of the run can be shown
+    except NcclbenchError as error:  # as for a damaged file, so that the rest of the run can be shown
         raise UsageError(f"samples of {record.case}: {error}") from None
     return None if columns is None else _as_grid(*columns, record, path)
 
@@ -106,10 +104,10 @@ def _as_grid(
     if not len(rank_N):
         raise UsageError(f"samples of {record.case}: {path} is empty")
     ranks, iterations = int(rank_N.max()) + 1, int(iteration_N.max()) + 1
-    too_many = record.world_size is not None and ranks > record.world_size  # a log need not say how many ranks it is of
+    too_many = record.world_size is not None and ranks > record.world_size  # a log may lack the number of ranks
     if rank_N.min() < 0 or iteration_N.min() < 0 or too_many:
         raise UsageError(f"samples of {record.case}: {path} names a rank or iteration that there cannot be")
-    # A file cannot claim more iterations than it has rows: the grid is no larger than ranks times rows.
+    # An iteration index beyond the number of rows is refused, so that the grid has at most ranks times rows.
     if iterations > len(rank_N):
         raise UsageError(f"samples of {record.case}: {path} has an iteration {iterations - 1} in {len(rank_N)} rows")
     grid = np.full((ranks, iterations), np.nan)
@@ -118,10 +116,10 @@ def _as_grid(
 
 
 def samples_file(run: Run, name: str) -> Path:
-    """The file `name` of the run; a record that points out of its directory is not followed.
+    """The path of the samples file `name` of the run.
 
     Raises:
-        UsageError: if it does.
+        UsageError: if it lies outside the run directory.
     """
     path = run.path / name
     if not path.resolve().is_relative_to(run.path.resolve()):
@@ -132,13 +130,13 @@ def samples_file(run: Run, name: str) -> Path:
 def write_samples(
     path: Path, labels: list[str], seconds_RNK: NDArray[np.float64], ranks_R: NDArray[np.int32] | None = None
 ) -> None:
-    """Raw samples as Parquet: rank int32, iteration int32, phase dictionary<string>, seconds float64.
+    """Write raw samples as Parquet; NaN is left out.
 
     Args:
-        path: of the file.
-        labels: one a column.
-        seconds_RNK: shape (R, N, columns).
-        ranks_R: the rank of each row, from 0 in order if None; -1 is stored as null: a log does not say whose it is.
+        path: path of the file.
+        labels: the phase of each column.
+        seconds_RNK: durations, shape (R, N, columns).
+        ranks_R: the rank of each row; 0 to R - 1 if None. -1 is stored as null: a log may not state the rank.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -153,7 +151,7 @@ def write_samples(
     rank = np.repeat(known, samples * columns)
     iteration = np.tile(np.repeat(np.arange(samples, dtype=np.int32), columns), ranks)
     seconds = np.ascontiguousarray(seconds_RNK).ravel()
-    there = ~np.isnan(seconds)  # an iteration need not have every phase
+    there = ~np.isnan(seconds)  # an iteration may lack a phase
     table = pa.table(
         {
             "rank": _int32(rank[there]),
@@ -170,13 +168,13 @@ def write_samples(
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)  # half a file is worth nothing, and the event log may need its space
+        temporary.unlink(missing_ok=True)  # half a file is useless, and the event log may need its space
         raise
     sync_folder(path.parent)
 
 
 def _int32(values: NDArray[np.int32]) -> "pa.Array[pa.Scalar[pa.lib.Int32Type]]":
-    """An Arrow array in which -1 is null, on NumPy's own memory: `pyarrow.array` would import pandas."""
+    """An Arrow array without a copy, in which -1 is null; `pyarrow.array` would import pandas."""
     import pyarrow as pa
 
     there = None if (values >= 0).all() else pa.py_buffer(np.packbits(values >= 0, bitorder="little").data)

@@ -17,7 +17,7 @@ FILE = "verdict.json"
 
 
 class Verdict(StrEnum):
-    """What was found. Unable is not failed, and not measured is not passed."""
+    """The verdict of a check or a run: INCONCLUSIVE if a check cannot judge, NOT_RUN if there is nothing to judge."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -26,7 +26,7 @@ class Verdict(StrEnum):
 
 
 class Action(StrEnum):
-    """What should be done about a result."""
+    """The action for a result."""
 
     ISOLATE = "ISOLATE"
     RESEAT_OR_REBOOT = "RESEAT_OR_REBOOT"
@@ -36,19 +36,19 @@ class Action(StrEnum):
 
 
 class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one check says of one subject.
+    """The result of one check on one subject.
 
     Attributes:
         check: name of the check.
-        subject: what was judged: a case, a rank, a version, or ``run``.
-        verdict: what was found.
-        reason: one line.
-        action: what to do, if something should be done.
-        evidence: the rows behind it: records, figures, bounds, sources.
-        required: if it was NOT_RUN, the run as a whole is inconclusive.
-        conclusive: a figure was held against one that was measured or published. A PASS of the whole needs at least
-            one.
-        cause: ``wrong_data`` or ``environment`` where that decides the exit code.
+        subject: the judged part: a case, a rank, a version, or ``run``.
+        verdict: the verdict on the subject.
+        reason: the reason, in one line.
+        action: the action, if one is needed.
+        evidence: the rows of evidence: records, figures, bounds, sources.
+        required: whether NOT_RUN makes the run as a whole inconclusive.
+        conclusive: whether a figure was compared with a measured or published one. A PASS of the run needs at least
+            one such result.
+        cause: ``wrong_data`` or ``environment`` if that decides the exit code.
     """
 
     check: str
@@ -63,10 +63,10 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProfileReference(msgspec.Struct, frozen=True, kw_only=True):
-    """Which profile was used.
+    """The profile of a verdict.
 
     Attributes:
-        name: its name.
+        name: name of the profile.
         sha256: hash of its text, which is in the bundle.
     """
 
@@ -75,11 +75,11 @@ class ProfileReference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StartCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """How many process starts there are.
+    """The number of process starts.
 
     Attributes:
-        declared: those that the plan declares.
-        present: those that have finished all their cases.
+        declared: starts that the plan declares.
+        present: starts that have finished all their cases.
     """
 
     declared: int = 0
@@ -91,15 +91,15 @@ class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         schema: 1.
-        verdict: what was found.
-        reasons: why, in lines.
-        profile: what the run was judged by.
-        stamps: what every document about the run must say.
-        starts: its process starts.
-        exit_code: of ``ncclbench accept``.
-        judged_by: the version that judged.
-        baseline: name of the run that it was compared with; null without one.
-        checks: every result, in the order of the checks' names.
+        verdict: the verdict on the run.
+        reasons: the reasons, one per line.
+        profile: the profile that the run was judged by.
+        stamps: the stamps that every document about the run shows.
+        starts: the process starts of the run.
+        exit_code: exit code of ``ncclbench accept``.
+        judged_by: the version of ncclbench that judged.
+        baseline: name of the run that this one was compared with; null without one.
+        checks: all results, in the order of the checks' names.
     """
 
     schema: int
@@ -115,10 +115,10 @@ class RunVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_verdict(run: Path) -> RunVerdict | None:
-    """The verdict of the run in `run`; None if it was measured and not judged.
+    """Read the verdict of the run in `run`; None if the run was not judged.
 
     Raises:
-        UsageError: if there is one that is damaged or of a newer schema: an unreadable verdict is not "no verdict".
+        UsageError: if the verdict is damaged or has a newer schema.
     """
     path = run / FILE
     content = content_of(path)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.example_runs import Example, ExampleCase, write_example
 from ncclbench.accept.judge import judge
 from ncclbench.accept.profile import Rules, load_profile
@@ -31,7 +31,7 @@ def case(original: ExampleCase, **changes: Any) -> ExampleCase:
 
 def verdict_on(path: Path, profile: str | Rules = "h100-hgx-ib", **more: Any) -> RunVerdict:
     rules = load_profile(profile) if isinstance(profile, str) else profile
-    return judge(Subject(read_run(path), rules, **more))
+    return judge(CheckContext(read_run(path), rules, **more))
 
 
 def made(tmp_path: Path, profile: str | Rules = "h100-hgx-ib", **changes: Any) -> RunVerdict:

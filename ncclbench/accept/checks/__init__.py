@@ -1,1 +1,1 @@
-"""One file a check. Its module has a docstring and ``check(subject)``, which yields results; see docs/acceptance.md."""
+"""The checks, one file per check: a docstring and ``check(subject)``, which yields results; see docs/acceptance.md."""

@@ -1,15 +1,15 @@
-"""Wrong data: one differing element in any case fails the run, whatever its speed."""
+"""Wrong data: one differing element in any case fails the run, at any speed."""
 
 from collections.abc import Iterator
 
 from ncclbench.accept.case_facts import shown_ranks
-from ncclbench.accept.check_context import Subject, row
+from ncclbench.accept.check_context import CheckContext, row
 from ncclbench.store.verdict import Action, CheckResult, Verdict
 from ncclbench.units import counted
 
 
-def check(subject: Subject) -> Iterator[CheckResult]:
-    """One result a case that was measured."""
+def check(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result per measured case."""
     for view in subject.cases:
         measured = [record for record in view.records if record.status in ("ok", "wrong")]
         if not measured:

@@ -1,15 +1,15 @@
-"""Noise inside a process start: a median whose interval is wide, or a tail far beyond it, is no figure to judge by."""
+"""Noise inside a process start: a wide interval of the median, or a long tail, makes a case inconclusive."""
 
 from collections.abc import Iterator
 
-from ncclbench.accept.check_context import Subject, row
+from ncclbench.accept.check_context import CheckContext, row
 from ncclbench.accept.profile import Limits
 from ncclbench.store.records import Summary
 from ncclbench.store.verdict import Action, CheckResult, Verdict
 
 
-def check(subject: Subject) -> Iterator[CheckResult]:
-    """One result a case."""
+def check(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result per measured case."""
     limits = subject.rules.profile.limits
     for view in subject.cases:
         exemption = subject.exemption(view)

@@ -1,11 +1,11 @@
-"""Versions and settings that differ between ranks, or between process starts, or are not what the profile wants."""
+"""Versions and settings that differ between ranks or process starts, or from those that the profile wants."""
 
 from collections.abc import Iterator
 
 import msgspec
 
 from ncclbench.accept.case_facts import matches_any, shown_ranks
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.store.manifest import SoftwareRecord
 from ncclbench.store.records import Json
 from ncclbench.store.run_directory import Run
@@ -14,8 +14,8 @@ from ncclbench.store.verdict import Action, CheckResult, Verdict
 _KINDS = {"versions": "version", "variables": "setting"}
 
 
-def check(subject: Subject) -> Iterator[CheckResult]:
-    """One result for each name that differs or is not as wanted, or one for all."""
+def check(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result per name that differs or is not as the profile wants; one for all if there is none."""
     views = subject.run.manifest.software_views
     may_differ = subject.rules.profile.limits.may_differ
     found = [result for kind in _KINDS for result in _between_ranks(views, kind, may_differ)]
@@ -23,9 +23,9 @@ def check(subject: Subject) -> Iterator[CheckResult]:
     found += _between_starts(subject, may_differ)
     yield from found
     if not found:
-        told = subject.run.manifest.software is not None
-        verdict = Verdict.PASS if told else Verdict.INCONCLUSIVE
-        reason = "the same on all ranks and in all starts" if told else "only rank 0's versions were recorded"
+        known = subject.run.manifest.software is not None
+        verdict = Verdict.PASS if known else Verdict.INCONCLUSIVE
+        reason = "the same on all ranks and in all starts" if known else "only rank 0's versions were recorded"
         yield CheckResult(check="drift", subject="versions and settings", verdict=verdict, reason=reason)
 
 
@@ -50,7 +50,7 @@ def _between_ranks(views: list[SoftwareRecord], kind: str, may_differ: list[str]
             )
 
 
-def _wanted(subject: Subject, views: list[SoftwareRecord], kind: str) -> Iterator[CheckResult]:
+def _wanted(subject: CheckContext, views: list[SoftwareRecord], kind: str) -> Iterator[CheckResult]:
     if subject.fabric_mismatch:
         return
     for name, test in subject.rules.wanted[kind].items():
@@ -69,17 +69,17 @@ def _wanted(subject: Subject, views: list[SoftwareRecord], kind: str) -> Iterato
                 )
 
 
-def _between_starts(subject: Subject, may_differ: list[str]) -> list[CheckResult]:
+def _between_starts(subject: CheckContext, may_differ: list[str]) -> list[CheckResult]:
     first: dict[str, str] | None = None
     for event in subject.run.events:
         if event.kind not in ("start", "resume") or event.software is None:
             continue
-        told = _told(_beside_modes(subject.run, event.mode, event.software), may_differ)
+        values = _values_of_start(_without_modes(subject.run, event.mode, event.software), may_differ)
         if first is None:
-            first = told
-        elif told != first:
-            names = sorted(name for name in first.keys() | told.keys() if first.get(name) != told.get(name))
-            first_seen, then = ({name: view.get(name, "not set") for name in names} for view in (first, told))
+            first = values
+        elif values != first:
+            names = sorted(name for name in first.keys() | values.keys() if first.get(name) != values.get(name))
+            first_seen, then = ({name: view.get(name, "not set") for name in names} for view in (first, values))
             return [
                 CheckResult(
                     check="drift",
@@ -95,8 +95,8 @@ def _between_starts(subject: Subject, may_differ: list[str]) -> list[CheckResult
     return []
 
 
-def _told(views: list[SoftwareRecord], may_differ: list[str]) -> dict[str, str]:
-    """Every version and setting of one start; where ranks have several, each with its ranks."""
+def _values_of_start(views: list[SoftwareRecord], may_differ: list[str]) -> dict[str, str]:
+    """The versions and settings of one start by name; where ranks differ, each value with its ranks."""
     seen: dict[str, dict[str, list[int]]] = {}
     for view in views:
         for kind in _KINDS:
@@ -111,26 +111,26 @@ def _told(views: list[SoftwareRecord], may_differ: list[str]) -> dict[str, str]:
     }
 
 
-def _beside_modes(run: Run, mode: str | None, views: list[SoftwareRecord]) -> list[SoftwareRecord]:
-    """What the ranks of a start ran, without the variables in which the plan's modes differ on purpose.
+def _without_modes(run: Run, mode: str | None, views: list[SoftwareRecord]) -> list[SoftwareRecord]:
+    """The software of a start without the variables in which the plan's modes differ on purpose.
 
-    A variable that its start's mode sets, and that had another value all the same, stays.
+    A variable stays if its value is not the one that the mode of the start sets.
     """
     modes = run.mode_variables
     own = modes.get(str(mode), {})
     differing = {name for variables in modes.values() for name in variables}
 
-    def meant(name: str, value: Json) -> bool:
+    def intended(name: str, value: Json) -> bool:
         return name in differing and own.get(name, value) == value
 
     return [
         msgspec.structs.replace(
-            view, variables={name: value for name, value in (view.variables or {}).items() if not meant(name, value)}
+            view,
+            variables={name: value for name, value in (view.variables or {}).items() if not intended(name, value)},
         )
         for view in views
     ]
 
 
 def _settings(view: SoftwareRecord, kind: str) -> dict[str, Json]:
-    """The versions or the variables of a view."""
     return (view.versions if kind == "versions" else view.variables) or {}

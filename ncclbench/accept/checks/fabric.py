@@ -1,14 +1,14 @@
-"""Whether the profile is for this fabric at all: a rack is never failed by another fabric's figures."""
+"""Whether the profile is for this fabric: the figures of another fabric never fail a rack."""
 
 from collections.abc import Iterator
 
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.store.records import Json
 from ncclbench.store.verdict import CheckResult, Verdict
 
 
-def check(subject: Subject) -> Iterator[CheckResult]:
-    """One result."""
+def check(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result for the run."""
     profile, manifest = subject.rules.profile, subject.run.manifest
     evidence: list[dict[str, Json]] = [
         {

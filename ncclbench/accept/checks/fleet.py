@@ -1,11 +1,15 @@
-"""Equals against each other: nodes, rails or NICs of the same run that did the same work at the same time.
+"""Compare equal units: nodes, rails or NICs of the same run that did the same work at the same time.
 
-Averages hide: one rail at half speed among 8 shows as an eighth more time. So every group (or, where flows were timed,
-every endpoint and direction) stands for itself. It is an outlier if its robust z lies beyond the Bonferroni bound for
-that many units and it is slower than the median by more than the margin; both, since with little noise everything is
-significant, and with few units much is large. It must be slow by the margin in every process start, or it is only
-inconclusive: noise is somewhere else the next time. The MAD has a floor: the clock's resolution, and how well each
-unit's own median is known. A fleet that is slow as a whole looks normal to itself: floors are for that.
+An average hides a slow unit: one rail at half speed among 8 adds an eighth to the time. So every group is a unit; where
+flows were timed, every endpoint and direction is one. A unit is an outlier if two conditions hold:
+
+- its robust z lies beyond the Bonferroni bound for this number of units;
+- it is slower than the median by more than the margin.
+
+Both are needed: with little noise every difference is significant, and with few units z is often large. An outlier
+fails if it is slow by the margin in every process start. Otherwise it is inconclusive, since noise moves between
+starts. The MAD has a floor: the resolution of the clock, and the uncertainty of each unit's median. This check cannot
+see a fleet that is slow as a whole; the floor check can.
 """
 
 import statistics
@@ -17,18 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncclbench.accept.case_facts import CaseView
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.profile import Limits
 from ncclbench.store.records import Json, Record, Summary
 from ncclbench.store.verdict import Action, CheckResult, Verdict
 from ncclbench.topology import Topology
 from ncclbench.topology.rank_names import group_name, rank_name
 
-# With fewer equals no one can say which of them is the odd one.
+# With fewer units the outlier cannot be identified.
 FEWEST_UNITS = 4
-# With fewer peers a slow flow may be the fault of either end.
+# With fewer peers, either end may cause a slow flow.
 FEWEST_PEERS = 3
-# CUDA events resolve this; time.perf_counter is finer.
+# Resolution of CUDA events; time.perf_counter is finer.
 _CLOCK_US = 0.5
 _ACTIONS = {
     "rail": Action.CHECK_SWITCH,
@@ -41,7 +45,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Unit:
-    """One of several equals in one start: what it is, its time, and half the width of that time's interval, in us."""
+    """One of several equal units in one start, with its time and half the width of the time's interval, in us."""
 
     kind: str
     name: str
@@ -50,8 +54,8 @@ class Unit:
     evidence: Mapping[str, Json]
 
 
-def check(subject: Subject) -> Iterator[CheckResult]:
-    """One result for each case that has enough equals, and one for each outlier."""
+def check(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result per outlier, or one per case without outliers; cases with too few equal units are skipped."""
     compared = False
     for view in subject.cases:
         starts = [units for record in view.timed if (units := _units(subject, record))]
@@ -64,12 +68,12 @@ def check(subject: Subject) -> Iterator[CheckResult]:
 
 
 def outliers(log_times_SU: Floats, scale_floor: float, alpha: float) -> tuple[Floats, Floats, float]:
-    """How far each unit lies above the median, its robust z, and the bound on z; both of shape (U,).
+    """The distance of each unit from the median, its robust z (both of shape (U,)), and the bound on z.
 
     Args:
         log_times_SU: logarithms of each unit's time in each start.
-        scale_floor: the scale is never taken for less than this.
-        alpha: chance of any false alarm among all U.
+        scale_floor: lower limit of the scale.
+        alpha: probability of any false alarm among all U units.
     """
     center_U = np.median(log_times_SU, axis=0)
     effect_U = center_U - np.median(center_U)
@@ -101,7 +105,7 @@ def _judge(view: CaseView, starts: list[list[Unit]], limits: Limits) -> Iterator
 def _outlier(
     view: CaseView, starts: list[list[Unit]], index: int, times: int, effect: float, z: float, bound: float
 ) -> CheckResult:
-    """The result for one outlier, which was slow in `times` of the starts."""
+    """The result for an outlier that was slow in `times` of the starts."""
     unit = starts[0][index]
     evidence = [
         {"case": view.id, "unit": units[index].name, "time_us": units[index].time_us, **units[index].evidence}
@@ -128,8 +132,8 @@ def _alike(starts: list[list[Unit]]) -> bool:
     return all(a == b for a, b in pairwise(names))
 
 
-def _units(subject: Subject, record: Record) -> list[Unit]:
-    """The equals of one record: its groups, or the endpoints of its flows."""
+def _units(subject: CheckContext, record: Record) -> list[Unit]:
+    """The equal units of a record: its groups, or the endpoints of its flows."""
     if len({len(group.ranks) for group in record.groups}) == 1 and len(record.groups) > 1:
         named = [(group_name(subject.run.topology, group.ranks), group) for group in record.groups]
         return [
@@ -150,7 +154,7 @@ def _uncertainty(summary: Summary) -> float:
 
 
 def _endpoints(topology: Topology | None, record: Record) -> list[Unit]:
-    """Each rank's sending and receiving side: the median over distinct peers of the time of 1e6 bytes, in us."""
+    """The sending and the receiving side of each rank: median over distinct peers of the time per 1e6 bytes, in us."""
     times: dict[tuple[str, int], dict[int, list[float]]] = {}
     for phase in record.phases:
         flows = phase.flows

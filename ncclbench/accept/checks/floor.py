@@ -1,23 +1,23 @@
-"""Each case against what the profile says it must reach.
+"""Compare each case with the figures of the profile.
 
-A figure is judged by its interval, in every process start: it passes if all of it lies above the floor in all starts,
-it fails if all of it lies below in most of them, and whatever is between is inconclusive. An assumed figure that is
-missed is inconclusive at most.
+A figure is judged by its interval in every process start. It passes if the whole interval lies above the floor in all
+starts. It fails if the whole interval lies below the floor in most starts. Otherwise it is inconclusive. A case that
+misses an assumed figure is inconclusive and does not fail.
 """
 
 import math
 from collections.abc import Iterator
 
 from ncclbench.accept.case_facts import CaseView, scopes
-from ncclbench.accept.check_context import Estimate, Subject, row
+from ncclbench.accept.check_context import CheckContext, Estimate, row
 from ncclbench.accept.profile import SCOPE_FACTS, FloorRule
 from ncclbench.store.records import Json, Record
 from ncclbench.store.verdict import Action, CheckResult, Verdict
 from ncclbench.units import counted, format_size
 
 
-def check(subject: Subject) -> Iterator[CheckResult]:
-    """One result for each case and entry of the profile, and one for each entry that nothing measured."""
+def check(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result per case and entry of the profile, and one per entry that no case measured."""
     if subject.fabric_mismatch:
         yield CheckResult(check="floor", subject="run", verdict=Verdict.NOT_RUN, reason=subject.skipped_by_mismatch())
         return
@@ -43,7 +43,7 @@ def check(subject: Subject) -> Iterator[CheckResult]:
 
 
 def describe(rule: FloorRule) -> str:
-    """An entry for a reader, by what it selects."""
+    """The conditions of an entry, as text for a message."""
     parts = []
     for name, test in rule.tests.items():
         sizes = name == "bytes" and test.one_of is not None
@@ -52,15 +52,15 @@ def describe(rule: FloorRule) -> str:
     return ", ".join(parts)
 
 
-def _could_be_measured(subject: Subject, rule: FloorRule) -> bool:
-    """Whether this run has groups of the sizes, and NVLink SHARP in the state, that the entry is about."""
+def _could_be_measured(subject: CheckContext, rule: FloorRule) -> bool:
+    """Whether this run has groups of the entry's sizes, and NVLink SHARP in the entry's state."""
     if "nvls" in rule.tests and not any(rule.tests["nvls"].holds(state) for state in subject.nvls):
         return False
     tests = {name: test for name, test in rule.tests.items() if name in SCOPE_FACTS}
     return any(all(test.holds(scope[name]) for name, test in tests.items()) for scope in scopes(subject.run))
 
 
-def _judge(subject: Subject, view: CaseView, rule: FloorRule) -> CheckResult:
+def _judge(subject: CheckContext, view: CaseView, rule: FloorRule) -> CheckResult:
     estimates = [(record, subject.estimate(record, rule)) for record in view.timed]
     evidence = [_source(rule), *(_evidence(record, estimate) for record, estimate in estimates)]
     verdict, reason = _compare(subject, rule, [(r, e) for r, e in estimates])
@@ -80,7 +80,9 @@ def _judge(subject: Subject, view: CaseView, rule: FloorRule) -> CheckResult:
     )
 
 
-def _compare(subject: Subject, rule: FloorRule, estimates: list[tuple[Record, Estimate | None]]) -> tuple[Verdict, str]:
+def _compare(
+    subject: CheckContext, rule: FloorRule, estimates: list[tuple[Record, Estimate | None]]
+) -> tuple[Verdict, str]:
     limits, floor = subject.rules.profile.limits, rule.floor
     known = [estimate for _, estimate in estimates if estimate is not None]
     if len(known) < len(estimates):
@@ -113,7 +115,7 @@ def _against(rule: FloorRule, known: list[Estimate], shown: str) -> tuple[Verdic
 
 
 def _sides(rule: FloorRule, limit: float, known: list[Estimate]) -> tuple[int, int]:
-    """In how many starts the whole interval is on the good side, and in how many on the bad one."""
+    """The number of starts whose whole interval is on the good side of the limit, and on the bad side."""
     ends = [(e.low if e.low is not None else e.value, e.high if e.high is not None else e.value) for e in known]
     if rule.is_rate:
         return sum(low >= limit for low, _ in ends), sum(high < limit for _, high in ends)
@@ -132,7 +134,7 @@ def _shown(rule: FloorRule, known: list[Estimate]) -> str:
     return f"{rule.floor.metric}{phase}{where} {middle:.4g} {unit}{spread}, wanted {sign} {rule.limit:.4g}"
 
 
-def _unknown(subject: Subject, rule: FloorRule, estimates: list[tuple[Record, Estimate | None]]) -> str:
+def _unknown(subject: CheckContext, rule: FloorRule, estimates: list[tuple[Record, Estimate | None]]) -> str:
     needs = {"time_us.p95": 20, "time_us.p99": subject.rules.profile.limits.p99_samples}.get(rule.floor.metric)
     fewest = min(record.time_us.n if record.time_us else 0 for record, _ in estimates)
     if needs is not None and fewest < needs:
@@ -161,7 +163,7 @@ def _evidence(record: Record, estimate: Estimate | None) -> dict[str, Json]:
     return row(record, figure=estimate.value, low=estimate.low, high=estimate.high, part=estimate.part)
 
 
-def _no_entry(subject: Subject, view: CaseView) -> CheckResult:
+def _no_entry(subject: CheckContext, view: CaseView) -> CheckResult:
     exemption = subject.exemption(view)
     if exemption:
         return CheckResult(check="floor", subject=view.id, verdict=Verdict.NOT_RUN, reason=exemption)
@@ -180,8 +182,8 @@ def _no_entry(subject: Subject, view: CaseView) -> CheckResult:
     )
 
 
-def _nearest(subject: Subject, view: CaseView) -> FloorRule | None:
-    """The entry of the same pattern with the fewest words that differ, then numbers that do, then how far apart."""
+def _nearest(subject: CheckContext, view: CaseView) -> FloorRule | None:
+    """The entry closest to a case: same pattern, then fewest differing words, then numbers, then distance."""
 
     def distance(rule: FloorRule) -> tuple[int, int, int, float]:
         missed = [name for name, test in rule.tests.items() if not test.holds(view.facts.value(name))]
@@ -193,7 +195,7 @@ def _nearest(subject: Subject, view: CaseView) -> FloorRule | None:
 
 
 def _apart(rule: FloorRule, name: str, value: str | int | None) -> float:
-    """How many doublings lie between a number and what the test wants; 0 for what is no number."""
+    """The number of doublings between a number and the value that the test wants; 0 if either is no number."""
     test = rule.tests[name]
     wanted = [end for end in (test.low, test.high) if math.isfinite(end) and end > 0]
     wanted += [float(choice) for choice in test.one_of or () if isinstance(choice, int | float) and choice > 0]

@@ -1,13 +1,13 @@
-"""GPUs and NICs that throttle or count errors: they make a good fabric look bad, and a bad one will not get better.
+"""GPUs and NICs that throttle or count errors, which slow a case down on a good fabric too.
 
-What a warning means is data: ``health.toml``, and the profile's own entries before it.
+The verdict for each warning is data: the profile's entries, then ``health.toml``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ncclbench.accept.case_facts import matches_any, shown_ranks
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.profile import Health
 from ncclbench.store.gpu_warnings import crc_warnings
 from ncclbench.store.records import GpuState, Record
@@ -17,7 +17,7 @@ from ncclbench.units import counted
 
 @dataclass(frozen=True)
 class Complaint:
-    """One warning of one device: where it was seen, on which rank and device, and its words."""
+    """One warning of one device: its case, start, rank and device, and its text."""
 
     case: str
     start: int
@@ -26,8 +26,8 @@ class Complaint:
     warning: str
 
 
-def check(subject: Subject) -> Iterator[CheckResult]:
-    """One result for each kind of device and warning, naming the ranks that have it."""
+def check(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result per kind of device and warning, with the ranks that have it."""
     records = subject.run.records
     gpus = sum(len(record.gpus) for record in records)
     warned = [
@@ -36,7 +36,7 @@ def check(subject: Subject) -> Iterator[CheckResult]:
         for gpu in record.gpus
         for warning in gpu.warnings
     ]
-    # A rank has too few errors in any one case, and too many in all of them.
+    # The GPU of a rank can have few errors in each case, and too many over all cases.
     named = {(_kind_of(one.warning), one.start, one.rank) for one in warned}
     over = [one for one in _over_starts(records) if (_kind_of(one.warning), one.start, one.rank) not in named]
     yield from _judge(subject, "gpu", gpus, [*warned, *over], subject.run.manifest.device != "cpu")
@@ -51,9 +51,9 @@ def check(subject: Subject) -> Iterator[CheckResult]:
 
 
 def _judge(
-    subject: Subject, kind: str, seen: int, complaints: list[Complaint], expected: bool
+    subject: CheckContext, kind: str, seen: int, complaints: list[Complaint], expected: bool
 ) -> Iterator[CheckResult]:
-    """Results of `seen` states of one kind of device."""
+    """The results for one kind of device, of which `seen` states were recorded."""
     by_kind: dict[str, list[Complaint]] = {}
     for one in complaints:
         by_kind.setdefault(_kind_of(one.warning), []).append(one)
@@ -71,7 +71,7 @@ def _kind_of(warning: str) -> str:
 
 
 def _over_starts(records: Iterable[Record]) -> Iterator[Complaint]:
-    """What each rank's GPU had of checksum errors over all cases of a process start."""
+    """The warnings of checksum errors of each rank's GPU over all cases of a process start."""
     states: dict[tuple[int, int], list[tuple[GpuState, GpuState]]] = {}
     for record in records:
         for gpu in record.gpus:

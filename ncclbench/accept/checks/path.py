@@ -1,16 +1,16 @@
-"""The path that the data took: as the profile allows, and proven where that is asked for."""
+"""The path of the data: allowed by the profile, and proven by counters where the profile requires it."""
 
 from collections.abc import Iterator
 
 from ncclbench.accept.case_facts import CaseView, matches_any
-from ncclbench.accept.check_context import Subject, row
+from ncclbench.accept.check_context import CheckContext, row
 from ncclbench.accept.profile import PathRules
 from ncclbench.store.records import PathRecord
 from ncclbench.store.verdict import Action, CheckResult, Verdict
 
 
-def check(subject: Subject) -> Iterator[CheckResult]:
-    """One result a case that was measured."""
+def check(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result per measured case."""
     rules = subject.rules.profile.path
     if rules is None or subject.fabric_mismatch:
         reason = subject.skipped_by_mismatch() if subject.fabric_mismatch else "the profile says nothing about paths"

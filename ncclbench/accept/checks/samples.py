@@ -1,10 +1,10 @@
-"""The raw samples: readable, possible (no NaN, no infinite, negative or zero duration), and what the record says."""
+"""The raw samples: readable, possible (no NaN, infinite, negative or zero duration), and equal to the record."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from ncclbench.accept.check_context import Subject, row
+from ncclbench.accept.check_context import CheckContext, row
 from ncclbench.accept.sample_checks import impossible
 from ncclbench.errors import UsageError
 from ncclbench.store.records import Record
@@ -12,8 +12,8 @@ from ncclbench.store.verdict import CheckResult, Verdict
 from ncclbench.units import counted
 
 
-def check(subject: Subject) -> Iterator[CheckResult]:
-    """One result a case."""
+def check(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result per measured case."""
     for view in subject.cases:
         complaints = {record.start: _complaint(subject, record) for record in view.timed}
         bad = {start: complaint for start, complaint in complaints.items() if complaint}
@@ -27,7 +27,7 @@ def check(subject: Subject) -> Iterator[CheckResult]:
             )
 
 
-def _complaint(subject: Subject, record: Record) -> str | None:
+def _complaint(subject: CheckContext, record: Record) -> str | None:
     if record.samples is None:
         return "no raw samples were kept"
     try:
@@ -41,7 +41,7 @@ def _complaint(subject: Subject, record: Record) -> str | None:
 
 
 def _contradiction(record: Record, seconds_RN: np.ndarray, tolerance: float) -> str | None:
-    """Where the record does not say what its samples say."""
+    """How the record differs from its samples, in words; None if it does not."""
     assert record.time_us is not None
     ranks, iterations = seconds_RN.shape
     if (ranks, iterations) != (record.world_size, record.time_us.n):

@@ -1,7 +1,6 @@
-"""Process starts: as many as declared, all finished, really different processes, and how far they lie apart.
+"""Process starts: all declared starts finished, in different processes, with medians close to each other.
 
-All declared starts are kept and one that failed counts: nothing is chosen from, and repeating until it looks good
-leaves its traces here.
+All declared starts are kept, and a failed start counts. So a run that was repeated until it looked good is found here.
 """
 
 import statistics
@@ -10,15 +9,15 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from ncclbench.accept.case_facts import CaseView, shown_ranks
-from ncclbench.accept.check_context import Subject, row
+from ncclbench.accept.check_context import CheckContext, row
 from ncclbench.store.events import Event
 from ncclbench.store.records import Json
 from ncclbench.store.verdict import Action, CheckResult, Verdict
 from ncclbench.units import counted
 
 
-def check(subject: Subject) -> Iterator[CheckResult]:
-    """One result for the declared starts, one for each that is not as it should be, and one a case for their spread."""
+def check(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result for the declared starts, one per faulty start, and one per case for the spread of its starts."""
     run, limits = subject.run, subject.rules.profile.limits
     broken = [result for start in range(run.declared_starts) for result in _of_start(subject, start)]
     yield from broken
@@ -56,8 +55,8 @@ def _result(
     )
 
 
-def _of_start(subject: Subject, start: int) -> Iterator[CheckResult]:
-    """What is wrong with one start: not made, cut off, cases that failed, ranks that were lost on the way."""
+def _of_start(subject: CheckContext, start: int) -> Iterator[CheckResult]:
+    """The faults of one start: not made, interrupted, failed cases, or lost ranks."""
     run, name = subject.run, f"start {start}"
     events = [event for event in run.events if event.start == start]
     failed = [r for r in run.records if r.start == start and r.status in ("failed", "timeout")]
@@ -94,15 +93,15 @@ def _begun(events: list[Event]) -> bool:
     return any(event.kind in ("start", "resume", "case") for event in events)
 
 
-def _same_processes(subject: Subject) -> Iterator[CheckResult]:
-    """Starts that share a process are no starts of their own."""
+def _same_processes(subject: CheckContext) -> Iterator[CheckResult]:
+    """One result per start that ran in the processes of an earlier start."""
     seen: dict[tuple[str | int | None, ...], int] = {}
     for event in subject.run.events:
         if event.kind == "start" and event.pids:
-            # Rank 0's mark, where there is one: in containers every start may have the same numbers.
+            # With the mark of rank 0's process, if there is one: in containers every start may have the same PIDs.
             other = seen.setdefault((event.process, *event.pids), event.start)
             if other != event.start:
-                reason = f"ran in the very processes of start {other}"
+                reason = f"ran in the processes of start {other}"
                 pids: list[dict[str, Json]] = [{"pids": event.pids}]
                 yield _result(f"start {event.start}", Verdict.INCONCLUSIVE, reason, evidence=pids)
 
