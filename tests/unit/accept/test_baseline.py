@@ -1,4 +1,4 @@
-"""A run against one of the same kind before it."""
+"""Comparison of a run with an earlier run of the same kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.acceptance import NODE, RAIL, WORLD, case, example, of, only,
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 
-def test_a_baseline_of_the_same_kind_is_compared(healthy: Path, tmp_path: Path) -> None:
+def test_comparable_baseline_is_compared(healthy: Path, tmp_path: Path) -> None:
     base = read_run(healthy)
     slower = (case(NODE, bus_gb_per_s=478 * 0.97), RAIL, case(WORLD, bus_gb_per_s=386.6 * 0.9))
     document = verdict_on(write_example(tmp_path / "made", example(cases=slower)), baseline=base)
@@ -34,10 +34,10 @@ def test_a_baseline_of_the_same_kind_is_compared(healthy: Path, tmp_path: Path) 
         ({"samples": 3}, {}, "too few samples to compare"),
     ],
 )
-def test_a_baseline_that_tells_too_little_fails_nobody(
+def test_baseline_with_too_little_data_never_fails_a_run(
     base: dict[str, Any], now: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    """20% slower than it, each time."""
+    """The run is 20% slower than each baseline."""
     usual = case(WORLD, bus_gb_per_s=480, samples=base.get("samples", 60))
     before = write_example(tmp_path / "before", example(cases=(usual,), starts=base.get("starts", 3)))
     after = write_example(tmp_path / "after", example(cases=(case(WORLD, bus_gb_per_s=400, **now),), seed=2))
@@ -58,7 +58,7 @@ def test_a_baseline_that_tells_too_little_fails_nobody(
         {"domain_nodes": 2},
     ],
 )
-def test_an_unlike_baseline_is_refused_unless_forced(change: dict[str, Any], healthy: Path, tmp_path: Path) -> None:
+def test_incomparable_baseline_is_refused_unless_forced(change: dict[str, Any], healthy: Path, tmp_path: Path) -> None:
     base = read_run(write_example(tmp_path / "base", example(**change)))
     refused = verdict_on(healthy, baseline=base)
     assert "not compared with base" in only(refused, "baseline", Verdict.INCONCLUSIVE).reason
@@ -68,7 +68,7 @@ def test_an_unlike_baseline_is_refused_unless_forced(change: dict[str, Any], hea
     assert not of(forced, "baseline", Verdict.INCONCLUSIVE)
 
 
-def test_a_case_that_only_one_of_the_runs_has(healthy: Path, tmp_path: Path) -> None:
+def test_case_that_one_run_lacks(healthy: Path, tmp_path: Path) -> None:
     base = read_run(write_example(tmp_path / "base", example(cases=(NODE, RAIL))))
     document = verdict_on(healthy, baseline=base)
     assert "has no such case" in of(document, "baseline", Verdict.INCONCLUSIVE)[0].reason

@@ -20,7 +20,7 @@ import pytest
 
 from ncclbench.accept import verdict_formats as formats
 from ncclbench.accept.bundle import SUMS, sums, write_bundle
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.example_runs import Example, ExampleCase, with_warning, write_example
 from ncclbench.accept.profile import load_profile
 from ncclbench.accept.redact import Redactor, redact, redactor_for
@@ -47,7 +47,7 @@ EXAMPLE = Example(
 
 def accept(path: Path, baseline: Path | None = None, *, forced: bool = False) -> RunVerdict:
     base = read_run(baseline) if baseline else None
-    return write_bundle(Subject(read_run(path), load_profile("h100-hgx-ib"), base, forced))
+    return write_bundle(CheckContext(read_run(path), load_profile("h100-hgx-ib"), base, forced))
 
 
 @pytest.fixture(scope="module")
@@ -65,33 +65,33 @@ def run(judged: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def complaints(path: Path) -> dict[str, str]:
+def errors_by_part(path: Path) -> dict[str, str]:
     return {finding.part: "; ".join(finding.wrong) for finding in verify(path) if finding.wrong}
 
 
-def test_a_bundle_is_whole_and_sound(run: Path) -> None:
-    assert complaints(run) == {}
+def test_bundle_is_complete_and_verifies(run: Path) -> None:
+    assert errors_by_part(run) == {}
     stated = {line.partition("  ")[2] for line in (run / SUMS).read_text().splitlines()}
     there = {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
     assert stated == there - {SUMS, ".lock"}
     assert {"verdict.json", "accept/junit.xml", "accept/checks.csv", "accept/metrics.prom"} <= stated
 
 
-def test_the_sums_are_what_sha256sum_reads(run: Path) -> None:
+def test_sums_have_the_format_of_sha256sum(run: Path) -> None:
     done = subprocess.run(["sha256sum", "-c", SUMS], cwd=run, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_judging_again_without_the_baseline_stays_sound(run: Path) -> None:
+def test_second_verdict_without_baseline_verifies(run: Path) -> None:
     first = (run / "verdict.json").read_bytes()
     accept(run)
-    assert complaints(run) == {}
+    assert errors_by_part(run) == {}
     assert (run / "verdict.json").read_bytes() != first, "without the baseline the verdict is another"
     assert not (run / "accept/baseline.json").exists()
 
 
 def resum(run: Path) -> None:
-    """What a careful forger does: new sums."""
+    """Write new sums, as a careful forger does."""
     (run / SUMS).write_text(sums(run))
 
 
@@ -199,7 +199,7 @@ def edit_junit(run: Path) -> None:
     (run / "accept/junit.xml").write_text("<testsuites/>")
 
 
-# What is done, and what must name it: without new sums the sums do, and after new sums the part given.
+# A change, the message of the sums, and the part that names the change after new sums.
 TAMPERINGS: list[tuple[Callable[[Path], None], str, str]] = [
     (edit_record, "results.jsonl was changed", "records: not what the event log has the hash of"),
     (add_record, "results.jsonl was changed", "records: not what the event log has the hash of"),
@@ -225,67 +225,67 @@ TAMPERINGS: list[tuple[Callable[[Path], None], str, str]] = [
 @pytest.mark.parametrize(("tamper", "by_sums", "by_part"), TAMPERINGS, ids=lambda x: getattr(x, "__name__", ""))
 def test_tampering_is_named(tamper: Callable[[Path], None], by_sums: str, by_part: str, run: Path) -> None:
     tamper(run)
-    assert by_sums in complaints(run)["sums"]
+    assert by_sums in errors_by_part(run)["sums"]
     resum(run)
-    found = complaints(run)
+    found = errors_by_part(run)
     part, _, words = by_part.partition(": ")
     assert words in found[part], found
 
 
-def test_a_format_that_was_changed_is_named_by_the_sums(run: Path) -> None:
+def test_sums_name_a_changed_format(run: Path) -> None:
     edit_junit(run)
-    assert complaints(run) == {"sums": "accept/junit.xml was changed"}
+    assert errors_by_part(run) == {"sums": "accept/junit.xml was changed"}
 
 
-def test_a_signed_verdict_that_was_swapped_with_new_sums_is_named_by_the_chain(run: Path) -> None:
+def test_chain_names_a_replaced_verdict_with_new_sums(run: Path) -> None:
     edit_verdict(run)
     resum(run)
-    assert "not the one that the event log names" in complaints(run)["chain"]
+    assert "not the one that the event log names" in errors_by_part(run)["chain"]
 
 
-def test_without_sums_nothing_was_signed(run: Path) -> None:
+def test_missing_sums_are_reported(run: Path) -> None:
     (run / SUMS).unlink()
-    assert "there is no SHA256SUMS" in complaints(run)["sums"]
+    assert "there is no SHA256SUMS" in errors_by_part(run)["sums"]
 
 
-def test_sums_that_leave_a_file_out_are_not_enough(run: Path) -> None:
+def test_sums_must_cover_all_required_files(run: Path) -> None:
     text = "".join(line for line in (run / SUMS).read_text().splitlines(keepends=True) if "results" not in line)
     (run / SUMS).write_text(text)
-    assert "results.jsonl is not covered" in complaints(run)["sums"]
+    assert "results.jsonl is not covered" in errors_by_part(run)["sums"]
 
 
-def test_sums_may_not_name_files_elsewhere(run: Path) -> None:
+def test_sums_cannot_name_files_outside_the_run(run: Path) -> None:
     with (run / SUMS).open("a") as file:
         file.write(f"{'0' * 64}  ../../etc/passwd\n")
-    assert "lies outside" in complaints(run)["sums"]
+    assert "lies outside" in errors_by_part(run)["sums"]
 
 
-def test_a_file_that_came_later_is_noted_and_no_fault(run: Path) -> None:
+def test_file_added_later_is_noted_and_no_error(run: Path) -> None:
     (run / "report.html").write_text("<p>")
     (finding, *_) = verify(run)
     assert (finding.wrong, finding.note) == ((), "not covered: report.html")
 
 
-def test_a_newer_verdict_or_run_is_refused_in_words(run: Path) -> None:
+def test_newer_verdict_or_run_is_refused_with_a_message(run: Path) -> None:
     text = (run / "verdict.json").read_text()
     (run / "verdict.json").write_text(text.replace('"schema": 1', '"schema": 2', 1))
-    assert "verdict.json has schema 2" in complaints(run)["schema"]
+    assert "verdict.json has schema 2" in errors_by_part(run)["schema"]
     (run / "verdict.json").write_text(text)
     text = (run / "manifest.json").read_text()
     (run / "manifest.json").write_text(text.replace('"schema": 1', '"schema": 9', 1))
-    assert "has schema 9" in complaints(run)["schema"] + complaints(run)["verdict"]
+    assert "has schema 9" in errors_by_part(run)["schema"] + errors_by_part(run)["verdict"]
 
 
-def test_what_is_no_run_is_no_run(tmp_path: Path) -> None:
+def test_directory_without_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run directory"):
         verify(tmp_path)
 
 
-def test_a_run_killed_between_a_record_and_its_event_is_sound(tmp_path: Path) -> None:
+def test_run_killed_between_record_and_event_verifies(tmp_path: Path) -> None:
     path = write_example(tmp_path / "run", replace(EXAMPLE, made=2))
     edit_lines(path / "events.jsonl", lambda lines: lines[:-2])
     accept(path)
-    assert complaints(path) == {}
+    assert errors_by_part(path) == {}
 
 
 # Redaction.
@@ -293,7 +293,7 @@ def test_a_run_killed_between_a_record_and_its_event_is_sound(tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose hosts, addresses and serials stand in every place where they might."""
+    """A run with hosts, addresses and serials in all possible fields."""
 
     def edit(record: Any) -> Any:
         record = with_warning(record, 3, "NVLink 2 replay errors rose by 1")
@@ -321,14 +321,14 @@ def contents(path: Path) -> Iterator[tuple[str, str]]:
             yield file.name, file.read_text().lower()
 
 
-def test_redaction_leaves_no_name_anywhere_and_the_bundle_sound(named: Path, tmp_path: Path) -> None:
+def test_redacted_bundle_has_no_names_and_verifies(named: Path, tmp_path: Path) -> None:
     assert all(any(secret in text for _, text in contents(named)) for secret in SECRETS), "they are there to be found"
     target = tmp_path / "handed-on"
     redact(named, target, redactor_for([named], ""))
     before, after = accept(named), accept(target)
     for name, text in contents(target):
         assert not [secret for secret in SECRETS if secret in text], name
-    assert complaints(target) == {}
+    assert errors_by_part(target) == {}
     assert (after.verdict, after.exit_code) == (before.verdict, before.exit_code)
     assert "redacted" in after.stamps
     assert "redacted" not in before.stamps
@@ -337,7 +337,7 @@ def test_redaction_leaves_no_name_anywhere_and_the_bundle_sound(named: Path, tmp
     assert known(manifest.provenance.variables)["NCCL_SOCKET_IFNAME"] == "eth0"
 
 
-def test_hashes_are_stable_and_the_same_in_every_file(named: Path, tmp_path: Path) -> None:
+def test_redaction_hashes_are_equal_in_every_file(named: Path, tmp_path: Path) -> None:
     redactor = redactor_for([named], "")
     for name in ("one", "two"):
         redact(named, tmp_path / name, redactor)
@@ -349,7 +349,7 @@ def test_hashes_are_stable_and_the_same_in_every_file(named: Path, tmp_path: Pat
     assert keyed.text("n0001") != redactor.text("n0001") == host
 
 
-def test_only_an_earlier_redacted_copy_is_overwritten(named: Path, tmp_path: Path) -> None:
+def test_redaction_overwrites_only_a_redacted_copy(named: Path, tmp_path: Path) -> None:
     redactor = redactor_for([named], "")
     redact(named, tmp_path / "copy", redactor)
     redact(named, tmp_path / "copy", redactor)
@@ -370,7 +370,7 @@ def test_only_an_earlier_redacted_copy_is_overwritten(named: Path, tmp_path: Pat
         "1.5",
     ],
 )
-def test_what_only_looks_like_an_address_stays(text: str) -> None:
+def test_text_that_resembles_an_address_is_kept(text: str) -> None:
     assert Redactor(["n1"], [], b"").text(text) == text
 
 
@@ -400,7 +400,7 @@ RESULTS = (
 )
 
 
-def test_junit_is_xml_whatever_a_reason_holds() -> None:
+def test_junit_is_valid_xml_for_any_reason() -> None:
     root = ElementTree.fromstring(formats.junit(document(*RESULTS)))
     _, floor, skew = root
     assert floor.attrib == {"name": "floor", "tests": "3", "failures": "1", "errors": "0", "skipped": "1"}
@@ -409,13 +409,13 @@ def test_junit_is_xml_whatever_a_reason_holds() -> None:
     assert skew[0][0].tag == "error"
 
 
-def test_csv_holds_no_formula() -> None:
+def test_csv_has_no_formula() -> None:
     rows = list(csv.DictReader(io.StringIO(formats.checks_csv(document(*RESULTS)))))
     assert [row["subject"] for row in rows] == ["'=cmd()", "b", "c", 'quo"te\\d\n']
     assert rows[1]["reason"] == "fine, really"
 
 
-def test_prometheus_text_is_escaped_and_counts() -> None:
+def test_prometheus_text_is_escaped_and_has_counts() -> None:
     text = formats.prometheus(document(*RESULTS))
     pattern = re.compile(r'(?:# (?:HELP|TYPE) .*|[a-z_]+\{(?:[a-z]+="(?:[^"\\\n]|\\["\\n])*",?)+\} \d+)')
     assert all(pattern.fullmatch(line) for line in text.splitlines()), text
@@ -423,12 +423,12 @@ def test_prometheus_text_is_escaped_and_counts() -> None:
     assert 'kind="present"} 2' in text
 
 
-def test_the_hash_of_the_profile_is_that_of_the_file(run: Path) -> None:
+def test_profile_hash_is_that_of_the_file(run: Path) -> None:
     text = (run / "accept/profile.toml").read_bytes()
     assert json.loads((run / "verdict.json").read_text())["profile"]["sha256"] == hashlib.sha256(text).hexdigest()
 
 
-def test_a_name_is_replaced_as_a_key_too_and_by_its_longest_form() -> None:
+def test_redaction_replaces_keys_and_prefers_the_longest_name() -> None:
     redactor = Redactor(["n1", "n1.cluster.example"], ["SN-1"], b"")
     whole = redactor.hash("host", "n1.cluster.example")
     assert redactor.text("n1.cluster.example") == whole
@@ -439,8 +439,8 @@ def test_a_name_is_replaced_as_a_key_too_and_by_its_longest_form() -> None:
     }
 
 
-def test_a_run_that_is_still_being_written_is_not_judged(tmp_path: Path) -> None:
-    """A verdict's line between two of the writer's own would break the chain of events for good."""
+def test_run_with_an_active_writer_is_not_judged(tmp_path: Path) -> None:
+    """The line of a verdict between two lines of the writer would break the chain of events."""
     path = write_example(tmp_path / "run", EXAMPLE)
     writer = RunWriter.resume(path, read_run(path).manifest)
     with pytest.raises(UsageError, match=r"another ncclbench is writing in .*; judge it when it has ended"):
@@ -449,6 +449,6 @@ def test_a_run_that_is_still_being_written_is_not_judged(tmp_path: Path) -> None
     stale = read_run(path)
     writer.event("end", exit_code=0)
     with pytest.raises(UsageError, match="written to while it was read"):
-        write_bundle(Subject(stale, load_profile("h100-hgx-ib"), None, False))
-    accept(path)  # the writer is still there, and has said its last word
-    assert complaints(path) == {}
+        write_bundle(CheckContext(stale, load_profile("h100-hgx-ib"), None, False))
+    accept(path)  # the writer still exists, but has written its `end`
+    assert errors_by_part(path) == {}

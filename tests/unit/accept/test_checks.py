@@ -1,4 +1,4 @@
-"""Verdicts and exit codes of data, paths, health, software, fabric and skew, from runs made up for it."""
+"""Verdicts and exit codes of data, paths, health, software, fabric and skew, from synthetic runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.example_runs import H100, with_warning, write_example
 from ncclbench.accept.profile import load_profile, parse_profile
 from ncclbench.config.plugins import load, names
@@ -31,13 +31,13 @@ CHECKS = (
 )  # fmt: skip
 
 
-def test_the_checks_are_found_by_their_files() -> None:
+def test_checks_are_found_by_module_name() -> None:
     assert tuple(names("checks")) == CHECKS
     for name in CHECKS:
         assert load("checks", name).__doc__
 
 
-def test_a_healthy_run_passes(healthy: Path) -> None:
+def test_healthy_run_passes(healthy: Path) -> None:
     document = verdict_on(healthy)
     assert (document.verdict, document.exit_code) == (Verdict.PASS, Exit.GOOD), document.reasons
     assert document.starts == type(document.starts)(declared=3, present=3)
@@ -46,7 +46,7 @@ def test_a_healthy_run_passes(healthy: Path) -> None:
     assert not [r for r in document.checks if r.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)]
 
 
-def test_wrong_data_in_one_case_outweigh_everything(tmp_path: Path) -> None:
+def test_wrong_data_in_one_case_decide_the_verdict(tmp_path: Path) -> None:
     document = made(tmp_path, cases=(NODE, RAIL, case(WORLD, wrong=7, bus_gb_per_s=200)))
     assert (document.verdict, document.exit_code) == (Verdict.FAIL, Exit.WRONG_DATA)
     (result,) = of(document, "data", Verdict.FAIL)
@@ -56,7 +56,7 @@ def test_wrong_data_in_one_case_outweigh_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"status": "ok", "wrong": 3}, {"status": "wrong", "wrong": None}])
-def test_wrong_data_are_wrong_by_their_status_and_by_their_number(change: dict[str, Any], tmp_path: Path) -> None:
+def test_wrong_data_by_status_or_by_count(change: dict[str, Any], tmp_path: Path) -> None:
     def edit(record: Record) -> Record:
         return msgspec.structs.replace(record, **change) if (record.start, record.case) == (1, WORLD.id) else record
 
@@ -65,13 +65,13 @@ def test_wrong_data_are_wrong_by_their_status_and_by_their_number(change: dict[s
     assert [r.subject for r in of(document, "data", Verdict.FAIL)] == [WORLD.id]
 
 
-def test_data_that_nobody_checked_are_inconclusive(tmp_path: Path) -> None:
+def test_unchecked_data_are_inconclusive(tmp_path: Path) -> None:
     document = made(tmp_path, edit=lambda record: msgspec.structs.replace(record, wrong=None))
     assert document.exit_code == Exit.INCONCLUSIVE
     assert len(of(document, "data", Verdict.INCONCLUSIVE)) == 3
 
 
-def test_sockets_where_verbs_were_wanted_fail(tmp_path: Path) -> None:
+def test_sockets_instead_of_verbs_fail(tmp_path: Path) -> None:
     document = made(tmp_path, links=("NET/Socket", "P2P/CUMEM"))
     assert document.exit_code == Exit.FAIL
     failed = of(document, "path", Verdict.FAIL)
@@ -97,12 +97,12 @@ def test_paths(path: dict[str, Any] | None, verdict: Verdict, words: str, tmp_pa
     assert document.verdict is verdict
 
 
-def test_inside_of_a_node_too_a_path_that_nobody_recorded_is_unverified(tmp_path: Path) -> None:
+def test_unrecorded_path_inside_a_node_is_unverified(tmp_path: Path) -> None:
     document = made(tmp_path, nodes=1, cases=(NODE,), edit=lambda r: msgspec.structs.replace(r, path=None))
     assert "no link was recorded" in only(document, "path", Verdict.INCONCLUSIVE).reason
 
 
-def test_a_path_must_be_proven_where_the_profile_says_so(healthy: Path) -> None:
+def test_profile_can_require_a_proven_path(healthy: Path) -> None:
     text = load_profile("h100-hgx-ib").text.replace("gdr = true", "gdr = true\nproof = true")
     document = verdict_on(healthy, parse_profile(text, "p"))
     assert len(of(document, "path", Verdict.INCONCLUSIVE)) == 3
@@ -118,7 +118,7 @@ def test_a_path_must_be_proven_where_the_profile_says_so(healthy: Path) -> None:
         ("something new", Verdict.INCONCLUSIVE, Action.MONITOR),
     ],
 )
-def test_a_gpu_that_throttles_or_errs_is_named(warning: str, verdict: Verdict, action: Action, tmp_path: Path) -> None:
+def test_gpu_with_throttling_or_errors_is_named(warning: str, verdict: Verdict, action: Action, tmp_path: Path) -> None:
     document = made(tmp_path, edit=lambda record: with_warning(record, 13, warning))
     result = only(document, "health", verdict)
     assert result.action is action
@@ -128,8 +128,8 @@ def test_a_gpu_that_throttles_or_errs_is_named(warning: str, verdict: Verdict, a
 
 
 @pytest.mark.parametrize(("each", "verdict"), [(300, Verdict.PASS), (600, Verdict.FAIL)])
-def test_checksums_are_counted_over_all_cases_of_a_start(each: int, verdict: Verdict, tmp_path: Path) -> None:
-    """Cases of five seconds, each with too few for a warning of its own: 60 and 120 a second."""
+def test_checksum_errors_are_summed_over_a_start(each: int, verdict: Verdict, tmp_path: Path) -> None:
+    """Each case takes 5 s and has too few errors for its own warning: 60 and 120 per second."""
     counted = dict[tuple[int, int | None], int]()
 
     def edit(record: Record) -> Record:
@@ -153,7 +153,7 @@ def test_checksums_are_counted_over_all_cases_of_a_start(each: int, verdict: Ver
         assert "link 4" in plain(result.evidence)[0]["warning"]
 
 
-def test_a_rank_that_is_bad_only_over_all_cases_is_named_beside_one_that_is_in_a_case(tmp_path: Path) -> None:
+def test_checksum_errors_over_cases_and_within_a_case_are_both_named(tmp_path: Path) -> None:
     def edit(record: Record) -> Record:
         gpus = []
         for gpu in record.gpus:
@@ -167,7 +167,7 @@ def test_a_rank_that_is_bad_only_over_all_cases_is_named_beside_one_that_is_in_a
     assert "on ranks 2, 6," in only(made(tmp_path, edit=edit), "health", Verdict.FAIL).reason
 
 
-def test_a_state_that_makes_no_sense_hides_nothing(tmp_path: Path) -> None:
+def test_invalid_gpu_state_hides_no_other_warning(tmp_path: Path) -> None:
     def edit(record: Record) -> Record:
         odd = GpuState(errors={"NVLink 0 CRC errors": None})
         gpus = [like(gpu, after=odd) if gpu.rank == 0 else gpu for gpu in record.gpus]
@@ -177,7 +177,7 @@ def test_a_state_that_makes_no_sense_hides_nothing(tmp_path: Path) -> None:
     assert "rank 1" in result.reason
 
 
-def test_a_profile_may_say_otherwise_what_a_warning_means(tmp_path: Path) -> None:
+def test_profile_overrides_the_verdict_of_a_warning(tmp_path: Path) -> None:
     text = load_profile("h100-hgx-ib").text
     text += '[[health]]\nmatch = "software power cap"\nverdict = "FAIL"\naction = "ISOLATE"\n'
     document = made(
@@ -186,12 +186,12 @@ def test_a_profile_may_say_otherwise_what_a_warning_means(tmp_path: Path) -> Non
     assert only(document, "health", Verdict.FAIL).action is Action.ISOLATE
 
 
-def test_gpus_that_nobody_looked_at_are_inconclusive(tmp_path: Path) -> None:
+def test_missing_gpu_states_are_inconclusive(tmp_path: Path) -> None:
     document = made(tmp_path, edit=lambda record: msgspec.structs.replace(record, gpus=[]))
     assert only(document, "health", Verdict.INCONCLUSIVE).subject == "gpu"
 
 
-def test_a_nic_that_counts_errors_is_named(tmp_path: Path) -> None:
+def test_nic_with_errors_is_named(tmp_path: Path) -> None:
     def edit(moved: list[dict[str, Any]]) -> Callable[[Record], Record]:
         return lambda r: like(r, path=like(known(r.path), counters=msgspec.convert({"moved": moved}, PathCounters)))
 
@@ -218,21 +218,21 @@ def test_a_nic_that_counts_errors_is_named(tmp_path: Path) -> None:
         ({"variables": {"NCCL_ALGO": "Ring"}}, "setting NCCL_ALGO"),
     ],
 )
-def test_what_differs_on_one_rank_fails_and_names_it(view: dict[str, Any], subject: str, tmp_path: Path) -> None:
+def test_software_that_differs_on_one_rank_fails(view: dict[str, Any], subject: str, tmp_path: Path) -> None:
     result = only(made(tmp_path, software={9: view}), "drift", Verdict.FAIL)
     assert result.subject == subject
     assert "on rank 9" in result.reason
     assert result.action is Action.ISOLATE
 
 
-def test_what_a_rank_is_told_of_its_own_host_and_devices_may_differ(tmp_path: Path) -> None:
+def test_variables_of_host_and_devices_may_differ(tmp_path: Path) -> None:
     views = {
         rank: {"variables": {"UCX_NET_DEVICES": f"mlx5_{rank}:1", "NCCL_HOSTID": f"n0-{rank}"}} for rank in range(8)
     }
     assert made(tmp_path, software=views).verdict is Verdict.PASS
 
 
-def test_versions_of_rank_0_alone_do_not_show_that_all_ranks_agree(run: Path) -> None:
+def test_versions_of_rank_0_alone_are_inconclusive(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     del manifest["software"]
     (run / "manifest.json").write_text(json.dumps(manifest))
@@ -250,7 +250,7 @@ def test_other_software_in_a_later_start_fails(run: Path) -> None:
     assert "nccl 2.30.1 instead of 2.28.9" in result.reason
 
 
-def test_what_may_differ_between_ranks_may_differ_between_starts(run: Path) -> None:
+def test_allowed_variables_may_differ_between_starts(run: Path) -> None:
     lines = (run / "events.jsonl").read_bytes().splitlines()
     third = [k for k, line in enumerate(lines) if json.loads(line)["kind"] == "start"][2]
     event = json.loads(lines[third])
@@ -277,7 +277,7 @@ def test_wanted_versions_and_settings(wanted: str, verdict: Verdict, healthy: Pa
     assert document.verdict is verdict
 
 
-def test_arrival_skew_names_who_comes_last(tmp_path: Path) -> None:
+def test_arrival_skew_names_the_last_rank(tmp_path: Path) -> None:
     path = write_example(tmp_path / "made", HEALTHY)
     run = read_run(path)
     lines = []
@@ -297,7 +297,7 @@ def test_arrival_skew_names_who_comes_last(tmp_path: Path) -> None:
     assert "rank 17 has the shortest durations" in result.reason
 
 
-def test_a_profile_for_another_fabric_never_fails_a_run(tmp_path: Path) -> None:
+def test_profile_of_another_fabric_never_fails_a_run(tmp_path: Path) -> None:
     slow = (case(NODE, bus_gb_per_s=100), case(WORLD, bus_gb_per_s=100))
     for change in ({"gpu": "NVIDIA GB300"}, {"transport": "mpi"}, {"gpu": None, "transport": "gloo"}):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -316,8 +316,8 @@ def test_roce_is_not_judged_by_infiniband_figures(tmp_path: Path) -> None:
     assert "NICs speak RoCE" in of(document, "fabric", Verdict.INCONCLUSIVE)[0].reason
 
 
-def test_a_rack_whose_domains_are_only_assumed_is_not_taken_for_several_racks(tmp_path: Path) -> None:
-    """18 trays without a topology file look like 18 domains, for which a far lower figure would do."""
+def test_rack_with_assumed_domains_is_not_judged_as_several(tmp_path: Path) -> None:
+    """Without a topology file, 18 trays look like 18 domains, which have a much lower floor."""
     cases = (case(WORLD, bus_gb_per_s=300, samples=12),)
     tray = {"cases": cases, "gpu": "NVIDIA GB300", "nodes": 18, "ranks_per_node": 4}
     document = made(tmp_path, "gb300-nvl72", **tray)
@@ -334,17 +334,15 @@ def test_gpus_without_a_name_are_inconclusive(run: Path) -> None:
     assert "does not say which GPUs" in only(verdict_on(run), "fabric", Verdict.INCONCLUSIVE).reason
 
 
-def test_a_check_that_breaks_makes_the_verdict_inconclusive(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_subject: Subject) -> list[CheckResult]:
-        raise RuntimeError("who wrote\nthis?")
+def test_check_that_raises_makes_the_verdict_inconclusive(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_subject: CheckContext) -> list[CheckResult]:
+        raise RuntimeError("bad\ninput")
 
     monkeypatch.setattr(load("checks", "skew"), "check", broken)
     document = verdict_on(healthy)
     assert document.exit_code == Exit.INCONCLUSIVE
-    assert (
-        only(document, "skew", Verdict.INCONCLUSIVE).reason == "the check itself failed: RuntimeError: who wrote this?"
-    )
+    assert only(document, "skew", Verdict.INCONCLUSIVE).reason == "the check itself failed: RuntimeError: bad input"
 
 
-def test_the_gpu_of_the_examples_is_the_profiles() -> None:
+def test_example_gpu_matches_the_profile() -> None:
     assert H100 == "NVIDIA H100 80GB HBM3"

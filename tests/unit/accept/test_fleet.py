@@ -1,4 +1,4 @@
-"""Which rail, rank or NIC is odd among its equals, and when nobody can tell."""
+"""Outliers among equal rails, ranks and NICs, and the cases in which they cannot be identified."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.helpers.stored import plain
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 
-def test_one_rail_at_half_speed_among_8_fails_and_is_named(tmp_path: Path) -> None:
-    """The average over rails would be 1.125 times the time."""
+def test_rail_at_half_speed_among_8_fails_and_is_named(tmp_path: Path) -> None:
+    """The average time over rails is only 1.125 times the usual time."""
     document = made(tmp_path, cases=(NODE, case(RAIL, slow={3: 2.0}), WORLD))
     assert (document.verdict, document.exit_code) == (Verdict.FAIL, Exit.FAIL)
     (fleet,) = of(document, "fleet", Verdict.FAIL)
@@ -34,7 +34,7 @@ def test_one_rail_at_half_speed_among_8_fails_and_is_named(tmp_path: Path) -> No
     assert "rail 3" in floor.reason
 
 
-def test_a_rail_just_beyond_the_margin_is_found_though_it_is_above_its_floor(tmp_path: Path) -> None:
+def test_rail_beyond_the_margin_is_found_above_its_floor(tmp_path: Path) -> None:
     rules = load_profile("h100-hgx-ib")
     fast = case(RAIL, bus_gb_per_s=49.9, slow={5: 1.08})
     document = made(tmp_path, rules, cases=(NODE, fast, WORLD))
@@ -44,7 +44,7 @@ def test_a_rail_just_beyond_the_margin_is_found_though_it_is_above_its_floor(tmp
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_equals_with_noise_raise_no_alarm(seed: int, tmp_path: Path) -> None:
+def test_equal_units_with_noise_raise_no_alarm(seed: int, tmp_path: Path) -> None:
     document = made(tmp_path, cases=(NODE, case(RAIL, noise=0.03), WORLD), seed=seed)
     assert not of(document, "fleet", Verdict.FAIL)
 
@@ -60,14 +60,14 @@ SPREAD = {0: 1.0, 1: 1.06, 2: 0.94, 3: 1.12, 4: 0.9, 5: 1.08, 6: 0.93, 7: 1.0}
         ({3: 0.6}, "faster than its equals"),
     ],
 )
-def test_what_is_no_outlier_among_equals(slow: dict[int, float], why: str, tmp_path: Path) -> None:
+def test_units_that_are_no_outliers(slow: dict[int, float], why: str, tmp_path: Path) -> None:
     document = made(tmp_path, cases=(NODE, case(RAIL, bus_gb_per_s=60, slow=slow, noise=1e-4), WORLD))
     (result,) = [r for r in of(document, "fleet") if r.subject.startswith(RAIL.id)]
     assert result.verdict is Verdict.PASS, why
 
 
-def test_equals_whose_medians_are_hardly_known_give_no_outlier(tmp_path: Path) -> None:
-    """All but one show the same to the last digit, so that the MAD is 0; but each is known to 20% only."""
+def test_uncertain_medians_give_no_outlier(tmp_path: Path) -> None:
+    """All but one median are equal, so the MAD is 0, but each interval is 20% wide on each side."""
 
     def edit(record: Record) -> Record:
         groups = []
@@ -82,7 +82,7 @@ def test_equals_whose_medians_are_hardly_known_give_no_outlier(tmp_path: Path) -
     assert not of(document, "fleet", Verdict.INCONCLUSIVE)
 
 
-def test_a_group_without_a_possible_time_is_inconclusive(tmp_path: Path) -> None:
+def test_group_with_an_impossible_time_is_inconclusive(tmp_path: Path) -> None:
     def edit(record: Record) -> Record:
         if record.case != RAIL.id:
             return record
@@ -95,7 +95,7 @@ def test_a_group_without_a_possible_time_is_inconclusive(tmp_path: Path) -> None
     assert result.reason == "a group's time is no possible figure"
 
 
-def test_starts_with_other_groups_are_not_compared(tmp_path: Path) -> None:
+def test_starts_with_different_groups_are_not_compared(tmp_path: Path) -> None:
     def edit(record: Record) -> Record:
         return msgspec.structs.replace(record, groups=record.groups[::-1]) if record.start == 1 else record
 
@@ -103,13 +103,13 @@ def test_starts_with_other_groups_are_not_compared(tmp_path: Path) -> None:
     assert [r.verdict for r in of(document, "fleet")] == [Verdict.NOT_RUN]
 
 
-def test_the_bound_on_an_outlier_grows_with_the_number_of_equals() -> None:
-    """Bonferroni: one-sided, 5% for all together."""
+def test_bound_on_z_grows_with_the_number_of_units() -> None:
+    """Bonferroni: one-sided, 5% for all units together."""
     bounds = [load("checks", "fleet").outliers(np.zeros((3, units)), 1.0, 0.05)[2] for units in (1, 8, 2048)]
     assert bounds == pytest.approx([1.645, 2.498, 4.061], abs=1e-3)
 
 
-def test_two_nodes_are_too_few_to_say_which_is_odd(tmp_path: Path) -> None:
+def test_two_nodes_are_too_few_to_compare(tmp_path: Path) -> None:
     cases = (case(NODE, slow={1: 1.5}), case(WORLD, bus_gb_per_s=440.6))
     document = made(tmp_path, cases=cases, nodes=2)
     (result,) = of(document, "fleet")
@@ -117,14 +117,14 @@ def test_two_nodes_are_too_few_to_say_which_is_odd(tmp_path: Path) -> None:
     assert of(document, "floor", Verdict.FAIL), "the floor of one node finds it all the same"
 
 
-def test_an_outlier_seen_in_one_start_only_is_inconclusive(tmp_path: Path) -> None:
+def test_outlier_in_a_single_start_is_inconclusive(tmp_path: Path) -> None:
     document = made(tmp_path, cases=(NODE, case(RAIL, slow={3: 1.2}), WORLD), starts=1)
     assert of(document, "fleet", Verdict.INCONCLUSIVE)
     assert not of(document, "fleet", Verdict.FAIL)
 
 
-def test_an_outlier_that_moves_on_from_start_to_start_is_noise_and_inconclusive(tmp_path: Path) -> None:
-    """Slow in two of three starts: the median over starts is an outlier, and still nobody is failed for it."""
+def test_outlier_that_moves_between_starts_is_inconclusive(tmp_path: Path) -> None:
+    """Slow in two of three starts: the median over starts is an outlier, but no rail fails."""
 
     def edit(record: Record) -> Record:
         if record.case != RAIL.id or record.start == 1:
@@ -141,7 +141,7 @@ def test_an_outlier_that_moves_on_from_start_to_start_is_noise_and_inconclusive(
     assert not of(document, "fleet", Verdict.FAIL)
 
 
-def test_flows_with_a_single_peer_do_not_tell_which_end_is_slow(tmp_path: Path) -> None:
+def test_flows_with_a_single_peer_are_not_compared(tmp_path: Path) -> None:
     ring = {
         "src": list(range(16)), "dst": [(rank + 1) % 16 for rank in range(16)], "nbytes": [M] * 16,
         "p50_us": [20.0 if rank != 5 else 40.0 for rank in range(16)],
@@ -156,7 +156,7 @@ def test_flows_with_a_single_peer_do_not_tell_which_end_is_slow(tmp_path: Path) 
 
 
 def flows(times_us: list[float]) -> dict[str, Any]:
-    """Rank 0 .. n-1, each to the next three; `times_us` is how long the sender takes."""
+    """Flows from each of n ranks to the next three; `times_us` holds the time of each sender."""
     n = len(times_us)
     pairs = [(rank, (rank + step) % n) for rank in range(n) for step in (1, 2, 3)]
     return {

@@ -1,4 +1,4 @@
-"""Figures that must be reached: floors and ceilings, noise, and too few samples or starts to judge."""
+"""Floors and ceilings of figures, noise, and too few samples or starts to judge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.stored import plain
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 
-def test_a_floor_result_holds_its_figure_bound_source_and_records(healthy: Path) -> None:
+def test_result_holds_figure_bound_source_and_records(healthy: Path) -> None:
     results = [r for r in of(verdict_on(healthy), "floor", Verdict.PASS) if r.subject == WORLD.id]
     (entry, *rows) = plain(results[0].evidence)
     assert (entry["figure"], entry["tolerance"], entry["basis"]) == (386.6, 0.05, "published")
@@ -30,8 +30,8 @@ def test_a_floor_result_holds_its_figure_bound_source_and_records(healthy: Path)
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(1.0, Verdict.PASS), (0.96, Verdict.PASS), (0.9, Verdict.FAIL)])
-def test_one_op_under_its_floor_fails(share: float, verdict: Verdict, tmp_path: Path) -> None:
-    """10% under 386.6 is under the tolerance of 5%; 4% under is within."""
+def test_op_below_its_floor_fails(share: float, verdict: Verdict, tmp_path: Path) -> None:
+    """10% below 386.6 misses the tolerance of 5%; 4% below is within it."""
     document = made(tmp_path, cases=(NODE, RAIL, case(WORLD, bus_gb_per_s=386.6 * share)))
     assert document.verdict is verdict
     if verdict is Verdict.FAIL:
@@ -49,7 +49,7 @@ def test_three_samples_are_too_few(tmp_path: Path) -> None:
     assert "too few samples to judge: 3, needs 6" in floor.reason
 
 
-def test_a_profile_may_ask_for_more_samples(healthy: Path) -> None:
+def test_profile_can_require_more_samples(healthy: Path) -> None:
     text = load_profile("h100-hgx-ib").text + "\n[limits]\nmin_samples = 61\n"
     document = verdict_on(healthy, parse_profile(text, "p"))
     for check in ("floor", "dispersion"):
@@ -58,12 +58,12 @@ def test_a_profile_may_ask_for_more_samples(healthy: Path) -> None:
         assert all("60, needs 61" in r.reason for r in results)
 
 
-def test_three_bad_samples_do_not_fail_a_rack_either(tmp_path: Path) -> None:
+def test_three_bad_samples_do_not_fail_a_rack(tmp_path: Path) -> None:
     document = made(tmp_path, cases=(NODE, RAIL, case(WORLD, samples=3, bus_gb_per_s=100)))
     assert document.verdict is Verdict.INCONCLUSIVE
 
 
-def test_a_profile_may_ask_for_more_samples_of_a_p99(tmp_path: Path) -> None:
+def test_profile_can_require_more_samples_for_p99(tmp_path: Path) -> None:
     text = load_profile("h100-hgx-ib").text + (
         '\n[limits]\np99_samples = 601\n[[floor]]\nwhere = { pattern = "all_reduce", bytes = "8G", nodes = 8 }\n'
         'metric = "time_us.p99"\nat_most = 1.0\ntolerance = 0.0\nbasis = "measured"\nsource = "s"\ndate = "d"\n'
@@ -87,7 +87,7 @@ def test_p99_is_not_judged_from_too_few_samples(samples: int, judged: bool, tmp_
     assert ("too few samples" in result.reason) is not (samples == 600)
 
 
-def test_noise_is_inconclusive_and_says_so(tmp_path: Path) -> None:
+def test_noise_is_inconclusive_with_a_reason(tmp_path: Path) -> None:
     document = made(tmp_path, cases=(NODE, RAIL, case(WORLD, noise=0.4, samples=12)))
     (result,) = of(document, "dispersion", Verdict.INCONCLUSIVE)
     assert result.subject == WORLD.id
@@ -95,7 +95,7 @@ def test_noise_is_inconclusive_and_says_so(tmp_path: Path) -> None:
     assert document.verdict is not Verdict.PASS
 
 
-def test_a_long_tail_is_inconclusive(tmp_path: Path) -> None:
+def test_long_tail_is_inconclusive(tmp_path: Path) -> None:
     def edit(record: Record) -> Record:
         assert record.time_us is not None
         tail = msgspec.structs.replace(record.time_us, p95=3 * record.time_us.p50)
@@ -105,7 +105,7 @@ def test_a_long_tail_is_inconclusive(tmp_path: Path) -> None:
 
 
 def scaled(record: Record, factor: float) -> Record:
-    """The record as if everything had taken `factor` times as long; its samples no longer agree."""
+    """The record with all times multiplied by `factor`; its samples no longer agree."""
     assert record.time_us is not None
     assert record.bus_gb_per_s is not None
     times = {
@@ -116,7 +116,7 @@ def scaled(record: Record, factor: float) -> Record:
     return msgspec.structs.replace(record, time_us=summary, bus_gb_per_s=record.bus_gb_per_s / factor, groups=[])
 
 
-def test_starts_that_lie_apart_are_inconclusive(tmp_path: Path) -> None:
+def test_wide_spread_between_starts_is_inconclusive(tmp_path: Path) -> None:
     document = made(tmp_path, edit=lambda r: scaled(r, 0.9) if (r.start, r.case) == (2, WORLD.id) else r)
     (result,) = of(document, "starts", Verdict.INCONCLUSIVE)
     assert result.subject == WORLD.id
@@ -124,7 +124,7 @@ def test_starts_that_lie_apart_are_inconclusive(tmp_path: Path) -> None:
     assert "limit 5.0%" in result.reason
 
 
-def test_one_bad_start_of_three_is_not_outvoted(tmp_path: Path) -> None:
+def test_one_bad_start_of_three_is_inconclusive(tmp_path: Path) -> None:
     document = made(tmp_path, edit=lambda r: scaled(r, 1.2) if (r.start, r.case) == (1, WORLD.id) else r)
     (result,) = of(document, "floor", Verdict.INCONCLUSIVE)
     assert "2 of 3 starts are clearly good, 1 clearly bad" in result.reason
@@ -140,22 +140,22 @@ def test_one_bad_start_of_three_is_not_outvoted(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_no_entry_says_which_and_what_was_nearest(odd: ExampleCase, words: str, tmp_path: Path) -> None:
+def test_missing_entry_names_the_case_and_the_nearest_entry(odd: ExampleCase, words: str, tmp_path: Path) -> None:
     document = made(tmp_path, cases=(NODE, RAIL, WORLD, odd))
     result = only(document, "floor", Verdict.INCONCLUSIVE)
     assert words in result.reason
     assert "nearest is" in result.reason
 
 
-def test_an_interval_that_straddles_the_floor_is_inconclusive(tmp_path: Path) -> None:
+def test_interval_across_the_floor_is_inconclusive(tmp_path: Path) -> None:
     at_the_floor = case(WORLD, bus_gb_per_s=386.6 * 0.95, noise=0.02)
     (result,) = of(made(tmp_path, cases=(NODE, RAIL, at_the_floor)), "floor", Verdict.INCONCLUSIVE)
     assert "0 of 3 starts are clearly good" in result.reason
     assert all(row["low"] < 386.6 * 0.95 for row in plain(result.evidence) if "low" in row)
 
 
-def test_a_time_whose_interval_straddles_the_ceiling_is_inconclusive(tmp_path: Path) -> None:
-    """19.2 us, and half as much again."""
+def test_interval_of_a_time_across_the_ceiling_is_inconclusive(tmp_path: Path) -> None:
+    """19.2 us and 1.5 times that."""
     rate = 128 * 2 * 7 / 8 / (19.2e-6 * 1.5) / 1e9
     small = ExampleCase(pattern="all_reduce", nbytes=128, bus_gb_per_s=rate, noise=0.02, group="node")
     document = made(tmp_path, cases=(NODE, small), nodes=1)
@@ -169,7 +169,7 @@ def test_two_bad_starts_of_three_fail(tmp_path: Path) -> None:
     assert [r.subject for r in of(document, "floor", Verdict.FAIL)] == [WORLD.id]
 
 
-def test_a_rate_that_is_no_figure_is_inconclusive(tmp_path: Path) -> None:
+def test_impossible_rate_is_inconclusive(tmp_path: Path) -> None:
     for number, rate in enumerate((-400.0, 0.0)):
 
         def edit(record: Record, rate: float = rate) -> Record:
@@ -181,7 +181,7 @@ def test_a_rate_that_is_no_figure_is_inconclusive(tmp_path: Path) -> None:
         assert not of(document, "floor", Verdict.FAIL)
 
 
-def test_an_assumed_figure_that_is_missed_is_inconclusive_and_never_fails(tmp_path: Path) -> None:
+def test_missed_assumed_figure_is_inconclusive_and_never_fails(tmp_path: Path) -> None:
     slow = (NODE, RAIL, case(WORLD, bus_gb_per_s=100))
     document = made(tmp_path, nodes=4, cases=slow)
     (result,) = of(document, "floor", Verdict.INCONCLUSIVE)
@@ -196,14 +196,14 @@ def test_assumed_figures_alone_cannot_pass_a_run(tmp_path: Path) -> None:
     assert "no figure was held against a published or measured one" in document.reasons
 
 
-def test_a_required_entry_that_nothing_measured_is_inconclusive(tmp_path: Path) -> None:
+def test_unmeasured_required_entry_is_inconclusive(tmp_path: Path) -> None:
     document = made(tmp_path, cases=(RAIL, NODE))
     assert document.verdict is Verdict.INCONCLUSIVE
     (missing,) = [r for r in of(document, "floor", Verdict.NOT_RUN) if r.required]
     assert "nodes 8" in missing.subject
 
 
-def test_between_bad_and_good_is_to_be_watched(tmp_path: Path) -> None:
+def test_result_between_bad_and_good_must_be_monitored(tmp_path: Path) -> None:
     rack = {"gpu": "NVIDIA GB300", "nodes": 36, "ranks_per_node": 4, "domain_nodes": 18}
     inside = ExampleCase(pattern="all_reduce", nbytes=8 * G, bus_gb_per_s=890, group="domain", samples=12)
     for number, (figure, verdict) in enumerate(((220, Verdict.PASS), (180, Verdict.INCONCLUSIVE), (140, Verdict.FAIL))):
@@ -212,15 +212,15 @@ def test_between_bad_and_good_is_to_be_watched(tmp_path: Path) -> None:
         assert document.verdict is verdict, document.reasons
 
 
-def test_noise_matters_where_an_entry_judges_what_an_exemption_would_let_pass(tmp_path: Path) -> None:
-    """128 bytes are too small to tell a rate, but their time is published."""
+def test_entry_takes_precedence_over_an_exemption_for_noise(tmp_path: Path) -> None:
+    """The rate of 128 bytes is exempt, but a time for them is published."""
     rate = 128 * 2 * 7 / 8 / 10e-6 / 1e9
     small = ExampleCase(pattern="all_reduce", nbytes=128, bus_gb_per_s=rate, noise=0.4, samples=12, group="node")
     document = made(tmp_path, cases=(NODE, small), nodes=1)
     assert [r.subject for r in of(document, "dispersion", Verdict.INCONCLUSIVE)] == [small.id]
 
 
-def test_noise_does_not_matter_where_speed_is_not_judged(tmp_path: Path) -> None:
+def test_noise_of_an_exempt_case_is_ignored(tmp_path: Path) -> None:
     small = ExampleCase(pattern="all_reduce", nbytes=M, bus_gb_per_s=40, noise=0.4, samples=12)
     document = made(tmp_path, cases=(NODE, RAIL, WORLD, small))
     verdicts = {(r.check, r.verdict) for r in document.checks if r.subject == small.id}

@@ -1,6 +1,6 @@
-"""The profiles of GPUs with the plans that they name, on worlds as they are built; every record is made up.
+"""The GPU profiles and their plans on usual fabrics, with synthetic records.
 
-Records say what NCCL's log says on such a fabric, and come in the cases of the shipped plans.
+The records have the paths of NCCL's logs on such a fabric, and the cases of the shipped plans.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.example_runs import Example, ExampleCase, example_run, write_example
 from ncclbench.accept.profile import load_profile
 from ncclbench.cli import cli
@@ -29,7 +29,7 @@ G = 1 << 30
 
 @dataclass(frozen=True)
 class World:
-    """A fabric of one kind: nodes of GPUs, the nodes of an NVLink domain, and what its NICs speak."""
+    """A fabric: its nodes and GPUs, the nodes per NVLink domain, and the link layer of its NICs."""
 
     profile: str
     nodes: int
@@ -61,12 +61,12 @@ WORLDS = [
 
 
 def example(world: World, plan: str, **changes: float) -> Example:
-    """A run of the plan's cases on such a world, in which all is quick; but for `changes`: pattern.group -> GB/s."""
+    """A fast run of the plan's cases on a world; `changes` sets the rate of some: pattern.group -> GB/s."""
     cases = []
     for planned in read_plan(plan).cases:
         case, flows = planned.case, planned.case.pattern == "same_rail"
         if flows and world.domains == 1:
-            continue  # skipped: inside a domain no NIC is used
+            continue  # skipped: no NIC is used inside a domain
         group = str(case.params.get("group", "world"))
         over_nics = flows or (group == "rail" and world.domains > 1)
         quick = min(49.0 * (2 if world.gpus == 4 else 1) if over_nics else 1000.0, case.nbytes / 10e-6 / 1e9)
@@ -87,9 +87,9 @@ def example(world: World, plan: str, **changes: float) -> Example:
 
 @pytest.mark.parametrize("plan", ["accept-quick", "accept-full"])
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: f"{world.profile}-{world.nodes}")
-def test_every_case_of_a_plan_has_an_entry_and_every_entry_a_case(world: World, plan: str) -> None:
-    """A case without either could never pass, and an entry without a case would judge nobody."""
-    subject = Subject(example_run(example(world, plan)), load_profile(world.profile))
+def test_every_case_has_an_entry_and_every_entry_a_case(world: World, plan: str) -> None:
+    """A case without an entry cannot pass, and an entry without a case judges no case."""
+    subject = CheckContext(example_run(example(world, plan)), load_profile(world.profile))
     assert not subject.fabric_mismatch
     results = list(load("checks", "floor").check(subject))
     odd = [r for r in results if r.verdict is not Verdict.PASS and "speed not judged" not in r.reason]
@@ -99,7 +99,7 @@ def test_every_case_of_a_plan_has_an_entry_and_every_entry_a_case(world: World, 
     assert all(r.verdict is Verdict.NOT_RUN and not r.required and "512M or more" in r.subject for r in odd)
 
 
-# World, which op of the plan over which groups, what is published for it, what lies below.
+# World, op of the plan with its group, published figure, lower figure.
 PUBLISHED = [
     (World("h100-hgx-ib", 1), "all_reduce.world", 480.0, 367.0),
     (World("h100-hgx-ib", 2), "all_reduce.world", 440.6, 330.0),
@@ -114,7 +114,7 @@ PUBLISHED = [
 
 
 def judged(path: Path, made: Example, profile: str) -> dict[str, Any]:
-    """What ``ncclbench accept`` says and ends in, as a user calls it."""
+    """The JSON document of ``ncclbench accept``, with its exit code."""
     write_example(path, made)
     done = CliRunner().invoke(cli, ["accept", str(path), "--profile", profile, "--json"])
     document: dict[str, Any] = json.loads(done.output.splitlines()[-1])
@@ -125,7 +125,7 @@ def judged(path: Path, made: Example, profile: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("world", "op", "good", "bad"), PUBLISHED, ids=[f"{w.profile}-{w.nodes}-{op}" for w, op, *_ in PUBLISHED]
 )
-def test_a_rack_passes_with_the_published_figure_and_fails_below(
+def test_published_figure_passes_and_a_lower_one_fails(
     world: World, op: str, good: float, bad: float, tmp_path: Path
 ) -> None:
     passed = judged(tmp_path / "good", example(world, "accept-quick", **{op: good}), world.profile)
@@ -150,7 +150,7 @@ ASSUMED = [
 
 
 @pytest.mark.parametrize(("world", "op", "bad"), ASSUMED, ids=[f"{w.profile}-{w.nodes}-{op}" for w, op, _ in ASSUMED])
-def test_an_assumed_figure_that_is_missed_is_inconclusive(world: World, op: str, bad: float, tmp_path: Path) -> None:
+def test_missed_assumed_figure_is_inconclusive(world: World, op: str, bad: float, tmp_path: Path) -> None:
     document = judged(tmp_path / "run", example(world, "accept-quick", **{op: bad}), world.profile)
     assert (document["verdict"], document["exit_code"]) == ("INCONCLUSIVE", Exit.INCONCLUSIVE)
     missed = [check for check in document["checks"] if check["verdict"] == "INCONCLUSIVE"]
@@ -158,7 +158,7 @@ def test_an_assumed_figure_that_is_missed_is_inconclusive(world: World, op: str,
     assert all("that figure is assumed" in check["reason"] for check in missed)
 
 
-# The rack of a GB300 NVL72, and two nodes of 8 H100, as a user would describe them.
+# Topology files of a GB300 NVL72 rack and of two nodes of 8 H100.
 def nodes(number: int, nics: int, domain: str = "") -> str:
     nic = "".join(f"[[node.nic]]\nrail = {rail}\n" for rail in range(nics))
     return "".join(f'[[node]]\nname = "n{k}"\n{domain}{nic}' for k in range(number))
@@ -172,13 +172,13 @@ _ORDER = ["group=node", "group=domain", "direction=apart", "group=rail"]
 
 
 def _stage(case: str) -> int:
-    """One node, domain, pairs, rails, all: which of them."""
+    """The index of the stage: one node, domain, pairs, rails, all."""
     return next((k for k, word in enumerate(_ORDER) if word in case), len(_ORDER))
 
 
 @pytest.mark.parametrize("plan", ["accept-quick", "accept-full"])
 @pytest.mark.parametrize("profile", FABRICS)
-def test_a_dry_run_shows_the_stages_in_order_and_how_long_it_takes(profile: str, plan: str, tmp_path: Path) -> None:
+def test_dry_run_shows_stages_in_order_and_duration(profile: str, plan: str, tmp_path: Path) -> None:
     ranks, text = FABRICS[profile]
     (tmp_path / "rack.toml").write_text(text)
     line = f"accept --profile {profile} --plan {plan} --dry-run --json --nproc {ranks} --topology {tmp_path}/rack.toml"
@@ -196,8 +196,8 @@ def test_a_dry_run_shows_the_stages_in_order_and_how_long_it_takes(profile: str,
 
 
 @pytest.mark.parametrize("profile", ["h100-hgx-ib", "h200-hgx", "b200-hgx"])
-def test_one_gpu_moves_nothing_and_nothing_is_held_against_it(profile: str, tmp_path: Path) -> None:
-    """No path was taken, and a rate of zero is no figure: the run is inconclusive for want of a figure alone."""
+def test_single_gpu_is_inconclusive_only_for_missing_figures(profile: str, tmp_path: Path) -> None:
+    """No path and no rate are judged, so the only reason is the missing figure."""
     gpu = load_profile(profile).profile.fabric.gpu[0].rstrip("*")
     cases = tuple(ExampleCase(pattern=name, nbytes=4 * G, bus_gb_per_s=1) for name in ("all_reduce", "all_to_all"))
     alone = Example(cases=cases, nodes=1, ranks_per_node=1, gpu=gpu, links=())

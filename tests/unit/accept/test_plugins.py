@@ -1,4 +1,4 @@
-"""A check is one file: the example of docs/acceptance.md, found through an entry point as a third party's would be."""
+"""The example check of docs/acceptance.md, found through an entry point like a third-party check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.example_runs import Example, ExampleCase, write_example
 from ncclbench.accept.judge import judge
 from ncclbench.accept.profile import load_profile
@@ -26,7 +26,7 @@ DOC = DOCS / "acceptance.md"
 
 @pytest.fixture
 def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The example of the documentation, installed."""
+    """The installed example of the documentation."""
     text = DOC.read_text()
     (block,) = re.findall(r"## Add a check in one file\n\n((?:    .*\n|\n)+)", text)
     (tmp_path / "second_check.py").write_text(re.sub(r"^    ", "", block, flags=re.M))
@@ -42,10 +42,10 @@ def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("outsider")
-def test_the_documented_check_is_found_and_judges(tmp_path: Path) -> None:
+def test_documented_check_is_found_and_judges(tmp_path: Path) -> None:
     assert "second" in registry.names("checks")
     quick = Example(cases=(ExampleCase(pattern="all_reduce", nbytes=8 << 30, bus_gb_per_s=440.6, samples=8),), nodes=2)
     slow = replace(quick, cases=(replace(quick.cases[0], bus_gb_per_s=1.0),))
     for name, example, verdict in (("quick", quick, Verdict.PASS), ("slow", slow, Verdict.FAIL)):
-        document = judge(Subject(read_run(write_example(tmp_path / name, example)), load_profile("h100-hgx-ib")))
+        document = judge(CheckContext(read_run(write_example(tmp_path / name, example)), load_profile("h100-hgx-ib")))
         assert [r.verdict for r in document.checks if r.check == "second"] == [verdict]

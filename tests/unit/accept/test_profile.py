@@ -1,4 +1,4 @@
-"""The shipped profiles against what is published, and every way in which a profile is refused."""
+"""The shipped profiles compared with published figures, and the refusals of invalid profiles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.conditions import read_test, release_of
 from ncclbench.accept.example_runs import Example, ExampleCase, write_example
 from ncclbench.accept.judge import judge
@@ -35,13 +35,13 @@ OFF, ABSENT, UNSAID = ({**HGX, "nvls": state} for state in ("off", "unavailable"
 RACK: dict[str, Any] = {"ranks_per_node": 4, "domain_nodes": 18}
 PASS, FAIL, OPEN = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
 
-# profile, GPU, nodes, layout, GB of S, GB/s of an all-reduce over all ranks, what the floor says, whose figure.
+# profile, GPU, nodes, layout, S in GB, GB/s of an all-reduce over all ranks, verdict of the floor, source.
 FIGURES = [
     ("h100-hgx-ib", H100, 1, HGX, 8, 480, PASS, "nccl-tests#212"),
     ("h100-hgx-ib", H100, 1, HGX, 8, 476, PASS, "nccl-tests#212: expected"),
     ("h100-hgx-ib", H100, 1, HGX, 8, 367, FAIL, "nccl#1455: as without NVLS, which is on"),
-    ("h100-hgx-ib", H100, 1, ABSENT, 8, 367, FAIL, "nccl#1455: nobody switched NVLS off, and it is not there"),
-    ("h100-hgx-ib", H100, 1, UNSAID, 8, 367, FAIL, "nobody says that NVLS was off"),
+    ("h100-hgx-ib", H100, 1, ABSENT, 8, 367, FAIL, "nccl#1455: NVLS is missing, not switched off"),
+    ("h100-hgx-ib", H100, 1, UNSAID, 8, 367, FAIL, "the log does not state that NVLS was off"),
     ("h100-hgx-ib", H100, 1, OFF, 8, 367, PASS, "nccl#1455: NVLS off"),
     ("h100-hgx-ib", H100, 1, OFF, 8, 330, FAIL, "nccl#1455: less"),
     ("h100-hgx-ib", H100, 1, {**OFF, "ranks_per_node": 6}, 8, 367, PASS, "as 4 and 8"),
@@ -63,7 +63,7 @@ FIGURES = [
     ("h100-hgx-roce", H100, 2, HGX, 8, 200, FAIL, "half of it"),
     ("h200-hgx", H200, 1, HGX, 8, 475, PASS, "nccl-tests#272"),
     ("h200-hgx", H200, 1, HGX, 8, 367, FAIL, "as without NVLS, which is on"),
-    ("h200-hgx", H200, 1, ABSENT, 8, 367, FAIL, "nobody switched NVLS off, and it is not there"),
+    ("h200-hgx", H200, 1, ABSENT, 8, 367, FAIL, "NVLS is missing, not switched off"),
     ("h200-hgx", H200, 1, OFF, 8, 367, PASS, "as 8 H100 with NVLS off"),
     ("h200-hgx", H200, 1, OFF, 8, 330, OPEN, "less, but nothing is published"),
     ("b200-hgx", B200, 2, HGX, 8, 690, PASS, "coreweave/nccl-tests"),
@@ -86,13 +86,13 @@ FIGURES = [
 
 
 @pytest.mark.parametrize(("profile", "gpu", "nodes", "layout", "size", "figure", "verdict", "whose"), FIGURES)
-def test_published_figures_are_judged_as_they_should_be(
+def test_verdicts_on_published_figures(
     profile: str, gpu: str, nodes: int, layout: dict[str, Any], size: int, figure: float, verdict: Verdict, whose: str,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     case = ExampleCase(pattern="all_reduce", nbytes=size * G, bus_gb_per_s=figure, samples=12, noise=0.001)
     path = write_example(tmp_path / "run", Example(cases=(case,), gpu=gpu, nodes=nodes, **layout))
-    document = judge(Subject(read_run(path), load_profile(profile)))
+    document = judge(CheckContext(read_run(path), load_profile(profile)))
     (fabric,) = [r for r in document.checks if r.check == "fabric"]
     assert fabric.verdict is PASS
     floors = [r for r in document.checks if r.check == "floor" and r.subject == case.id]
@@ -100,21 +100,21 @@ def test_published_figures_are_judged_as_they_should_be(
 
 
 @pytest.mark.parametrize(("figure", "verdict"), [(46, PASS), (49, PASS), (40, FAIL), (25, FAIL)])
-def test_what_a_400g_nic_shows(figure: float, verdict: Verdict, tmp_path: Path) -> None:
-    """nccl-tests#290 and #267: 46 to 49 of 50."""
+def test_verdicts_on_rates_of_a_400g_nic(figure: float, verdict: Verdict, tmp_path: Path) -> None:
+    """nccl-tests#290 and #267: 46 to 49 of 50 GB/s."""
     case = ExampleCase(pattern="send_recv", nbytes=G, bus_gb_per_s=figure, group="rail", samples=12, noise=0.001)
     path = write_example(tmp_path / "run", Example(cases=(case,), nodes=2))
-    document = judge(Subject(read_run(path), load_profile("h100-hgx-ib")))
+    document = judge(CheckContext(read_run(path), load_profile("h100-hgx-ib")))
     assert [r.verdict for r in document.checks if r.check == "floor" and r.subject == case.id] == [verdict]
 
 
-def test_the_latencies_that_are_published(tmp_path: Path) -> None:
+def test_verdicts_on_published_latencies(tmp_path: Path) -> None:
     def floors(pattern: str, nbytes: int, nodes: int, p50_us: float) -> list[Verdict]:
         members = nodes * 8
         rate = nbytes * 2 * (members - 1) / members / (p50_us / 1e6) / 1e9
         case = ExampleCase(pattern=pattern, nbytes=nbytes, bus_gb_per_s=rate, samples=12, noise=0.001)
         path = write_example(tmp_path / f"{nbytes}-{nodes}-{p50_us}", Example(cases=(case,), nodes=nodes))
-        document = judge(Subject(read_run(path), load_profile("h100-hgx-ib")))
+        document = judge(CheckContext(read_run(path), load_profile("h100-hgx-ib")))
         return [r.verdict for r in document.checks if r.check == "floor" and r.subject == case.id]
 
     assert floors("all_reduce", 128, 1, 19.2) == [PASS]
@@ -127,35 +127,35 @@ def test_the_latencies_that_are_published(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("nvls", "stamped"), [("on", False), ("off", True), ("unavailable", False), ("unknown", False)]
 )
-def test_the_floor_of_the_other_state_of_nvls_is_not_missed(nvls: str, stamped: bool, tmp_path: Path) -> None:
+def test_floor_of_the_other_nvls_state_is_not_required(nvls: str, stamped: bool, tmp_path: Path) -> None:
     case = ExampleCase(pattern="all_reduce", nbytes=8 * G, bus_gb_per_s=480, samples=12, noise=0.001)
     path = write_example(tmp_path / "run", Example(cases=(case,), nodes=1, nvls=nvls))
-    document = judge(Subject(read_run(path), load_profile("h100-hgx-ib")))
+    document = judge(CheckContext(read_run(path), load_profile("h100-hgx-ib")))
     assert not [r for r in document.checks if r.check == "floor" and r.required and "all_reduce" in r.subject]
     assert ("NVLS switched off" in document.stamps) is stamped
 
 
-def test_nvls_that_differs_between_starts_is_not_known(tmp_path: Path) -> None:
+def test_nvls_that_differs_between_starts_is_unknown(tmp_path: Path) -> None:
     def edit(record: Record) -> Record:
         switched_off = like(known(record.path), nvls=False, nvls_switched_off=True)
         return msgspec.structs.replace(record, path=switched_off) if record.start == 1 else record
 
     case = ExampleCase(pattern="all_reduce", nbytes=8 * G, bus_gb_per_s=367, samples=12, noise=0.001)
     path = write_example(tmp_path / "run", Example(cases=(case,), nodes=1, edit=edit))
-    document = judge(Subject(read_run(path), load_profile("h100-hgx-ib")))
+    document = judge(CheckContext(read_run(path), load_profile("h100-hgx-ib")))
     assert [r.verdict for r in document.checks if r.check == "floor" and r.subject == case.id] == [FAIL]
 
 
 NAMES = PROFILES.names()
 
 
-def test_the_profiles_that_the_product_ships() -> None:
+def test_names_of_the_shipped_profiles() -> None:
     wanted = {"h100-hgx-ib", "h100-hgx-roce", "h200-hgx", "b200-hgx", "gb200-nvl72", "gb300-nvl72", "cpu-gloo", "lab"}
     assert set(NAMES) == wanted
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_figure_has_a_source_and_every_plan_is_there(name: str) -> None:
+def test_every_figure_has_a_source_and_every_plan_exists(name: str) -> None:
     rules = load_profile(name)
     profile = rules.profile
     assert profile.name == name
@@ -168,7 +168,7 @@ def test_every_figure_has_a_source_and_every_plan_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("cpu-gloo", "lab")])
-def test_sockets_are_refused_by_every_profile_of_gpus(name: str, tmp_path: Path) -> None:
+def test_every_gpu_profile_refuses_sockets(name: str, tmp_path: Path) -> None:
     rules = load_profile(name)
     gpu = rules.profile.fabric.gpu[0].rstrip("*")
     layout = RACK if "nvl72" in name else HGX
@@ -177,7 +177,7 @@ def test_sockets_are_refused_by_every_profile_of_gpus(name: str, tmp_path: Path)
     path = write_example(
         tmp_path / "run", Example(cases=(case,), gpu=gpu, nodes=nodes, links=("NET/Socket",), starts=1, **layout)
     )
-    document = judge(Subject(read_run(path), rules))
+    document = judge(CheckContext(read_run(path), rules))
     assert [r.verdict for r in document.checks if r.check == "path"] == [FAIL]
 
 
@@ -213,7 +213,7 @@ def refusal(old: str, new: str) -> str:
     return message
 
 
-def test_the_minimal_profile_is_good() -> None:
+def test_minimal_profile_is_valid() -> None:
     assert parse_profile(MINIMAL, "mine.toml").floors[0].limit == pytest.approx(0.9)
 
 
@@ -269,17 +269,17 @@ FLOOR_AT = "at_least = 1.0"
         ("schema = 1", "schema = 1\n[[", "not a TOML file"),
     ],
 )
-def test_a_profile_that_makes_no_sense_is_refused(old: str, new: str, words: str) -> None:
+def test_invalid_profile_is_refused(old: str, new: str, words: str) -> None:
     assert words in refusal(old, new)
 
 
-def test_two_entries_for_the_same_thing_contradict_each_other() -> None:
+def test_two_entries_for_the_same_cases_are_refused() -> None:
     floor = MINIMAL[MINIMAL.index("[[floor]]") :]
     with pytest.raises(UsageError, match=r"floor\[1\] has the same where and metric as floor\[0\]"):
         parse_profile(MINIMAL + floor.replace("1.0", "2.0"), "mine.toml")
 
 
-def test_a_profile_that_is_not_there_names_the_nearest() -> None:
+def test_unknown_profile_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'h100-hgx-ib'"):
         load_profile("h100-hgx-bi")
     with pytest.raises(UsageError, match="cannot read the profile"):
@@ -303,7 +303,7 @@ def test_a_profile_that_is_not_there_names_the_nearest() -> None:
         (True, [True], [1, "x", False, None]),
     ],
 )
-def test_the_grammar(raw: object, good: list[object], bad: list[object]) -> None:
+def test_conditions(raw: object, good: list[object], bad: list[object]) -> None:
     test = read_test(raw, "here")
     assert [test.holds(value) for value in good] == [True] * len(good)
     assert [test.holds(value) for value in bad] == [False] * len(bad)
@@ -319,7 +319,7 @@ def test_versions_are_ordered_as_numbers(one: list[int], other: list[int]) -> No
 
 
 @given(st.text(max_size=30))
-def test_any_text_is_a_test_or_is_refused_and_never_evaluated(text: str) -> None:
+def test_any_text_is_a_condition_or_is_refused(text: str) -> None:
     assert read_test(text, "here").holds("__import__('os')") in (True, False)
 
 
@@ -332,25 +332,25 @@ GOLDEN = Example(
 )
 
 
-def test_a_profile_made_from_a_golden_run_passes_it_and_others_like_it(tmp_path: Path) -> None:
+def test_profile_from_a_golden_run_passes_equal_runs(tmp_path: Path) -> None:
     rules = parse_profile(make_profile(read_run(write_example(tmp_path / "golden", GOLDEN)), "ours"), "ours")
     assert {rule.floor.basis for rule in rules.floors} == {"measured"}
     for seed in range(5):
         again = write_example(tmp_path / str(seed), replace(GOLDEN, seed=seed))
-        document = judge(Subject(read_run(again), rules))
+        document = judge(CheckContext(read_run(again), rules))
         assert document.verdict is PASS, document.reasons
 
 
-def test_a_profile_made_from_a_golden_run_fails_what_is_slower(tmp_path: Path) -> None:
+def test_profile_from_a_golden_run_fails_slower_runs(tmp_path: Path) -> None:
     rules = parse_profile(make_profile(read_run(write_example(tmp_path / "golden", GOLDEN)), "ours"), "ours")
     slow = tuple(replace(case, bus_gb_per_s=0.9 * case.bus_gb_per_s) for case in GOLDEN.cases)
-    document = judge(Subject(read_run(write_example(tmp_path / "slow", replace(GOLDEN, cases=slow))), rules))
+    document = judge(CheckContext(read_run(write_example(tmp_path / "slow", replace(GOLDEN, cases=slow))), rules))
     assert document.verdict is FAIL
     other = write_example(tmp_path / "other", replace(GOLDEN, cases=slow, gpu=B200))
-    assert judge(Subject(read_run(other), rules)).verdict is OPEN
+    assert judge(CheckContext(read_run(other), rules)).verdict is OPEN
 
 
-def test_the_tolerance_is_what_the_golden_runs_own_spread_supports(tmp_path: Path) -> None:
+def test_tolerance_follows_from_the_spread_of_the_golden_run(tmp_path: Path) -> None:
     noisy = replace(GOLDEN, cases=tuple(replace(case, noise=0.2) for case in GOLDEN.cases))
     tolerances = []
     for name, golden in (("quiet", GOLDEN), ("noisy", noisy)):
@@ -360,12 +360,12 @@ def test_the_tolerance_is_what_the_golden_runs_own_spread_supports(tmp_path: Pat
     assert tolerances[1] > 0.05
 
 
-def test_a_golden_run_of_one_start_gives_assumed_figures_only(tmp_path: Path) -> None:
+def test_golden_run_of_one_start_gives_only_assumed_figures(tmp_path: Path) -> None:
     text = make_profile(read_run(write_example(tmp_path / "golden", replace(GOLDEN, starts=1))), "ours")
     assert {rule.floor.basis for rule in parse_profile(text, "ours").floors} == {"assumed"}
 
 
-def test_no_profile_is_made_of_nothing_or_of_wrong_data(tmp_path: Path) -> None:
+def test_no_profile_from_an_empty_or_wrong_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has measured nothing"):
         make_profile(read_run(write_example(tmp_path / "none", replace(GOLDEN, made=0))), "ours")
     wrong = (replace(GOLDEN.cases[0], wrong=1),)

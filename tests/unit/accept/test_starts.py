@@ -1,4 +1,4 @@
-"""Starts that are missing, lost or not starts of their own; samples that cannot be right."""
+"""Starts that are missing, lost or share processes; impossible samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.acceptance import NODE, RAIL, WORLD, example, made, of, only,
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 
-def test_an_empty_run_is_not_run_and_the_environments_fault(tmp_path: Path) -> None:
+def test_empty_run_is_not_run_with_the_environment_exit_code(tmp_path: Path) -> None:
     path = write_example(tmp_path / "made", example(made=0))
     document = verdict_on(path)
     assert (document.verdict, document.exit_code) == (Verdict.NOT_RUN, Exit.INCONCLUSIVE)
@@ -34,7 +34,7 @@ def test_an_empty_run_is_not_run_and_the_environments_fault(tmp_path: Path) -> N
     assert document.starts.present == 0
 
 
-def test_a_run_of_skipped_cases_only_measured_nothing(tmp_path: Path) -> None:
+def test_run_of_only_skipped_cases_measured_nothing(tmp_path: Path) -> None:
     def edit(record: Record) -> Record:
         return msgspec.structs.replace(record, status="skipped", reason="needs GPUs", time_us=None, gpus=[], groups=[])
 
@@ -42,7 +42,7 @@ def test_a_run_of_skipped_cases_only_measured_nothing(tmp_path: Path) -> None:
     assert (document.verdict, document.exit_code) == (Verdict.NOT_RUN, Exit.INCONCLUSIVE)
 
 
-def test_a_start_that_is_still_to_be_made_is_inconclusive(tmp_path: Path) -> None:
+def test_missing_start_is_inconclusive(tmp_path: Path) -> None:
     document = made(tmp_path, made=2)
     assert (document.verdict, document.exit_code) == (Verdict.INCONCLUSIVE, Exit.INCONCLUSIVE)
     assert (document.starts.declared, document.starts.present) == (3, 2)
@@ -50,7 +50,7 @@ def test_a_start_that_is_still_to_be_made_is_inconclusive(tmp_path: Path) -> Non
     assert "not been made yet" in result.reason
 
 
-def test_a_plan_of_one_start_is_no_verdict_on_performance(tmp_path: Path) -> None:
+def test_plan_of_one_start_gives_no_verdict_on_performance(tmp_path: Path) -> None:
     document = made(tmp_path, starts=1)
     assert document.verdict is Verdict.INCONCLUSIVE
     assert "declares 1 process start" in of(document, "starts", Verdict.INCONCLUSIVE)[0].reason
@@ -59,8 +59,8 @@ def test_a_plan_of_one_start_is_no_verdict_on_performance(tmp_path: Path) -> Non
     assert all("measured in 1 process start, needs 3" in r.reason for r in floors)
 
 
-def test_a_killed_start_is_the_environments_fault(run: Path) -> None:
-    """SIGKILL in the middle of the last start: half of the last line of results, no end."""
+def test_killed_start_is_an_environment_fault(run: Path) -> None:
+    """SIGKILL during the last start: half of the last line of results, and no `end` event."""
     results = (run / "results.jsonl").read_bytes()
     (run / "results.jsonl").write_bytes(results[: len(results) - 200])
     lines = (run / "events.jsonl").read_bytes().splitlines()[:-2]
@@ -80,7 +80,7 @@ def failed_third(record: Record) -> Record:
     )
 
 
-def test_a_lost_rank_is_the_environments_fault_and_is_named(tmp_path: Path) -> None:
+def test_lost_rank_is_an_environment_fault_and_is_named(tmp_path: Path) -> None:
     document = made(tmp_path, edit=failed_third)
     assert document.exit_code == Exit.ENVIRONMENT
     (result,) = [r for r in of(document, "starts", Verdict.INCONCLUSIVE) if r.cause]
@@ -88,7 +88,7 @@ def test_a_lost_rank_is_the_environments_fault_and_is_named(tmp_path: Path) -> N
     assert "rank 5 died" in result.reason
 
 
-def test_a_start_that_lost_a_rank_counts_even_if_it_was_resumed(run: Path) -> None:
+def test_resumed_start_that_lost_a_rank_is_inconclusive(run: Path) -> None:
     from ncclbench.store.run_writer import RunWriter
 
     RunWriter(run).event("lost", start=1, ranks=[5], reason="rank 5 died")
@@ -97,22 +97,22 @@ def test_a_start_that_lost_a_rank_counts_even_if_it_was_resumed(run: Path) -> No
     assert "a start that failed counts" in only(document, "starts", Verdict.INCONCLUSIVE).reason
 
 
-def test_an_interruption_by_the_user_counts_for_nothing(run: Path) -> None:
+def test_interruption_by_the_user_is_ignored(run: Path) -> None:
     from ncclbench.store.run_writer import RunWriter
 
     RunWriter(run).event("lost", start=1, ranks=[], reason="interrupted by SIGINT")
     assert verdict_on(run).verdict is Verdict.PASS
 
 
-def test_starts_in_the_same_processes_are_none(run: Path) -> None:
+def test_starts_in_the_same_processes_are_inconclusive(run: Path) -> None:
     text = (run / "events.jsonl").read_text()
     pids = [json.loads(line)["pids"] for line in text.splitlines() if '"kind":"start"' in line]
     text = text.replace(json.dumps(pids[2], separators=(",", ":")), json.dumps(pids[0], separators=(",", ":")))
     (run / "events.jsonl").write_text(text)
-    assert "the very processes of start 0" in only(verdict_on(run), "starts", Verdict.INCONCLUSIVE).reason
+    assert "the processes of start 0" in only(verdict_on(run), "starts", Verdict.INCONCLUSIVE).reason
 
 
-def test_containers_that_number_their_processes_alike_are_starts_of_their_own(run: Path) -> None:
+def test_starts_with_equal_pids_in_containers_are_distinct(run: Path) -> None:
     text = (run / "events.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     for number, event in enumerate(event for event in lines if event["kind"] == "start"):
@@ -131,7 +131,7 @@ BAD_SAMPLES = {
 
 @pytest.mark.parametrize("what", BAD_SAMPLES)
 def test_impossible_samples_are_inconclusive_and_named(what: str, run: Path) -> None:
-    """Another program's file may hold anything; ours leaves out what was not measured."""
+    """A file of another program may hold any value; ncclbench leaves out missing samples."""
     samples = read_run(run).records[0].samples
     assert samples is not None
     table = pq.read_table(run / samples)
@@ -152,7 +152,7 @@ def _damage_samples(run: Path, damage: Callable[[NDArray[np.float64]], None]) ->
     write_samples(run / record.samples, ["total"], seconds)
 
 
-def test_samples_that_say_something_else_than_their_record(run: Path) -> None:
+def test_samples_that_contradict_their_record(run: Path) -> None:
     def damage(seconds: NDArray[np.float64]) -> None:
         seconds *= 1.01
 
@@ -161,7 +161,7 @@ def test_samples_that_say_something_else_than_their_record(run: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 no, not really PAR1"])
-def test_samples_that_are_gone_or_no_parquet(content: bytes | None, run: Path) -> None:
+def test_missing_or_invalid_samples_file(content: bytes | None, run: Path) -> None:
     samples = read_run(run).records[0].samples
     assert samples is not None
     if content is None:
@@ -172,12 +172,12 @@ def test_samples_that_are_gone_or_no_parquet(content: bytes | None, run: Path) -
 
 
 def test_judging_reads_samples_without_pandas(healthy: Path) -> None:
-    """Importing it would take longer than judging a short run."""
+    """Importing pandas would take longer than judging a short run."""
     code = (
         "import sys; from pathlib import Path; from ncclbench.store.run_directory import read_run;"
-        "from ncclbench.accept.check_context import Subject; from ncclbench.accept.judge import judge;"
+        "from ncclbench.accept.check_context import CheckContext; from ncclbench.accept.judge import judge;"
         "from ncclbench.accept.profile import load_profile;"
-        "judge(Subject(read_run(Path(sys.argv[1])), load_profile('h100-hgx-ib'))); print('pandas' in sys.modules)"
+        "judge(CheckContext(read_run(Path(sys.argv[1])), load_profile('h100-hgx-ib'))); print('pandas' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(healthy)], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

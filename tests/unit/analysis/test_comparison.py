@@ -1,4 +1,4 @@
-"""compare: its statistics against scipy and by simulation, its refusals, its exit codes."""
+"""compare: its statistics, checked with SciPy and by simulation, its refusals and its exit codes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,7 +30,7 @@ sides = st.tuples(st.lists(values, min_size=2, max_size=7), st.lists(values, min
 
 
 @given(sides)
-def test_kruskal_wallis_is_scipys(pair: tuple[list[float], list[float]]) -> None:
+def test_kruskal_wallis_equals_scipy(pair: tuple[list[float], list[float]]) -> None:
     base, new = pair
     ours = float(kruskal(np.array([base]), np.array([new]))[0])
     if len({*base, *new}) == 1:
@@ -40,7 +40,7 @@ def test_kruskal_wallis_is_scipys(pair: tuple[list[float], list[float]]) -> None
 
 
 @given(sides)
-def test_students_t_is_scipys(pair: tuple[list[float], list[float]]) -> None:
+def test_students_t_equals_scipy(pair: tuple[list[float], list[float]]) -> None:
     base, new = pair
     slower, faster = (float(p[0]) for p in student(np.array([base]), np.array([new])))
     if min(np.std(base), np.std(new)) > 1e-3:  # scipy warns of samples without variation
@@ -48,7 +48,7 @@ def test_students_t_is_scipys(pair: tuple[list[float], list[float]]) -> None:
         assert faster == pytest.approx(stats.ttest_ind(new, base, alternative="less").pvalue, rel=1e-6, abs=1e-12)
 
 
-def test_without_any_variation_every_difference_is_certain() -> None:
+def test_difference_without_variation_is_certain() -> None:
     base_CM = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
     new_CN = np.array([[1.5, 1.5], [0.5, 0.5], [1.0, 1.0]])
     slower, faster = student(base_CM, new_CN)
@@ -57,11 +57,12 @@ def test_without_any_variation_every_difference_is_certain() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_is_the_step_down_of_its_definition(p: list[float]) -> None:
+def test_holm_equals_its_definition(p: list[float]) -> None:
     adjusted = holm(np.array(p))
     order = sorted(range(len(p)), key=lambda k: p[k])
     rejected: set[int] = set()
-    for step, k in enumerate(order):  # reject the smallest while it is below alpha over the hypotheses that are left
+    # Reject the smallest p while it is below alpha over the number of remaining hypotheses.
+    for step, k in enumerate(order):
         if p[k] * (len(p) - step) > ALPHA:
             break
         rejected.add(k)
@@ -74,7 +75,7 @@ def test_cliffs_delta_counts_pairs() -> None:
     assert cliff(np.array([[1.0, 2.0]]), np.array([[1.0, 2.0]]))[0] == 0
 
 
-def test_the_bootstrap_covers_the_true_ratio() -> None:
+def test_bootstrap_covers_the_true_ratio() -> None:
     rng = np.random.default_rng(5)
     base_CM, new_CN = rng.normal(0, 0.02, (300, 12)), rng.normal(0.05, 0.02, (300, 12))
     low_C, high_C = bootstrap(base_CM, new_CN, 0)
@@ -84,7 +85,7 @@ def test_the_bootstrap_covers_the_true_ratio() -> None:
 
 
 def verdicts(base_PCM: Any, new_PCN: Any) -> Any:
-    """'worse' of each of P pairs in each of C cases, as `compare` decides it."""
+    """Whether each of P pairs is 'worse' in each of C cases, decided as in `compare`."""
     pairs, cases = base_PCM.shape[:2]
     slower_PC = np.empty((pairs, cases), dtype=bool)
     for k in range(pairs):
@@ -95,27 +96,27 @@ def verdicts(base_PCM: Any, new_PCN: Any) -> Any:
 
 
 @pytest.mark.parametrize("cases", [1, 20])
-def test_with_no_difference_at_most_5_percent_of_pairs_say_worse(cases: int) -> None:
-    """1,000 pairs of runs of 5 starts, 2% from start to start; a pair is a false alarm if any of its cases is."""
+def test_false_alarms_stay_below_5_percent(cases: int) -> None:
+    """1,000 pairs of runs with 5 starts and 2% between starts; one false case makes a pair a false alarm."""
     rng = np.random.default_rng(7)
     base_PCM, new_PCN = (rng.normal(0, 0.02, (1000, cases, 5)) for _ in range(2))
     assert verdicts(base_PCM, new_PCN).any(axis=1).mean() <= 0.05
 
 
-def test_a_slowdown_of_5_percent_with_2_percent_noise_and_5_starts_is_found() -> None:
+def test_5_percent_slowdown_is_found_with_2_percent_noise() -> None:
     rng = np.random.default_rng(8)
     base_PCM, new_PCN = (rng.normal(shift, 0.02, (1000, 1, 5)) for shift in (0, np.log(1.05)))
     assert verdicts(base_PCM, new_PCN).mean() >= 0.95
 
 
-def test_a_slowdown_of_all_cases_is_found_in_a_plan_of_twenty() -> None:
+def test_slowdown_of_all_of_twenty_cases_is_found() -> None:
     rng = np.random.default_rng(9)
     base_PCM, new_PCN = (rng.normal(shift, 0.02, (1000, 20, 5)) for shift in (0, np.log(1.05)))
     assert verdicts(base_PCM, new_PCN).any(axis=1).mean() >= 0.95
 
 
-def test_without_holm_twenty_cases_would_raise_false_alarms() -> None:
-    """The mutation that the first simulation must catch."""
+def test_twenty_cases_raise_false_alarms_without_holm() -> None:
+    """The mutation that the simulation of false alarms must catch."""
     rng = np.random.default_rng(7)
     base_CM, new_CN = (rng.normal(0, 0.02, (20_000, 5)) for _ in range(2))
     p_slower, _ = student(base_CM, new_CN)
@@ -171,16 +172,16 @@ def test_starts_of_one_run_count_as_starts(tmp_path: Path) -> None:
     assert (case.base_starts, case.new_starts, case.verdict) == (3, 3, "worse")
 
 
-def test_one_start_a_side_counts_ten_percent_and_says_so(tmp_path: Path) -> None:
+def test_one_start_per_side_needs_ten_percent_and_adds_a_remark(tmp_path: Path) -> None:
     small_run(tmp_path / "base")
     for name, scale, word in (("near", 1.06, "same"), ("far", 1.5, "worse")):
         small_run(tmp_path / name, scale=scale)
         found = compared(tmp_path / "base", tmp_path / name)
         assert found.verdict == word
-        assert "one process start a side" in found.remarks[0]
+        assert "one process start per side" in found.remarks[0]
 
 
-def test_a_case_that_breaks_is_worse_and_one_that_is_missing_is_not_comparable(tmp_path: Path) -> None:
+def test_failed_case_is_worse_and_missing_case_not_comparable(tmp_path: Path) -> None:
     fine, _ = collective(1024)
     other, _ = collective(2048)
     wrong = like(fine, status="wrong", reason="17 elements differ", wrong=17)
@@ -207,7 +208,7 @@ UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", sorted(UNLIKE))
-def test_unlike_sides_are_refused_unless_forced(what: str, tmp_path: Path) -> None:
+def test_incomparable_sides_are_refused_unless_forced(what: str, tmp_path: Path) -> None:
     fields, words = UNLIKE[what]
     small_run(tmp_path / "base")
     small_run(tmp_path / "new", **fields)
@@ -221,7 +222,7 @@ def test_unlike_sides_are_refused_unless_forced(what: str, tmp_path: Path) -> No
         assert fmt == "json" or "forced" in render(forced)
 
 
-def test_unlike_starts_of_one_side_are_refused_too(tmp_path: Path) -> None:
+def test_incomparable_runs_of_one_side_are_refused(tmp_path: Path) -> None:
     small_run(tmp_path / "base" / "0")
     small_run(tmp_path / "base" / "1", world_size=8)
     small_run(tmp_path / "new")
@@ -237,7 +238,7 @@ def test_another_record_version_is_refused(tmp_path: Path) -> None:
         compare(base, later)
 
 
-def test_how_long_was_measured_and_versions_do_not_forbid(tmp_path: Path) -> None:
+def test_measuring_time_and_versions_may_differ(tmp_path: Path) -> None:
     small_run(tmp_path / "base")
     plan = {"name": "made", "cases": [{"id": CASE, "settings": {"warmup": 5, "max_seconds": 9, "timeout": 1}}]}
     small_run(tmp_path / "new", plan=plan, provenance={"versions": {"torch": "9"}, "ncclbench": "0.1"})
@@ -308,7 +309,7 @@ def test_bad_input_is_one_line_and_code_2(
     assert words in err
 
 
-def test_all_formats_show_the_same_figures_and_no_markup_from_outside(tmp_path: Path) -> None:
+def test_all_formats_have_the_same_figures_and_escape_names(tmp_path: Path) -> None:
     for name, scale in (("base", 1.0), ("new", 1.2)):
         for k in range(3):
             writer = RunWriter.create(tmp_path / name / str(k), cluster_manifest())

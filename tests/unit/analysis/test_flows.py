@@ -1,4 +1,4 @@
-"""What flows say, on records made by hand in which one thing is wrong and known."""
+"""Figures of flows, from synthetic records with one known fault each."""
 
 from dataclasses import replace
 from typing import Any
@@ -71,7 +71,7 @@ def flows(label: str, src: Any, dst: Any, gb_per_s: Any) -> PhaseResult:
 
 
 def measured(pattern: str, rate: Any, where: Topology, **params: Any) -> Record:
-    """The record of a pattern whose flows have the rates that ``rate(src, dst)`` gives, with 1% of noise."""
+    """The record of a pattern whose flows have the rates ``rate(src, dst)`` with 1% noise."""
     noise = np.random.default_rng(0)
     phases = []
     for one in build_variants(Case(pattern=pattern, nbytes=NBYTES, params=params), where):
@@ -83,7 +83,7 @@ def measured(pattern: str, rate: Any, where: Topology, **params: Any) -> Record:
     return record_of(phases)
 
 
-def test_a_rate_is_bytes_over_the_median() -> None:
+def test_rate_is_bytes_over_the_median() -> None:
     table = flows_of(record_of([flows("offset=1", [0, 1], [2, 3], [0.5, 2.0])]))
     assert table.gb_per_s.tolist() == pytest.approx([0.5, 2.0])
     assert table.rounds == ("offset=1", "offset=1")
@@ -92,7 +92,7 @@ def test_a_rate_is_bytes_over_the_median() -> None:
 
 @pytest.mark.parametrize("culprit", [0, 5, 31])
 @pytest.mark.parametrize("side", ["send", "receive"])
-def test_a_slow_nic_shows_in_its_own_median_and_in_no_other(culprit: int, side: str) -> None:
+def test_slow_nic_changes_only_its_own_median(culprit: int, side: str) -> None:
     def rate(src: int, dst: int) -> float:
         return 0.9 if (src if side == "send" else dst) == culprit else 1.0
 
@@ -105,7 +105,7 @@ def test_a_slow_nic_shows_in_its_own_median_and_in_no_other(culprit: int, side: 
 
 
 def test_two_rounds_with_one_peer_count_as_one() -> None:
-    """Of three rounds two are with a bad peer: a median over rounds would blame the sender."""
+    """Two of three rounds have the same slow peer: a median over rounds would blame the sender."""
     table = flows_of(record_of([flows("a", [0, 0, 0, 0], [1, 1, 2, 3], [0.1, 0.1, 1.0, 1.0])]))
     ends = endpoint_medians(table, 4)
     assert ends.send[0] == pytest.approx(1.0)
@@ -113,7 +113,7 @@ def test_two_rounds_with_one_peer_count_as_one() -> None:
     assert np.isnan(ends.send[1])
 
 
-def test_the_rail_matrix_shows_a_slow_row_column_and_cell() -> None:
+def test_rail_matrix_shows_slow_row_column_and_cell() -> None:
     def rate(src: int, dst: int) -> float:
         a, b = src % RAILS, dst % RAILS
         return 0.5 if a == 1 else 0.25 if b == 2 else 0.1 if (a, b) == (3, 0) else 1.0
@@ -128,7 +128,7 @@ def test_the_rail_matrix_shows_a_slow_row_column_and_cell() -> None:
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=20))
-def test_jain_is_between_one_over_n_and_one_and_knows_no_unit(rates: list[float]) -> None:
+def test_jain_is_from_1_over_n_to_1_without_unit(rates: list[float]) -> None:
     index = jain(rates)
     assert 1 / len(rates) - 1e-9 <= index <= 1 + 1e-9
     assert jain(np.array(rates) * 7) == pytest.approx(index)
@@ -147,12 +147,12 @@ def test_jain_of_known_shares() -> None:
     ("links", "per_link", "load"),
     [(16, 1, 3.1), (16, 8, 1.67), (16, 32, 1.33), (64, 1, 4.0), (64, 8, 1.91), (64, 32, 1.44)],
 )
-def test_the_null_model_gives_the_known_loads(links: int, per_link: int, load: float) -> None:
-    """Against the table in the reference on fabrics, made elsewhere."""
+def test_null_model_gives_known_loads(links: int, per_link: int, load: float) -> None:
+    """The expected loads come from a table that was computed independently."""
     assert largest_load(links, per_link) == pytest.approx(load, abs=0.05)
 
 
-def test_spreading_is_judged_between_perfect_and_chance() -> None:
+def test_spreading_score_of_perfect_and_random_spreading() -> None:
     even = flows_of(record_of([flows(f"permutation={k}", range(16), range(16, 32), [1.0] * 16) for k in range(5)]))
     assert spreading(even, 16, 1).score == 1
     rng = np.random.default_rng(1)
@@ -168,7 +168,7 @@ def test_spreading_is_judged_between_perfect_and_chance() -> None:
         spreading(even, 1, 1)
 
 
-def test_interference_of_rails_is_time_together_over_time_alone() -> None:
+def test_interference_of_rails_is_time_together_over_alone() -> None:
     def groups(*times: tuple[list[int], float]) -> list[GroupMedian]:
         return [GroupMedian(ranks=ranks, p50_us=p50) for ranks, p50 in times]
 
@@ -181,7 +181,7 @@ def test_interference_of_rails_is_time_together_over_time_alone() -> None:
     assert interference(record_of(phases[:2])) == {}
 
 
-def test_the_victim_of_an_incast_and_the_fairness_among_its_senders() -> None:
+def test_incast_victim_and_fairness_of_senders() -> None:
     phases = [
         flows("senders=2", [4, 8, 12], [0, 0, 16], [0.6, 0.2, 0.25]),
         flows("victim=2", [12], [16], [1.0]),
@@ -190,7 +190,7 @@ def test_the_victim_of_an_incast_and_the_fairness_among_its_senders() -> None:
     assert incast_fairness(record_of(phases)) == {"senders=2": pytest.approx(0.8)}  # the victim is no sender
 
 
-def test_far_over_near_and_the_leaf_that_lost_an_uplink() -> None:
+def test_far_over_near_with_a_lost_uplink() -> None:
     where = topology(per_leaf=4)
     assert where.wiring is not None
     leaves = where.wiring.leaves
@@ -208,7 +208,7 @@ def test_far_over_near_and_the_leaf_that_lost_an_uplink() -> None:
     assert contrast_by_leaf(found, [UNKNOWN] * len(leaves)) == {}
 
 
-def test_all_of_it_as_plain_data() -> None:
+def test_describe_flows_returns_plain_data() -> None:
     where = topology(per_leaf=4)
     told = describe_flows(measured("leaf_contrast", lambda _src, _dst: 1.0, where), where)
     assert set(told) == {
@@ -223,7 +223,7 @@ def test_all_of_it_as_plain_data() -> None:
     assert describe_flows(record_of([]), where) == {}
 
 
-def test_the_spreading_of_a_permutation_needs_the_uplinks_of_the_file() -> None:
+def test_spreading_needs_uplinks_in_the_topology_file() -> None:
     where = topology()
     found = msgspec.structs.replace(measured("permutation", lambda _src, _dst: 1.0, where), pattern="permutation")
     told = plain(describe_flows(found, where))
@@ -232,8 +232,8 @@ def test_the_spreading_of_a_permutation_needs_the_uplinks_of_the_file() -> None:
     assert "spreading" not in describe_flows(found, replace(where, wiring=None))
 
 
-def test_a_hot_rail_is_uneven_in_bytes_by_hand_and_in_time_by_the_clock() -> None:
-    """8 nodes of 4 rails: with factor 4 a hot rank is sent 4 shares by each of the 31 others, which send 55 each."""
+def test_hot_rail_is_uneven_in_bytes_and_time() -> None:
+    """8 nodes of 4 rails: with factor 4, each of 31 ranks sends 4 of its 55 shares to a hot rank."""
     where = topology()
     case = Case(pattern="rail_hot", nbytes=1 << 16)
     measured_ = play(NODES * RAILS, lambda t: run_case(case, t, where, Settings(iterations=6, check=False)))[0]

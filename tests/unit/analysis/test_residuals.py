@@ -1,4 +1,4 @@
-"""How far each rank and each NIC is from the others of its run."""
+"""Residuals of ranks and NICs."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def test_lateness_is_the_difference_to_the_longest_duration() -> None:
     np.testing.assert_allclose(lateness(seconds_RN) * 1e6, [1, 0, 7])
 
 
-def test_the_slow_rank_has_the_largest_residual(tmp_path: Path) -> None:
+def test_slow_rank_has_the_largest_residual(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path / "run", cluster_manifest())
     record, seconds_RN = collective(1 << 20)
     seconds_RN[SLOW_RANK] *= 1.5
@@ -33,7 +33,7 @@ def test_the_slow_rank_has_the_largest_residual(tmp_path: Path) -> None:
     assert percent(float(found.residual_R[SLOW_RANK])) == pytest.approx(50, abs=5)
 
 
-def test_flows_without_an_end_have_no_rate() -> None:
+def test_flows_without_a_time_have_no_rate() -> None:
     found = case_flows(flows(1 << 20), WORLD)
     assert found is not None
     assert len(found.src_F) == 24
@@ -41,7 +41,7 @@ def test_flows_without_an_end_have_no_rate() -> None:
     assert np.isnan(found.gb_per_s_F[-1])
 
 
-def test_the_slow_nic_is_named(tmp_path: Path) -> None:
+def test_slow_nic_is_named(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path / "run", cluster_manifest())
     writer.append(flows())
     run = read_run(tmp_path / "run")
@@ -55,7 +55,7 @@ def test_the_slow_nic_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flows_field", [{"src": [0]}, {"src": [99], "dst": [0], "nbytes": [1], "p50_us": [1]}, {}])
-def test_damaged_flows_are_no_flows(flows_field: dict[str, Any]) -> None:
+def test_damaged_flows_are_ignored(flows_field: dict[str, Any]) -> None:
     record = flows()
     phase = msgspec.structs.replace(record.phases[0], flows=msgspec.convert(flows_field, FlowTimes))
     assert case_flows(like(record, phases=[phase]), WORLD) is None

@@ -1,4 +1,4 @@
-"""Run directories that something has damaged: one line each, never half a reading."""
+"""Damaged run directories: each is refused with a one-line message, and never read in part."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from ncclbench.accept.bundle import write_bundle
-from ncclbench.accept.check_context import Subject
+from ncclbench.accept.check_context import CheckContext
 from ncclbench.accept.example_runs import Example, ExampleCase, write_example
 from ncclbench.accept.profile import load_profile
 from ncclbench.accept.profile_from_run import make_profile
@@ -28,8 +28,8 @@ from tests.helpers.stored import manifest, record
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 
-def spoilt(run: Path, name: str, place: tuple[Any, ...], value: Any) -> Path:
-    """The run with one value of its first record, event or of its manifest replaced."""
+def damaged_run(run: Path, name: str, place: tuple[Any, ...], value: Any) -> Path:
+    """Replace one value of the first record or event, or of the manifest."""
     lines = (run / name).read_text().splitlines() if name.endswith("l") else [(run / name).read_text()]
     data = found = json.loads(lines[0])
     for key in place[:-1]:
@@ -61,7 +61,7 @@ LEDGER = LedgerRecord(sent_bytes={"node": 8}, bottleneck_bytes=8)
         (("gpus", 0, "warnings"), "hardware slowdown"),
     ],
 )
-def test_a_record_of_another_shape_is_a_damaged_line(place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
+def test_record_of_another_shape_is_a_damaged_line(place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path / "run", manifest())
     phases = [PhaseResult(label="a", ledger=LEDGER)]
     facts: list[dict[str, Json]] = [{"bases": {"selection": {"remote_bytes": 1}}, "mine": [1]}]
@@ -69,7 +69,7 @@ def test_a_record_of_another_shape_is_a_damaged_line(place: tuple[Any, ...], val
     writer.append(msgspec.structs.replace(record(), ledger=LEDGER, phases=phases, facts=facts, gpus=gpus))
     assert read_run(tmp_path / "run").records[0].ledger == LEDGER
     with pytest.raises(UsageError, match=r"results\.jsonl, line 1 is damaged: "):
-        read_run(spoilt(tmp_path / "run", "results.jsonl", place, value))
+        read_run(damaged_run(tmp_path / "run", "results.jsonl", place, value))
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_a_record_of_another_shape_is_a_damaged_line(place: tuple[Any, ...], val
         (("software",), [{"versions": 10**18}]),
     ],
 )
-def test_a_manifest_of_another_shape_is_damaged(place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
+def test_manifest_of_another_shape_is_damaged(place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
     RunWriter.create(tmp_path / "run", manifest(plan={"name": "p", "starts": 2}))
     assert read_run(tmp_path / "run").declared_starts == 2
     with pytest.raises(UsageError, match=r"manifest\.json is damaged: "):
-        read_run(spoilt(tmp_path / "run", "manifest.json", place, value))
+        read_run(damaged_run(tmp_path / "run", "manifest.json", place, value))
 
 
 IMPORTED: dict[str, Any] = {
@@ -110,7 +110,7 @@ ORIGIN = OriginRecord(tool="nccl-tests", figure="table", source=0, table=0, row=
         ("results.jsonl", ("imported", "per_iteration"), {"min_us": {}}, "$.imported.per_iteration"),
     ],
 )
-def test_what_an_importer_wrote_has_its_shape_as_well(
+def test_imported_run_of_another_shape_is_damaged(
     name: str, place: tuple[Any, ...], value: Any, said: str, tmp_path: Path
 ) -> None:
     writer = RunWriter.create(tmp_path / "run", manifest(imported=[IMPORTED]))
@@ -119,20 +119,20 @@ def test_what_an_importer_wrote_has_its_shape_as_well(
         report.callback((tmp_path / "run",), fmt, None)  # type: ignore[misc]
     where = f"{name}, line 1" if name == "results.jsonl" else name
     with pytest.raises(UsageError, match=f"{re.escape(where)} is damaged: .*{re.escape(said)}") as caught:
-        report.callback((spoilt(tmp_path / "run", name, place, value),), "nccl-tests", None)  # type: ignore[misc]
+        report.callback((damaged_run(tmp_path / "run", name, place, value),), "nccl-tests", None)  # type: ignore[misc]
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [{"start": "x"}, {"ranks": 3}, {"software": [1]}])
-def test_an_event_of_another_shape_is_a_damaged_line(value: dict[str, Any], tmp_path: Path) -> None:
+def test_event_of_another_shape_is_a_damaged_line(value: dict[str, Any], tmp_path: Path) -> None:
     RunWriter.create(tmp_path / "run", manifest()).event("lost", **value)
     with pytest.raises(UsageError, match=r"events\.jsonl, line 1 is damaged: "):
         read_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["results.jsonl", "events.jsonl", "manifest.json", "verdict.json"])
-def test_what_is_no_regular_file_is_not_read(name: str, tmp_path: Path) -> None:
-    """Reading a pipe would wait for ever, and a device would fill the memory."""
+def test_special_file_is_not_read(name: str, tmp_path: Path) -> None:
+    """Reading a pipe would never end, and a device would fill the memory."""
     RunWriter.create(tmp_path / "run", manifest())
     (tmp_path / "run" / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / "run" / name)
@@ -143,13 +143,11 @@ def test_what_is_no_regular_file_is_not_read(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["results.jsonl", "events.jsonl", "manifest.json", "verdict.json", "SHA256SUMS"])
-def test_what_may_not_be_read_is_the_surroundings_fault(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_file_is_an_environment_fault(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_example(
         tmp_path / "run", Example(cases=(ExampleCase(pattern="all_reduce", nbytes=8, bus_gb_per_s=1.0),))
     )
-    write_bundle(Subject(read_run(run), load_profile("h100-hgx-ib"), None, False))
+    write_bundle(CheckContext(read_run(run), load_profile("h100-hgx-ib"), None, False))
 
     whole = Path.open
 
@@ -166,16 +164,14 @@ def test_what_may_not_be_read_is_the_surroundings_fault(
             report.callback((run,), "table", None)  # type: ignore[misc]
 
 
-def test_no_profile_is_made_of_a_time_of_nothing(tmp_path: Path) -> None:
+def test_no_profile_from_a_time_of_zero(tmp_path: Path) -> None:
     run = write_example(tmp_path / "run", Example(cases=(ExampleCase(pattern="all_reduce", nbytes=8, bus_gb_per_s=1),)))
     make_profile(read_run(run), "ours")
     with pytest.raises(UsageError, match="is no golden run"):
-        make_profile(read_run(spoilt(run, "results.jsonl", ("time_us", "p50_hi"), 0)), "ours")
+        make_profile(read_run(damaged_run(run, "results.jsonl", ("time_us", "p50_hi"), 0)), "ours")
 
 
-def test_samples_that_are_no_file_or_may_not_be_read_cost_their_figures_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_samples_remove_only_their_own_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_example(
         tmp_path / "run", Example(cases=(ExampleCase(pattern="all_reduce", nbytes=8, bus_gb_per_s=1),))
     )

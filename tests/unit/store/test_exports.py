@@ -44,7 +44,7 @@ def test_outcome_of_a_check(verdict: Verdict, required: bool, outcome: str | Non
 
 @pytest.mark.parametrize("verdict", Verdict)
 def test_document_is_green_only_if_the_verdict_is_pass(verdict: Verdict) -> None:
-    """Also where every check passed or does not apply, and the verdict is still open."""
+    """Also if every check passed or does not apply, but the verdict is INCONCLUSIVE."""
     checks = [result(Verdict.PASS), result(Verdict.NOT_RUN)]
     root = ET.fromstring(junit(RunVerdict(schema=1, verdict=verdict, reasons=["nothing measured"], checks=checks)))
     green = root.get("failures") == root.get("errors") == "0"

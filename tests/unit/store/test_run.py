@@ -1,4 +1,4 @@
-"""What a run says of itself: where its ranks sit, whether it is simulated, and its stamps."""
+"""Properties of a run: its topology, whether it is simulated, and its stamps."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def run_of(fields: dict[str, Any], transports: list[str] | None = None) -> Run:
         ({"transport": None}, ["nccl", "mpi"], False),
     ],
 )
-def test_a_run_is_simulated_by_its_manifest_its_transport_or_any_record(
+def test_run_is_simulated_by_manifest_transport_or_record(
     fields: dict[str, Any], transports: list[str], simulated: bool
 ) -> None:
     run = run_of(fields, transports)
@@ -49,11 +49,11 @@ def test_a_run_is_simulated_by_its_manifest_its_transport_or_any_record(
         ({"synthetic": True, "redacted": True}, [Stamp.SYNTHETIC, Stamp.REDACTED]),
     ],
 )
-def test_stamps_say_what_every_document_must_say(fields: dict[str, Any], stamps: list[Stamp]) -> None:
+def test_stamps_of_a_run(fields: dict[str, Any], stamps: list[Stamp]) -> None:
     assert list(run_of(fields).stamps) == stamps
 
 
-def test_a_topology_of_another_number_of_ranks_is_not_believed() -> None:
+def test_topology_of_another_number_of_ranks_is_ignored() -> None:
     stored = {"nodes": [0, 0], "domains": [0, 0], "rails": [0, 1]}
     assert known(run_of({"topology": stored}).topology).rails.tolist() == [0, 1]
     assert isinstance(run_of({"topology": stored}).topology, Topology)

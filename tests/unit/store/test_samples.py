@@ -1,4 +1,4 @@
-"""Raw samples, read lazily: only the columns and the phase that are asked for."""
+"""Lazy reading of raw samples: only the requested phase and the needed columns."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def test_samples_are_read_by_phase(rich: Path) -> None:
     assert np.median(total.max(axis=0)) * 1e6 == pytest.approx(record.time_us.p50)
 
 
-def test_only_the_named_columns_are_read(rich: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_needed_columns_are_read(rich: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     read = pq.ParquetFile.read
 
@@ -43,6 +43,6 @@ def test_only_the_named_columns_are_read(rich: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(pq.ParquetFile, "read", noted)
     run = read_run(rich)
-    assert asked == []  # reading a run reads no samples
+    assert asked == []  # reading a run does not read samples
     seconds_of_ranks(run, run.records[0])
     assert asked == [["rank", "iteration", "phase", "seconds"]]

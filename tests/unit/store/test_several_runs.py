@@ -1,4 +1,4 @@
-"""Several run directories at once: each that cannot be read is named."""
+"""Reading several run directories: the message names each unreadable one."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_unreadable_directories_are_named_in_one_line(tmp_path: Path, rich: Path
         assert words in message
 
 
-def test_a_folder_of_runs_names_its_runs(tmp_path: Path) -> None:
+def test_directory_of_runs_names_its_runs(tmp_path: Path) -> None:
     small_run(tmp_path / "runs" / "a")
     with pytest.raises(UsageError, match=r"it has runs in it: .*runs/a\)"):
         read_runs([tmp_path / "runs"])
