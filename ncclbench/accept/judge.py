@@ -13,7 +13,7 @@ from ncclbench.units import counted
 
 def judge(subject: CheckContext) -> RunVerdict:
     """The verdict on a run, with the results of all checks in the order of the checks' names."""
-    results = [result for name in names("checks") for result in ask(name, subject)]
+    results = [result for name in names("checks") for result in run_check(name, subject)]
     measured = any(view.timed for view in subject.cases)
     verdict, reasons = overall(results, measured=measured)
     run, rules = subject.run, subject.rules
@@ -31,7 +31,7 @@ def judge(subject: CheckContext) -> RunVerdict:
     )
 
 
-def ask(name: str, subject: CheckContext) -> list[CheckResult]:
+def run_check(name: str, subject: CheckContext) -> list[CheckResult]:
     """The results of one check. A check that raises an exception is INCONCLUSIVE; the other checks still run."""
     try:
         found: Iterable[CheckResult] = load("checks", name).check(subject)
@@ -63,10 +63,10 @@ def overall(results: Sequence[CheckResult], *, measured: bool) -> tuple[Verdict,
         measured: whether any case was timed at all.
     """
     failed = _counted(results, Verdict.FAIL)
-    open_ = _counted(results, Verdict.INCONCLUSIVE)
+    inconclusive = _counted(results, Verdict.INCONCLUSIVE)
     missing = [r for r in results if r.verdict is Verdict.NOT_RUN and r.required]
     reasons = [f"{name}: {many} failed" for name, many in failed.items()]
-    reasons += [f"{name}: {many} inconclusive" for name, many in open_.items()]
+    reasons += [f"{name}: {many} inconclusive" for name, many in inconclusive.items()]
     if missing:
         reasons.append(f"{counted(len(missing), 'required entry')} of the profile not measured")
     if not measured:

@@ -32,11 +32,11 @@ def _as_matrix(rank: NDArray[np.int32], iteration: NDArray[np.int32], seconds: F
     ranks, iterations = int(rank.max()) + 1, int(iteration.max()) + 1
     if ranks * iterations != len(rank):
         raise UsageError(f"{path}: {len(rank)} samples cannot be those of {ranks} ranks and {iterations} iterations")
-    place = rank.astype(np.int64) * iterations + iteration
-    if not np.array_equal(place, np.arange(len(place))):  # ncclbench writes samples in order; another writer may not
-        if len(np.unique(place)) != len(place):
+    index_N = rank.astype(np.int64) * iterations + iteration
+    if not np.array_equal(index_N, np.arange(len(index_N))):  # another writer may not sort
+        if len(np.unique(index_N)) != len(index_N):
             raise UsageError(f"{path}: some rank has an iteration twice")
-        seconds = seconds[np.argsort(place)]
+        seconds = seconds[np.argsort(index_N)]
     return seconds.reshape(ranks, iterations)
 
 

@@ -156,14 +156,14 @@ def _judge_all(pairs: Mapping[str, Pair], margin: float) -> list[CaseComparison]
     tested: dict[str, tuple[Statistics, int]] = {}
     for names in shapes.values():
         tests = _tests([pairs[name] for name in names])
-        tested |= {name: (tests, place) for place, name in enumerate(names)}
+        tested |= {name: (tests, index) for index, name in enumerate(names)}
     if tested:
         slower, faster = (
-            holm(np.array([getattr(tests, side)[place] for tests, place in tested.values()]))
+            holm(np.array([getattr(tests, side)[index] for tests, index in tested.values()]))
             for side in ("p_slower", "p_faster")
         )
-        for k, (name, (tests, place)) in enumerate(tested.items()):
-            judged[name] = _judge(name, pairs[name], tests, place, (float(slower[k]), float(faster[k])), margin)
+        for k, (name, (tests, index)) in enumerate(tested.items()):
+            judged[name] = _judge(name, pairs[name], tests, index, (float(slower[k]), float(faster[k])), margin)
     return [judged[name] for name in pairs]
 
 
@@ -197,13 +197,13 @@ def _error(record: Record) -> float | None:
     return float(np.log(time_us.p50_hi / time_us.p50_lo) / 2 / _Z)
 
 
-def _logs(records: Sequence[Record]) -> list[float]:
+def _log_medians(records: Sequence[Record]) -> list[float]:
     return [float(np.log(record.time_us.p50)) for record in records if record.time_us]
 
 
 def _tests(pairs: Sequence[Pair]) -> Statistics:
     """The statistics of cases with equal numbers of starts."""
-    base_CM, new_CN = (np.array([_logs(pair[side]) for pair in pairs]) for side in (0, 1))
+    base_CM, new_CN = (np.array([_log_medians(pair[side]) for pair in pairs]) for side in (0, 1))
     if base_CM.shape[1] + new_CN.shape[1] > 2:
         return compute(base_CM, new_CN)
     shift_C = new_CN[:, 0] - base_CM[:, 0]
@@ -216,27 +216,27 @@ def _tests(pairs: Sequence[Pair]) -> Statistics:
 
 
 def _judge(
-    name: str, pair: Pair, tests: Statistics, place: int, adjusted: tuple[float, float], margin: float
+    name: str, pair: Pair, tests: Statistics, index: int, adjusted: tuple[float, float], margin: float
 ) -> CaseComparison:
     base, new = pair
     single = len(base) == len(new) == 1
     least = max(margin, ONE_START_MARGIN) if single else margin
-    ratio = float(tests.ratio[place])
+    ratio = float(tests.ratio[index])
     p = adjusted[0] if ratio >= 1 else adjusted[1]
     moved = (ratio > 1 + least or ratio < 1 / (1 + least)) and p <= ALPHA
     verdict: Word = "same" if not moved else "worse" if ratio > 1 else "better"
-    kruskal, delta = (float(values[place]) for values in (tests.p_kruskal, tests.delta))
+    kruskal, delta = (float(values[index]) for values in (tests.p_kruskal, tests.delta))
     return CaseComparison(
         case=name,
         verdict=verdict,
         reason=_reason(ratio, p, least),
         base_starts=len(base),
         new_starts=len(new),
-        base_us=float(np.exp(np.median(_logs(base)))),
-        new_us=float(np.exp(np.median(_logs(new)))),
+        base_us=float(np.exp(np.median(_log_medians(base)))),
+        new_us=float(np.exp(np.median(_log_medians(new)))),
         ratio=ratio,
-        ratio_lo=float(tests.low[place]),
-        ratio_hi=float(tests.high[place]),
+        ratio_lo=float(tests.low[index]),
+        ratio_hi=float(tests.high[index]),
         p=p,
         p_kruskal=None if np.isnan(kruskal) else kruskal,
         delta=None if np.isnan(delta) else delta,

@@ -192,10 +192,10 @@ def interference(record: Record) -> dict[str, float]:
     1 means no interference; 2 means that the other traffic doubles the time.
     """
     phases = {phase.label: phase for phase in record.phases}
-    return {**_rails_interfere(phases), **_victim_suffers(phases)}
+    return {**_rail_interference(phases), **_victim_interference(phases)}
 
 
-def _rails_interfere(phases: Mapping[str, PhaseResult]) -> dict[str, float]:
+def _rail_interference(phases: Mapping[str, PhaseResult]) -> dict[str, float]:
     together = phases.get("all")
     if together is None or not together.groups:
         return {}
@@ -209,7 +209,7 @@ def _rails_interfere(phases: Mapping[str, PhaseResult]) -> dict[str, float]:
     return found
 
 
-def _victim_suffers(phases: Mapping[str, PhaseResult]) -> dict[str, float]:
+def _victim_interference(phases: Mapping[str, PhaseResult]) -> dict[str, float]:
     found = {}
     for label, phase in phases.items():
         kind, _, k = label.partition("=")
@@ -221,7 +221,7 @@ def _victim_suffers(phases: Mapping[str, PhaseResult]) -> dict[str, float]:
     return found
 
 
-def heat(record: Record) -> dict[str, dict[str, float]]:
+def hot_rail_ratios(record: Record) -> dict[str, dict[str, float]]:
     """The unevenness of the bytes and the relative time of each ``factor=F`` of `rail_hot`.
 
     ``bytes`` is the busiest rank's sent or received bytes over the mean. ``time`` is the slowest rank's median over
@@ -242,7 +242,7 @@ def heat(record: Record) -> dict[str, dict[str, float]]:
     return found
 
 
-def contrast(record: Record) -> float | None:
+def far_over_near(record: Record) -> float | None:
     """Median rate of the ``far`` rounds over that of the ``near`` rounds; None if either is missing."""
     near, far = flows_of(record, "near"), flows_of(record, "far")
     if not len(near.src) or not len(far.src):
@@ -250,8 +250,8 @@ def contrast(record: Record) -> float | None:
     return _typical(far.gb_per_s) / _typical(near.gb_per_s)
 
 
-def contrast_by_leaf(record: Record, leaves_R: ArrayLike) -> dict[int, float]:
-    """`contrast` of the flows that each leaf sends; a leaf that lost 1 of U uplinks has (U - 1) / U of the others'."""
+def far_over_near_by_leaf(record: Record, leaves_R: ArrayLike) -> dict[int, float]:
+    """`far_over_near` of the flows that each leaf sends; losing 1 of U uplinks leaves (U - 1) / U of the others'."""
     leaves = np.asarray(leaves_R, np.int64)
     near, far = flows_of(record, "near"), flows_of(record, "far")
     found = {}
@@ -276,12 +276,12 @@ def describe_flows(record: Record, topology: Topology) -> dict[str, Json]:
         found["rail_matrix_gb_per_s"] = [_nullable(row) for row in rail_matrix(table, topology.rails)]
         found["send_gb_per_s"], found["receive_gb_per_s"] = _nullable(ends.send), _nullable(ends.receive)
     wiring = topology.wiring
-    by_leaf = contrast_by_leaf(record, wiring.leaves) if wiring else {}
+    by_leaf = far_over_near_by_leaf(record, wiring.leaves) if wiring else {}
     further: dict[str, Json] = {
         "jain": incast_fairness(record),
         "interference": interference(record),
-        "heat": heat(record),
-        "far_over_near": contrast(record),
+        "heat": hot_rail_ratios(record),
+        "far_over_near": far_over_near(record),
         "far_over_near_by_leaf": {wiring.leaf_names[leaf]: ratio for leaf, ratio in by_leaf.items()} if wiring else {},
     }
     if record.pattern == "permutation" and len(table.src) and wiring:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from ncclbench.analysis.flows import contrast_by_leaf, endpoint_medians, flows_of
+from ncclbench.analysis.flows import endpoint_medians, far_over_near_by_leaf, flows_of
 from ncclbench.store.run_directory import read_run
 from scripts.lab import faults, kernel
 from scripts.lab.plan import Lab
@@ -77,7 +77,7 @@ def test_what_is_slow_shows_where_it_is(
     assert typical(mbit, lambda src, dst: dst < 2 <= src) >= WHOLE, mbit
     assert typical(mbit, lambda src, dst: (src < 2) == (dst < 2)) >= WHOLE, mbit
     wiring = known(known(run.topology).wiring)
-    ratios = {wiring.leaf_names[k]: x for k, x in contrast_by_leaf(record, wiring.leaves).items()}
+    ratios = {wiring.leaf_names[k]: x for k, x in far_over_near_by_leaf(record, wiring.leaves).items()}
     # A leaf of several planes is called by the first of them.
     assert ratios["a-leaf0p0"] < 0.7 * ratios["b-leaf0p0"], ratios
 

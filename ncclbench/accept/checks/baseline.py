@@ -86,9 +86,9 @@ def incomparable(base: Run, run: Run, may_differ: Iterable[str]) -> list[str]:
         "world_size": (a.world_size, b.world_size),
     }
     differences = [f"{name}: {other} against {one}" for name, (one, other) in values.items() if one != other]
-    places = base.topology, run.topology
+    topologies = base.topology, run.topology
     for name in ("nodes", "domains", "rails"):
-        one, other = (None if place is None else getattr(place, name).tolist() for place in places)
+        one, other = (None if topology is None else getattr(topology, name).tolist() for topology in topologies)
         differences += [f"{name} are laid out differently"] if one != other else []
     if a.shares_a_machine != b.shares_a_machine:
         differences.append("in one of them the nodes are parts of one machine")

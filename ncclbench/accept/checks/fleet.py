@@ -59,7 +59,7 @@ def check(subject: CheckContext) -> Iterator[CheckResult]:
     compared = False
     for view in subject.cases:
         starts = [units for record in view.timed if (units := _units(subject, record))]
-        if starts and len(starts[0]) >= FEWEST_UNITS and _alike(starts):
+        if starts and len(starts[0]) >= FEWEST_UNITS and _same_units(starts):
             compared = True
             yield from _judge(view, starts, subject.rules.profile.limits)
     if not compared:
@@ -126,7 +126,7 @@ def _outlier(
     )
 
 
-def _alike(starts: list[list[Unit]]) -> bool:
+def _same_units(starts: list[list[Unit]]) -> bool:
     """Whether every start compared the same units."""
     names = [[unit.name for unit in units] for units in starts]
     return all(a == b for a, b in pairwise(names))
@@ -137,13 +137,13 @@ def _units(subject: CheckContext, record: Record) -> list[Unit]:
     if len({len(group.ranks) for group in record.groups}) == 1 and len(record.groups) > 1:
         named = [(group_name(subject.run.topology, group.ranks), group) for group in record.groups]
         return [
-            Unit(kind, name, g.time_us.p50, _uncertainty(g.time_us), {**_of(record), "ranks": g.ranks})
+            Unit(kind, name, g.time_us.p50, _uncertainty(g.time_us), {**_source(record), "ranks": g.ranks})
             for (kind, name), g in named
         ]
     return _endpoints(subject.run.topology, record)
 
 
-def _of(record: Record) -> dict[str, Json]:
+def _source(record: Record) -> dict[str, Json]:
     return {"start": record.start, "samples": record.samples}
 
 
@@ -172,6 +172,6 @@ def _endpoints(topology: Topology | None, record: Record) -> list[Unit]:
         medians = [statistics.median(values) for values in peers.values()]
         name = f"{side} side of {rank_name(topology, rank)}"
         flows_us = {str(peer): statistics.median(values) for peer, values in sorted(peers.items())}
-        evidence = {**_of(record), "rank": rank, "direction": side, "us_a_megabyte_by_peer": flows_us}
+        evidence = {**_source(record), "rank": rank, "direction": side, "us_a_megabyte_by_peer": flows_us}
         units.append(Unit("endpoint", name, statistics.median(medians), 0.0, evidence))
     return units

@@ -89,7 +89,7 @@ def _compare(
         return Verdict.INCONCLUSIVE, _unknown(subject, rule, estimates)
     if any(not (math.isfinite(e.value) and e.value > 0) for e in known):
         return Verdict.INCONCLUSIVE, f"{floor.metric} is no possible figure: {[e.value for e in known]}"
-    shown = _shown(rule, known)
+    shown = _figures_text(rule, known)
     least = limits.p99_samples if floor.metric.endswith("p99") else limits.min_samples
     fewest = min(record.time_us.n if record.time_us else 0 for record, _ in estimates)
     if fewest < least or any(e.low is None or e.high is None for e in known):
@@ -99,14 +99,14 @@ def _compare(
             Verdict.INCONCLUSIVE,
             f"{shown}: measured in {counted(len(known), 'process start')}, needs {limits.min_starts}",
         )
-    return _against(rule, known, shown)
+    return _compare_with_limit(rule, known, shown)
 
 
-def _against(rule: FloorRule, known: list[Estimate], shown: str) -> tuple[Verdict, str]:
-    over, under = _sides(rule, rule.limit, known)
+def _compare_with_limit(rule: FloorRule, known: list[Estimate], shown: str) -> tuple[Verdict, str]:
+    over, under = _clear_starts(rule, rule.limit, known)
     if over == len(known):
         good = rule.floor.good
-        if good is not None and _sides(rule, good, known)[0] < len(known):
+        if good is not None and _clear_starts(rule, good, known)[0] < len(known):
             return Verdict.INCONCLUSIVE, f"{shown}, which is not bad, but good is {good:g}"
         return Verdict.PASS, shown
     if 2 * under > len(known):
@@ -114,7 +114,7 @@ def _against(rule: FloorRule, known: list[Estimate], shown: str) -> tuple[Verdic
     return Verdict.INCONCLUSIVE, f"{shown}: {over} of {len(known)} starts are clearly good, {under} clearly bad"
 
 
-def _sides(rule: FloorRule, limit: float, known: list[Estimate]) -> tuple[int, int]:
+def _clear_starts(rule: FloorRule, limit: float, known: list[Estimate]) -> tuple[int, int]:
     """The number of starts whose whole interval is on the good side of the limit, and on the bad side."""
     ends = [(e.low if e.low is not None else e.value, e.high if e.high is not None else e.value) for e in known]
     if rule.is_rate:
@@ -122,7 +122,7 @@ def _sides(rule: FloorRule, limit: float, known: list[Estimate]) -> tuple[int, i
     return sum(high <= limit for _, high in ends), sum(low > limit for low, _ in ends)
 
 
-def _shown(rule: FloorRule, known: list[Estimate]) -> str:
+def _figures_text(rule: FloorRule, known: list[Estimate]) -> str:
     values = sorted(e.value for e in known)
     middle = values[len(values) // 2]
     spread = f" ({values[0]:.4g} to {values[-1]:.4g} over {len(values)} starts)" if len(values) > 1 else ""
@@ -188,13 +188,13 @@ def _nearest(subject: CheckContext, view: CaseView) -> FloorRule | None:
     def distance(rule: FloorRule) -> tuple[int, int, int, float]:
         missed = [name for name, test in rule.tests.items() if not test.holds(view.facts.value(name))]
         words = sum(isinstance(view.facts.value(name), str) for name in missed)
-        apart = sum(_apart(rule, name, view.facts.value(name)) for name in missed)
+        apart = sum(_doublings(rule, name, view.facts.value(name)) for name in missed)
         return int("pattern" in missed), words, len(missed), apart
 
     return min(subject.rules.floors, key=distance, default=None)
 
 
-def _apart(rule: FloorRule, name: str, value: str | int | None) -> float:
+def _doublings(rule: FloorRule, name: str, value: str | int | None) -> float:
     """The number of doublings between a number and the value that the test wants; 0 if either is no number."""
     test = rule.tests[name]
     wanted = [end for end in (test.low, test.high) if math.isfinite(end) and end > 0]

@@ -27,7 +27,7 @@ def check(subject: CheckContext) -> Iterator[CheckResult]:
 def _judge(view: CaseView, rules: PathRules) -> CheckResult:
     worst: tuple[Verdict, str, Action | None] = (Verdict.PASS, "as allowed in every start", None)
     for record in view.timed:
-        verdict, reason, action = _of(record.path or PathRecord(), rules, view.facts.nodes)
+        verdict, reason, action = _judge_record(record.path or PathRecord(), rules, view.facts.nodes)
         if verdict is Verdict.FAIL or (verdict is Verdict.INCONCLUSIVE and worst[0] is Verdict.PASS):
             worst = (verdict, f"{reason} (start {record.start})", action)
         if verdict is Verdict.FAIL:
@@ -37,7 +37,7 @@ def _judge(view: CaseView, rules: PathRules) -> CheckResult:
     return CheckResult(check="path", subject=view.id, verdict=verdict, reason=reason, action=action, evidence=evidence)
 
 
-def _of(path: PathRecord, rules: PathRules, nodes: int | None) -> tuple[Verdict, str, Action | None]:
+def _judge_record(path: PathRecord, rules: PathRules, nodes: int | None) -> tuple[Verdict, str, Action | None]:
     links = path.links
     network = [f"NET/{path.network}"] if isinstance(path.network, str) and (nodes or 0) > 1 else []
     refused = [link for link in [*links, *network] if not matches_any(link, rules.allowed)]

@@ -19,7 +19,7 @@ from ncclbench.units import counted
 def check(subject: CheckContext) -> Iterator[CheckResult]:
     """One result for the declared starts, one per faulty start, and one per case for the spread of its starts."""
     run, limits = subject.run, subject.rules.profile.limits
-    broken = [result for start in range(run.declared_starts) for result in _of_start(subject, start)]
+    broken = [result for start in range(run.declared_starts) for result in _faults_of_start(subject, start)]
     yield from broken
     if run.starts_of_a_case < limits.min_starts:
         each = " of each mode" if run.mode_variables else ""
@@ -55,7 +55,7 @@ def _result(
     )
 
 
-def _of_start(subject: CheckContext, start: int) -> Iterator[CheckResult]:
+def _faults_of_start(subject: CheckContext, start: int) -> Iterator[CheckResult]:
     """The faults of one start: not made, interrupted, failed cases, or lost ranks."""
     run, name = subject.run, f"start {start}"
     events = [event for event in run.events if event.start == start]
@@ -70,7 +70,7 @@ def _of_start(subject: CheckContext, start: int) -> Iterator[CheckResult]:
             evidence=[row(record, status=record.status, reason=record.reason, ranks=record.ranks) for record in failed],
             cause="environment",
         )
-    elif missing and _begun(events):
+    elif missing and _has_begun(events):
         reason = f"was cut off: {counted(len(missing), 'case')} missing, the first is {missing[0]}; go on with --resume"
         yield _result(name, Verdict.INCONCLUSIVE, reason, evidence=[{"missing": missing}], cause="environment")
     elif missing:
@@ -89,7 +89,7 @@ def _of_start(subject: CheckContext, start: int) -> Iterator[CheckResult]:
             )
 
 
-def _begun(events: list[Event]) -> bool:
+def _has_begun(events: list[Event]) -> bool:
     return any(event.kind in ("start", "resume", "case") for event in events)
 
 
@@ -101,7 +101,7 @@ def _same_processes(subject: CheckContext) -> Iterator[CheckResult]:
             # With the mark of rank 0's process, if there is one: in containers every start may have the same PIDs.
             other = seen.setdefault((event.process, *event.pids), event.start)
             if other != event.start:
-                reason = f"ran in the processes of start {other}"
+                reason = f"ran in the very processes of start {other}"
                 pids: list[dict[str, Json]] = [{"pids": event.pids}]
                 yield _result(f"start {event.start}", Verdict.INCONCLUSIVE, reason, evidence=pids)
 

@@ -109,7 +109,7 @@ def test_starts_in_the_same_processes_are_inconclusive(run: Path) -> None:
     pids = [json.loads(line)["pids"] for line in text.splitlines() if '"kind":"start"' in line]
     text = text.replace(json.dumps(pids[2], separators=(",", ":")), json.dumps(pids[0], separators=(",", ":")))
     (run / "events.jsonl").write_text(text)
-    assert "the processes of start 0" in only(verdict_on(run), "starts", Verdict.INCONCLUSIVE).reason
+    assert "the very processes of start 0" in only(verdict_on(run), "starts", Verdict.INCONCLUSIVE).reason
 
 
 def test_starts_with_equal_pids_in_containers_are_distinct(run: Path) -> None:

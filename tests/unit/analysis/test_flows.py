@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ncclbench.analysis.flows import (
-    contrast,
-    contrast_by_leaf,
     describe_flows,
     endpoint_medians,
+    far_over_near,
+    far_over_near_by_leaf,
     flows_of,
-    heat,
+    hot_rail_ratios,
     incast_fairness,
     interference,
     jain,
@@ -201,11 +201,11 @@ def test_far_over_near_with_a_lost_uplink() -> None:
         return 0.25 if leaves[src] == 2 else 0.5
 
     found = measured("leaf_contrast", rate, where)
-    assert contrast(found) == pytest.approx(0.5, rel=0.02)
-    by_leaf = contrast_by_leaf(found, leaves.tolist())
+    assert far_over_near(found) == pytest.approx(0.5, rel=0.02)
+    by_leaf = far_over_near_by_leaf(found, leaves.tolist())
     assert by_leaf == {leaf: pytest.approx(0.25 if leaf == 2 else 0.5, rel=0.02) for leaf in range(8)}
-    assert contrast(measured("same_rail", rate, where)) is None
-    assert contrast_by_leaf(found, [UNKNOWN] * len(leaves)) == {}
+    assert far_over_near(measured("same_rail", rate, where)) is None
+    assert far_over_near_by_leaf(found, [UNKNOWN] * len(leaves)) == {}
 
 
 def test_describe_flows_returns_plain_data() -> None:
@@ -238,11 +238,11 @@ def test_hot_rail_is_uneven_in_bytes_and_time() -> None:
     case = Case(pattern="rail_hot", nbytes=1 << 16)
     measured_ = play(NODES * RAILS, lambda t: run_case(case, t, where, Settings(iterations=6, check=False)))[0]
     assert measured_ is not None
-    found = heat(measured_.record)
+    found = hot_rail_ratios(measured_.record)
     hot, mean = 4 * 31, (24 * 31 + 8 * 31 * 4) / 32
     assert found["factor=4"]["bytes"] == pytest.approx(hot / mean)
     assert found["factor=1"] == {"bytes": 1.0, "time": 1.0}
     p50 = {phase.label: phase.time_us.p50 for phase in measured_.record.phases if phase.time_us}
     assert found["factor=2"]["time"] == pytest.approx(p50["factor=2"] / p50["factor=1"])
     assert describe_flows(measured_.record, where)["heat"] == found
-    assert heat(record_of([])) == {}
+    assert hot_rail_ratios(record_of([])) == {}
