@@ -62,17 +62,17 @@ class Blocks:
 
     def __init__(self) -> None:
         """Plan and allocate nothing."""
-        self._planned: list[int] = []
+        self.planned: list[int] = []
         self._free: list[NcclMemory] = []
-        self._taken: list[NcclMemory] = []
+        self.taken: list[NcclMemory] = []
 
     def plan(self, sizes: Iterable[int]) -> None:
         """Plan blocks of these sizes, from `widened`; each is allocated when first needed."""
-        self._planned = list(sizes)
+        self.planned = list(sizes)
 
     def begin_case(self) -> None:
         """Release the blocks of the case before, which may be taken again, the oldest first."""
-        self._free, self._taken = [*self._taken, *self._free], []
+        self._free, self.taken = [*self.taken, *self._free], []
 
     def take(self, nbytes: int) -> NcclMemory:
         """The smallest free block that is large enough; allocated if there is none.
@@ -80,31 +80,31 @@ class Blocks:
         Raises:
             EnvironmentFault: if NCCL cannot allocate it.
         """
-        least = min((n for n in self._planned if n >= nbytes), default=None)
+        least = min((n for n in self.planned if n >= nbytes), default=None)
         found = min((block for block in self._free if block.nbytes >= nbytes), key=lambda b: b.nbytes, default=None)
         if found is not None and (least is None or found.nbytes <= least):
             self._free.remove(found)
         else:
             found = NcclMemory(nbytes if least is None else least)
             if least is not None:
-                self._planned.remove(least)
-        self._taken.append(found)
+                self.planned.remove(least)
+        self.taken.append(found)
         return found
 
     def at(self, pointer: int) -> NcclMemory | None:
         """The block of the running case that begins at an address."""
-        return next((block for block in self._taken if block.pointer == pointer), None)
+        return next((block for block in self.taken if block.pointer == pointer), None)
 
     def deregister_all(self) -> None:
         """Remove all registrations; must be called before communicators are destroyed."""
-        for block in (*self._taken, *self._free):
+        for block in (*self.taken, *self._free):
             block.deregister()
 
     def free_all(self) -> None:
         """Free all blocks; must be called after graphs, registrations and communicators are destroyed."""
-        for block in (*self._taken, *self._free):
+        for block in (*self.taken, *self._free):
             block.free()
-        self._planned, self._free, self._taken = [], [], []
+        self.planned, self._free, self.taken = [], [], []
 
 
 BLOCKS = Blocks()

@@ -35,7 +35,8 @@ _NOT_PLUGINS = {("transports", name) for name in ("base", "capabilities", "libra
 
 
 @cache
-def _builtin(kind: str) -> dict[str, str]:
+def builtin_modules(kind: str) -> dict[str, str]:
+    """The module of each name of `kind` in this distribution."""
     package = _PACKAGES[kind]
     found: dict[str, str] = {}
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
@@ -51,14 +52,19 @@ def _third_party(kind: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"ncclbench.{kind}")}
 
 
+def forget_distributions() -> None:
+    """Search the installed distributions again at the next look-up."""
+    _third_party.cache_clear()
+
+
 def names(kind: str) -> list[str]:
     """The sorted names of `kind` (``patterns``, ``reports``, ...), built-in and third-party."""
-    return sorted({*_builtin(kind), *_third_party(kind)})
+    return sorted({*builtin_modules(kind), *_third_party(kind)})
 
 
 def exists(kind: str, name: str) -> bool:
     """Whether `name` exists; other distributions are searched only if it is not built in."""
-    return name in _builtin(kind) or name in _third_party(kind)
+    return name in builtin_modules(kind) or name in _third_party(kind)
 
 
 def load(kind: str, name: str) -> ModuleType:
@@ -67,8 +73,8 @@ def load(kind: str, name: str) -> ModuleType:
     Raises:
         UsageError: if there is none, naming the nearest and all names; or if a third-party module does not import.
     """
-    if name in _builtin(kind):
-        return importlib.import_module(_builtin(kind)[name])
+    if name in builtin_modules(kind):
+        return importlib.import_module(builtin_modules(kind)[name])
     point = _third_party(kind).get(name)
     if point is None:
         raise UsageError(unknown(kind.removesuffix("s"), name, names(kind)))

@@ -22,9 +22,9 @@ from ncclbench.store.run_writer import what_is_kept
 _GRACE_SECONDS = 3.0
 # After a signal: rank 0 collects reports and stores the record in progress.
 _STORE_SECONDS = 8.0
-_KILL_SECONDS = 1.0
+KILL_SECONDS = 1.0
 # From the first rank that ends well to the last: the ranks only say goodbye to the watchdog.
-_END_SECONDS = 60.0
+END_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
 
@@ -51,7 +51,7 @@ def start_ranks(nproc: int, arguments: Sequence[str], out: Path) -> Exit:
             with blocked(), socket.create_server(("127.0.0.1", 0)) as listener:
                 for rank in range(nproc):
                     ranks.append(_start(rank, nproc, arguments, listener))
-            return _watch(ranks, forwarded_at, out)
+            return wait_for_ranks(ranks, forwarded_at, out)
         except OSError as error:
             raise EnvironmentFault(f"could not start rank {len(ranks)}: {error}") from None
         finally:
@@ -89,7 +89,8 @@ def _rank_variables(rank: int, nproc: int, port: int) -> Mapping[str, str]:
     return variables
 
 
-def _watch(ranks: "list[subprocess.Popen[bytes]]", forwarded_at: list[float], out: Path) -> Exit:
+def wait_for_ranks(ranks: "list[subprocess.Popen[bytes]]", forwarded_at: list[float], out: Path) -> Exit:
+    """Wait until all ranks have ended, stop those that do not end, and report the losses that no rank reported."""
     deadline: float | None = None
     finished: float | None = None  # when the first rank had ended well
     while None in (codes := [rank.poll() for rank in ranks]):
@@ -98,14 +99,14 @@ def _watch(ranks: "list[subprocess.Popen[bytes]]", forwarded_at: list[float], ou
             deadline = time.monotonic() + _GRACE_SECONDS
         if 0 in codes and finished is None:
             finished = time.monotonic()
-        if finished is not None and time.monotonic() > finished + _END_SECONDS:
+        if finished is not None and time.monotonic() > finished + END_SECONDS:
             break
         if forwarded_at and deadline is None:  # a rank inside a library may not react to the signal
             deadline = forwarded_at[0] + _STORE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             break
         time.sleep(_POLL_SECONDS)
-    lost = _unreported(
+    lost = unreported_losses(
         codes := [rank.poll() for rank in ranks], overdue=finished is not None and set(codes) <= {0, None}
     )
     if lost:
@@ -115,7 +116,7 @@ def _watch(ranks: "list[subprocess.Popen[bytes]]", forwarded_at: list[float], ou
     return worst(rank.returncode for rank in ranks)
 
 
-def _unreported(codes: Sequence[int | None], overdue: bool) -> dict[int, str]:
+def unreported_losses(codes: Sequence[int | None], overdue: bool) -> dict[int, str]:
     """The lost ranks that no rank has reported, each with what happened to it.
 
     Args:
@@ -137,7 +138,7 @@ def _end(ranks: "list[subprocess.Popen[bytes]]") -> None:
     for rank in ranks:
         if rank.poll() is None:
             rank.terminate()
-    deadline = time.monotonic() + _KILL_SECONDS
+    deadline = time.monotonic() + KILL_SECONDS
     for rank in ranks:
         try:
             rank.wait(max(0.0, deadline - time.monotonic()))

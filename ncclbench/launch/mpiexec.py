@@ -29,7 +29,7 @@ _GRACE_SECONDS = 8.0
 _ASK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 # mpiexec forwards the output of ranks, but drops what it has not read when it ends the job.
-_DRAIN_SECONDS = 1.0
+DRAIN_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 _ROOT_MAY = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 
@@ -216,6 +216,6 @@ def end_job(code: int, environ: Mapping[str, str] = os.environ) -> None:
     connection = hydra_descriptor(environ)
     if connection is None or not code:
         return
-    time.sleep(_DRAIN_SECONDS)
+    time.sleep(DRAIN_SECONDS)
     with suppress(OSError):
         os.write(connection, f"cmd=init pmi_version=1 pmi_subversion=1\ncmd=abort exitcode={int(code)}\n".encode())

@@ -55,7 +55,7 @@ def _visible_launcher(arguments: Sequence[str]) -> list[str] | None:
     for words in _command_lines_above():
         starts_us = any(Path(word).name in _LAUNCHERS for word in words[:2]) or "torch.distributed.run" in words[:4]
         if starts_us and arguments and list(arguments) == words[-len(arguments) :]:
-            return _as_typed(words[: -len(arguments)])
+            return command_as_typed(words[: -len(arguments)])
     return None
 
 
@@ -69,7 +69,7 @@ def _command_lines_above() -> Iterator[list[str]]:
                 yield process.cmdline()
 
 
-def _as_typed(words: list[str]) -> list[str]:
+def command_as_typed(words: list[str]) -> list[str]:
     """Replace prterun, which Open MPI 5's mpirun executes, by mpirun; prterun alone starts no MPI job."""
     return [
         str(Path(word).with_name("mpirun")) if Path(word).name == "prterun" else word for word in words[:2]

@@ -99,11 +99,11 @@ def _prepare(
     _check_identity(identity, transport)
     texts = all_gather_text(transport.control, _describe_rank(prepared, identity, transport))
     ranks = [msgspec.json.decode(text, type=RankEnvironment) for text in texts]
-    _refuse_disagreement(prepared, transport)
+    refuse_disagreement(prepared, transport)
     hosts = [rank.host for rank in ranks]
     detected = [rank.found for rank in ranks]
     topology = place_ranks(prepared.topology, hosts) if prepared.topology else place_detected_ranks(hosts, detected)
-    rotations = _plan_memory(prepared, identity, topology, transport)
+    rotations = plan_memory(prepared, identity, topology, transport)
     finished = _open_run(prepared, identity, topology, ranks, transport, recorder)
     watchdog = _start_watchdog(ranks, transport, recorder, progress, watch_host)
     return finished, topology, watchdog, rotations
@@ -240,7 +240,7 @@ class _RankInputs(msgspec.Struct, frozen=True, kw_only=True):
     process_start: str | None = None
 
 
-def _refuse_disagreement(prepared: PreparedRun, transport: Transport) -> None:
+def refuse_disagreement(prepared: PreparedRun, transport: Transport) -> None:
     """Refuse ranks with different plans or versions; otherwise a stale installation on one node goes unnoticed."""
     mine = _RankInputs(
         ncclbench=__version__,
@@ -264,7 +264,7 @@ def _text(data: msgspec.Struct) -> str:
     return msgspec.json.encode(data).decode()
 
 
-def _plan_memory(
+def plan_memory(
     prepared: PreparedRun, identity: RankIdentity, topology: Topology, transport: Transport
 ) -> dict[str, Rotation]:
     """Refuse a plan that does not fit into memory; on GPUs, return each case's buffer rotation by its id.

@@ -120,7 +120,7 @@ def run_case(
             if not variants:
                 return _nothing_left(base, lost) if transport.rank == 0 else None
             rank = RankContext(transport, topology, settings, clock, progress, telemetry or Telemetry(transport))
-            outcome = _all_or_none(CaseOnRank(case, variants, rank, _rotation(rotation, variants, rank)))
+            outcome = _all_or_none(CaseOnRank(case, variants, rank, buffer_rotation(rotation, variants, rank)))
     except Unable as unable:
         skipped = msgspec.structs.replace(base, status="skipped", reason=str(unable))
         return Measurement(skipped) if transport.rank == 0 else None
@@ -143,7 +143,7 @@ def _all_or_none(measuring: "CaseOnRank") -> Outcome | None:
         raise RuntimeError(f"found to be impossible when other ranks had begun: {late}") from late
 
 
-def _rotation(planned: Rotation | None, variants: tuple[Schedule, ...], rank: "RankContext") -> Rotation:
+def buffer_rotation(planned: Rotation | None, variants: tuple[Schedule, ...], rank: "RankContext") -> Rotation:
     """The planned rotation, or one that fits into the memory that is free now.
 
     If variants were left out since planning, the sets may no longer pair with every variant. Then one set is used.

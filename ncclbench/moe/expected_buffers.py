@@ -21,7 +21,7 @@ from ncclbench.schedule.expected_contents import ExpectedBytes
 
 # Bytes of expected rows computed at once. Four times as many take twice as long: the data leave the cache, and every
 # array is allocated by the kernel and freed again.
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 # Threads per process that compute them: a layer of 4,096 tokens has more than a gigabyte of rows.
 _MOST_THREADS = 8
 
@@ -147,7 +147,7 @@ class LayerContents:
         if found is None:
             return
         rows, values = found.rows(rank), self.values(salt, found.backward)
-        step = max(1, _CHUNK_BYTES // max(1, found.row_bytes))
+        step = max(1, CHUNK_BYTES // max(1, found.row_bytes))
         firsts = range(0, len(rows.rank), step)
         parts = (slice(first, min(first + step, len(rows.rank))) for first in firsts)
         rendered = compute_ahead(partial(found.render, values, rows, part) for part in parts)
@@ -156,7 +156,7 @@ class LayerContents:
 
 
 @cache
-def _threads() -> tuple[ThreadPoolExecutor, int]:
+def row_threads() -> tuple[ThreadPoolExecutor, int]:
     """The thread pool that computes rows, and its number of threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ThreadPoolExecutor(min(cores, _MOST_THREADS), "expected-rows"), min(cores, _MOST_THREADS)
@@ -167,7 +167,7 @@ def compute_ahead(calls: Iterable[Callable[[], Array]]) -> Iterator[Array]:
 
     NumPy releases the interpreter's lock in all long operations here.
     """
-    pool, most = _threads()
+    pool, most = row_threads()
     under_way: deque[Future[Array]] = deque()
     for call in calls:
         under_way.append(pool.submit(call))

@@ -19,7 +19,7 @@ from ncclbench.moe.expert_placement import ExpertPlacement
 from ncclbench.moe.routing import Choices, Ints, expert_hosts
 
 # A count of rows is an int32, and so is the index of a peer's first row: MPI's displacements are sums of its counts.
-_MOST_ROWS = 2**31 - 1
+MOST_ROWS = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +106,9 @@ def refuse_too_many_rows(rows_GNN: Ints) -> None:
     """
     sent_GN, received_GN = rows_GNN.sum(axis=2), rows_GNN.sum(axis=1)
     most = int(max(sent_GN.max(), received_GN.max()))
-    if most > _MOST_ROWS:
+    if most > MOST_ROWS:
         raise Unable(
-            f"{most} rows leave or reach one rank, and counts and displacements are int32: at most {_MOST_ROWS}; lower "
+            f"{most} rows leave or reach one rank, and counts and displacements are int32: at most {MOST_ROWS}; lower "
             "tokens"
         )
 

@@ -24,7 +24,7 @@ CANARY_BYTE = 0xA5
 
 # Elements compared at a time. So the memory of a comparison does not depend on the size of the buffer, and stays within
 # the reserve that the check of a case's memory leaves.
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 
 
 def _on_host(bits: Array) -> Array:
@@ -186,7 +186,7 @@ def count_unequal(actual: Array, period: Array, tolerance: float, dtype: Dtype) 
     whole = len(actual) // len(period)
     body = actual[: whole * len(period)].reshape(whole, len(period))
     rest = actual[whole * len(period) :]
-    rows = max(1, _BLOCK // len(period))
+    rows = max(1, BLOCK // len(period))
     blocks = (body[first : first + rows] for first in range(0, whole, rows))
     wrong = sum(_unequal(block, period, tolerance, dtype) for block in blocks)
     return wrong + _unequal(rest, period[: len(rest)], tolerance, dtype)
@@ -195,7 +195,7 @@ def count_unequal(actual: Array, period: Array, tolerance: float, dtype: Dtype) 
 def count_overwritten(actual: Array) -> int:
     """Number of elements of `actual` of which any byte is not the canary's."""
     raw = actual.view(np.uint8).reshape(len(actual), -1)
-    blocks = (raw[first : first + _BLOCK] for first in range(0, len(raw), _BLOCK))
+    blocks = (raw[first : first + BLOCK] for first in range(0, len(raw), BLOCK))
     return sum(int(np.count_nonzero(np.any(block != CANARY_BYTE, axis=1))) for block in blocks)
 
 

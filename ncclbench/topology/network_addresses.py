@@ -11,7 +11,7 @@ from ncclbench.errors import EnvironmentFault
 LOOPBACK = "127.0.0.1"
 _SIOCGIFADDR = 0x8915  # Linux: an interface's address
 # An address that needs a route: connecting a UDP socket sends nothing, but gives the socket its local address.
-_ROUTED_ADDRESS = ("192.0.2.1", 9)
+ROUTED_ADDRESS = ("192.0.2.1", 9)
 
 
 def local_addresses() -> list[str]:
@@ -25,7 +25,7 @@ def local_addresses() -> list[str]:
         socket.getaddrinfo(name, None)
         found.append(name)
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(_ROUTED_ADDRESS)
+        probe.connect(ROUTED_ADDRESS)
         found.append(probe.getsockname()[0])
     # A cluster's network may have no route to the outside and no names.
     found += interface_addresses()

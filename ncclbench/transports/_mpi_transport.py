@@ -79,7 +79,7 @@ def open_transport(capabilities: Capabilities, identity: RankIdentity, timeout: 
     Raises:
         EnvironmentFault: if MPI does not start, or if MPI and the launcher disagree on this process's rank.
     """
-    address = _control_apart()
+    address = separate_control_address()
     owned = _start_as(identity)
     star = StarControl(identity.rank, identity.world_size, address, timeout) if address else None
     return MpiTransport(
@@ -87,7 +87,7 @@ def open_transport(capabilities: Capabilities, identity: RankIdentity, timeout: 
     )
 
 
-def _control_apart() -> tuple[str, int] | None:
+def separate_control_address() -> tuple[str, int] | None:
     """Rank 0's address on a separate control network; None if there is no such network.
 
     Raises:

@@ -27,7 +27,7 @@ _CHUNK_BYTES = 1 << 20
 def row_call(phase: RowWork, rank: int, buffers: Buffers) -> Call:
     """The ready call of `phase` on this rank."""
     if phase.kernel is RowKernel.TO_HOST:
-        return _CountsToHost(buffers[phase.read].view(np.uint8)[: phase.read_extent], phase.read_row)
+        return CountsToHost(buffers[phase.read].view(np.uint8)[: phase.read_extent], phase.read_row)
     plan = phase.plan(rank)
     if not len(plan.index):
         return nothing
@@ -138,7 +138,7 @@ def _parts(count: int, hidden: int) -> Iterator[slice]:
         yield slice(first, min(first + step, count))
 
 
-class _CountsToHost:
+class CountsToHost:
     """Received counts as Python numbers; on a device this waits for everything launched before.
 
     A real layer would launch its all-to-all with these counts. Here no call reads them: calls are compiled beforehand

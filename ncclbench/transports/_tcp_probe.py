@@ -36,7 +36,7 @@ class Listeners:
         self._listener = socket.create_server((self._address, 0), backlog=4096)
         self._listener.setblocking(False)
         texts = all_gather_text(control, msgspec.json.encode(self._listener.getsockname()).decode())
-        self._addresses = [msgspec.json.decode(text, type=tuple[str, int]) for text in texts]
+        self.addresses = [msgspec.json.decode(text, type=tuple[str, int]) for text in texts]
 
     def unreachable(self, ranks: Sequence[int], seconds: float) -> list[int]:
         """Those of `ranks` that accept no connection within `seconds`; their kernels accept for them, even if busy."""
@@ -46,7 +46,7 @@ class Listeners:
             attempt = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             attempt.setblocking(False)
             attempt.bind((self._address, 0))
-            if attempt.connect_ex(self._addresses[rank]) in _UNDER_WAY:
+            if attempt.connect_ex(self.addresses[rank]) in _UNDER_WAY:
                 selector.register(attempt, selectors.EVENT_WRITE, rank)
             else:
                 attempt.close()

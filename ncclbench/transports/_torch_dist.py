@@ -344,7 +344,7 @@ class _TorchCompiler(PhaseCompiler):
     def concurrent(self, phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
         """One thread per branch on the host, one stream per branch on a GPU."""
         on_host = self._transport.stream is None
-        return super().concurrent(phase, branches) if on_host else _device_branches(phase, branches)
+        return super().concurrent(phase, branches) if on_host else device_branches(phase, branches)
 
     def _refuse_impossible(self, phase: Collective) -> None:
         dtype, name = self.dtype, self._transport.name
@@ -434,7 +434,7 @@ class _TorchCompiler(PhaseCompiler):
         return partial(_run_flows, remote, copies)
 
 
-def _device_branches(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
+def device_branches(phase: Concurrent, branches: Sequence[Sequence[Call]]) -> Step:
     """One stream per branch; this thread issues all of them.
 
     NCCL needs the calls of concurrent communicators in the same order on all ranks. Threads would not keep it.

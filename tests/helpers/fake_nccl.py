@@ -1,5 +1,6 @@
 """NCCL libraries that do not exist: one that allocates and registers memory, and the C functions of an error."""
 
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -31,15 +32,21 @@ class FakeNccl:
         del self.registered[communicator, handle]
 
 
-class FakeNcclFunctions:
+def nccl_functions() -> Any:
     """The C functions of NCCL. Communicator 2 has an asynchronous error."""
 
-    def ncclCommGetAsyncError(self, communicator: Any, state: Any) -> int:
-        state._obj.value = {1: 0, 2: 6, 3: 7}[communicator.value]
+    def get_async_error(communicator: Any, state: Any) -> int:
+        state._obj.value = {1: 0, 2: 6, 3: 7}[communicator.value]  # of ctypes' byref
         return 0
 
-    def ncclGetErrorString(self, code: int) -> bytes:
+    def get_error_string(code: int) -> bytes:
         return {6: b"remote process exited or there was a network error"}[code]
 
-    def ncclGetLastError(self, _communicator: Any) -> bytes:
+    def get_last_error(_communicator: Any) -> bytes:
         return b"\nsocketProgressOpt: Call to recv from 10.0.0.3<40112> failed : Connection reset by peer"
+
+    return SimpleNamespace(
+        ncclCommGetAsyncError=get_async_error,
+        ncclGetErrorString=get_error_string,
+        ncclGetLastError=get_last_error,
+    )

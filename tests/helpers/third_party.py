@@ -13,4 +13,4 @@ def install(site: Path, entry_points: str, **modules: str) -> None:
     (info / "entry_points.txt").write_text(entry_points)
     for name, text in modules.items():
         (site / f"{name}.py").write_text(text)
-    plugins._third_party.cache_clear()
+    plugins.forget_distributions()

@@ -543,13 +543,13 @@ def left_over(out: Path) -> list[list[str]]:
 @pytest.mark.parametrize("port", ["", "abc", "70000"])
 def test_a_control_network_without_a_meeting_place_is_refused(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ncclbench.errors import UsageError
-    from ncclbench.transports._mpi_transport import _control_apart
+    from ncclbench.transports._mpi_transport import separate_control_address
 
     monkeypatch.delenv("NCCLBENCH_CONTROL_IFNAME", raising=False)
-    assert _control_apart() is None
+    assert separate_control_address() is None
     for name, value in (("NCCLBENCH_CONTROL_IFNAME", "ctl"), ("MASTER_ADDR", "10.0.0.1"), ("MASTER_PORT", port)):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=r"NCCLBENCH_CONTROL_IFNAME=ctl needs MASTER_ADDR.*MASTER_PORT"):
-        _control_apart()
+        separate_control_address()
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert _control_apart() == ("10.0.0.1", 29500)
+    assert separate_control_address() == ("10.0.0.1", 29500)

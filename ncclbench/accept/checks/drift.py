@@ -20,7 +20,7 @@ def check(subject: CheckContext) -> Iterator[CheckResult]:
     may_differ = subject.rules.profile.limits.may_differ
     found = [result for kind in _KINDS for result in _between_ranks(views, kind, may_differ)]
     found += [result for kind in _KINDS for result in _wanted(subject, views, kind)]
-    found += _between_starts(subject, may_differ)
+    found += between_starts(subject, may_differ)
     yield from found
     if not found:
         known = subject.run.manifest.software is not None
@@ -69,12 +69,13 @@ def _wanted(subject: CheckContext, views: list[SoftwareRecord], kind: str) -> It
                 )
 
 
-def _between_starts(subject: CheckContext, may_differ: list[str]) -> list[CheckResult]:
+def between_starts(subject: CheckContext, may_differ: list[str]) -> list[CheckResult]:
+    """Compare each process start with the first of its mode: the first difference fails."""
     first: dict[str, str] | None = None
     for event in subject.run.events:
         if event.kind not in ("start", "resume") or event.software is None:
             continue
-        values = _values_of_start(_without_modes(subject.run, event.mode, event.software), may_differ)
+        values = software_of_start(_without_modes(subject.run, event.mode, event.software), may_differ)
         if first is None:
             first = values
         elif values != first:
@@ -95,7 +96,7 @@ def _between_starts(subject: CheckContext, may_differ: list[str]) -> list[CheckR
     return []
 
 
-def _values_of_start(views: list[SoftwareRecord], may_differ: list[str]) -> dict[str, str]:
+def software_of_start(views: list[SoftwareRecord], may_differ: list[str]) -> dict[str, str]:
     """The versions and settings of one start by name; where ranks differ, each value with its ranks."""
     seen: dict[str, dict[str, list[int]]] = {}
     for view in views:

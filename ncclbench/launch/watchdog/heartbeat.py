@@ -3,7 +3,7 @@
 import time
 
 # A thread that wakes this much later than planned was suspended, or had no core.
-_SUSPENDED_SECONDS = 2.0
+SUSPENDED_SECONDS = 2.0
 
 
 class Heartbeat:
@@ -48,7 +48,7 @@ class SuspendDetector:
 
     def __init__(self, interval: float) -> None:
         """The caller's loop comes round at least every `interval` seconds."""
-        self._most, self._last = interval + _SUSPENDED_SECONDS, time.monotonic()
+        self._most, self._last = interval + SUSPENDED_SECONDS, time.monotonic()
 
     def missed(self, now: float) -> float:
         """Seconds since the last call if this process was suspended in between; else 0."""

@@ -42,7 +42,7 @@ _TAKE_OVER_SECONDS = 2.0
 _MESSAGES_PER_SECOND = 2000
 _FEW_RANKS = 64
 # How long a rank that failed waits for rank 0 to end the run.
-_SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 10.0
 # Pause after a connection that could not be accepted.
 _ACCEPT_RETRY_SECONDS = 0.05
 # Time limit per address of rank 0, before the next one is tried.
@@ -138,7 +138,7 @@ class Watchdog:
         """Report a failure of this rank, and wait for the end of the process; return if rank 0 does not end it."""
         self._failure = (how, message)
         self._wake()
-        time.sleep(_SETTLE_SECONDS)
+        time.sleep(SETTLE_SECONDS)
 
     def close(self) -> None:
         """Stop the watchdog: the run is over on all ranks."""
@@ -165,7 +165,7 @@ class Watchdog:
         """If the launching process is gone, report it as an interruption, and end if rank 0 does not."""
         if self._parent and os.getppid() != self._parent and self._failure is None:
             self._failure = ("signal", "interrupted: the launching process is gone")
-            self._end_by = time.monotonic() + _SETTLE_SECONDS
+            self._end_by = time.monotonic() + SETTLE_SECONDS
         if time.monotonic() > self._end_by:
             end_process()
 

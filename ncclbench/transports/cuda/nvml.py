@@ -39,11 +39,11 @@ _COUNTERS: dict[str, tuple[str, int, int]] = {
 _INVALID_ARGUMENT, _NOT_SUPPORTED = 2, 3
 
 # By PCI address, the error counters that the GPU does not have.
-_not_supported: dict[str, set[str]] = {}
+unsupported_counters: dict[str, set[str]] = {}
 
 
 @cache
-def _library() -> ModuleType | None:
+def nvml_library() -> ModuleType | None:
     """NVML, initialised; None where there is none."""
     try:
         pynvml = import_module("pynvml")
@@ -55,7 +55,7 @@ def _library() -> ModuleType | None:
 
 def gpu_state(pci_bus_id: str) -> GpuState | None:
     """The state of the GPU at `pci_bus_id`; None without NVML."""
-    nvml = _library()
+    nvml = nvml_library()
     if nvml is None:
         return None
     handle = _asked(lambda: nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id.encode()))
@@ -70,7 +70,7 @@ def gpu_state(pci_bus_id: str) -> GpuState | None:
         celsius=_asked(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         watts=power / 1000 if power is not None else None,
         throttled=[words for bit, words in _THROTTLE.items() if reasons & bit],
-        errors=dict(_errors(nvml, handle, _not_supported.setdefault(pci_bus_id, set()))),
+        errors=dict(_errors(nvml, handle, unsupported_counters.setdefault(pci_bus_id, set()))),
     )
 
 
@@ -79,7 +79,7 @@ def gpu_identity(pci_bus_id: str) -> dict[str, str]:
 
     Keys: ``name``, ``uuid``, ``serial``, ``vbios``, ``driver``.
     """
-    nvml = _library()
+    nvml = nvml_library()
     if nvml is None:
         return {}
     handle = _asked(lambda: nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id.encode()))

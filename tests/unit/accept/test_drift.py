@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ncclbench.accept.checks.drift import _values_of_start
+from ncclbench.accept.checks.drift import software_of_start
 from ncclbench.store.manifest import SoftwareRecord
 from ncclbench.store.provenance import recorded_variables
 from ncclbench.store.records import Json
@@ -18,7 +18,7 @@ VIEWS = [
 
 
 def test_common_values_are_listed_once_and_allowed_ones_omitted() -> None:
-    assert _values_of_start(VIEWS, ["NCCL_IB_*"]) == {
+    assert software_of_start(VIEWS, ["NCCL_IB_*"]) == {
         "nccl": "2.28.9",
         "NCCL_ALGO": "Ring on ranks 0, 1, Tree on rank 2",
     }
@@ -26,11 +26,11 @@ def test_common_values_are_listed_once_and_allowed_ones_omitted() -> None:
 
 @pytest.mark.parametrize("views", [[], [{"ranks": [0]}], [{"ranks": [0], "versions": None, "variables": {}}]])
 def test_start_without_software_does_not_differ(views: list[dict[str, Any]]) -> None:
-    assert _values_of_start(msgspec.convert(views, list[SoftwareRecord]), []) == {}
+    assert software_of_start(msgspec.convert(views, list[SoftwareRecord]), []) == {}
 
 
 def test_order_of_ranks_does_not_matter() -> None:
-    assert _values_of_start(VIEWS, []) == _values_of_start(VIEWS[::-1], [])
+    assert software_of_start(VIEWS, []) == software_of_start(VIEWS[::-1], [])
 
 
 def test_log_path_is_not_a_recorded_setting() -> None:

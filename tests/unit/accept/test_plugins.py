@@ -35,9 +35,9 @@ def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[ncclbench.checks]\nsecond = second_check\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry._third_party.cache_clear()
+    registry.forget_distributions()
     yield
-    registry._third_party.cache_clear()
+    registry.forget_distributions()
     sys.modules.pop("second_check", None)
 
 

@@ -140,4 +140,4 @@ def test_no_entry_point_repeats_a_built_in() -> None:
     # No package in the test environment replaces a built-in plug-in.
     for kind in ("patterns", "reports", "transports"):
         for point in metadata.entry_points(group=f"ncclbench.{kind}"):
-            assert point.name not in registry._builtin(kind)
+            assert point.name not in registry.builtin_modules(kind)

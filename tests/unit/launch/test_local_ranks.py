@@ -26,16 +26,16 @@ from ncclbench.launch import local_ranks as local
     ],
 )
 def test_unreported_lost_ranks_are_named(codes: list[int | None], overdue: bool, lost: dict[int, str]) -> None:
-    assert local._unreported(codes, overdue) == lost
+    assert local.unreported_losses(codes, overdue) == lost
 
 
 def test_rank_that_does_not_end_is_named_and_killed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(local, "_END_SECONDS", 0.3)
-    monkeypatch.setattr(local, "_KILL_SECONDS", 0.1)
+    monkeypatch.setattr(local, "END_SECONDS", 0.3)
+    monkeypatch.setattr(local, "KILL_SECONDS", 0.1)
     ignores_sigterm = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     ranks = [subprocess.Popen([sys.executable, "-c", code]) for code in ("pass", ignores_sigterm)]
-    assert local._watch(ranks, [], tmp_path) is Exit.ENVIRONMENT
+    assert local.wait_for_ranks(ranks, [], tmp_path) is Exit.ENVIRONMENT
     assert ranks[1].poll() is not None
     assert "lost: rank 1 (does not end)" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_only_direct_children_of_mpiexec_get_a_supervisor() -> None:
 
 
 def test_end_job_writes_abort_only_to_hydra_before_mpi_init(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpiexec, "_DRAIN_SECONDS", 0.0)
+    monkeypatch.setattr(mpiexec, "DRAIN_SECONDS", 0.0)
     read, write = os.pipe()
     ours = {"PMI_FD": str(write), "MPI_LOCALRANKID": "0"}
     for others in ({"PMI_FD": str(write)}, {**ours, "LOCAL_WORLD_SIZE": "2"}, {**ours, "PMI_FD": "x"}, {}):

@@ -13,7 +13,7 @@ from ncclbench.cli.progress import JsonListener
 from ncclbench.errors import EnvironmentFault, Exit, UsageError
 from ncclbench.launch import execution, next_command
 from ncclbench.launch.process_starts import StartMissing, make_starts
-from ncclbench.launch.rank_session import _refuse_disagreement
+from ncclbench.launch.rank_session import refuse_disagreement
 from ncclbench.launch.recorder import RunRecorder
 from ncclbench.launch.request import RunRequest
 from ncclbench.launch.signals import forwarded
@@ -87,7 +87,7 @@ def test_ranks_with_different_process_starts_are_refused(tmp_path: Path) -> None
 
     def main(transport: ThreadTransport) -> str:
         with pytest.raises(EnvironmentFault) as refused:
-            _refuse_disagreement(replace(prepared, start=transport.rank or None), transport)
+            refuse_disagreement(replace(prepared, start=transport.rank or None), transport)
         return str(refused.value)
 
     said = play(2, main, 20.0)
@@ -95,6 +95,6 @@ def test_ranks_with_different_process_starts_are_refused(tmp_path: Path) -> None
 
 
 def test_prterun_is_shown_as_mpirun() -> None:
-    assert next_command._as_typed(["/opt/bin/prterun", "-n", "2"]) == ["/opt/bin/mpirun", "-n", "2"]
-    assert next_command._as_typed(["prterun", "-n", "2"]) == ["mpirun", "-n", "2"]
-    assert next_command._as_typed(["srun", "-N2", "prterun"]) == ["srun", "-N2", "prterun"]
+    assert next_command.command_as_typed(["/opt/bin/prterun", "-n", "2"]) == ["/opt/bin/mpirun", "-n", "2"]
+    assert next_command.command_as_typed(["prterun", "-n", "2"]) == ["mpirun", "-n", "2"]
+    assert next_command.command_as_typed(["srun", "-N2", "prterun"]) == ["srun", "-N2", "prterun"]

@@ -123,7 +123,7 @@ def test_isolated_node_uses_interface_addresses(monkeypatch: pytest.MonkeyPatch)
         raise OSError("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_name)
-    monkeypatch.setattr(_address, "_ROUTED_ADDRESS", ("not an address", 9))
+    monkeypatch.setattr(_address, "ROUTED_ADDRESS", ("not an address", 9))
     monkeypatch.setattr(_address, "interface_addresses", lambda: ["10.0.0.7", "10.1.0.7"])
     assert local_addresses() == ["10.0.0.7", "10.1.0.7"]
     monkeypatch.setattr(_address, "interface_addresses", list)

@@ -109,17 +109,17 @@ def test_plan_gives_each_case_its_buffer_sets(monkeypatch: pytest.MonkeyPatch) -
         identity = RankIdentity(
             rank=transport.rank, world_size=2, local_rank=transport.rank, local_size=2, launcher="threads"
         )
-        return session._plan_memory(job, identity, Topology.single_node(2), transport)
+        return session.plan_memory(job, identity, Topology.single_node(2), transport)
 
     assert play(2, main, 20.0) == [{cases[k].id: Rotation(2, True) for k in (0, 2)}] * 2  # there is one node
-    assert blocks._planned == [100 * MIB] * 2  # which serve both
+    assert blocks.planned == [100 * MIB] * 2  # which serve both
 
 
 @pytest.mark.parametrize(("left", "expected"), [(3, Rotation(2, True)), (4, WARM)])
 def test_rotation_falls_back_to_one_buffer_set(left: int, expected: Rotation) -> None:
     rank: Any = SimpleNamespace(transport=SimpleNamespace(device="cuda"), settings=Settings())
     variants: Any = tuple(range(left))
-    assert case_room._rotation(Rotation(2, True), variants, rank) == expected
+    assert case_room.buffer_rotation(Rotation(2, True), variants, rank) == expected
 
 
 def refusal(demands: Sequence[MemoryDemand], *limits: tuple[int, int, str]) -> str:

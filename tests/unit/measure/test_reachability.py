@@ -117,7 +117,7 @@ def test_open_listener_is_reachable_and_closed_one_is_not() -> None:
     listeners = Listeners(_Alone(), "lo")  # type: ignore[arg-type]
     assert listeners.unreachable([0], 5.0) == []
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        listeners._addresses.append(closed.getsockname())
+        listeners.addresses.append(closed.getsockname())
     assert listeners.unreachable([0, 1], 5.0) == [1]
     assert listeners.unreachable([], 5.0) == []
     listeners.close()

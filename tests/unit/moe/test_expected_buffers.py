@@ -16,7 +16,7 @@ from tests.helpers.moe_cases import case_of
 
 
 def test_rows_are_in_order_and_few_are_computed_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "_threads", lambda: (ThreadPoolExecutor(4), 4))
+    monkeypatch.setattr(contents, "row_threads", lambda: (ThreadPoolExecutor(4), 4))
     begun = []
 
     def make(number: int) -> Array:
@@ -53,7 +53,7 @@ def test_buffer_contents_do_not_depend_on_chunk_size(chunk: int, monkeypatch: py
         return joined, sum(map(len, found.values()))
 
     whole, fewest = contents_and_chunks()
-    monkeypatch.setattr(contents, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(contents, "CHUNK_BYTES", chunk)
     cut, number = contents_and_chunks()
     assert cut == whole
     assert any(whole.values())

@@ -130,7 +130,7 @@ def of_torch(patch: pytest.MonkeyPatch) -> Branching:
 
     cuda = SimpleNamespace(Stream=Stream, stream=lambda _stream: nullcontext())
     patch.setattr(torch_dist, "torch", SimpleNamespace(cuda=cuda))
-    return torch_dist._device_branches
+    return torch_dist.device_branches
 
 
 def of_host(_patch: pytest.MonkeyPatch) -> Branching:

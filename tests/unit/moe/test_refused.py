@@ -177,7 +177,7 @@ def test_more_rows_than_int32_counts_are_refused(pattern: str, variant: str, mon
     """A pair of ranks has at most 12 rows here, one per token."""
     import ncclbench.moe.row_routes as module
 
-    monkeypatch.setattr(module, "_MOST_ROWS", 20)
+    monkeypatch.setattr(module, "MOST_ROWS", 20)
     case = case_of(variant=variant, placement="2x2", seed=1831)  # a unique seed: no other test has cached it
     with pytest.raises(Unable, match=r"rows leave or reach one rank, .* at most 20"):
         build_variants(msgspec.structs.replace(case, pattern=pattern), Topology.single_node(4))

@@ -246,4 +246,4 @@ def test_drift_check_ignores_only_the_modes_variables(
 
     subject: Any = Subject()
     subject.run = run
-    assert bool(drift._between_starts(subject, [])) == drifts
+    assert bool(drift.between_starts(subject, [])) == drifts

@@ -192,7 +192,7 @@ def test_comparison_memory_is_constant(tolerance: float) -> None:
 
 @pytest.mark.parametrize("length", [996, 997, 5 * 997, 7 * 997 + 13])
 def test_every_element_is_compared_at_block_edges(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ncclbench.schedule.oracle._BLOCK", 2 * 997)
+    monkeypatch.setattr("ncclbench.schedule.oracle.BLOCK", 2 * 997)
     dtype = DTYPES["int32"]
     period = np.arange(997, dtype=np.uint32)
     actual = np.resize(period, length)

@@ -120,7 +120,7 @@ def test_heartbeats_follow_the_clock_and_are_not_answered(watching: Watching) ->
 
 @pytest.mark.parametrize("how", ["fails", "dies"])
 def test_a_failure_does_not_wait_for_a_heartbeat(how: str, watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(watchdog, "SETTLE_SECONDS", 0.0)
     watch = watching(3, 3600.0)
     if how == "fails":
         watch.dogs[2].fail("raised", "ValueError: no")
@@ -149,7 +149,7 @@ def test_a_new_stage_is_sent_before_the_next_heartbeat(ranks: int, gap: float, w
 
 def test_a_suspended_job_has_no_fault(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ranks stop for longer than the limit and continue. Regression: rank 1 named rank 0."""
-    monkeypatch.setattr(heartbeat, "_SUSPENDED_SECONDS", 0.2)
+    monkeypatch.setattr(heartbeat, "SUSPENDED_SECONDS", 0.2)
     stopping, stopped = threading.Event(), set()
 
     def select(self: Any, wait: float | None = None, honest: Any = selectors.DefaultSelector.select) -> Any:

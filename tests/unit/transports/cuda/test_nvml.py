@@ -12,8 +12,8 @@ from tests.helpers.stored import known
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     fake = FakeNvml({1: 3, 2: 2, 3: 15})  # not supported, invalid argument, and a GPU that is lost for a while
-    monkeypatch.setattr(_nvml, "_library", lambda: fake)
-    monkeypatch.setattr(_nvml, "_not_supported", {})
+    monkeypatch.setattr(_nvml, "nvml_library", lambda: fake)
+    monkeypatch.setattr(_nvml, "unsupported_counters", {})
     return fake
 
 

@@ -13,7 +13,7 @@ from ncclbench.errors import EnvironmentFault
 from ncclbench.transports.cuda import registration as _registration
 from ncclbench.transports.cuda.registration import register_buffers
 from ncclbench.transports.threads import ThreadTransport, play
-from tests.helpers.fake_nccl import FakeNccl, FakeNcclFunctions
+from tests.helpers.fake_nccl import FakeNccl, nccl_functions
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def buffers_at(*pointers: int) -> Any:
 
 
 def registered(transport: ThreadTransport, communicators: list[int]) -> bool:
-    arrays = buffers_at(*(block.pointer for block in nccl_memory.BLOCKS._taken))
+    arrays = buffers_at(*(block.pointer for block in nccl_memory.BLOCKS.taken))
     first = register_buffers(transport.control, communicators, arrays)
     return first and register_buffers(transport.control, communicators, arrays)  # again is once
 
@@ -162,9 +162,9 @@ def test_plug_ins_of_nccl_are_not_taken_for_it(tmp_path: Path) -> None:
     ]
 
 
-def test_asynchronous_error_has_nccls_message() -> None:
-    library = NcclLibrary.__new__(NcclLibrary)
-    library._library = FakeNcclFunctions()  # type: ignore[assignment]
+def test_asynchronous_error_has_nccls_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _path: nccl_functions())
+    library = NcclLibrary("libnccl.so.2")
     assert first_trouble(library, [1, 3]) is None
     assert first_trouble(library, [1, 2, 3]) == (
         "NCCL: remote process exited or there was a network error (socketProgressOpt: Call to recv from "

@@ -68,7 +68,7 @@ def test_counts_are_fetched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.arange(12, dtype=np.int32).view(np.uint8).view(OnDevice)
     monkeypatch.setattr(_rows, "is_on_host", lambda _array: False)
     monkeypatch.setattr(_rows, "pinned_bytes", lambda nbytes: np.empty(nbytes, np.uint8))
-    call = _rows._CountsToHost(counts, 12)
+    call = _rows.CountsToHost(counts, 12)
     call()
     assert call.splits == [1, 4, 7, 10]
     assert OnDevice.fetched == [True]
