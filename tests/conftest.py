@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share what its fixtures have made; the fabric lab's share the one network of this machine."""
+    """The tests of a file share its fixtures. The tests of the fabric lab share the network of this machine."""
     for item in items:
         file = item.path.relative_to(HERE)
         item.add_marker(pytest.mark.xdist_group("lab" if file.parts[0] == "lab" else str(file)))

@@ -170,7 +170,7 @@ def refused(folder: Path, *arguments: str, **environ: str) -> "subprocess.Comple
 
 
 @pytest.mark.parametrize("transport", ["nccl", "cupy_nccl", "mpi"])
-def test_two_ranks_that_are_shown_the_same_gpu_are_refused(transport: str, tmp_path: Path) -> None:
+def test_two_ranks_on_the_same_gpu_are_refused(transport: str, tmp_path: Path) -> None:
     # As a launcher does that shows each rank a GPU of its own, and has the same one for two.
     device = ["--device", "cuda"] if transport == "mpi" else []
     options = ["-b", "8", "-e", "8", "--transport", transport, "--nproc", "2", *device]
@@ -190,14 +190,14 @@ def test_more_ranks_than_gpus_are_refused(transport: str, tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
-def test_a_size_beyond_the_gpu_is_refused_before_it_is_allocated(tmp_path: Path) -> None:
+def test_size_beyond_the_gpu_is_refused_before_allocation(tmp_path: Path) -> None:
     done = refused(tmp_path, "-b", "1T", "-e", "1T", "--transport", "nccl", "--nproc", "1")
     assert done.returncode == 2
     assert "needs 1.0 TiB on a GPU" in done.stderr
 
 
 @both_roads
-def test_two_nodes_on_one_host_are_seen_to_use_sockets(transport: str, tmp_path: Path) -> None:
+def test_two_nodes_on_one_host_use_sockets(transport: str, tmp_path: Path) -> None:
     # NCCL takes ranks with different host ids for different hosts, and then the network it is told to.
     script = (
         'import os,sys; os.environ["NCCL_HOSTID"]=f"node{os.environ[\'RANK\']}"; from ncclbench.cli import main; main()'
@@ -220,7 +220,7 @@ def test_two_nodes_on_one_host_are_seen_to_use_sockets(transport: str, tmp_path:
 
 
 @both_roads
-def test_nvls_that_was_switched_off_is_told_from_nvls_that_is_not_there(transport: str, run: Run) -> None:
+def test_disabled_nvls_differs_from_missing_nvls(transport: str, run: Run) -> None:
     ranks = max(2, GPUS)
     (record,) = run(
         ranks, "all_reduce", "-b", "1M", "-e", "1M", "-n", "10", "--transport", transport, NCCL_NVLS_ENABLE="0"

@@ -43,7 +43,7 @@ def rank_pids(out: Path) -> list[int]:
 
 @pytest.mark.parametrize("timing", ["isolated", "graph"])
 @both_roads
-def test_a_peer_killed_while_others_are_inside_a_launch_is_named(transport: str, timing: str, tmp_path: Path) -> None:
+def test_peer_killed_during_a_launch_is_named(transport: str, timing: str, tmp_path: Path) -> None:
     job = start(tmp_path / "run", "--transport", transport, "--timing", timing)
     try:
         pids = rank_pids(tmp_path / "run")
@@ -119,7 +119,7 @@ CAPABILITIES = Capabilities(name="saboteur", devices=("cuda",), needs_store=True
 
 
 @both_roads
-def test_an_error_in_the_background_of_nccl_is_told_in_its_words(transport: str, tmp_path: Path) -> None:
+def test_background_nccl_error_is_reported_in_its_words(transport: str, tmp_path: Path) -> None:
     site = tmp_path / "site"
     (site / "saboteur-1.0.dist-info").mkdir(parents=True)
     (site / "saboteur.py").write_text(SABOTEUR)

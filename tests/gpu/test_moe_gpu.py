@@ -61,7 +61,7 @@ params = {{ gradient_bytes = 3000000 }}
 
 @pytest.mark.parametrize("ranks", WORLDS)
 @pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
-def test_every_variant_is_right_and_no_gate_opens_by_itself(
+def test_every_variant_is_right_and_gates_stay_closed(
     transport: str, ranks: int, run: Callable[..., Records], tmp_path: Path
 ) -> None:
     # Where ranks share a GPU every launch waits for the other's turn on it, some 5 ms: less of everything.
@@ -83,7 +83,7 @@ def test_every_variant_is_right_and_no_gate_opens_by_itself(
     assert all(ratio > 0 for ratio in both[0]["ratios"].values())
 
 
-# Small rows of DeepSeek-V3's experts, whose groups limit routing; two domains are played, so that hops are real.
+# Small rows of DeepSeek-V3's experts, whose groups limit routing; two domains are simulated, so that hops are real.
 PRODUCT = """
 name = "moe-product"
 [defaults]

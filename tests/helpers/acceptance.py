@@ -1,4 +1,4 @@
-"""Acceptance of a healthy run of 8 nodes that was made up, and of the same run with something wrong in it."""
+"""Acceptance of a generated healthy run of 8 nodes, and of the same run with a fault."""
 
 from __future__ import annotations
 

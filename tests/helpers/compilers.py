@@ -1,4 +1,4 @@
-"""A compiler that is told how to make the call of a phase."""
+"""A compiler that makes the call of each phase with a function of the test."""
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -38,5 +38,5 @@ class _ToldCompiler(PhaseCompiler):
 
 
 def steps_of(phases: Sequence[Phase], call: Calling, branching: Branching = branches_step) -> tuple[Step, ...]:
-    """The steps of `phases`, whose calls `call` makes."""
+    """The steps of `phases`, with calls made by `call`."""
     return _ToldCompiler(phases, call, branching).steps()

@@ -27,7 +27,7 @@ Array: TypeAlias = NDArray[Any]
 # Contents of every rank's buffers; elements along the last axis.
 World: TypeAlias = dict[tuple[int, str], Array]
 Fold: TypeAlias = Callable[[Redop, list[Array]], Array]
-# What holds of int32 holds of these, whatever the size of the world: few worlds show that they are what they say.
+# These behave as int32 at every world size, so a few world sizes suffice.
 LIKE_INT32 = ("int64", "uint64", "uint32")
 
 

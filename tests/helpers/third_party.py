@@ -1,4 +1,4 @@
-"""What pip leaves behind of another distribution, so that its plug-ins are found."""
+"""The files of another distribution as pip installs them, so that its plug-ins are found."""
 
 from pathlib import Path
 

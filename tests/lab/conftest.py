@@ -40,7 +40,7 @@ def _lab_is_possible() -> None:
 
 @pytest.fixture
 def prefix() -> Iterator[str]:
-    """A prefix that nobody else has; whatever a test leaves under it is removed."""
+    """A unique prefix. All that a test leaves under it is removed."""
     name = f"t{uuid.uuid4().hex[:8]}"
     yield name
     kernel.remove(name)
@@ -111,7 +111,7 @@ class StayingJob:
                 stdout=said.fileno(),
                 stderr=said.fileno(),
             )
-        # A rank that fails to join keeps all others from it, and nobody would ever connect.
+        # If one rank fails to join, no rank connects.
         self._listener._listener._socket.settimeout(_START_SECONDS)  # type: ignore[attr-defined]
         self._link: Connection[Any, Any] = self._listener.accept()
         self.joined: dict[str, Any] = self._answer()

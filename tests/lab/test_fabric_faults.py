@@ -48,7 +48,7 @@ def only_these_are_slow(flows: Flows, culprits: dict[tuple[str, int], tuple[floa
         assert low <= mbit <= high, (end, mbit, flows.mbit)
 
 
-def test_ranks_see_their_nodes_and_a_healthy_fabric_is_even(staged: StayingJob) -> None:
+def test_ranks_see_their_nodes_on_an_even_fabric(staged: StayingJob) -> None:
     lab = staged.lab
     assert staged.joined["hosts"] == [f"n{gpu.node}" for gpu in lab.gpus()]
     assert staged.joined["topology"]["rails"] == [gpu.rail for gpu in lab.gpus()]
@@ -60,7 +60,7 @@ def test_ranks_see_their_nodes_and_a_healthy_fabric_is_even(staged: StayingJob) 
     settled(staged.measure, lambda flows: only_these_are_slow(flows, {}))
 
 
-def test_a_spine_at_one_third_is_one_third_in_the_matrix(staged: StayingJob) -> None:
+def test_spine_at_a_third_is_a_third_in_the_matrix(staged: StayingJob) -> None:
     staged.break_it("spine", "spine0", "rate", f"{staged.at_once * NIC_MBIT / 3:g}mbit")
 
     def check(flows: Flows) -> None:
@@ -86,7 +86,7 @@ def test_send_and_receive_are_told_apart(staged: StayingJob) -> None:
     settled(staged.measure, lambda flows: only_these_are_slow(flows, {("send", rank(staged, "n1:r0")): (40, 60)}))
 
 
-def test_a_nic_that_loses_one_packet_in_a_hundred_is_named(staged: StayingJob) -> None:
+def test_nic_with_one_percent_loss_is_named(staged: StayingJob) -> None:
     """Its rates do not show it: TCP repairs a loss within a round trip. What was sent again does."""
     # One peer on the same rail would not tell which end it is; each flow has 1400 packets.
     shown_by = staged.same_rail if staged.lab.nodes == 3 else staged.cross_rail
@@ -114,7 +114,7 @@ def test_a_delayed_nic_shows_at_its_own_ends(staged: StayingJob) -> None:
     )
 
 
-def test_a_slow_uplink_is_a_row_of_the_matrix_and_no_nic(staged: StayingJob) -> None:
+def test_slow_uplink_is_a_matrix_row_and_not_a_nic(staged: StayingJob) -> None:
     # What leaves the spine for leaf0 is whole.
     staged.break_it("uplink", "leaf0", "rate", f"{staged.at_once * NIC_MBIT / 3:g}mbit", ("receive",))
 
@@ -129,7 +129,7 @@ def test_a_slow_uplink_is_a_row_of_the_matrix_and_no_nic(staged: StayingJob) -> 
     settled(lambda: staged.flows(staged.same_rail()), lambda flows: only_these_are_slow(flows, {}))
 
 
-def test_all_nics_of_a_node_are_named_once_their_flows_are_put_aside(staged: StayingJob) -> None:
+def test_all_slow_nics_of_a_node_are_named(staged: StayingJob) -> None:
     lab = staged.lab
     staged.break_it("node", "n1", "rate", "40%")
     culprits = {rank(staged, f"n1:r{r}") for r in range(lab.rails)}
@@ -142,13 +142,13 @@ def test_all_nics_of_a_node_are_named_once_their_flows_are_put_aside(staged: Sta
         worst = sorted(ends, key=lambda end: ends[end])[: 2 * lab.rails]
         assert {number for _, number in worst} == culprits, ends
         assert all(mbit <= 50 for (_, number), mbit in ends.items() if number in culprits), ends
-        # Half of everybody's peers are on that node; without them, nobody else is slow.
+        # Half of each rank's peers are on that node; without them, no other rank is slow.
         assert all(mbit >= WHOLE for mbit in flows.endpoints(without=culprits).values()), flows.mbit
 
     settled(staged.measure, check)
 
 
-def test_the_nvlink_of_a_node_shows_inside_the_node_only(staged: StayingJob) -> None:
+def test_slow_nvlink_shows_only_inside_its_node(staged: StayingJob) -> None:
     staged.break_it("nvlink", "n1", "rate", "20mbit")
     groups = staged.record("all_to_all", 4, 4 * NBYTES, group="node")["groups"]
     seconds = [group["time_us"]["p50"] / 1e6 for group in groups]
@@ -159,7 +159,7 @@ def test_the_nvlink_of_a_node_shows_inside_the_node_only(staged: StayingJob) -> 
     settled(staged.measure, lambda flows: only_these_are_slow(flows, {}))
 
 
-def test_a_rail_that_is_down_is_named_and_the_others_are_reported(staged: StayingJob) -> None:
+def test_rail_that_is_down_is_named(staged: StayingJob) -> None:
     staged.break_it("nic", "n1:r0", "down")
     dead = rank(staged, "n1:r0")
     records = [staged.same_rail(check=True), staged.cross_rail(check=True)]

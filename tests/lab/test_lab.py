@@ -1,4 +1,4 @@
-"""The lab itself: made, broken, healed, and gone without a trace, whatever happens to whoever made it."""
+"""The lab itself: made, degraded, restored, and removed completely, even if the process that made it is killed."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_planes_spines_and_sites_reach_each_other(prefix: str) -> None:
 
 
 def test_no_name_server_is_asked_in_the_lab(shared: Lab) -> None:
-    """None can be reached, and who asks one waits for seconds; outside all is as it was."""
+    """No name server is reachable, so a lookup waits for seconds. Outside the lab nothing changes."""
     if not Path("/etc/resolv.conf").exists():
         pytest.skip("this machine has no list of name servers")
     outside = Path("/etc/resolv.conf").read_bytes()
@@ -321,7 +321,7 @@ def test_no_rank_outlives_the_command_that_started_it(prefix: str, number: signa
 
 def test_down_ends_whatever_still_runs(prefix: str) -> None:
     lab = made(Lab(prefix=prefix, nodes=2, rails=1))
-    # A lab whose maker was killed, with a rank that does not listen and a relay that nobody waits for.
+    # A lab whose maker was killed, with a rank that does not listen and a relay whose parent is gone.
     faults.inject(lab, [], "nic", "n0:r0", "delay", "5ms")
     deaf = subprocess.Popen(
         execute.entering(lab, lab.gpus()[0], ["sh", "-c", "trap '' TERM INT HUP; while :; do sleep 1; done"]),

@@ -109,7 +109,7 @@ def test_mpi_reads_the_same_matrix_from_the_command_line(library: str, prefix: s
 
 @pytest.mark.parametrize("transport", ["gloo", "mpi"])
 def test_a_job_starts_although_a_rail_is_down(transport: str, prefix: str, tmp_path: Path) -> None:
-    """`fabric_lab.py exec` with gloo and Open MPI, and a NIC that nobody can reach from the first connection on."""
+    """`fabric_lab.py exec` with gloo and Open MPI, and a NIC that is unreachable from the first connection on."""
     lab = Lab(prefix=prefix, nodes=2, rails=2)
     kernel.make(lab)
     faults.inject(lab, [], "nic", "n1:r0", "down")
@@ -132,7 +132,7 @@ def test_a_job_starts_although_a_rail_is_down(transport: str, prefix: str, tmp_p
 
 def test_an_mpiexec_of_another_kind_is_refused(prefix: str, tmp_path: Path) -> None:
     other = tmp_path / "mpiexec"
-    other.write_text("#!/bin/sh\necho Somebody's MPI 4.2\n")
+    other.write_text("#!/bin/sh\necho Other MPI 4.2\n")
     other.chmod(0o755)
     assert shutil.which(str(other))
     with pytest.raises(LabError, match=r"is neither Open MPI's nor MPICH's"):

@@ -66,7 +66,7 @@ def test_what_is_slow_shows_where_it_is(
     mbit = {(a, b): x for a, b, x in zip(table.src.tolist(), table.dst.tolist(), rates, strict=True)}
     assert record.path is not None
     assert record.path.proof == "proven", "both planes together carried what had to go"
-    if where == "nic":  # one plane of two at half its rate: the NIC has half of what it had, and nobody else less
+    if where == "nic":  # one plane of two at half its rate: the NIC has half of its rate, and no other NIC has less
         ends = endpoint_medians(table, 4)
         assert ends.send[1] * 8e3 <= 60, mbit
         assert ends.receive[1] * 8e3 <= 60, mbit

@@ -1,7 +1,7 @@
 """Jobs of real processes: started, waited for with a deadline, and never left behind.
 
-Every process of a job carries a token in its environment, so that one that outlives the job is found, whoever its
-parent has become.
+Every process of a job carries a token in its environment, so that one that outlives the job is found under any
+parent.
 """
 
 import json
@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 TOKEN = "NCCLBENCH_TESTS_TOKEN"
-# What a launcher around the tests may have set; no job here is to believe that it was started by that one.
+# What a launcher around the tests may have set; a job must not take that launcher for its own.
 _LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "MPI_LOCAL", "SLURM_", "FLUX_", "GROUP_", "TORCHELASTIC_")
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -31,7 +31,7 @@ _OVER_MPI = re.compile(r"(?<![a-z])mpi")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts ranks of MPI, by its name: they spin while they wait, and want the machine for themselves."""
+    """Mark what starts ranks of MPI, by its name: they spin while they wait, and need the machine for themselves."""
     for item in items:
         if Path(__file__).parent in item.path.parents and _OVER_MPI.search(item.nodeid.lower()):
             item.add_marker("mpi")
@@ -96,7 +96,7 @@ class Job:
             try:
                 if process.environ().get(TOKEN) == self.token and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-            except psutil.Error:  # gone meanwhile, or somebody else's
+            except psutil.Error:  # gone meanwhile, or of another user
                 continue
         return found
 

@@ -72,7 +72,7 @@ def verify(jobs: Starter, path: str) -> None:
     assert done.out.startswith("SOUND")
 
 
-def test_the_shipped_profile_for_a_laptop_ends_in_a_verdict_with_all_starts(jobs: Starter) -> None:
+def test_laptop_profile_ends_in_a_verdict_with_all_starts(jobs: Starter) -> None:
     done = jobs.ncclbench("accept --profile cpu-gloo --nproc 2 -o rack --json").wait(240)
     document = done.summary
     assert document["verdict"] in ("PASS", "FAIL", "INCONCLUSIVE"), "a busy machine decides which"
@@ -115,9 +115,7 @@ def sabotaged(jobs: Starter, saboteur: Mapping[str, str], plot: str) -> tuple[in
     return done.code, done.summary
 
 
-def test_a_killed_rank_counts_and_the_other_starts_are_made_all_the_same(
-    small: Starter, saboteur: Mapping[str, str]
-) -> None:
+def test_killed_rank_counts_and_the_other_starts_run(small: Starter, saboteur: Mapping[str, str]) -> None:
     code, document = sabotaged(small, saboteur, "kill:1:4096:10")
     assert code == document["exit_code"] == Exit.ENVIRONMENT
     assert document["verdict"] == "INCONCLUSIVE"
@@ -141,7 +139,7 @@ def test_wrong_data_end_in_4(small: Starter, saboteur: Mapping[str, str]) -> Non
     assert bad["evidence"][0]["wrong_ranks"] == [1]
 
 
-def test_under_torchrun_each_start_asks_for_the_next_with_the_exact_command(small: Starter) -> None:
+def test_torchrun_start_prints_the_exact_next_command(small: Starter) -> None:
     job = small.torchrun(2, "accept --profile small.toml -o rack").wait()
     assert "INCONCLUSIVE  profile small" in job.out
     (asked,) = [line for line in job.err.splitlines() if "is still missing; make it with: " in line]
@@ -155,7 +153,7 @@ def test_under_torchrun_each_start_asks_for_the_next_with_the_exact_command(smal
     verify(small, "rack")
 
 
-def test_nobody_is_left_and_no_further_start_is_made_after_an_interruption(small: Starter) -> None:
+def test_interruption_leaves_no_process_and_makes_no_further_start(small: Starter) -> None:
     import signal
 
     (small.folder / "plan.toml").write_text(PLAN.replace("iterations = 20", "max_seconds = 60\nprecision = 0.0"))

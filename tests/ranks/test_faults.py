@@ -1,4 +1,4 @@
-"""One rank of three goes wrong in mid-case: it is named, nobody is left, nothing finished is lost, a run goes on."""
+"""One rank of three fails during a case: it is named, no process is left, finished cases are kept, the run resumes."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_rank_goes_wrong_in_mid_case(
     assert not alone or record.ranks == [victim], record.reason
     reason = record.reason or ""
     assert f"rank {victim}" in reason
-    if not (victim == 0 and kind in ("exit", "kill", "stop")):  # then rank 1 speaks, who knows less
+    if not (victim == 0 and kind in ("exit", "kill", "stop")):  # then rank 1 reports, which knows less
         assert words in reason
     assert "\n" not in reason
     assert "Traceback" not in finished.err or launcher == "torchrun"  # which prints one of its own
@@ -155,7 +155,7 @@ def test_a_rank_goes_wrong_in_mid_case(
         assert_goes_on(jobs, saboteur, launcher)
 
 
-def test_a_rank_that_hangs_before_the_others_is_named_alone(jobs: Starter, saboteur: dict[str, str]) -> None:
+def test_rank_that_hangs_first_is_named_alone(jobs: Starter, saboteur: dict[str, str]) -> None:
     job = start(jobs, saboteur, "alone", "hang-compile:1:4096:0")
     gone = ranks_gone_at(job, jobs)
     assert gone - sabotaged_at(jobs) < LIMIT + GRACE
@@ -165,7 +165,7 @@ def test_a_rank_that_hangs_before_the_others_is_named_alone(jobs: Starter, sabot
     assert "rank 1 (compile" in (record.reason or "")
 
 
-def test_an_error_of_the_library_is_told_by_the_rank_that_saw_it(jobs: Starter, saboteur: dict[str, str]) -> None:
+def test_library_error_is_reported_by_its_rank(jobs: Starter, saboteur: dict[str, str]) -> None:
     """Torch raises RuntimeErrors; translated once, with the case and the rank."""
     finished = start(jobs, saboteur, "alone", f"library:2:{AT}").wait(60)
     assert finished.code == Exit.ENVIRONMENT
@@ -175,10 +175,10 @@ def test_an_error_of_the_library_is_told_by_the_rank_that_saw_it(jobs: Starter, 
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-def test_an_error_in_the_background_of_the_library_is_told_though_its_caller_waits_on(
+def test_background_library_error_is_reported_while_the_caller_waits(
     victim: int, jobs: Starter, saboteur: dict[str, str]
 ) -> None:
-    """As NCCL has them, whose kernels then wait for ever."""
+    """As in NCCL: after the error its kernels never end."""
     finished = start(jobs, saboteur, "alone", f"background:{victim}:{AT}", limit=60).wait(40)
     assert finished.code == Exit.ENVIRONMENT
     record = assert_finished_is_intact(jobs).records[1]
@@ -218,8 +218,8 @@ def test_ranks_do_not_outlive_the_process_that_started_them(jobs: Starter, sabot
     assert "the launching process is gone" in (record.reason or "")
 
 
-def test_a_refusal_after_the_ranks_have_met_is_one_line(jobs: Starter, saboteur: dict[str, str]) -> None:
-    """Only rank 0 sees that the plan is another one; all leave in order, and nobody is killed for it."""
+def test_refusal_after_the_rendezvous_is_one_line(jobs: Starter, saboteur: dict[str, str]) -> None:
+    """Only rank 0 sees that the plan differs. All ranks end by themselves; none is killed."""
     assert start(jobs, saboteur, "alone").wait().code == Exit.GOOD
     before = (jobs.folder / "run" / "results.jsonl").read_bytes()
     (jobs.folder / "plan.toml").write_text(PLAN.format(limit=LIMIT).replace("warmup = 1", "warmup = 2"))

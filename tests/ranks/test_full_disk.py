@@ -41,9 +41,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("transport", ["threads", "gloo", "mpi"])
-def test_what_was_stored_is_intact_and_the_run_goes_on_where_there_is_room(
-    transport: str, small_disk: Path, jobs: Starter
-) -> None:
+def test_full_disk_keeps_stored_records_and_the_run_resumes(transport: str, small_disk: Path, jobs: Starter) -> None:
     out = small_disk / "run"
     finished = jobs.ncclbench(f"{RUN} --transport {transport} -o {out} --json", MPI).wait()
     assert finished.code == Exit.ENVIRONMENT

@@ -164,7 +164,7 @@ def test_only_what_gloo_lacks_is_skipped(both: tuple[int, Records, Records]) -> 
     assert {record["status"] for record in threads.values()} == {"ok"}
 
 
-def test_the_ledger_does_not_depend_on_who_moves_the_data(both: tuple[int, Records, Records]) -> None:
+def test_ledger_does_not_depend_on_the_transport(both: tuple[int, Records, Records]) -> None:
     _, gloo, threads = both
     compared = 0
     for case, record in gloo.items():
@@ -198,9 +198,7 @@ def test_both_regimes_say_how_many_launches_a_sample_is(both: tuple[int, Records
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("timing", ["isolated", "pipelined"])
-def test_two_groups_run_side_by_side_and_both_are_reported(
-    pattern: str, timing: str, both: tuple[int, Records, Records]
-) -> None:
+def test_two_concurrent_groups_are_both_reported(pattern: str, timing: str, both: tuple[int, Records, Records]) -> None:
     world_size, gloo, _ = both
     case = f"{pattern}/float32/4096/{timing}"
     if world_size == 2:

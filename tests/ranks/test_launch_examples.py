@@ -118,7 +118,7 @@ STEP = {
 }
 
 
-def test_the_slurm_script_asks_for_what_its_ranks_then_find() -> None:
+def test_slurm_script_requests_what_its_ranks_find() -> None:
     script = (LAUNCH / "slurm.sbatch").read_text()
     directives = dict(
         line.removeprefix("#SBATCH --").split("=", 1)

@@ -1,4 +1,4 @@
-"""Modes of a plan with real processes: one start each, into one run directory, whoever starts the ranks."""
+"""Modes of a plan with real processes: one start each, into one run directory, for every launcher."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def found_set(run: Run) -> dict[int, dict[str, str]]:
     return found
 
 
-def test_a_killed_start_does_not_keep_the_next_mode_from_being_measured(
-    planned: Starter, saboteur: Mapping[str, str]
-) -> None:
+def test_next_mode_is_measured_after_a_killed_start(planned: Starter, saboteur: Mapping[str, str]) -> None:
     plot = {**saboteur, "SABOTAGE": "kill:1:4096:5", "SABOTAGE_MARK": str(planned.folder / "mark")}
     done = planned.ncclbench(f"{LINE} --transport saboteur --nproc 2", plot).wait()
     assert done.code == Exit.ENVIRONMENT
@@ -84,7 +82,7 @@ def test_a_killed_start_does_not_keep_the_next_mode_from_being_measured(
     ]
 
 
-def test_under_torchrun_each_start_sets_its_mode_and_asks_for_the_next(planned: Starter) -> None:
+def test_torchrun_start_sets_its_mode_and_prints_the_next_command(planned: Starter) -> None:
     job = planned.torchrun(2, f"{LINE} --transport gloo").wait()
     assert job.code == Exit.GOOD, job.err
     (asked,) = [line for line in job.err.splitlines() if "is still missing; make it with: " in line]

@@ -65,7 +65,7 @@ ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 VARIANTS = [(variant.value, "rank") for variant in Variant] + [("flat", "selection")]
 TOKENS = [[8, 8, 8, 8], [9, 0, 14, 1]]
 ON_THREADS: list[str] = []
-"""What the plan without the trace moves on threads, once somebody has asked: they say the same every time."""
+"""Bytes of the plan without the trace on threads, computed on first use: every call gives the same."""
 
 
 def job(jobs: Starter, transport: str, plan: str, flags: str = "", seconds: float = 300) -> Finished:
@@ -104,7 +104,7 @@ def plan_of(trace: Path | None = None) -> str:
 
 
 @pytest.mark.parametrize("transport", ["gloo", "mpi"])
-def test_every_variant_format_and_kind_of_routing_on_four_ranks(
+def test_every_variant_format_and_routing_on_four_ranks(
     jobs: Starter, transport: str, traced: tuple[Path, dict[str, str]]
 ) -> None:
     if transport == "mpi" and not Path(sys.executable).with_name("mpiexec").exists():
@@ -132,7 +132,7 @@ def kinds_in(record: dict[str, Any], kinds: dict[str, str]) -> list[tuple[tuple[
 
 
 def bytes_of(record: dict[str, Any]) -> str:
-    """What must not depend on who moves the data: routings, and bytes of every phase."""
+    """What must not depend on the transport: routings, and bytes of every phase."""
     phases = [(phase["label"], phase["ledger"]["sent_bytes"]) for phase in record["phases"]]
     return json.dumps([record["case"], phases, record["facts"]], sort_keys=True)
 

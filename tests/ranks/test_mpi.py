@@ -226,7 +226,7 @@ def test_a_rank_without_a_device_among_others_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", ["FUNNELED", "SERIALIZED"])
-def test_branches_need_an_mpi_that_may_be_called_from_threads(mpi: Mpi, level: str, tmp_path: Path) -> None:
+def test_branches_need_a_thread_safe_mpi(mpi: Mpi, level: str, tmp_path: Path) -> None:
     """The library is started with less than it could: branches are refused, and all else runs."""
     (tmp_path / "cases.json").write_bytes(msgspec.json.encode([Case(pattern="all_reduce", nbytes=64)]))
     paths = (tmp_path / "cases.json", tmp_path / "records.json")
@@ -304,7 +304,7 @@ def test_started_alone_it_starts_mpiexec_itself(mpi: Mpi, tmp_path: Path) -> Non
     assert any("NumPy does" in note for note in record["notes"])
 
 
-def test_the_same_plan_gives_the_same_records_however_it_is_started(tmp_path: Path) -> None:
+def test_records_do_not_depend_on_the_launcher(tmp_path: Path) -> None:
     """Threads, gloo and MPI, alone and under mpiexec and torchrun: they differ in times and names alone."""
     plan = tmp_path / "plan.toml"
     plan.write_text(ONE_PLAN)
@@ -396,7 +396,7 @@ def test_a_usage_error_is_one_line_from_rank_0(mpi: Mpi) -> None:
     assert "did you mean 'all_reduce'" in done.stderr
 
 
-def test_a_usage_error_of_one_rank_is_said_by_it_and_ends_the_job(tmp_path: Path) -> None:
+def test_usage_error_on_one_rank_ends_the_job(tmp_path: Path) -> None:
     """Rank 0 is inside MPI_Init, where MPICH waits for the other without a pause, and for ever."""
     chosen, out = mpich(), tmp_path / "run"
     good, bad = ([*RUN, pattern, "--transport", "mpi", "-o", out] for pattern in ("all_reduce", "all_redice"))
@@ -416,7 +416,7 @@ def test_independent_jobs_are_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
 
 
-def test_mpi_says_itself_that_it_will_not_run_as_root(tmp_path: Path) -> None:
+def test_mpi_reports_its_own_refusal_to_run_as_root(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root is refused")
     open_mpi()
@@ -494,7 +494,7 @@ def test_a_broken_rank_is_named_and_leaves_nobody(
     assert nobody_is_left(out)
 
 
-def test_a_signal_to_the_command_alone_ends_mpichs_mpiexec_and_all_ranks(tmp_path: Path) -> None:
+def test_signal_to_the_command_ends_mpich_and_all_ranks(tmp_path: Path) -> None:
     """Open MPI's is in test_signals.py."""
     mpi = mpich()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -541,7 +541,7 @@ def left_over(out: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("port", ["", "abc", "70000"])
-def test_a_control_network_without_a_meeting_place_is_refused(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_network_without_a_rendezvous_address_is_refused(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ncclbench.errors import UsageError
     from ncclbench.transports._mpi_transport import separate_control_address
 

@@ -60,7 +60,7 @@ def test_without_checking_nothing_is_claimed(jobs: Starter, saboteur: dict[str, 
     assert (record["status"], record["wrong"]) == ("ok", None)
 
 
-def test_wrong_data_win_over_a_lost_rank_and_survive_a_resume(jobs: Starter, saboteur: dict[str, str]) -> None:
+def test_wrong_data_outrank_a_lost_rank_also_after_resume(jobs: Starter, saboteur: dict[str, str]) -> None:
     """Both happen in one run; the most severe is what the exit code tells, then and when the run is finished."""
     sizes = "all_reduce -b 1K -e 4K -f 4 --nproc 3"
     finished = start(jobs, saboteur, "wrong:1:1024:0;kill:2:4096:3", sizes).wait()

@@ -122,7 +122,7 @@ def test_every_start_is_a_call_of_the_launcher(launcher: str, transport: str, sm
     assert job.nobody_is_left()
 
 
-def test_the_batch_script_makes_all_starts_by_srun_and_ends_in_the_verdict(small: Starter) -> None:
+def test_batch_script_makes_all_starts_and_the_verdict(small: Starter) -> None:
     environ = script(small, "srun", SRUN)
     allocation = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2", "SLURM_SUBMIT_DIR": str(small.folder)}
     line = f"{ROOT}/scripts/launch/accept.sbatch small.toml --transport gloo"
@@ -137,7 +137,7 @@ def test_the_batch_script_makes_all_starts_by_srun_and_ends_in_the_verdict(small
     assert all(request["command"][0] == "accept" for request in told), "the command that the manifest shows"
 
 
-def test_a_start_that_the_launcher_refuses_is_missed_and_can_be_made_up_for(small: Starter) -> None:
+def test_refused_start_is_missing_and_can_be_repeated(small: Starter) -> None:
     environ = script(small, "flaky", FLAKY)
     line = "accept --profile small.toml --transport threads --launcher flaky -o rack"
     done = small.ncclbench(line, environ).wait()
@@ -170,7 +170,7 @@ def test_a_launcher_that_starts_nothing_is_one_clear_line(
     assert not (small.folder / "rack/manifest.json").exists()
 
 
-def test_an_interruption_ends_the_launcher_and_no_further_start_is_made(small: Starter) -> None:
+def test_interruption_ends_the_launcher_and_prevents_further_starts(small: Starter) -> None:
     (small.folder / "plan.toml").write_text(PLAN.replace("iterations = 10", "max_seconds = 60\nprecision = 0.0"))
     environ = script(small, "srun", SRUN)
     job = small.ncclbench("accept --profile small.toml --transport gloo --launcher srun -o rack", environ)
@@ -199,4 +199,4 @@ def test_mpi_alone_makes_all_starts_itself(small: Starter) -> None:
     done = small.ncclbench("accept --profile small.toml --transport mpi --nproc 2 -o rack", ROOT_MAY).wait()
     assert done.code == Exit.GOOD, done.out + done.err
     assert starts(small.folder / "rack") == [(0, 2), (1, 2)]
-    assert "still missing" not in done.err, "nobody has to ask for what is made anyway"
+    assert "still missing" not in done.err, "the script makes the missing starts by itself"

@@ -19,7 +19,7 @@ from tests.ranks.conftest import Starter
 pytestmark = pytest.mark.ranks
 
 MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-# A small case that ends, and one that goes on for as long as nobody stops it.
+# A small case that ends, and one that runs until it is stopped.
 CASES = ["all_reduce/float32/8/isolated", "all_reduce/float32/4194304/isolated"]
 PLAN_TEXT = """
 name = "signals"
@@ -78,7 +78,7 @@ def test_a_signal_in_mid_case_keeps_what_was_finished(transport: str, number: si
     assert job.nobody_is_left()
 
 
-def test_a_signal_ends_the_process_of_a_start_and_no_other_start_is_made(plan: Path, jobs: Starter) -> None:
+def test_signal_ends_a_start_and_prevents_further_starts(plan: Path, jobs: Starter) -> None:
     plan.write_text(PLAN_TEXT.replace('"signals"', '"signals"\nstarts = 3'))
     job = jobs.ncclbench("run --plan plan.toml --transport threads --nproc 2 -o run --json")
     assert jobs.eventually(in_the_last_case(jobs.folder / "run"), 60)
@@ -90,7 +90,7 @@ def test_a_signal_ends_the_process_of_a_start_and_no_other_start_is_made(plan: P
     assert job.nobody_is_left()
 
 
-# A transport whose ranks never meet: they sit in a library's C code, which hears nothing of signals.
+# A transport whose ranks never join: they wait in a library's C code, which does not handle signals.
 _NEVER = """
 import ctypes, os
 from pathlib import Path
@@ -131,7 +131,7 @@ def test_a_signal_while_ranks_meet_is_one_line(
     assert job.nobody_is_left()
 
 
-def test_a_signal_before_the_ranks_are_there_is_one_line(jobs: Starter) -> None:
+def test_signal_before_the_ranks_start_is_one_line(jobs: Starter) -> None:
     """As soon as the program is heard of, which is before it has loaded anything; whatever it starts ends as well."""
     for delay in (0, 1, 2, 3):
         job = jobs.ncclbench(f"run all_reduce -e 8 --transport gloo --nproc 2 -o run{delay}")
@@ -187,7 +187,7 @@ def test_what_the_caller_has_closed_or_filled(
 
 
 @pytest.mark.parametrize("line", ["list patterns", "--help", "run all_reduce --dry-run --transport threads"])
-def test_a_full_disk_under_stdout_is_one_line_for_every_command(line: str, jobs: Starter) -> None:
+def test_full_disk_under_stdout_is_a_one_line_error(line: str, jobs: Starter) -> None:
     finished = jobs.start(f"sh -c '{sys.executable} -m ncclbench {line} >/dev/full'").wait()
     assert finished.code == Exit.ENVIRONMENT
     assert finished.err == "ncclbench: error: could not write to stdout: No space left on device\n"

@@ -85,7 +85,7 @@ def test_independent_jobs_under_mpirun_are_refused(jobs: Starter) -> None:
     assert job.nobody_is_left()
 
 
-def test_a_torchrun_job_inside_one_outer_task_is_one_job(jobs: Starter) -> None:
+def test_torchrun_inside_one_outer_task_is_one_job(jobs: Starter) -> None:
     """A step of one task that runs torchrun: legitimate, and not refused."""
     outer = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}
     finished = jobs.torchrun(2, "run all_reduce -b 8 -e 8 -n 6 -w 1 --json -o run", outer).wait()

@@ -46,7 +46,7 @@ class Nodes:
         return f"{NET}.{node + 1}"
 
     def variables(self, node: int) -> dict[str, str]:
-        """What a cluster's environment would say: which network to use, and who is the head."""
+        """The environment of a cluster: the network to use, and the head node."""
         return {"GLOO_SOCKET_IFNAME": "eth0", "HEAD": self.address(0), "NODE_RANK": str(node)}
 
 
@@ -142,7 +142,7 @@ def played() -> str:
     return str(SCRIPTS / "two_nodes")
 
 
-def test_nodes_that_are_one_machine_are_two_to_the_ranks_and_one_to_the_reader(played: str, jobs: Starter) -> None:
+def test_two_simulated_nodes_are_recorded_as_one_machine(played: str, jobs: Starter) -> None:
     run = jobs.folder / "run"
     job = jobs.start(
         f"{sys.executable} -m ncclbench run same_rail -b 4K -e 4K -n 5 --transport gloo -o {run} "
@@ -156,7 +156,7 @@ def test_nodes_that_are_one_machine_are_two_to_the_ranks_and_one_to_the_reader(p
     assert job.nobody_is_left()
 
 
-def test_a_played_node_that_fails_takes_the_other_with_it(played: str, jobs: Starter) -> None:
+def test_failed_simulated_node_ends_the_other(played: str, jobs: Starter) -> None:
     job = jobs.start(
         f"{played} 1 sh -c {shlex.quote('[ $RANK = 0 ] && exec sleep 100; exit 7')}", {"PYTHON": sys.executable}
     )

@@ -1,6 +1,6 @@
-"""Random schedules for the property tests, and how many of them are tried; a healthy run for those of acceptance.
+"""Random schedules for the property tests and the number of examples; a healthy run for the acceptance tests.
 
-Examples are drawn the same way on every run, so that a red test is red for everyone. To look for new ones:
+Examples are drawn the same way on every run, so that a failure is reproducible. For new examples:
 ``HYPOTHESIS_PROFILE=search``.
 """
 
@@ -32,7 +32,7 @@ from ncclbench.schedule import (
 from ncclbench.schedule.phases import Phase, SimplePhase
 from tests.helpers.acceptance import HEALTHY
 
-# Speed on a shared machine is nobody's fault: no deadline, no health check of time.
+# A shared machine may be slow: no deadline, no health check of time.
 _SLOW = [HealthCheck.too_slow]
 settings.register_profile(
     "unit", deadline=None, max_examples=60, derandomize=True, database=None, suppress_health_check=_SLOW
@@ -48,7 +48,7 @@ _SHARDED = (Op.REDUCE_SCATTER, Op.ALL_GATHER, Op.ALL_TO_ALL, Op.GATHER, Op.SCATT
 
 @pytest.fixture(scope="module")
 def unsynced() -> Iterator[None]:
-    """Nothing waits for the disk: run directories that are made up by the hundred need not survive a power cut."""
+    """Do not wait for the disk: the run directories of a test need not survive a power failure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _file: None)
         yield
@@ -56,20 +56,20 @@ def unsynced() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a healthy run that was made up."""
+    """The directory of a healthy run that is generated."""
     return write_example(tmp_path_factory.mktemp("runs") / "healthy", HEALTHY)
 
 
 @pytest.fixture
 def run(healthy: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
+    """A copy of the healthy run that a test may damage."""
     shutil.copytree(healthy, tmp_path / "run")
     return tmp_path / "run"
 
 
 @pytest.fixture(scope="session")
 def any_schedule() -> st.SearchStrategy[Schedule]:
-    """Whatever a schedule may say, buffers that were never filled included."""
+    """Any valid schedule, including buffers that were never filled."""
     return random_schedules(exact=False)
 
 
@@ -193,7 +193,7 @@ def _locals(draw: st.DrawFn, label: str, world: int, redops: list[Redop], read: 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on sys.path, as an installer would fill one."""
+    """A folder on sys.path into which a test installs distributions."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))

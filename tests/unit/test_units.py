@@ -17,7 +17,7 @@ def test_every_size_is_read_back_from_what_is_printed(nbytes: int) -> None:
 
 
 @given(sizes)
-def test_a_whole_number_is_its_own_size_as_text_and_as_number(nbytes: int) -> None:
+def test_whole_number_is_its_own_size(nbytes: int) -> None:
     assert parse_size(nbytes) == parse_size(str(nbytes)) == nbytes
 
 
@@ -71,14 +71,14 @@ def test_numbers_and_booleans_that_are_no_size_are_refused(number: int) -> None:
     [str(2**62), "4194304T", "99999999T", "9" * 400, "9" * 400 + ".0", "9" * 5000, "1" * 400 + ".5K"],
     ids=lambda text: f"{len(text)} characters from {text[:8]}",
 )
-def test_what_is_beyond_any_memory_is_refused_as_a_usage_error(text: str) -> None:
+def test_size_beyond_any_memory_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError):
         parse_size(text)
 
 
 @given(st.text(max_size=12))
 @example("\N{ARABIC-INDIC DIGIT ONE}K")
-def test_any_text_is_a_positive_size_or_a_usage_error(text: str) -> None:
+def test_text_is_a_positive_size_or_a_usage_error(text: str) -> None:
     try:
         nbytes = parse_size(text)
     except UsageError:
@@ -118,7 +118,7 @@ def test_bytes_are_printed_in_the_unit_that_fits(nbytes: int, text: str) -> None
 
 
 @given(st.integers(0, 2**60))
-def test_printed_bytes_are_off_by_no_more_than_the_last_digit(nbytes: int) -> None:
+def test_printed_bytes_are_exact_to_the_last_digit(nbytes: int) -> None:
     number, unit = format_bytes(nbytes).split()
     scale = SCALES[unit[0] if unit != "B" else ""]
     assert abs(float(number) - nbytes / scale) <= (0.05000001 if scale > 1 else 0)

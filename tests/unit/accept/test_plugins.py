@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from ncclbench.config import plugins as registry
 from ncclbench.store.run_directory import read_run
 from ncclbench.store.verdict import Verdict
 from tests.helpers.paths import DOCS
+from tests.helpers.third_party import install
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -25,20 +24,11 @@ DOC = DOCS / "acceptance.md"
 
 
 @pytest.fixture
-def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The installed example of the documentation."""
-    text = DOC.read_text()
-    (block,) = re.findall(r"## Add a check in one file\n\n((?:    .*\n|\n)+)", text)
-    (tmp_path / "second_check.py").write_text(re.sub(r"^    ", "", block, flags=re.M))
-    info = tmp_path / "outsider-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[ncclbench.checks]\nsecond = second_check\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    registry.forget_distributions()
-    yield
-    registry.forget_distributions()
-    sys.modules.pop("second_check", None)
+def outsider(site: Path) -> None:
+    """The example of the documentation, installed."""
+    (block,) = re.findall(r"## Add a check in one file\n\n((?:    .*\n|\n)+)", DOC.read_text())
+    entry_points = "[ncclbench.checks]\nsecond = second_check\n"
+    install(site, entry_points, second_check=re.sub(r"^    ", "", block, flags=re.M))
 
 
 @pytest.mark.usefixtures("outsider")

@@ -32,7 +32,7 @@ def test_a_drawing_is_what_the_schedule_says_today(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", DRAWN)
-def test_a_drawing_is_whole_and_drawn_twice_it_is_the_same(pattern: str) -> None:
+def test_drawing_is_complete_and_deterministic(pattern: str) -> None:
     text = DRAW.drawing(pattern)
     assert text == DRAW.drawing(pattern)
     root = ElementTree.fromstring(text)
@@ -48,7 +48,7 @@ def test_another_schedule_makes_another_drawing(monkeypatch: pytest.MonkeyPatch)
     assert DRAW.drawing("same_rail") != before
 
 
-def test_the_page_shows_every_pattern_of_the_plan_and_every_drawing() -> None:
+def test_page_shows_every_pattern_and_drawing() -> None:
     page = (DOCS / "patterns.md").read_text()
     assert re.findall(r"!\[(\w+)\]\(img/\1\.svg\)", page) == re.findall(r"^### (\w+)$", page, re.MULTILINE)
     assert set(re.findall(r"^### (\w+)$", page, re.MULTILINE)) == set(DRAWN)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from pathlib import Path
 from types import ModuleType
 
 import jsonschema
@@ -11,15 +10,15 @@ import pytest
 
 from ncclbench.store.manifest import Manifest
 from ncclbench.store.records import Record
+from tests.helpers.paths import GOLDEN, SCRIPTS
 from tests.helpers.stored import plain
 
-ROOT = Path(__file__).parents[3]
-RUNS = sorted((ROOT / "tests/golden/runs").glob("**/manifest.json"))
+RUNS = sorted((GOLDEN / "runs").glob("**/manifest.json"))
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_schemas", ROOT / "scripts/make_schemas.py")
+    spec = importlib.util.spec_from_file_location("make_schemas", SCRIPTS / "make_schemas.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -49,9 +49,7 @@ def test_gpu_check_where_there_is_no_gpu(ranks: str | None, code: int, said: str
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_what_gpu_check_had_done_when_it_was_interrupted_is_packed(
-    sent: signal.Signals, code: int, tmp_path: Path
-) -> None:
+def test_interrupted_gpu_check_packs_its_results(sent: signal.Signals, code: int, tmp_path: Path) -> None:
     """Time on such a machine is dear, and a batch system ends what takes too long."""
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\nif [ "$3" = doctor ]; then echo "2 GPUs"; exec sleep 100; fi\n')
@@ -84,5 +82,5 @@ def test_what_gpu_check_had_done_when_it_was_interrupted_is_packed(
         ("gw2", [], []),
     ],
 )
-def test_gpu_tests_that_run_at_a_time_have_pairs_of_gpus(worker: str, gpus: list[str], mine: list[str]) -> None:
+def test_concurrent_gpu_tests_have_separate_pairs_of_gpus(worker: str, gpus: list[str], mine: list[str]) -> None:
     assert pair_of(worker, gpus) == mine
