@@ -1,4 +1,4 @@
-"""Jobs on GPUs. With one GPU two ranks share it, over sockets: that proves the libraries' roads, and no link."""
+"""Jobs on GPUs. With one GPU two ranks share it, over sockets: that tests the libraries, and no link."""
 
 import json
 import os

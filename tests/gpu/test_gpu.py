@@ -1,4 +1,4 @@
-"""On real GPUs: every pattern, type and reduction, by both roads to NCCL and MPI; regimes, buffers and paths."""
+"""On real GPUs: every pattern, type and reduction, by both NCCL transports and by MPI; regimes, buffers and paths."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.gpu.conftest import GPUS, SHARED, WORLDS, Records, environment
 
 Run = Callable[..., Records]
 
-both_roads = pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
+both_transports = pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
 every_world = pytest.mark.parametrize("ranks", WORLDS)
 
 # Ranks that share a GPU wait some 5 ms at every launch for their turn on it.
@@ -63,13 +63,13 @@ def assert_all_right(records: Records, ranks: int) -> None:
 
 
 @every_world
-@both_roads
+@both_transports
 def test_every_pattern_type_and_reduction_is_right(transport: str, ranks: int, run: Run, tmp_path: Path) -> None:
     plan = everything(tmp_path, ranks, COMMON, "8", "4100", "1M")
     assert_all_right(run(ranks, "--plan", plan, "--transport", transport), ranks)
 
 
-@both_roads
+@both_transports
 def test_every_further_type_is_right(transport: str, run: Run, tmp_path: Path) -> None:
     ranks = WORLDS[-1]
     records = run(ranks, "--plan", everything(tmp_path, ranks, FURTHER, "4100"), "--transport", transport)
@@ -103,7 +103,7 @@ LAYER = "ep = 8, tokens = 64, hidden = 256, experts = 64, top_k = 8"
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all", "send_recv", "hypercube")
 
 
-@both_roads
+@both_transports
 def test_eight_ranks(transport: str, run: Run, tmp_path: Path) -> None:
     rest = "".join(f'[[case]]\npattern = "{name}"\nbytes = ["4K", "1M"]\n' for name in COLLECTIVES)
     (tmp_path / "plan.toml").write_text(EIGHT.format(layer=LAYER, rest=rest))
@@ -113,7 +113,7 @@ def test_eight_ranks(transport: str, run: Run, tmp_path: Path) -> None:
 
 
 @every_world
-@both_roads
+@both_transports
 def test_the_three_regimes_and_what_they_ran_on(transport: str, ranks: int, run: Run) -> None:
     records = run(
         *(ranks, "all_reduce", "-b", "8", "-e", "32M", "-f", "4194304", "--timing", "all", "-n", "20"),
@@ -133,7 +133,7 @@ def test_the_three_regimes_and_what_they_ran_on(transport: str, ranks: int, run:
 
 @every_world
 @pytest.mark.parametrize("buffers", ["pool", "nccl", "torch"])
-@both_roads
+@both_transports
 def test_buffers_of_every_kind(transport: str, buffers: str, ranks: int, run: Run) -> None:
     (record,) = run(
         *(ranks, "all_gather", "-b", "1M", "-e", "1M", "-n", "10", "--buffers", buffers, "--cache", "warm"),
@@ -145,7 +145,7 @@ def test_buffers_of_every_kind(transport: str, buffers: str, ranks: int, run: Ru
 
 
 @every_world
-@both_roads
+@both_transports
 def test_blocks_from_nccl_serve_one_case_after_the_other(transport: str, ranks: int, run: Run) -> None:
     records = run(
         *(ranks, "all_gather", "-b", "4M", "-e", "8M", "-f", "2", "--timing", "all", "-n", "20", "--buffers", "nccl"),
@@ -196,9 +196,9 @@ def test_size_beyond_the_gpu_is_refused_before_allocation(tmp_path: Path) -> Non
     assert "needs 1.0 TiB on a GPU" in done.stderr
 
 
-@both_roads
+@both_transports
 def test_two_nodes_on_one_host_use_sockets(transport: str, tmp_path: Path) -> None:
-    # NCCL takes ranks with different host ids for different hosts, and then the network it is told to.
+    # NCCL takes ranks with different host ids for different hosts, and then uses the given network.
     script = (
         'import os,sys; os.environ["NCCL_HOSTID"]=f"node{os.environ[\'RANK\']}"; from ncclbench.cli import main; main()'
     )
@@ -219,7 +219,7 @@ def test_two_nodes_on_one_host_use_sockets(transport: str, tmp_path: Path) -> No
     assert any("sockets" in note for note in record["notes"])
 
 
-@both_roads
+@both_transports
 def test_disabled_nvls_differs_from_missing_nvls(transport: str, run: Run) -> None:
     ranks = max(2, GPUS)
     (record,) = run(

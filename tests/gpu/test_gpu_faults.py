@@ -14,11 +14,11 @@ import pytest
 
 from tests.gpu.conftest import environment
 
-both_roads = pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
+both_transports = pytest.mark.parametrize("transport", ["nccl", "cupy_nccl"])
 
 
 def start(out: Path, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
-    """Two ranks that all-reduce for longer than anybody waits."""
+    """Two ranks that all-reduce for longer than any time limit."""
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "ncclbench", "run", "all_reduce", "-b", "16M", "-e", "16M", "-n", "1000000"),
@@ -42,7 +42,7 @@ def rank_pids(out: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("timing", ["isolated", "graph"])
-@both_roads
+@both_transports
 def test_peer_killed_during_a_launch_is_named(transport: str, timing: str, tmp_path: Path) -> None:
     job = start(tmp_path / "run", "--transport", transport, "--timing", timing)
     try:
@@ -83,10 +83,10 @@ def is_socket(fd):
         return False
 
 
-def open_transport(name, seat, timeout):
+def open_transport(name, identity, timeout):
     name = os.environ["SABOTAGED"]
-    os.environ["NCCL_HOSTID"] = f"host{seat.rank}"  # on one host data would go from GPU to GPU, without a socket
-    transport = load("transports", name).open_transport(name, seat, timeout)
+    os.environ["NCCL_HOSTID"] = f"host{identity.rank}"  # on one host data would go from GPU to GPU, without a socket
+    transport = load("transports", name).open_transport(name, identity, timeout)
     honest, before = transport.compile, None
 
     def compile(schedule, buffers):
@@ -99,7 +99,7 @@ def open_transport(name, seat, timeout):
             nonlocal launches
             launches += 1
             release()
-            if seat.rank == 1 and launches == 3:
+            if identity.rank == 1 and launches == 3:
                 for fd in sockets() - before:
                     try:
                         with socket.socket(fileno=os.dup(int(fd))) as one:
@@ -118,7 +118,7 @@ CAPABILITIES = Capabilities(name="saboteur", devices=("cuda",), needs_store=True
 """
 
 
-@both_roads
+@both_transports
 def test_background_nccl_error_is_reported_in_its_words(transport: str, tmp_path: Path) -> None:
     site = tmp_path / "site"
     (site / "saboteur-1.0.dist-info").mkdir(parents=True)

@@ -141,7 +141,7 @@ def test_every_variant_format_and_routing_is_right(
 
 
 def trace_of(ranks: int) -> str:
-    """Recorded choices of 64 tokens a rank: the last rank's experts are never chosen, and one expert is always."""
+    """Recorded choices of 64 tokens per rank: one expert is always chosen, and the last rank's experts never."""
     each = 256 // ranks
     rows = []
     for rank in range(ranks):

@@ -1,4 +1,4 @@
-"""Recorders of prepared runs, and a listener that keeps what it is told."""
+"""Recorders of prepared runs, and a listener that stores what it receives."""
 
 from pathlib import Path
 from typing import Any

@@ -81,7 +81,7 @@ def test_a_slow_nic_shows_at_its_own_ends(staged: StayingJob) -> None:
     )
 
 
-def test_send_and_receive_are_told_apart(staged: StayingJob) -> None:
+def test_send_and_receive_faults_are_distinguished(staged: StayingJob) -> None:
     staged.break_it("nic", "n1:r0", "rate", "50%", ("send",))
     settled(staged.measure, lambda flows: only_these_are_slow(flows, {("send", rank(staged, "n1:r0")): (40, 60)}))
 

@@ -30,8 +30,8 @@ import os, socket, sys, time
 address, source, size = sys.argv[2], sys.argv[3], int(sys.argv[4])
 rank = int(os.environ["RANK"])
 if rank == int(sys.argv[1]):
-    door = socket.create_server((address, 7000))
-    link, _ = door.accept()
+    server = socket.create_server((address, 7000))
+    link, _ = server.accept()
     got = len(link.recv(1))
     began = time.perf_counter()
     while chunk := link.recv(1 << 20):
@@ -350,7 +350,7 @@ def test_the_worst_rank_is_the_exit_code(prefix: str) -> None:
     assert fabric_lab("--prefix", prefix, "exec", "--", "sh", "-c", "exit 7").returncode == 7
 
 
-def test_a_machine_that_cannot_is_told_so(tmp_path: Path) -> None:
+def test_machine_without_support_is_refused(tmp_path: Path) -> None:
     refused = subprocess.run(
         [sys.executable, str(SCRIPT), "status"],
         env={"PATH": str(tmp_path)},
@@ -362,7 +362,7 @@ def test_a_machine_that_cannot_is_told_so(tmp_path: Path) -> None:
     assert "apt-get install iproute2" in refused.stderr
 
 
-def test_whoever_is_not_root_is_told_so() -> None:
+def test_user_other_than_root_is_refused() -> None:
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); from scripts.lab.kernel import unable; "
         "os.setgid(65534); os.setuid(65534); print(unable())"

@@ -31,12 +31,12 @@ _PATIENCE_SECONDS = 600.0
 
 def main() -> None:
     """Join, and measure until told to stop."""
-    seat = detect(os.environ)
-    assert seat is not None
-    transport: Transport = open_transport("gloo", with_store(seat), _PATIENCE_SECONDS)
+    identity = detect(os.environ)
+    assert identity is not None
+    transport: Transport = open_transport("gloo", with_store(identity), _PATIENCE_SECONDS)
     hosts = all_gather_text(transport.control, socket.gethostname())
     topology = place_ranks(read_topology(sys.argv[2]), hosts)
-    link = Client(sys.argv[1]) if seat.rank == 0 else None
+    link = Client(sys.argv[1]) if identity.rank == 0 else None
     if link:
         link.send(json.dumps({"hosts": hosts, "topology": topology.as_record()}))
     while request := broadcast_text(transport.control, link.recv() if link else ""):

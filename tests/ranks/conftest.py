@@ -111,7 +111,7 @@ class Job:
                 continue
         return found
 
-    def nobody_is_left(self, seconds: float = 5.0) -> bool:
+    def no_process_is_left(self, seconds: float = 5.0) -> bool:
         """Whether all processes of the job end, within some seconds after it."""
         return eventually(lambda: not self.survivors(), seconds)
 
@@ -217,12 +217,12 @@ from pathlib import Path
 from ncclbench.transports import gloo
 
 
-def open_transport(name, seat, timeout):
-    """Join as everybody does."""
-    transport = gloo.open_transport("gloo", seat, timeout)
+def open_transport(name, identity, timeout):
+    """Join as gloo does."""
+    transport = gloo.open_transport("gloo", identity, timeout)
     for plot in filter(None, os.environ.get("SABOTAGE", "").split(";")):
         kind, rank, nbytes, number = plot.split(":")
-        if seat.rank == int(rank):
+        if identity.rank == int(rank):
             _sabotage(transport, kind, int(nbytes), int(number))
     return transport
 

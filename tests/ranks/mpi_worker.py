@@ -124,15 +124,15 @@ def odd_schedules(size: int) -> Iterator[tuple[str, Schedule]]:
 
 def of(size: int, *phases: Any) -> Schedule:
     dtype = DTYPES["float32"]
-    room = 64 * size * dtype.itemsize
+    limit = 64 * size * dtype.itemsize
     return Schedule(
         world_size=size,
         dtype=dtype,
-        buffers=dict.fromkeys(("send", "recv", "third", "fourth"), room),
+        buffers=dict.fromkeys(("send", "recv", "third", "fourth"), limit),
         inputs=("send",),
         phases=phases,
         op=None,
-        size_bytes=room,
+        size_bytes=limit,
         count=6,
     )
 

@@ -164,4 +164,4 @@ def test_interruption_leaves_no_process_and_makes_no_further_start(small: Starte
     done = job.wait()
     assert done.code == Exit.ENVIRONMENT
     assert len(started(small.folder / "rack")) == 1
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()

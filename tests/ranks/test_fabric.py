@@ -31,7 +31,7 @@ SKIPPED = {
 
 
 def topology(nodes: int, rails: int) -> str:
-    """Nodes under leaves of two, with every rank's seat said outright."""
+    """Nodes under leaves of two, with the identity of every rank given."""
     lines = ["schema = 1"]
     for rank in range(nodes * rails):
         node, rail = divmod(rank, rails)
@@ -57,7 +57,7 @@ def test_every_pattern_is_right_and_every_flow_reported(transport: str, nodes: i
     job = jobs.ncclbench(f"run {some} --transport {transport} --nproc 4 {sizes}", AS_ROOT)
     finished = job.wait(200)
     assert finished.code == Exit.GOOD, finished.err
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
     run = read_run(jobs.folder / "run")
     assert {r.pattern for r in run.records if r.status == "skipped"} == SKIPPED[nodes, rails]
     for record in run.records:

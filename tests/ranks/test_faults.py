@@ -100,7 +100,7 @@ def assert_goes_on(jobs: Starter, saboteur: Mapping[str, str], launcher: str) ->
     assert len({record.samples for record in run.records}) == 3
 
 
-# What a rank does -> status of the record, whether it alone is to be named, and how the reason speaks of it.
+# What a rank does -> status of the record, whether only this rank is named, and words of the reason.
 FAULTS: dict[str, tuple[str, bool, str]] = {
     "raise": ("failed", True, "ValueError: sabotage"),
     "exit": ("failed", True, "died (last seen in timed"),
@@ -111,7 +111,7 @@ FAULTS: dict[str, tuple[str, bool, str]] = {
 }
 
 
-# Every fault alone and under torchrun, and of rank 0, which keeps the book, by one of the two.
+# Every fault alone and under torchrun, and of rank 0, which writes the run, by one of the two.
 ALONE = [("raise", 0), ("exit", 2), ("kill", 0), ("kill", 2), ("stop", 2), ("hang", 0)]
 TORCHRUN = [("raise", 2), ("exit", 0), ("kill", 0), ("stop", 0), ("hang", 2)]
 FAULTY = [(*fault, launcher) for launcher, faults in (("alone", ALONE), ("torchrun", TORCHRUN)) for fault in faults]
@@ -131,7 +131,7 @@ def test_a_rank_goes_wrong_in_mid_case(
 
     assert finished.code == (Exit.ENVIRONMENT if launcher == "alone" else 1), finished.err
     assert gone - sabotaged_at(jobs) < LIMIT + GRACE
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
 
     record = assert_finished_is_intact(jobs).records[1]
     assert (record.status, record.samples) == (status, None)
@@ -197,7 +197,7 @@ def test_an_interruption_is_written_down(
     job.signal(number)
     finished = job.wait(60)
     assert finished.code == Exit.ENVIRONMENT if launcher == "alone" else finished.code != 0
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
     record = assert_finished_is_intact(jobs).records[1]
     assert (record.status, record.ranks) == ("failed", [])
     if launcher == "alone":  # torchrun says SIGTERM to its ranks whatever it got itself
@@ -211,7 +211,7 @@ def test_ranks_do_not_outlive_the_process_that_started_them(jobs: Starter, sabot
     assert jobs.eventually((jobs.folder / "mark").exists, 60)
     assert len(job.survivors()) == 4
     job.signal(signal.SIGKILL)
-    assert job.nobody_is_left(LIMIT + GRACE)
+    assert job.no_process_is_left(LIMIT + GRACE)
     assert job.wait().code == -signal.SIGKILL
     record = assert_finished_is_intact(jobs).records[1]
     assert (record.status, record.ranks) == ("failed", [])  # no rank is to blame

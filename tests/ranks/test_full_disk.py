@@ -26,7 +26,7 @@ RUN = f"run all_reduce -b 1K -e 16K -n {ITERATIONS} --nproc 2"
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with room for a few cases."""
+    """A file system of its own, with space for a few cases."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
     disk = tmp_path / "disk"

@@ -94,7 +94,7 @@ def measured(module_jobs: Starter) -> Callable[[int], tuple[Records, Records]]:
             finished = job.wait(280)
             assert finished.code == Exit.GOOD, finished.err
             assert finished.err == ""
-            assert job.nobody_is_left()
+            assert job.no_process_is_left()
             found.append(by_case(finished.records))
         return found[0], found[1]
 
@@ -143,7 +143,7 @@ def test_the_data_are_right(pattern: str, both: tuple[int, Records, Records]) ->
     for record in mine:
         # What gloo cannot do.
         unable = refusal(pattern, record["dtype"], record["params"].get("redop", "sum"))
-        # Two groups of two make hypercube's and everybody's world small, never too small.
+        # Two groups of two are the smallest world that every pattern supports.
         assert record["status"] == ("skipped" if unable else "ok"), record
         if unable:
             assert record["reason"] == unable

@@ -125,10 +125,10 @@ def test_slurm_script_requests_what_its_ranks_find() -> None:
         for line in script.splitlines()
         if "#SBATCH --" in line and "=" in line
     )
-    seat = detect(STEP)
-    assert seat is not None
-    assert (seat.launcher, seat.rank, seat.world_size) == ("slurm", 8, 16)
-    assert seat.local_size == int(directives["ntasks-per-node"]) == int(directives["gpus-per-node"])
+    identity = detect(STEP)
+    assert identity is not None
+    assert (identity.launcher, identity.rank, identity.world_size) == ("slurm", 8, 16)
+    assert identity.local_size == int(directives["ntasks-per-node"]) == int(directives["gpus-per-node"])
     assert len(expand_nodes(STEP["SLURM_STEP_NODELIST"])) == int(directives["nodes"])
     subprocess.run(["bash", "-n", str(LAUNCH / "slurm.sbatch")], check=True)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(400)]
 
 # The trace has a table of every kind of routing, one an iteration: each of these cases is all kinds in one variant and
-# format. A transport is told what moves, and not what drew it.
+# format. A transport receives what moves, and not its origin.
 TRACED = """
 [[case]]
 pattern = "moe_dispatch"
@@ -73,7 +73,7 @@ def job(jobs: Starter, transport: str, plan: str, flags: str = "", seconds: floa
     path.write_text(plan)
     started = jobs.ncclbench(f"run --plan {path} --transport {transport} --nproc 4 --json -o {transport} {flags}", ROOT)
     finished = started.wait(seconds)
-    assert started.nobody_is_left()
+    assert started.no_process_is_left()
     return finished
 
 

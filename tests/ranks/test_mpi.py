@@ -243,7 +243,7 @@ def test_branches_need_a_thread_safe_mpi(mpi: Mpi, level: str, tmp_path: Path) -
     assert [record["status"] for record in answer["records"]] == ["ok"]
 
 
-def test_nobody_outlives_a_command_that_is_killed(mpi: Mpi, tmp_path: Path) -> None:
+def test_killed_command_leaves_no_process(mpi: Mpi, tmp_path: Path) -> None:
     """SIGKILL leaves the command no time to end its mpiexec: the kernel tells that one (PR_SET_PDEATHSIG)."""
     out = tmp_path / "run"
     arguments = ["all_reduce", "-b", "1M", "-e", "1M", "-n", "1000000", "--nproc", "2", "--transport", "mpi"]
@@ -404,7 +404,7 @@ def test_usage_error_on_one_rank_ends_the_job(tmp_path: Path) -> None:
     assert done.returncode == Exit.USAGE
     assert done.stderr.count("ncclbench: error:") == 1
     assert "ncclbench: error: rank 1: command line: case[0]: no pattern 'all_redice'" in done.stderr
-    assert nobody_is_left(out)
+    assert no_process_is_left(out)
 
 
 def test_independent_jobs_are_refused(tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ class Faulty(mpi.MpiTransport):
 
         return Program((Step(step.label, launch),))
 
-def open_transport(name, seat, timeout):
+def open_transport(name, identity, timeout):
     mpi.start_mpi()
     return Faulty(mpi.MPI.COMM_WORLD, capabilities=Capabilities(name="faulty"), owned=True)
 '''
@@ -467,14 +467,14 @@ def faulty(tmp_path: Path) -> Path:
     return folder
 
 
-# Each library with each fault, and each fault of rank 0, which keeps the book, and of another one. What a death does is
+# Each library with each fault, and each fault of rank 0, which writes the run, and of another one. What a death does is
 # the mpiexec's affair as well, so both libraries have both.
 BROKEN = [("SIGKILL", 0, "openmpi"), ("SIGKILL", 2, "openmpi"), ("raise", 2, "openmpi"), ("SIGSTOP", 0, "openmpi"),
           ("SIGKILL", 0, "mpich"), ("SIGKILL", 2, "mpich"), ("raise", 0, "mpich"), ("SIGSTOP", 2, "mpich")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("fault", "rank", "mpi"), BROKEN, indirect=["mpi"])
-def test_a_broken_rank_is_named_and_leaves_nobody(
+def test_broken_rank_is_named_and_no_process_is_left(
     mpi: Mpi, fault: str, rank: int, faulty: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -491,7 +491,7 @@ def test_a_broken_rank_is_named_and_leaves_nobody(
     assert records[1]["ranks"] == [rank]
     assert f"rank {rank}" in records[1]["reason"]
     assert f"ncclbench: error: {records[1]['case']}: {records[1]['reason']}" in done.stderr
-    assert nobody_is_left(out)
+    assert no_process_is_left(out)
 
 
 def test_signal_to_the_command_ends_mpich_and_all_ranks(tmp_path: Path) -> None:
@@ -521,7 +521,7 @@ def test_signal_to_the_command_ends_mpich_and_all_ranks(tmp_path: Path) -> None:
         assert left_over(out) == []
 
 
-def nobody_is_left(out: Path) -> bool:
+def no_process_is_left(out: Path) -> bool:
     """Whether all that work on `out` end within 10 s."""
     deadline = time.monotonic() + 10
     while left_over(out) and time.monotonic() < deadline:

@@ -53,7 +53,7 @@ def test_one_changed_element_is_caught_in_every_pattern(jobs: Starter, saboteur:
     assert [record.status for record in read_run(jobs.folder / "run").records] == ["wrong"] * len(PATTERNS) * 2
 
 
-def test_without_checking_nothing_is_claimed(jobs: Starter, saboteur: dict[str, str]) -> None:
+def test_unchecked_case_reports_no_correctness(jobs: Starter, saboteur: dict[str, str]) -> None:
     finished = start(jobs, saboteur, "wrong:1:0:0", "all_reduce -b 4K -e 4K --nproc 2 --no-check").wait()
     assert finished.code == Exit.GOOD
     (record,) = finished.records

@@ -119,7 +119,7 @@ def test_every_start_is_a_call_of_the_launcher(launcher: str, transport: str, sm
     assert starts(small.folder / "rack") == [(0, 2), (1, 2)]
     assert "still missing" not in done.err
     assert read_run(small.folder / "rack").manifest.provenance.launcher in ("torchrun", "openmpi")
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
 
 
 def test_batch_script_makes_all_starts_and_the_verdict(small: Starter) -> None:
@@ -179,7 +179,7 @@ def test_interruption_ends_the_launcher_and_prevents_further_starts(small: Start
     job.signal(signal.SIGINT)
     assert job.wait().code == Exit.ENVIRONMENT
     assert len(starts(small.folder / "rack")) == 1
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
 
 
 def test_mpiexec_that_refuses_root_is_one_clear_line(small: Starter) -> None:

@@ -75,7 +75,7 @@ def test_a_signal_in_mid_case_keeps_what_was_finished(transport: str, number: si
     assert [(r.case, r.status) for r in stored.records] == [(CASES[0], "ok"), (CASES[1], "failed")]
     assert stored.records[1].reason == f"interrupted by {number.name}"
     assert (stored.events[-1].kind, stored.events[-1].exit_code) == ("end", 3)
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
 
 
 def test_signal_ends_a_start_and_prevents_further_starts(plan: Path, jobs: Starter) -> None:
@@ -87,7 +87,7 @@ def test_signal_ends_a_start_and_prevents_further_starts(plan: Path, jobs: Start
     assert (finished.code, len(ours(finished.err))) == (Exit.ENVIRONMENT, 1)
     assert [record["status"] for record in finished.records] == ["ok", "failed"]
     assert finished.summary["error"] == "interrupted by SIGTERM"
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
 
 
 # A transport whose ranks never join: they wait in a library's C code, which does not handle signals.
@@ -95,8 +95,8 @@ _NEVER = """
 import ctypes, os
 from pathlib import Path
 
-def open_transport(name, seat, timeout):
-    Path(os.environ["MARKS"], str(seat.rank)).touch()
+def open_transport(name, identity, timeout):
+    Path(os.environ["MARKS"], str(identity.rank)).touch()
     ctypes.CDLL(None).sleep(ctypes.c_uint(3600))
 """
 
@@ -128,7 +128,7 @@ def test_a_signal_while_ranks_meet_is_one_line(
     assert not (jobs.folder / "run").exists()
     assert finished.out == "" or json.loads(finished.out)["error"] == f"interrupted by {number.name}"
     assert bool(finished.out) == as_json
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
 
 
 def test_signal_before_the_ranks_start_is_one_line(jobs: Starter) -> None:
@@ -143,7 +143,7 @@ def test_signal_before_the_ranks_start_is_one_line(jobs: Starter) -> None:
         assert finished.code == Exit.ENVIRONMENT
         assert len(ours(finished.err)) == 1, finished.err
         assert "" not in finished.err.splitlines()
-        assert job.nobody_is_left()
+        assert job.no_process_is_left()
 
 
 def _status(pid: int, field: str) -> str:

@@ -37,7 +37,7 @@ def test_four_ranks_on_one_node(jobs: Starter) -> None:
     manifest = json.loads((jobs.folder / "run" / "manifest.json").read_text())
     assert manifest["provenance"]["launcher"] == "torchrun"
     assert manifest["topology"]["world_size"] == 4
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
 
 
 def test_a_usage_error_is_said_once(jobs: Starter) -> None:
@@ -82,7 +82,7 @@ def test_independent_jobs_under_mpirun_are_refused(jobs: Starter) -> None:
         assert "openmpi started 2 processes, but torchrun makes a job of 1 in each" in line
         assert "2 independent jobs" in line
     assert not (jobs.folder / "run").exists()
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
 
 
 def test_torchrun_inside_one_outer_task_is_one_job(jobs: Starter) -> None:

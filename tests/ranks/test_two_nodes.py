@@ -131,7 +131,7 @@ def test_mpirun_with_a_host_file_of_two_nodes(transport: str, nodes: Nodes, jobs
     line = next(line for line in finished.out.splitlines() if line.startswith('{"run"'))
     assert_two_nodes(run, json.loads(line)["records"])
     assert read_run(run).manifest.transport == transport
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_two_simulated_nodes_are_recorded_as_one_machine(played: str, jobs: Star
     assert finished.code == 0, finished.err
     assert known(read_run(run).manifest.topology).node_names == ["node0", "node1"]
     assert "# nodes of one machine: proves logic, not a fabric" in finished.out.splitlines()
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
 
 
 def test_failed_simulated_node_ends_the_other(played: str, jobs: Starter) -> None:
@@ -161,4 +161,4 @@ def test_failed_simulated_node_ends_the_other(played: str, jobs: Starter) -> Non
         f"{played} 1 sh -c {shlex.quote('[ $RANK = 0 ] && exec sleep 100; exit 7')}", {"PYTHON": sys.executable}
     )
     assert job.wait(60).code != 0
-    assert job.nobody_is_left()
+    assert job.no_process_is_left()
