@@ -29,7 +29,7 @@ IN_REPORTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     RunVerdict: ("schema", "verdict", "reasons", "profile", "stamps", "starts", "checks"),
     CheckResult: ("check", "subject", "verdict", "reason", "action", "evidence"),
 }
-# A reader demands these, though the type has a default for whoever makes one.
+# A reader demands these, though the type has a default for code that makes one.
 DEMANDED = "schema"
 _UNITS = (("gb_per_s", "1e9 B/s"), ("_us", "us"), ("bytes", "B"), ("seconds", "s"), ("_percent", "%"))
 _TABLE = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end of fields -->\n)", re.DOTALL)
