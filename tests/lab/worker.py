@@ -38,7 +38,7 @@ def main() -> None:
     topology = place_ranks(read_topology(sys.argv[2]), hosts)
     link = Client(sys.argv[1]) if identity.rank == 0 else None
     if link:
-        link.send(json.dumps({"hosts": hosts, "topology": topology.as_record()}))
+        link.send(msgspec.json.encode({"hosts": hosts, "topology": topology.as_record()}).decode())
     while request := broadcast_text(transport.control, link.recv() if link else ""):
         wanted: dict[str, Any] = json.loads(request)
         settings = Settings(warmup=1, seed=7, timeout=60.0, **wanted.pop("settings"))
