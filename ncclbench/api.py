@@ -74,7 +74,7 @@ class LoadedRun:
 
     def _repr_html_(self) -> str:
         """The summary table for a notebook."""
-        from ncclbench_reports.common.summary_table import summary_html
+        from ncclbench_reports.common.notebook_summary import summary_html
 
         return summary_html(self.run)
 

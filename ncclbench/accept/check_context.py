@@ -9,8 +9,8 @@ import numpy as np
 
 from ncclbench.accept.case_facts import CaseView, matches_any, views_of
 from ncclbench.accept.conditions import read_test
+from ncclbench.accept.impossible_samples import Floats, read_total
 from ncclbench.accept.profile import RATES, FloorRule, Rules
-from ncclbench.accept.sample_checks import Floats, read_total
 from ncclbench.analysis.intervals import quantile_interval
 from ncclbench.store.records import Json, LedgerRecord, PathRecord, Record, Summary
 from ncclbench.store.run_directory import Run

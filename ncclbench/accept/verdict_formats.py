@@ -3,7 +3,15 @@
 from collections import Counter
 from itertools import groupby
 
-from ncclbench.store.exports import Gauge, JUnitSuite, check_case, csv_text, junit_text, prometheus_text, verdict_case
+from ncclbench.store.export_writers import (
+    Gauge,
+    JUnitSuite,
+    check_case,
+    csv_text,
+    junit_text,
+    prometheus_text,
+    verdict_case,
+)
 from ncclbench.store.verdict import RunVerdict, Verdict
 
 

@@ -16,7 +16,7 @@ from ncclbench.launch.launcher_detection import detect
 from ncclbench.launch.listener import Listener
 from ncclbench.launch.local_ranks import start_ranks
 from ncclbench.launch.mpiexec import start_under_mpiexec
-from ncclbench.launch.next_command import next_command
+from ncclbench.launch.next_start_command import next_command
 from ncclbench.launch.preparation import (
     PreparedRun,
     choose_transport,
@@ -163,7 +163,7 @@ def _start_without_launcher(prepared: PreparedRun) -> Exit:
     if (plan.process_starts > 1 or request.results == "none") and not request.one_of_several:
         return _make_starts(prepared, nproc)
     if _in_one_process(transport):
-        from ncclbench.launch.local_session import run_in_process
+        from ncclbench.launch.in_process_session import run_in_process
 
         prepared = _with_start(prepared)
         with mode_environment(plan.mode_of(prepared.start or 0)):

@@ -3,7 +3,7 @@
 Iterations inside one process are not independent: memory is placed once, and connections and rings are chosen once.
 A verdict on performance therefore needs several process starts. The plan declares how many, and all are kept in one run
 directory. After a process start that fails the next one is made, and the failed one counts. Inside a launcher's ranks
-no process start can be made; there `ncclbench.launch.next_command` tells the user the command.
+no process start can be made; there `ncclbench.launch.next_start_command` tells the user the command.
 """
 
 import subprocess

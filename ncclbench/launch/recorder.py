@@ -13,7 +13,7 @@ from ncclbench.launch.process_starts import refuse_without_first
 from ncclbench.launch.watchdog.attribution import Fault
 from ncclbench.measure.case import Measurement
 from ncclbench.measure.record import base_record
-from ncclbench.measure.requirements import wrongly_started
+from ncclbench.measure.required_variables import wrongly_started
 from ncclbench.plan.plan import PlannedCase
 from ncclbench.store.events import utc_now
 from ncclbench.store.manifest import Manifest

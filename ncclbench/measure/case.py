@@ -23,7 +23,7 @@ from ncclbench.measure.network.expected_traffic import ExpectedTraffic, expected
 from ncclbench.measure.network.port_watch import PortWatch
 from ncclbench.measure.reachability import LostFlows, drop_unreachable_flows, report_lost_flows
 from ncclbench.measure.record import Outcome, Validation, base_record, complete_record
-from ncclbench.measure.requirements import check_needs
+from ncclbench.measure.required_variables import check_needs
 from ncclbench.measure.sampling import FEWEST_SAMPLES, Rule, Samples, collect
 from ncclbench.measure.telemetry import Telemetry
 from ncclbench.measure.timing_host import LAUNCHES_PER_BLOCK, Clock, Loop, Progress

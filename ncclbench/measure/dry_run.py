@@ -10,7 +10,7 @@ import numpy as np
 from ncclbench.buffers.arrays import refuse_too_large
 from ncclbench.errors import TooLarge, Unable
 from ncclbench.measure.case import memory_needed
-from ncclbench.measure.requirements import why_not
+from ncclbench.measure.required_variables import why_not
 from ncclbench.measure.sampling import FEWEST_SAMPLES, MAX_SAMPLES
 from ncclbench.measure.timing_host import LAUNCHES_PER_BLOCK
 from ncclbench.plan.plan import Plan, PlannedCase

@@ -31,7 +31,7 @@ from ncclbench.schedule.schedule import Schedule
 from ncclbench.transports._compiler import Branch, PhaseCompiler, refuse_mpi_only
 from ncclbench.transports.base import Call, Control, Evidence, Facts, Program, RankIdentity, Step, Transport, nothing
 from ncclbench.transports.capabilities import Capabilities
-from ncclbench.transports.cuda.cupy_types import Communicator, CupyStream
+from ncclbench.transports.cuda.cupy_protocols import Communicator, CupyStream
 from ncclbench.transports.cuda.gpu_ownership import choose_gpu, cupy_gpus, ranks_per_gpu
 from ncclbench.transports.cuda.nccl_limits import branches_launches
 from ncclbench.transports.cuda.nccl_log import NcclLog

@@ -6,7 +6,7 @@ advises under "CSV injection"; numbers stay numbers. Carriage returns become lin
 
 from collections.abc import Sequence
 
-from ncclbench.store.exports import csv_text
+from ncclbench.store.export_writers import csv_text
 from ncclbench.store.run_directory import Run
 from ncclbench_reports.common.record_rows import NAMES, record_rows
 

@@ -1,13 +1,13 @@
 """JUnit XML for CI systems: one test suite per run and one test case per record; with a verdict, per check too.
 
 ``wrong`` and FAIL are failures. ``failed``, ``timeout`` and a planned case without a record are errors, since nothing
-was measured. `ncclbench.store.exports.check_case` defines the outcomes of checks. The figures are properties,
+was measured. `ncclbench.store.export_writers.check_case` defines the outcomes of checks. The figures are properties,
 under the names of the columns.
 """
 
 from collections.abc import Sequence
 
-from ncclbench.store.exports import JUnitCase, JUnitSuite, Outcome, check_case, junit_text, verdict_case
+from ncclbench.store.export_writers import JUnitCase, JUnitSuite, Outcome, check_case, junit_text, verdict_case
 from ncclbench.store.run_directory import Run
 from ncclbench.store.verdict import RunVerdict
 from ncclbench_reports.common.record_rows import COLUMNS, RecordRow, record_rows

@@ -5,7 +5,7 @@ A metric is ``ncclbench_`` and the column's name, unit included, so that its fig
 
 from collections.abc import Sequence
 
-from ncclbench.store.exports import Gauge, Label, prometheus_text
+from ncclbench.store.export_writers import Gauge, Label, prometheus_text
 from ncclbench.store.run_directory import Run
 from ncclbench.store.verdict import Verdict
 from ncclbench_reports.common.record_rows import COLUMNS, Column, RecordRow, record_rows

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ncclbench.accept.check_context import CheckContext, row
-from ncclbench.accept.sample_checks import impossible
+from ncclbench.accept.impossible_samples import impossible
 from ncclbench.errors import UsageError
 from ncclbench.store.records import Record
 from ncclbench.store.verdict import CheckResult, Verdict

@@ -17,7 +17,7 @@ from ncclbench.errors import Unable
 from ncclbench.schedule.dtypes import Array
 from ncclbench.schedule.row_work import ENTRY_BYTES, RowKernel, RowPlan, RowWork
 from ncclbench.transports.base import Call
-from ncclbench.transports.cuda.cupy_types import RawModule
+from ncclbench.transports.cuda.cupy_protocols import RawModule
 
 SOURCE = Path(__file__).with_name("row_kernels.cu")
 NAMES = (

@@ -12,7 +12,7 @@ import numpy as np
 from ncclbench.schedule.dtypes import Dtype
 from ncclbench.schedule.phases import Collective
 from ncclbench.transports.base import Call, nothing
-from ncclbench.transports.cuda.cupy_types import CupyEvent, CupyStream
+from ncclbench.transports.cuda.cupy_protocols import CupyEvent, CupyStream
 from ncclbench.transports.cuda.gpu_ownership import unusable_cupy
 from ncclbench.transports.cuda.nccl_limits import adds_float8, refuse_float8
 

@@ -143,7 +143,7 @@ def test_impossible_samples_are_inconclusive_and_named(what: str, run: Path) -> 
 
 
 def _damage_samples(run: Path, damage: Callable[[NDArray[np.float64]], None]) -> None:
-    from ncclbench.accept.sample_checks import read_total
+    from ncclbench.accept.impossible_samples import read_total
 
     record = read_run(run).records[0]
     assert record.samples is not None

@@ -16,7 +16,7 @@ from ncclbench.accept.profile import load_profile, parse_profile
 from ncclbench.api import FinishedRun
 from ncclbench.cli import cli
 from ncclbench.errors import Exit, NcclbenchError
-from ncclbench.launch.next_command import next_command
+from ncclbench.launch.next_start_command import next_command
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

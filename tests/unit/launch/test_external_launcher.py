@@ -17,7 +17,7 @@ from ncclbench.launch.external_launcher import (
     launcher_words,
     refuse_partial_allocation,
 )
-from ncclbench.launch.next_command import next_command
+from ncclbench.launch.next_start_command import next_command
 from ncclbench.launch.request import RunRequest
 
 PYTHON = f"{sys.executable} -m ncclbench"

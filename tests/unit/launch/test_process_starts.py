@@ -11,7 +11,8 @@ import pytest
 
 from ncclbench.cli.progress import JsonListener
 from ncclbench.errors import EnvironmentFault, Exit, UsageError
-from ncclbench.launch import execution, next_command
+from ncclbench.launch import execution
+from ncclbench.launch import next_start_command as next_command
 from ncclbench.launch.process_starts import StartMissing, make_starts
 from ncclbench.launch.rank_session import refuse_disagreement
 from ncclbench.launch.recorder import RunRecorder

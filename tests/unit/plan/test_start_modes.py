@@ -15,7 +15,7 @@ from ncclbench.accept.checks import drift
 from ncclbench.cli.run import command as run_command
 from ncclbench.config.plugins import load
 from ncclbench.errors import UsageError
-from ncclbench.launch.next_command import next_command
+from ncclbench.launch.next_start_command import next_command
 from ncclbench.launch.process_starts import start_of_rank
 from ncclbench.launch.recorder import RunRecorder
 from ncclbench.launch.request import RunRequest, rank_arguments

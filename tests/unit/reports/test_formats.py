@@ -22,7 +22,7 @@ import pytest
 from ncclbench import __version__
 from ncclbench.analysis.summary import summarise
 from ncclbench.config.plugins import load, names
-from ncclbench.store.exports import csv_text
+from ncclbench.store.export_writers import csv_text
 from ncclbench.store.records import ComparableRate, OriginRecord, Record
 from ncclbench.store.run_directory import Run, read_run
 from ncclbench.store.run_writer import RunWriter
@@ -290,7 +290,7 @@ def test_junit_and_prometheus_stay_well_formed(text: str, tmp_path: Path) -> Non
 
 def test_the_junit_test_notices_missing_escapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutation that the test before must catch."""
-    monkeypatch.setattr("ncclbench.store.exports.xml_text", str)
+    monkeypatch.setattr("ncclbench.store.export_writers.xml_text", str)
     with pytest.raises(ET.ParseError):
         ET.fromstring(rendered("junit", hostile_run(tmp_path / "run", "a\x00b")))
 

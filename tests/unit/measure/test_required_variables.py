@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from ncclbench.cli.run import command as run_command
 from ncclbench.errors import Unable
-from ncclbench.measure.requirements import check_needs, why_not
+from ncclbench.measure.required_variables import check_needs, why_not
 from ncclbench.schedule import Case, Needs
 from ncclbench.schedule.pattern import load_pattern
 from ncclbench.store.run_directory import read_run

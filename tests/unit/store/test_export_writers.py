@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from ncclbench.accept.verdict_formats import junit
-from ncclbench.store.exports import (
+from ncclbench.store.export_writers import (
     Gauge,
     JUnitCase,
     JUnitSuite,
