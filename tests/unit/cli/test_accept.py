@@ -260,7 +260,7 @@ def test_profile_is_made_from_a_golden_run(run: Path, tmp_path: Path) -> None:
 
 def test_profiles_and_checks_are_listed() -> None:
     assert "h100-hgx-ib    8-GPU H100" in call("list", "profiles").out
-    assert "fleet       Equals against each other" in call("list", "checks").out
+    assert "fleet       Compare equal units" in call("list", "checks").out
 
 
 def test_next_command_adds_resume_and_run_directory() -> None:
