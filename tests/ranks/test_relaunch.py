@@ -156,7 +156,7 @@ def test_refused_start_is_missing_and_can_be_repeated(small: Starter) -> None:
         ('"\'"', Exit.USAGE, "No closing quotation"),
         ("nowhere", Exit.ENVIRONMENT, "could not start --launcher 'nowhere': No such file or directory"),
         ("false", Exit.ENVIRONMENT, "false ended in 1 before anything was measured"),
-        ("true", Exit.ENVIRONMENT, "name a directory that rank 0's host and this one share"),
+        ("true", Exit.ENVIRONMENT, "name a directory that it shares with rank 0's host"),
         ("true --nproc 2", Exit.USAGE, "--nproc does not go with --launcher"),
     ],
 )
