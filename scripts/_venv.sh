@@ -48,7 +48,7 @@ prepare_mpich() {
         "$venv/bin/python" -m venv --clear "$other"
         "$other/bin/python" -m pip install --quiet --disable-pip-version-check \
             --constraint "$root/constraints.txt" mpi4py mpich click defusedxml ml_dtypes msgspec numpy packaging pandas \
-            psutil pyarrow pyyaml rich ||
+            psutil pyarrow pyyaml rich scipy ||
             { rm -rf "$other"; return 1; }
     fi
     export NCCLBENCH_MPICH_PYTHON="$other/bin/python"
